@@ -1,0 +1,37 @@
+"""UCI digits (8x8): the whole pipeline in a few minutes on two cores.
+
+python -m hawis_jax.main --config configs/digits.py
+"""
+
+from hawis_jax import config as config_lib
+
+
+def get_config():
+  """Returns the configuration."""
+  c = config_lib.default()
+  c.data.name = "digits"
+  c.data.levels = 8
+  c.network.depth = 8
+  c.network.base_widths = (8, 16, 32)
+  c.space.choices = (
+    (8, 12, 16, 20, 24),
+    (16, 24, 32, 40, 48),
+    (32, 48, 64, 80, 96),
+  )
+  c.pretrain.steps = 1000
+  c.pretrain.warmup_steps = 200
+  c.pretrain.batch_size = 64
+  c.search.budget_uniform = 2.0
+  c.search.updates = 30
+  c.search.proposals = 16
+  c.search.chips = 2
+  c.search.batch_size = 64
+  c.search.finalists = 8
+  c.train.steps = 1500
+  c.train.batch_size = 64
+  c.train.optimizer.name = "adam"
+  c.train.optimizer.learning_rate = 1e-3
+  c.train.optimizer.schedule = "cosine"
+  c.robustness.chips = 32
+  c.robustness.batch_size = 360
+  return c

@@ -1,0 +1,222 @@
+"""Checkpoints of a stage; the only file that imports Orbax.
+
+    <directory>/<step>/state/       the pytree, written by Orbax
+    <directory>/<step>/leaves.json  type and shape of every leaf
+    <directory>/<step>/files.json   digests of all files (see files.py)
+
+A save goes to `<step>.part` and is renamed at its end, so a folder `<step>`
+was complete once. Digests are checked before anything is read: Orbax notices
+missing bytes but no flipped ones. All processes must share the file system.
+"""
+
+from concurrent import futures
+import logging
+import os
+import pathlib
+import shutil
+from typing import Any, Self
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from hawis_jax import errors
+from hawis_jax import files
+
+_KEEP = 2  # newest checkpoints kept
+_SHOWN = 3  # differing entries named in an error
+_ARRAYS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray)
+_NONE, _ALL_DAMAGED = -1, -2  # in place of a step, between processes
+
+read_json = files.read_json
+write_json = files.write_json
+_log = logging.getLogger(__name__)
+
+# What Orbax logs as errors, with long tracebacks, it also raises.
+logging.getLogger("absl").addFilter(
+  lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
+)
+
+
+class Checkpoints:
+  """Writes and restores the checkpoints of one stage.
+
+  Every process calls every method. As a context manager it waits for the last
+  save on leaving.
+
+  Attributes:
+    directory: of the stage; one object at a time may write to it.
+  """
+
+  def __init__(self, directory: str | os.PathLike):
+    """Creates the directory and removes what interrupted saves left there.
+
+    Raises:
+      InputError: the directory can't be created or written to.
+    """
+    self.directory = pathlib.Path(directory).absolute()
+    self._damaged: set[int] = set()
+    self._pending: futures.Future | None = None
+    files.make_directory(self.directory)
+    if jax.process_index() == 0:
+      self._clear()
+    multihost_utils.sync_global_devices(f"cleared {self.directory}")
+    self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
+
+  def save(self, step: int, state: Any) -> None:
+    """Starts to save `state`; returns as soon as it may be donated.
+
+    Waits first for the save before it. When complete, it replaces a checkpoint
+    of the same step, and all but the last two good ones are removed.
+
+    Args:
+      step: steps (or updates) done.
+      state: pytree of jax and numpy arrays, int, float, bool and str. Orbax
+        can't store numpy scalars and empty arrays.
+
+    Raises:
+      InputError: the save before this one failed, as for lack of space.
+    """
+    self.wait()
+    leaves = _leaves(state)
+    response = ocp.save_async(self.directory / f"{step}.part", state)
+    self._pending = self._thread.submit(self._finish, response, step, leaves)
+
+  def latest_step(self) -> int | None:
+    """Returns the newest good checkpoint's step; errors as for `restore`."""
+    self.wait()
+    return _newest_good(self.directory)
+
+  def restore(self, like: Any) -> tuple[int, Any] | None:
+    """Reads the newest good checkpoint; logs those it has to skip.
+
+    Args:
+      like: pytree like the one saved, of arrays or `jax.ShapeDtypeStruct`s.
+        Arrays come back with its shardings, where it has none on one device.
+
+    Returns:
+      (step, state), bit for bit as saved, or None where nothing was saved.
+
+    Raises:
+      InputError: no checkpoint is good, or it holds another kind of state.
+    """
+    step = self.latest_step()
+    if step is None:
+      return None
+    folder = self.directory / f"{step}"
+    _check_leaves(folder, _leaves(like))
+    self._damaged = {s for s in _steps(self.directory) if s > step}
+    return step, ocp.load(folder, jax.tree.map(_abstract, like))
+
+  def wait(self) -> None:
+    """Waits for the last save; raises what made it fail."""
+    pending, self._pending = self._pending, None
+    if pending:
+      pending.result()
+
+  def close(self) -> None:
+    """Waits for the last save and ends the background thread."""
+    try:
+      self.wait()
+    finally:
+      self._thread.shutdown()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+  def _finish(self, response, step, leaves):
+    """Makes `<step>.part` a checkpoint; runs in the background."""
+    folder = self.directory / f"{step}"
+    with files.write_errors(folder):
+      response.result()
+      if jax.process_index() != 0:
+        return
+      part = self.directory / f"{step}.part"
+      files.write_json(part / "leaves.json", leaves)
+      files.seal(part)
+      steps = _steps(self.directory)
+      good = [s for s in steps if s < step and s not in self._damaged]
+      for old in set(steps) - set(good[1 - _KEEP :]):
+        (self.directory / f"{old}").rename(self.directory / f"{old}.part-old")
+      part.rename(folder)
+      self._clear()
+
+  def _clear(self):
+    """Deletes interrupted saves and half deleted checkpoints."""
+    for folder in self.directory.glob("*.part*"):
+      shutil.rmtree(folder)
+
+
+def _steps(directory):
+  names = (path.name for path in directory.iterdir())
+  return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _newest_good(directory):
+  """Newest undamaged step, None where there is no checkpoint at all.
+
+  The first process looks and tells the others.
+  """
+  found = _NONE
+  if jax.process_index() == 0:
+    for step in reversed(_steps(directory)):
+      fault = files.fault(directory / f"{step}")
+      if fault is None:
+        found = step
+        break
+      found = _ALL_DAMAGED
+      _log.warning("skipping a damaged checkpoint: %s", fault)
+  found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+  if found == _ALL_DAMAGED:
+    raise errors.InputError(
+      f"{directory}: got only damaged checkpoints, needed is one to go on "
+      "from; delete this folder to start the stage again"
+    )
+  return None if found == _NONE else found
+
+
+def _leaves(state):
+  """Returns {name: type and shape} of a pytree's leaves."""
+  leaves = {}
+  for path, leaf in jax.tree.leaves_with_path(state):
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    if isinstance(leaf, _ARRAYS) and 0 not in leaf.shape:
+      leaves[name] = f"{leaf.dtype}{list(leaf.shape)}"
+    elif type(leaf) in (bool, int, float, str):
+      leaves[name] = type(leaf).__name__
+    else:
+      raise TypeError(f"{name}: got {leaf!r}, which Orbax can't store")
+  return leaves
+
+
+def _check_leaves(folder, expected):
+  """Raises InputError naming the first differences, if there are any."""
+  got = files.read_json(folder / "leaves.json")
+  differing = [
+    f"{name}: got {got.get(name, 'nothing')}, "
+    f"expected {expected.get(name, 'nothing')}"
+    for name in {**expected, **got}
+    if got.get(name) != expected.get(name)
+  ]
+  if differing:
+    more = len(differing) - _SHOWN
+    raise errors.InputError(
+      f"{folder} holds another state than this configuration's: "
+      + "; ".join(differing[:_SHOWN])
+      + (f"; and {more} more" if more > 0 else "")
+      + "; use the configuration it was made with, or another --workdir"
+    )
+
+
+def _abstract(leaf):
+  """What Orbax takes for a leaf to restore: arrays need a sharding."""
+  if not isinstance(leaf, _ARRAYS) or isinstance(leaf, np.ndarray):
+    return leaf
+  sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(
+    jax.local_devices()[0]
+  )
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

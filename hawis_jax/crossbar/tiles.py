@@ -1,0 +1,54 @@
+"""A kernel's weight matrix and its cut into crossbar tiles.
+
+The matrix has a row per (input channel, tap), ordered (c_in, kh, kw), and a
+column per output channel: a net narrowed to its first channels occupies a
+prefix of the rows and columns, so its cells are the wide net's cells.
+
+Axes: R rows and C columns of one tile.
+"""
+
+import chex
+import jax.numpy as jnp
+
+
+def kernel_to_matrix(kernel: chex.Array) -> chex.Array:
+  """`[kh, kw, C_in, C_out]` or `[C_in, C_out]` -> `[C_in * kh * kw, C_out]`."""
+  kernel = jnp.moveaxis(kernel, -2, 0)
+  return kernel.reshape(-1, kernel.shape[-1])
+
+
+def matrix_to_kernel(matrix: chex.Array, shape: tuple[int, ...]) -> chex.Array:
+  """Inverse of `kernel_to_matrix` for a kernel of `shape`."""
+  *taps, c_in, c_out = shape
+  return jnp.moveaxis(matrix.reshape(c_in, *taps, c_out), 0, -2)
+
+
+def tile_grid(
+  kernel_shape: tuple[int, ...], tile_shape: tuple[int, int]
+) -> tuple[int, int]:
+  """Returns (row tiles, column tiles) that a kernel of this shape fills."""
+  *taps, c_in, c_out = kernel_shape
+  rows = c_in
+  for tap in taps:
+    rows *= tap
+  return -(-rows // tile_shape[0]), -(-c_out // tile_shape[1])
+
+
+def split(matrix: chex.Array, tile_shape: tuple[int, int]) -> chex.Array:
+  """`[rows, columns]` -> `[row_tiles, col_tiles, R, C]`, zero-padded."""
+  tile_rows, tile_cols = tile_shape
+  pad = [(0, -n % t) for n, t in zip(matrix.shape, tile_shape, strict=True)]
+  matrix = jnp.pad(matrix, pad)
+  grid = matrix.reshape(
+    matrix.shape[0] // tile_rows, tile_rows, -1, tile_cols
+  )
+  return grid.transpose(0, 2, 1, 3)
+
+
+def join(tiles: chex.Array, shape: tuple[int, int]) -> chex.Array:
+  """`[row_tiles, col_tiles, R, C]` -> `[rows, columns]` = `shape`, cropped."""
+  row_tiles, col_tiles, tile_rows, tile_cols = tiles.shape
+  matrix = tiles.transpose(0, 2, 1, 3).reshape(
+    row_tiles * tile_rows, col_tiles * tile_cols
+  )
+  return matrix[: shape[0], : shape[1]]

@@ -1,0 +1,105 @@
+"""Files that survive a kill: atomic JSON, and folders that prove their content.
+
+A sealed folder holds `files.json`, the SHA-256 of its every other file.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+from hawis_jax import errors
+
+_SEAL = "files.json"
+
+
+def make_directory(path: str | os.PathLike) -> None:
+  """Creates a directory, with its parents, and tries to write to it.
+
+  Raises:
+    InputError: it can't be created or written to.
+  """
+  with write_errors(path):
+    os.makedirs(path, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+      pass
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  """Writes a JSON file, and its folder, so that no half of it is ever seen.
+
+  Args:
+    path: of the file; replaced if there is one.
+    value: what JSON can hold; NaN and infinity are refused (ValueError).
+
+  Raises:
+    InputError: the file can't be written.
+  """
+  text = json.dumps(value, indent=2, allow_nan=False)
+  path = pathlib.Path(path)
+  partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+  with write_errors(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("w") as file:
+      file.write(text + "\n")
+      file.flush()
+      os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    InputError: the file is missing, unreadable or damaged.
+  """
+  try:
+    return json.loads(pathlib.Path(path).read_bytes())
+  except OSError as error:
+    raise errors.InputError(f"{path}: {error.strerror}") from error
+  except ValueError as error:
+    raise errors.InputError(
+      f"{path}: got damaged JSON ({error}); delete the file to make it anew"
+    ) from error
+
+
+def seal(folder: pathlib.Path) -> None:
+  """Writes down the digest of every file in a folder."""
+  paths = sorted(path for path in folder.rglob("*") if path.is_file())
+  digests = {
+    path.relative_to(folder).as_posix(): _digest(path) for path in paths
+  }
+  write_json(folder / _SEAL, digests)
+
+
+def fault(folder: pathlib.Path) -> str | None:
+  """Returns what has happened to a sealed folder, None if nothing."""
+  try:
+    digests = read_json(folder / _SEAL)
+    for name, digest in digests.items():
+      if _digest(folder / name) != digest:
+        return f"{folder / name}: content changed"
+  except (errors.InputError, OSError, AttributeError) as error:
+    return str(error)
+  return None
+
+
+@contextlib.contextmanager
+def write_errors(path: str | os.PathLike) -> Iterator[None]:
+  """Turns what the operating system refuses into InputError."""
+  try:
+    yield
+  except (OSError, ValueError) as error:
+    # TensorStore reports the system's errors as ValueError with this mark.
+    if isinstance(error, ValueError) and "os_error_code" not in str(error):
+      raise
+    raise errors.InputError(f"can't write {path}: {error}") from error
+
+
+def _digest(path):
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,128 @@
+"""Runs the stages: python -m hawis_jax.main --config configs/digits.py."""
+
+import pathlib
+import re
+import sys
+import time
+
+from absl import app
+from absl import flags
+from ml_collections import config_flags
+
+from hawis_jax import backend
+
+backend.configure()  # before anything starts jax's backend
+
+# ruff: noqa: E402
+from hawis_jax import config as config_lib
+from hawis_jax import errors
+from hawis_jax import experiment as experiment_lib
+from hawis_jax import metrics as metrics_lib
+from hawis_jax import pretrain
+from hawis_jax import report
+from hawis_jax import search
+from hawis_jax import sweep
+from hawis_jax import train
+
+STAGES = {
+  "pretrain": pretrain.run,
+  "search": search.run,
+  "train": train.run,
+  "robustness": sweep.run,
+  "report": report.run,
+}
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "An experiment, e.g. configs/digits.py.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where results go; default runs/<name of the config file>."
+)
+_STAGES = flags.DEFINE_list(
+  "stages", ["all"], f"all, or some of {', '.join(STAGES)}, in this order."
+)
+
+
+def main(argv: list[str]) -> None:
+  """Runs the stages asked for; those already finished are not repeated."""
+  del argv
+  start = time.monotonic()
+  stages = _stages(_STAGES.value)
+  config = _CONFIG.value
+  config_lib.validate(config)
+  workdir = pathlib.Path(_WORKDIR.value or f"runs/{_config_name()}")
+  experiment = experiment_lib.prepare(config)
+  config_lib.settle(config, workdir)
+  with metrics_lib.Metrics(workdir) as metrics:
+    for stage in stages:
+      STAGES[stage](experiment, workdir, metrics)
+  minutes, seconds = divmod(round(time.monotonic() - start), 60)
+  print(f"done in {minutes}:{seconds:02d}; results in {workdir}")
+
+
+def _stages(names):
+  unknown = [name for name in names if name not in ("all", *STAGES)]
+  if unknown or not names:
+    raise errors.InputError(
+      f"--stages: got {','.join(names)!r}, allowed are all, {', '.join(STAGES)}"
+    )
+  return [stage for stage in STAGES if stage in names or "all" in names]
+
+
+def _config_name():
+  filename = config_flags.get_config_filename(flags.FLAGS["config"])
+  return pathlib.Path(filename.split(":")[0]).stem
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Parses flags; every mistake becomes one line.
+
+  Raises:
+    InputError: an unknown flag or field, a bad value, a leftover argument.
+  """
+  try:
+    rest = flags.FLAGS(argv)
+  except (KeyError, AttributeError) as error:
+    raise errors.InputError(_unknown_field(argv, error)) from error
+  except (flags.Error, TypeError, ValueError, OSError, SyntaxError) as error:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    raise errors.InputError(lines[0]) from error
+  if len(rest) > 1:
+    raise errors.InputError(
+      f"command line: got {rest[1]!r}, allowed are only flags (--name=value)"
+    )
+  if _CONFIG.value is None:
+    raise errors.InputError(
+      "--config: missing, needed is a file such as configs/digits.py"
+    )
+  return rest
+
+
+def _unknown_field(argv, error):
+  """One line from ml_collections' message on an unknown config field."""
+  text = str(error.args[0]) if error.args else str(error)
+  quoted = re.search(r"'(\w+)'", text)
+  name = quoted.group(1) if quoted else text
+  hint = re.search(r'Did you mean "(\w+)"', text)
+  where = [
+    arg.split("=")[0].removeprefix("--")
+    for arg in argv
+    if arg.startswith("--config.") and name in arg.split("=")[0].split(".")
+  ]
+  message = f"{where[0] if where else 'config file'}: no field {name!r}"
+  return message + (f"; did you mean {hint.group(1)!r}?" if hint else "")
+
+
+def run(argv: list[str]) -> int:
+  """Parses, runs, and turns our errors into one line and exit status 2."""
+  try:
+    main(parse(argv))
+  except (errors.InputError, errors.DivergenceError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == "__main__":
+  app.define_help_flags()
+  sys.exit(run(sys.argv))

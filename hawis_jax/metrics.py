@@ -1,0 +1,222 @@
+"""Metrics of a run: metrics.jsonl, TensorBoard where installed, progress.
+
+`<workdir>/metrics.jsonl` has one line a report:
+
+    {"time": 1760000000.0, "stage": "pretrain", "step": 20, "values": {...}}
+
+`time` is in seconds since 1970, `step` is the steps done, a value that is not
+finite is null. A stage that goes on from a step drops its lines after that
+step, because it computes them again: however often a run is interrupted, each
+(stage, step) occurs once.
+"""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from typing import Self, TextIO
+
+from hawis_jax import files
+
+try:
+  import tensorboardX
+except ImportError:  # an optional extra
+  tensorboardX = None
+
+_SHOW_SECONDS = 2.0  # least time between two lines of progress
+
+
+class Metrics:
+  """The metrics of one run; as a context manager it closes its stages.
+
+  Of several processes only the first records; the others pass
+  `recording=False`, and what they report goes nowhere.
+  """
+
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    *,
+    recording: bool = True,
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    """Opens `<workdir>/metrics.jsonl` and drops a line that a crash cut short.
+
+    Args:
+      workdir: of the run; created where missing.
+      recording: False makes every method do nothing.
+      stream: takes the progress; default sys.stdout.
+      clock: in seconds, for the rate of progress.
+
+    Raises:
+      InputError: the directory or the file can't be written to.
+    """
+    self.recording = recording
+    self.directory = pathlib.Path(workdir)
+    self.stream = stream or sys.stdout
+    self.clock = clock
+    self._path = self.directory / "metrics.jsonl"
+    self._stages = contextlib.ExitStack()
+    if recording:
+      files.make_directory(self.directory)
+      self._drop(lambda line: False)
+
+  def stage(self, name: str, total: int, start: int = 0) -> "Progress":
+    """Begins a stage, or continues it after an interruption.
+
+    Args:
+      name: of the stage.
+      total: its steps.
+      start: steps done before; 0 drops every line of the stage.
+    """
+    if self.recording:
+      self._drop(
+        lambda line: (
+          line["stage"] == name and (start == 0 or line["step"] > start)
+        )
+      )
+    return self._stages.enter_context(
+      contextlib.closing(Progress(self, name, total, start))
+    )
+
+  def append(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+    """Writes one line to the file; `Progress.report` is the way to it."""
+    finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+    now = round(time.time(), 3)
+    line = json.dumps(dict(time=now, stage=stage, step=step, values=finite))
+    # One unbuffered write, so that a crash can cut the last line only.
+    with (
+      files.write_errors(self._path),
+      self._path.open("ab", buffering=0) as file,
+    ):
+      file.write(line.encode() + b"\n")
+
+  def close(self) -> None:
+    """Closes the stages."""
+    self._stages.close()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+  def _drop(self, unwanted):
+    """Rewrites the file without unwanted and damaged lines, if it has any."""
+    with files.write_errors(self._path):
+      self._path.touch()
+      lines = self._path.read_bytes().splitlines(keepends=True)
+      kept = [x for x in lines if (p := _parse(x)) and not unwanted(p)]
+      if kept != lines:
+        partial = self._path.with_suffix(".tmp")
+        partial.write_bytes(b"".join(kept))
+        partial.replace(self._path)
+
+
+class Progress:
+  """Takes the reports of one stage; made by `Metrics.stage`."""
+
+  def __init__(self, metrics: Metrics, name: str, total: int, start: int):
+    """See `Metrics.stage`."""
+    self._metrics = metrics
+    self._name = name
+    self._total = total
+    self._since = start, metrics.clock()  # the rate counts from here
+    self._shown = None  # when the last line was
+    self._open_line = False
+    self._board = None
+    if tensorboardX and metrics.recording:
+      folder = metrics.directory / "tensorboard" / name
+      self._board = tensorboardX.SummaryWriter(
+        str(folder), purge_step=start and start + 1
+      )
+
+  def report(self, step: int, values: Mapping[str, float]) -> None:
+    """Records what was measured when `step` steps were done.
+
+    Args:
+      step: steps done, more than in the report before.
+      values: scalars by name; the terminal shows an accuracy in percent.
+
+    Raises:
+      InputError: the file can't be written to.
+    """
+    if not self._metrics.recording:
+      return
+    values = {name: float(value) for name, value in values.items()}
+    self._metrics.append(self._name, step, values)
+    if self._board:
+      for name, value in values.items():
+        self._board.add_scalar(name, value, step)
+    self._show(step, values)
+
+  def close(self) -> None:
+    """Ends the line of progress and the TensorBoard file."""
+    if self._open_line:
+      print(file=self._metrics.stream)
+    self._open_line = False
+    if self._board:
+      self._board.close()
+
+  def _show(self, step, values):
+    """Prints progress, unless the last line is too recent."""
+    now = self._metrics.clock()
+    first, last = self._shown is None, step >= self._total
+    if not (first or last or now - self._shown >= _SHOW_SECONDS):
+      return
+    rate = (step - self._since[0]) / max(now - self._since[1], 1e-9)
+    if first:  # later rates leave out this run's first steps: they compile
+      self._since = step, now
+    self._shown = now
+    line = progress_line(self._name, step, self._total, values, rate)
+    stream = self._metrics.stream
+    if stream.isatty():  # write over the line before
+      print(
+        f"\r{line}\x1b[K", end="\n" if last else "", file=stream, flush=True
+      )
+      self._open_line = not last
+    else:
+      print(line, file=stream, flush=True)
+
+
+def progress_line(
+  stage: str, step: int, total: int, values: Mapping[str, float], rate: float
+) -> str:
+  """Returns e.g. "pretrain  40/2000  loss 0.412  3.1 step/s  ETA 10:32".
+
+  Args:
+    stage: its name.
+    step: steps done.
+    total: steps of the stage.
+    values: by name.
+    rate: [steps/s]; 0 where not known yet.
+  """
+  shown = [
+    f"{name} {100 * value:.1f} %"
+    if "accuracy" in name
+    else f"{name} {value:.4g}"
+    for name, value in values.items()
+  ]
+  count = f"{step:{len(str(total))}}/{total}"
+  if not rate:
+    return "  ".join([stage, count, *shown])
+  speed = f"{rate:.1f} step/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
+  minutes, seconds = divmod(round((total - step) / rate), 60)
+  hours, minutes = divmod(minutes, 60)
+  eta = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
+  return "  ".join([stage, count, *shown, speed, f"ETA {eta}:{seconds:02d}"])
+
+
+def _parse(line):
+  """Returns a line's content, None if the line is damaged."""
+  try:
+    content = json.loads(line)
+    whole = line.endswith(b"\n") and {"stage", "step"} <= content.keys()
+  except (ValueError, AttributeError):
+    return None
+  return content if whole else None

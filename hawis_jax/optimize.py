@@ -1,0 +1,190 @@
+"""What the training stages share: the optimiser, and the loop over steps."""
+
+from collections.abc import Callable, Iterator
+import math
+import time
+from typing import Any
+
+import chex
+import flax
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from hawis_jax import checkpoint
+from hawis_jax import errors
+from hawis_jax import metrics as metrics_lib
+
+OPTIMIZERS = ("sgd", "adam")
+SCHEDULES = ("cosine", "multistep", "constant")
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What a training step changes.
+
+  Attributes:
+    params: of the network.
+    batch_stats: BN running averages; empty in super-net training.
+    opt_state: of the optimiser.
+  """
+
+  params: chex.ArrayTree
+  batch_stats: chex.ArrayTree
+  opt_state: chex.ArrayTree
+
+
+def init_state(
+  module: nn.Module,
+  key: chex.PRNGKey,
+  planes: int,
+  optimizer: optax.GradientTransformation,
+) -> TrainState:
+  """Returns the state before step 0 of a network with `planes` inputs."""
+
+  def make(key):
+    # Parameters don't depend on the image size, but for the planes.
+    bits = jnp.zeros((1, 8, 8, planes))
+    variables = module.init(key, bits, train=False)
+    params = variables["params"]
+    return TrainState(params, variables["batch_stats"], optimizer.init(params))
+
+  return jax.jit(make)(key)
+
+
+def load_final(
+  checkpoints: checkpoint.Checkpoints, example: Any, total: int, stage: str
+) -> Any:
+  """Returns the state that a finished stage left.
+
+  Args:
+    checkpoints: of the stage.
+    example: of the state, arrays or their shapes.
+    total: steps of the stage.
+    stage: its name, for the error.
+
+  Raises:
+    InputError: the stage has not finished.
+  """
+  restored = checkpoints.restore(example)
+  step, state = restored if restored else (0, None)
+  if step < total:
+    raise errors.InputError(
+      f"{checkpoints.directory}: got step {step}, needed is {total}; run "
+      f"--stages {stage} first"
+    )
+  return state
+
+
+def make_optimizer(
+  config: ml_collections.ConfigDict, steps: int
+) -> optax.GradientTransformation:
+  """Builds the optimiser of a config section; L2 decay as in PyTorch.
+
+  Args:
+    config: name, learning_rate, schedule, milestones, momentum, weight_decay.
+    steps: length of the run, for the schedule.
+  """
+  rate = config.learning_rate
+  if config.schedule == "cosine":
+    rate = optax.cosine_decay_schedule(rate, steps)
+  elif config.schedule == "multistep":
+    milestones = {int(steps * share): 0.1 for share in config.milestones}
+    rate = optax.piecewise_constant_schedule(rate, milestones)
+  if config.name == "sgd":
+    rule = optax.sgd(rate, config.momentum)
+  else:
+    rule = optax.adam(rate)
+  if not config.weight_decay:
+    return rule
+  return optax.chain(optax.add_decayed_weights(config.weight_decay), rule)
+
+
+def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
+  """Mean cross-entropy [nat]; logits `[B, classes]`, labels int `[B]`."""
+  return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def distillation(logits: chex.Array, teacher: chex.Array) -> chex.Array:
+  """Mean KL(teacher || student) [nat], both logits `[B, classes]`.
+
+  No gradient flows to the teacher.
+  """
+  teacher = jax.lax.stop_gradient(jax.nn.log_softmax(teacher))
+  return optax.losses.kl_divergence_with_log_targets(
+    jax.nn.log_softmax(logits), teacher
+  ).mean()
+
+
+def run_steps(
+  update: Callable[..., tuple[Any, dict[str, chex.Array]]],
+  state: Any,
+  *,
+  name: str,
+  total: int,
+  checkpoints: checkpoint.Checkpoints,
+  metrics: metrics_lib.Metrics,
+  log_every: int,
+  checkpoint_seconds: float,
+  batches: Callable[[int], Iterator[dict[str, np.ndarray]]] | None = None,
+) -> Any:
+  """Runs a stage's steps from its last checkpoint to its end.
+
+  Args:
+    update: (state, step[, batch]) -> (state, metrics of scalars). A pure
+      function of its arguments: that makes a resumed run bit-identical.
+    state: at step 0; the structure of the checkpoints.
+    name: of the stage, for metrics and errors.
+    total: steps; the state after the last one is always saved.
+    checkpoints: of the stage.
+    metrics: of the run.
+    log_every: steps between two looks at the metrics.
+    checkpoint_seconds: least time between two checkpoints [s].
+    batches: start step -> batches from there on; None: `update` takes none.
+
+  Returns:
+    The final state.
+
+  Raises:
+    DivergenceError: a metric is not finite; nothing of it is saved.
+  """
+  restored = checkpoints.restore(state)
+  start, state = restored if restored else (0, state)
+  if start >= total:
+    return state
+  progress = metrics.stage(name, total=total, start=start)
+  stream = batches(start) if batches else None
+  saved, pending = time.monotonic(), []
+  for step in range(start, total):
+    batch = (next(stream),) if stream else ()
+    state, values = update(state, step, *batch)
+    pending.append(values)
+    done = step + 1
+    if done % log_every and done != total:
+      continue
+    pending = jax.device_get(pending)
+    for back, values in enumerate(reversed(pending)):
+      _check_finite(name, done - back, values, checkpoints)
+    progress.report(done, {k: float(v) for k, v in pending[-1].items()})
+    pending = []
+    if done == total or time.monotonic() - saved > checkpoint_seconds:
+      # A copy: the next step may reuse the buffers while they are written.
+      checkpoints.save(done, jax.tree.map(jnp.copy, state))
+      saved = time.monotonic()
+  checkpoints.wait()
+  return state
+
+
+def _check_finite(name, step, values, checkpoints):
+  bad = [key for key, value in values.items() if not math.isfinite(value)]
+  if not bad:
+    return
+  last = checkpoints.latest_step()
+  good = "none" if last is None else f"step {last} in {checkpoints.directory}"
+  raise errors.DivergenceError(
+    f"{name}: {bad[0]} is {float(values[bad[0]])} at step {step}; last good "
+    f"checkpoint: {good}. Lower the learning rate or start from another seed"
+  )

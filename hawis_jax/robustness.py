@@ -1,0 +1,219 @@
+"""Monte Carlo over chips: the accuracy of nets on defective crossbars.
+
+Chip s of a run is the key fold_in(key, s): its result does not depend on the
+other chips, on how chips are chunked, or on the other candidates.
+
+Axes: S chips, P candidates (width vectors), N batches, B images, L layers.
+"""
+
+from collections.abc import Callable
+import functools
+import math
+from typing import NamedTuple
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from hawis_jax import binary
+from hawis_jax import crossbar
+from hawis_jax import resnet
+
+CVAR_SHARE = 0.25
+
+
+class Batches(NamedTuple):
+  """Images to evaluate on, the last batch padded.
+
+  Attributes:
+    image: uint8 `[N, B, H, W, C]`.
+    label: int32 `[N, B]`.
+    mask: bool `[N, B]`, False on padding.
+  """
+
+  image: chex.Array
+  label: chex.Array
+  mask: chex.Array
+
+
+class Scores(NamedTuple):
+  """Of every chip and candidate.
+
+  Attributes:
+    accuracy: share of images classified correctly, `[S, P]`.
+    cross_entropy: mean over images [nat], `[S, P]`.
+  """
+
+  accuracy: chex.Array
+  cross_entropy: chex.Array
+
+
+def score_chips(
+  module: nn.Module,
+  variables: dict,
+  widths: chex.Array,
+  batch_stats: dict,
+  batches: Batches,
+  chip_keys: chex.Array,
+  devices: crossbar.Device,
+  levels: int,
+  calibration: chex.Array | None = None,
+  chips_per_step: int = 0,
+) -> Scores:
+  """Scores P candidates of one super-net on S chips; pure, to be jitted.
+
+  Candidates share the chip's weights, so they fold into the batch. Chips are
+  looped over on CPU (a grouped convolution over chips is 5x slower there) and
+  vmapped elsewhere.
+
+  Args:
+    module: network of `resnet`.
+    variables: its `params`.
+    widths: int `[P, L]`.
+    batch_stats: of each candidate, leading axis P.
+    batches: images to score on.
+    chip_keys: `[S]`.
+    devices: parameters of each chip's device, `[S]` each.
+    levels: thermometer levels.
+    calibration: uint8 `[N, B, H, W, C]`: recalibrate BN on every chip with
+      these images ("chip" mode); None: keep `batch_stats` ("fixed" mode).
+    chips_per_step: chips vmapped at once; 0: best for the backend.
+  """
+  params = variables["params"]
+
+  def score_chip(chip):
+    key, device = chip
+    net = crossbar.program(key, {"params": params}, device)
+
+    def recalibrated(widths):
+      bits = jax.vmap(lambda x: binary.thermometer_code(x, levels))(calibration)
+      return resnet.recalibrate(module, net, bits, widths)
+
+    norms = batch_stats if calibration is None else jax.vmap(recalibrated)(widths)
+
+    def score_batch(sums, batch):
+      bits = binary.thermometer_code(batch.image, levels)
+      logits = jax.vmap(
+        lambda widths, norm: module.apply(
+          {**net, "batch_stats": norm}, bits, widths, train=False
+        )
+      )(widths, norms)
+      hit = jnp.argmax(logits, -1) == batch.label
+      picked = jnp.take_along_axis(
+        jax.nn.log_softmax(logits), batch.label[None, :, None], -1
+      )
+      parts = (hit & batch.mask, -picked[..., 0] * batch.mask)
+      sums = tuple(s + p.sum(-1) for s, p in zip(sums, parts, strict=True))
+      return sums, None
+
+    num = widths.shape[0]
+    zeros = (jnp.zeros(num, jnp.int32), jnp.zeros(num))
+    (hits, losses), _ = jax.lax.scan(score_batch, zeros, batches)
+    return Scores(hits / batches.mask.sum(), losses / batches.mask.sum())
+
+  if not chips_per_step:
+    chips_per_step = 1 if jax.default_backend() == "cpu" else len(chip_keys)
+  return jax.lax.map(
+    score_chip,
+    (chip_keys, devices),
+    batch_size=chips_per_step if chips_per_step > 1 else None,
+  )
+
+
+_score_chips = jax.jit(
+  score_chips, static_argnames=("module", "levels", "chips_per_step")
+)
+
+
+def evaluate_chips(
+  key: chex.PRNGKey,
+  module: nn.Module,
+  variables: dict,
+  batches: Batches,
+  device: crossbar.Device,
+  num_chips: int,
+  *,
+  levels: int,
+  calibration: chex.Array | None = None,
+  chips_per_step: int = 0,
+) -> np.ndarray:
+  """Accuracy of one trained net on `num_chips` chips of a device.
+
+  Nets evaluated with the same key share chips: the defects of the cells that
+  both use are the same.
+
+  Args:
+    key: of the run; chip s is fold_in(key, s).
+    module: the net.
+    variables: its `params` and `batch_stats`.
+    batches: test images.
+    device: every chip's device.
+    num_chips: S.
+    levels: thermometer levels.
+    calibration: see `score_chips`.
+    chips_per_step: see `score_chips`.
+
+  Returns:
+    float32 `[S]` accuracies.
+  """
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_chips))
+  devices = jax.tree.map(
+    lambda x: jnp.full((num_chips,), x, jnp.float32), device
+  )
+  scores = _score_chips(
+    module,
+    {"params": variables["params"]},
+    jnp.asarray(module.max_widths)[None],
+    jax.tree.map(lambda x: x[None], variables["batch_stats"]),
+    batches,
+    keys,
+    devices,
+    levels,
+    calibration,
+    chips_per_step,
+  )
+  return np.asarray(scores.accuracy[:, 0])
+
+
+def ideal_accuracy(
+  module: nn.Module, variables: dict, batches: Batches, levels: int
+) -> float:
+  """Accuracy of one net on a defect-free chip."""
+  ideal = crossbar.Device()
+  key = jax.random.key(0)  # an ideal device draws nothing that matters
+  return float(
+    evaluate_chips(key, module, variables, batches, ideal, 1, levels=levels)[0]
+  )
+
+
+def cvar(values: chex.Array, axis: int = 0) -> chex.Array:
+  """Mean of the worst quarter (at least one) of `values` along `axis`."""
+  count = math.ceil(CVAR_SHARE * values.shape[axis])
+  worst = jnp.sort(values, axis=axis)
+  return jax.lax.slice_in_dim(worst, 0, count, axis=axis).mean(axis)
+
+
+def summarize(accuracy: np.ndarray) -> dict:
+  """Summary of `[S]` chips' accuracies.
+
+  Returns:
+    chips S, mean, std (n - 1), p5 (5th percentile), cvar (mean of the worst
+    quarter) and ci95, the 95 % Student-t interval of the mean (low, high) over
+    chips; test-set error is not in it.
+  """
+  accuracy = np.asarray(accuracy, np.float64)
+  count = len(accuracy)
+  mean = float(accuracy.mean())
+  std = float(accuracy.std(ddof=1)) if count > 1 else 0.0
+  half = float(stats.t.ppf(0.975, max(count - 1, 1))) * std / math.sqrt(count)
+  return dict(
+    chips=count,
+    mean=mean,
+    std=std,
+    p5=float(np.percentile(accuracy, 5)),
+    cvar=float(np.sort(accuracy)[: math.ceil(CVAR_SHARE * count)].mean()),
+    ci95=(mean - half, mean + half),
+  )

@@ -1,0 +1,450 @@
+"""Stage 2: search a width vector within the budget.
+
+An update is one compiled function: the policy proposes P vectors, the feasible
+uniform sampler (random search) P more, all are scored on the same fresh chips,
+and PPO improves the policy. So both methods spend equal evaluations and see
+equal chips. At the end each method's best are scored again, on fresh chips.
+
+Axes: U updates, M methods (policy, random), P proposals, S chips of all
+scenarios, L layers.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import pathlib
+
+import chex
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from hawis_jax import binary
+from hawis_jax import checkpoint
+from hawis_jax import crossbar
+from hawis_jax import errors
+from hawis_jax import experiment as experiment_lib
+from hawis_jax import files
+from hawis_jax import metrics as metrics_lib
+from hawis_jax import optimize
+from hawis_jax import policy as policy_lib
+from hawis_jax import pretrain
+from hawis_jax import resnet
+from hawis_jax import robustness
+from hawis_jax import widths as widths_lib
+
+METHODS = ("policy", "random")
+SIGNALS = ("accuracy", "cross_entropy")
+_VECTORS_PER_CALL = 8  # of the final scoring
+
+
+@flax.struct.dataclass
+class SearchState:
+  """What an update changes.
+
+  Attributes:
+    params: of the policy.
+    opt_state: of its optimiser.
+    choices: int32 `[U, M, P, L]`, every vector scored so far.
+    scores: float32 `[U, M, P]`, their robust scores; NaN: not yet.
+  """
+
+  params: chex.ArrayTree
+  opt_state: chex.ArrayTree
+  choices: chex.Array
+  scores: chex.Array
+
+
+@flax.struct.dataclass
+class Scorer:
+  """What a score depends on beside width vectors and chips.
+
+  Attributes:
+    params: of the super-net.
+    images: to score on.
+    calibration: uint8 `[N, B, H, W, C]`, for BN recalibration.
+  """
+
+  params: chex.ArrayTree
+  images: robustness.Batches
+  calibration: chex.Array
+
+
+def run(
+  experiment: experiment_lib.Experiment,
+  workdir: pathlib.Path,
+  metrics: metrics_lib.Metrics,
+) -> dict:
+  """Searches, or finishes a search; returns and writes search/result.json."""
+  config = experiment.config.search
+  result_path = workdir / "search" / "result.json"
+  if result_path.exists():
+    return load_result(workdir)
+  scorer = make_scorer(experiment, pretrain.load(experiment, workdir))
+  context = make_context(experiment)
+  policy = policy_lib.Policy(experiment.space.table.shape[1], config.hidden)
+  optimizer = optax.adam(config.learning_rate)
+  key = experiment.key("search")
+  step_function = functools.partial(
+    search_step,
+    config=config,
+    policy=policy,
+    optimizer=optimizer,
+    score=make_score(experiment),
+    devices=scenario_devices(experiment.device, config.scenarios, config.chips),
+  )
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def jitted(state, step, scorer, context, key):
+    return step_function(state, step, scorer, context, key)
+
+  state = init(experiment, policy, optimizer, context)
+  with checkpoint.Checkpoints(workdir / "search") as checkpoints:
+    state = optimize.run_steps(
+      lambda state, step: jitted(state, step, scorer, context, key),
+      state,
+      name="search",
+      total=config.updates,
+      checkpoints=checkpoints,
+      metrics=metrics,
+      log_every=1,
+      checkpoint_seconds=experiment.config.checkpoint_seconds,
+    )
+  result = choose(experiment, scorer, jax.device_get(state))
+  files.write_json(result_path, result)
+  return result
+
+
+def load_result(workdir: pathlib.Path) -> dict:
+  """Returns the search's result.
+
+  Raises:
+    InputError: the stage has not finished, or its file is damaged.
+  """
+  path = workdir / "search" / "result.json"
+  if not path.exists():
+    raise errors.InputError(f"{path}: missing; run --stages search first")
+  return files.read_json(path)
+
+
+def make_context(experiment: experiment_lib.Experiment) -> policy_lib.Context:
+  """The policy's inputs for the experiment's budget."""
+  space, budget = experiment.space, experiment.budget
+  slack = experiment.config.search.budget_slack
+  feasible = widths_lib.feasible_set(
+    space, experiment.costs, (1 - slack) * budget, budget
+  )
+  dearest = widths_lib.cost_range(space, experiment.costs)[1]
+  return policy_lib.make_context(
+    space, feasible, experiment.geometry.positions, budget / dearest
+  )
+
+
+def make_scorer(
+  experiment: experiment_lib.Experiment, params: chex.ArrayTree
+) -> Scorer:
+  """Scores on the first validation images, calibrates on training images."""
+  config = experiment.config.search
+  calibration = experiment.evaluation(
+    experiment.splits.train, config.batch_size, config.calibration_images
+  )
+  return Scorer(
+    params=params,
+    images=experiment.evaluation(
+      experiment.splits.validation, config.batch_size, config.images
+    ),
+    calibration=calibration.image,
+  )
+
+
+def init(
+  experiment: experiment_lib.Experiment,
+  policy: policy_lib.Policy,
+  optimizer: optax.GradientTransformation,
+  context: policy_lib.Context,
+) -> SearchState:
+  """Returns the state before update 0."""
+  config = experiment.config.search
+  params = policy_lib.init(experiment.key("policy"), policy, context)
+  shape = (config.updates, len(METHODS), config.proposals)
+  return SearchState(
+    params=params,
+    opt_state=optimizer.init(params),
+    choices=jnp.zeros((*shape, len(experiment.space.choices)), jnp.int32),
+    scores=jnp.full(shape, jnp.nan, jnp.float32),
+  )
+
+
+def make_score(experiment: experiment_lib.Experiment):
+  """Returns (scorer, widths [P, L], chip keys [S], devices [S]) -> Scores.
+
+  BN is recalibrated at every vector's widths before it is scored.
+  """
+  module = experiment.supernet
+  levels = experiment.config.data.levels
+
+  def score(scorer, widths, chip_keys, devices):
+    bits = jax.vmap(lambda x: binary.thermometer_code(x, levels))(
+      scorer.calibration
+    )
+    norms = jax.vmap(
+      lambda w: resnet.recalibrate(module, {"params": scorer.params}, bits, w)
+    )(widths)
+    return robustness.score_chips(
+      module,
+      {"params": scorer.params},
+      widths,
+      norms,
+      scorer.images,
+      chip_keys,
+      devices,
+      levels,
+    )
+
+  return score
+
+
+def scenario_devices(
+  base: crossbar.Device, scenarios: Sequence[Mapping], chips: int
+) -> crossbar.Device:
+  """Devices of all chips, scenario-major: every leaf float32 `[S]`."""
+  devices = [
+    dataclasses.replace(base, **scenario)
+    for scenario in scenarios
+    for _ in range(chips)
+  ]
+  return jax.tree.map(lambda *leaves: jnp.array(leaves, jnp.float32), *devices)
+
+
+def chip_keys(
+  key: chex.PRNGKey, devices: crossbar.Device, scenarios: int
+) -> chex.Array:
+  """One key a chip, `[S]`; chip i of every scenario has the same key."""
+  chips = devices.g_on.shape[0] // scenarios
+  return jnp.tile(jax.random.split(key, chips), scenarios)
+
+
+def robust_score(
+  values: chex.Array, scenarios: int, cvar_weight: float
+) -> chex.Array:
+  """(1 - b) mean + b CVaR_25% over chips, averaged over scenarios.
+
+  Args:
+    values: `[S, P]`, scenario-major; greater is better.
+    scenarios: their number.
+    cvar_weight: b.
+
+  Returns:
+    `[P]`.
+  """
+  values = values.reshape(scenarios, -1, values.shape[-1])
+  mix = (1 - cvar_weight) * values.mean(1)
+  return (mix + cvar_weight * robustness.cvar(values, axis=1)).mean(0)
+
+
+def search_step(
+  state: SearchState,
+  step: chex.Numeric,
+  scorer: Scorer,
+  context: policy_lib.Context,
+  key: chex.PRNGKey,
+  *,
+  config: ml_collections.ConfigDict,
+  policy: policy_lib.Policy,
+  optimizer: optax.GradientTransformation,
+  score,
+  devices: crossbar.Device,
+) -> tuple[SearchState, dict[str, chex.Array]]:
+  """One update: propose, program shared chips, score, improve the policy.
+
+  Args:
+    state: before.
+    step: 0 to `config.updates` - 1.
+    scorer: see `Scorer`.
+    context: the policy's.
+    key: of the stage; update k uses fold_in(key, k).
+    config: section `search`.
+    policy: network.
+    optimizer: of `state`.
+    score: from `make_score`.
+    devices: of the chips, `[S]`.
+  """
+  scenarios, num = len(config.scenarios), config.proposals
+  policy_key, random_key, chip_key = jax.random.split(
+    jax.random.fold_in(key, step), 3
+  )
+  proposals = policy_lib.propose(
+    policy_key, policy, state.params, context, num
+  )
+  uniform = jax.vmap(context.feasible.sample)(jax.random.split(random_key, num))
+  choices = jnp.stack([proposals.choices, uniform])
+  scores = score(
+    scorer,
+    widths_lib.take(context.widths, choices.reshape(2 * num, -1)),
+    chip_keys(chip_key, devices, scenarios),
+    devices,
+  )
+  mix = functools.partial(
+    robust_score, scenarios=scenarios, cvar_weight=config.cvar_weight
+  )
+  robust = mix(scores.accuracy).reshape(2, num)
+  signal = robust[0]
+  if config.signal == "cross_entropy":
+    signal = mix(-scores.cross_entropy)[:num]
+  progress = step / max(config.updates - 1, 1)
+  first, last = config.entropy
+  hyper = policy_lib.PPOConfig(config.clip, first + (last - first) * progress)
+  advantages = policy_lib.rank_advantages(signal)
+
+  def epoch(carry, _):
+    params, opt_state = carry
+    grads = jax.grad(policy_lib.ppo_loss)(
+      params, policy, context, proposals, advantages, hyper
+    )
+    updates, opt_state = optimizer.update(grads, opt_state)
+    return (optax.apply_updates(params, updates), opt_state), None
+
+  (params, opt_state), _ = jax.lax.scan(
+    epoch, (state.params, state.opt_state), length=config.epochs
+  )
+  state = SearchState(
+    params=params,
+    opt_state=opt_state,
+    choices=state.choices.at[step].set(choices),
+    scores=state.scores.at[step].set(robust),
+  )
+  values = {
+    "policy": robust[0].mean(),
+    "policy_best": robust[0].max(),
+    "random": robust[1].mean(),
+    "random_best": robust[1].max(),
+    "entropy": proposals.entropies.mean(),
+    "policy_norm": optax.global_norm(params),
+  }
+  return state, values
+
+
+def best_vectors(
+  choices: np.ndarray, scores: np.ndarray, num: int
+) -> list[tuple[np.ndarray, float]]:
+  """The best distinct vectors of one method: [(choices, mean score)].
+
+  Args:
+    choices: int `[N, L]`, all evaluations; a vector may occur many times.
+    scores: `[N]`.
+    num: at most so many.
+  """
+  unique, inverse = np.unique(choices, axis=0, return_inverse=True)
+  inverse = inverse.reshape(-1)
+  mean = np.bincount(inverse, scores) / np.bincount(inverse)
+  order = np.argsort(-mean, kind="stable")[:num]
+  return [(unique[i], float(mean[i])) for i in order]
+
+
+def choose(
+  experiment: experiment_lib.Experiment, scorer: Scorer, state: SearchState
+) -> dict:
+  """Scores every method's best again, on fresh chips and all validation data.
+
+  Returns:
+    The content of search/result.json.
+  """
+  config = experiment.config.search
+  table, length = experiment.space.table, len(experiment.space.choices)
+  finalists = {
+    method: [
+      (tuple(int(w) for w in table[np.arange(length), choices]), score)
+      for choices, score in best_vectors(
+        state.choices[:, index].reshape(-1, length),
+        state.scores[:, index].reshape(-1),
+        config.finalists,
+      )
+    ]
+    for index, method in enumerate(METHODS)
+  }
+  finalists["uniform"] = [(experiment.widths["uniform"], None)]
+  scored = score_vectors(
+    experiment,
+    scorer,
+    [widths for group in finalists.values() for widths, _ in group],
+    experiment.key("finalists"),
+  )
+  ranked = {}
+  for method, group in finalists.items():
+    entries = [
+      {**next(scored), "search_score": score} for _, score in group
+    ]
+    ranked[method] = sorted(entries, key=lambda e: -e["score"])
+  best = np.fmax.accumulate(np.nanmax(state.scores, axis=2), axis=0)
+  return {
+    "found": ranked["policy"][0]["widths"],
+    "budget": experiment.budget,
+    "cost": experiment.config.space.cost,
+    "evaluations": config.updates * config.proposals,
+    "finalists": ranked,
+    "trajectory": {
+      method: {
+        "mean": state.scores[:, index].mean(-1).tolist(),
+        "best": best[:, index].tolist(),
+      }
+      for index, method in enumerate(METHODS)
+    },
+  }
+
+
+def score_vectors(
+  experiment: experiment_lib.Experiment,
+  scorer: Scorer,
+  vectors: Sequence[tuple[int, ...]],
+  key: chex.PRNGKey,
+) -> Iterator[dict]:
+  """Yields each vector's clean and robust score, on `finalist_chips` chips.
+
+  Args:
+    experiment: of the run.
+    scorer: its super-net and images; scored on all validation images.
+    vectors: widths, `[L]` each.
+    key: of the chips.
+  """
+  config = experiment.config.search
+  num_scenarios = len(config.scenarios)
+  faulty = scenario_devices(
+    experiment.device, config.scenarios, config.finalist_chips
+  )
+  ideal = scenario_devices(experiment.device, [{}], 1)
+  devices = jax.tree.map(lambda *x: jnp.concatenate(x), faulty, ideal)
+  keys = jnp.append(chip_keys(key, faulty, num_scenarios), key)
+  scorer = scorer.replace(
+    images=experiment.evaluation(
+      experiment.splits.validation, config.batch_size
+    )
+  )
+  score = jax.jit(make_score(experiment))
+  padded = list(vectors) + [vectors[-1]] * (-len(vectors) % _VECTORS_PER_CALL)
+  accuracy = np.concatenate(
+    [
+      score(
+        scorer, jnp.array(padded[i : i + _VECTORS_PER_CALL]), keys, devices
+      ).accuracy
+      for i in range(0, len(padded), _VECTORS_PER_CALL)
+    ],
+    axis=1,
+  )
+  clean, accuracy = accuracy[-1], accuracy[:-1]
+  robust = robust_score(accuracy, num_scenarios, config.cvar_weight)
+  for index, widths in enumerate(vectors):
+    net_cost = experiment.cost(widths)
+    yield {
+      "widths": list(widths),
+      "arrays": int(net_cost.arrays),
+      "macs": int(net_cost.macs),
+      "score": float(robust[index]),
+      "clean": float(clean[index]),
+      "scenarios": [
+        robustness.summarize(chips)
+        for chips in accuracy[:, index].reshape(num_scenarios, -1)
+      ],
+    }

@@ -1,0 +1,302 @@
+"""The masked network: golden vectors, masked == sliced, one trace."""
+
+import functools
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from hawis_jax import binary
+from hawis_jax import errors
+from hawis_jax import interop
+from hawis_jax import resnet
+
+_MAX = (12, 12, 16, 20, 20, 24, 28)
+
+
+@pytest.fixture(scope="module")
+def tiny(shared):
+  return dict(np.load(shared / "golden" / "g4_r20tiny.npz"))
+
+
+def _golden(tiny):
+  """(module, variables, bits) in float64."""
+  module = resnet.cifar_resnet(20, tuple(int(w) for w in tiny["planes"]), 10)
+  state = {
+    name.removeprefix("param/"): value.astype(np.float64)
+    for name, value in tiny.items()
+    if name.startswith("param/")
+  }
+  variables = interop.from_torch_state_dict(state, module)
+  bits = binary.thermometer_code(jnp.asarray(tiny["rgb_uint8_nhwc"]))
+  return module, variables, bits
+
+
+def _with_our_names(tiny, prefix):
+  """{our path: array in our layout} of the golden entries under `prefix`."""
+  arrays = {
+    name.removeprefix(prefix): value
+    for name, value in tiny.items()
+    if name.startswith(prefix)
+  }
+  return interop.rename(arrays)
+
+
+def test_published_network_in_evaluation(tiny):
+  with jax.enable_x64(True):
+    module, variables, bits = _golden(tiny)
+    apply = jax.jit(functools.partial(module.apply, train=False))
+    logits = apply(variables, bits)
+    np.testing.assert_allclose(
+      logits, tiny["eval_logits_f64"], rtol=1e-12, atol=1e-14
+    )
+    single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables)
+    logits = apply(single, bits)
+    np.testing.assert_allclose(
+      logits, tiny["eval_logits_f64"], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_published_network_in_training(tiny):
+  """Logits, loss, running statistics and all gradients of one step."""
+  with jax.enable_x64(True):
+    module, variables, bits = _golden(tiny)
+
+    def loss(params):
+      logits, updated = module.apply(
+        {**variables, "params": params},
+        bits,
+        train=True,
+        mutable=["batch_stats"],
+      )
+      picked = jax.nn.log_softmax(logits)[jnp.arange(4), tiny["labels"]]
+      return -picked.mean(), (logits, updated)
+
+    grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, (logits, updated)), grads = grad(variables["params"])
+    np.testing.assert_allclose(
+      logits, tiny["train_logits_f64"], rtol=1e-12, atol=1e-14
+    )
+    np.testing.assert_allclose(value, tiny["train_loss_f64"], rtol=1e-12)
+    got = traverse_util.flatten_dict({"params": grads, **updated})
+    expected = _with_our_names(tiny, "stats_after_f64/")
+    expected |= _with_our_names(tiny, "grad_f64/")
+    assert expected.keys() == got.keys()
+    for path, array in expected.items():
+      np.testing.assert_allclose(
+        got[path], array, rtol=1e-9, atol=1e-11, err_msg=str(path)
+      )
+
+
+def _random_net(rng, max_widths=_MAX, depth=8):
+  """A super-net with random parameters and statistics, and random bits."""
+  module = resnet.cifar_resnet(depth, max_widths, 10)
+  bits = jnp.asarray(rng.integers(0, 2, (6, 9, 9, 8)), jnp.float32)
+  init = jax.jit(functools.partial(module.init, train=False))
+  variables = init(jax.random.key(rng.integers(2**31)), bits)
+  flat = traverse_util.flatten_dict(variables)
+  draw = {"scale": (0.5, 1.5), "bias": (-0.5, 1.0), "mean": (-1, 1)}
+  draw |= {"var": (0.5, 2.0)}
+  for path, leaf in flat.items():
+    if path[-1] in draw:
+      value = rng.uniform(*draw[path[-1]], leaf.shape)
+      flat[path] = jnp.asarray(value, jnp.float32)
+  return module, traverse_util.unflatten_dict(flat), bits
+
+
+def _slice(variables, widths):
+  """Cuts a super-net's arrays down to the leading channels, by hand."""
+  layers = ["stem"] + [
+    f"stage{s}_block0/conv{i}" for s in (1, 2, 3) for i in (1, 2)
+  ]
+  norms = ["bn_stem"] + [
+    f"stage{s}_block0/bn{i}" for s in (1, 2, 3) for i in (1, 2)
+  ]
+  inputs = (None, *widths[:-1])
+  cut = {}
+  for path, leaf in traverse_util.flatten_dict(variables, sep="/").items():
+    scope = "/".join(path.split("/")[1:-1])
+    if scope in layers:
+      index = layers.index(scope)
+      leaf = leaf[:, :, : inputs[index], : widths[index]]
+    elif scope in norms:
+      leaf = leaf[: widths[norms.index(scope)]]
+    else:  # head, bn_head
+      leaf = leaf[: widths[-1]]
+    cut[path] = leaf
+  return traverse_util.unflatten_dict(cut, sep="/")
+
+
+def _vectors(rng):
+  yield _MAX
+  yield (1,) * 7
+  yield (4, 9, 2, 17, 5, 24, 3)  # not monotone: shortcuts slice and pad
+  yield (12, 3, 16, 1, 20, 2, 28)
+  for _ in range(4):
+    yield tuple(int(rng.integers(1, w + 1)) for w in _MAX)
+
+
+@functools.partial(jax.jit, static_argnames=("module", "train"))
+def _record(module, variables, bits, widths, train, alphas=None):
+  """(logits, integer sums of every layer, alphas of every layer)."""
+  sums, scales = [], []
+  scaled_product = binary.scaled_product
+
+  def spy(product, bits, weights, alpha):
+    if alphas is not None:
+      alpha = alphas[len(scales)]
+    sums.append(product(bits, weights))
+    scales.append(alpha)
+    return scaled_product(product, bits, weights, alpha)
+
+  with mock.patch.object(binary, "scaled_product", spy):
+    out = module.apply(
+      variables, bits, widths, train=train, mutable=["batch_stats"]
+    )
+  return out[0], sums, scales
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_masked_equals_sliced(train):
+  """The whole idea: a masked super-net is the physically narrower network.
+
+  With alpha injected (its sum has another order), all integer sums are equal to
+  the bit; logits are, up to the order of the head's few float operations.
+  Alpha itself agrees to 1e-6 relative.
+  """
+  rng = np.random.default_rng()
+  module, variables, bits = _random_net(rng)
+  for widths in _vectors(rng):
+    small = resnet.cifar_resnet(8, widths, 10)
+    cut = _slice(variables, widths)
+    logits, sums, alphas = _record(
+      module, variables, bits, jnp.array(widths), train
+    )
+    _, _, own_alphas = _record(small, cut, bits, None, train)
+    np.testing.assert_allclose(alphas, own_alphas, rtol=1e-6)
+    cut_logits, cut_sums, _ = _record(small, cut, bits, None, train, alphas)
+    for layer, (wide, narrow) in enumerate(zip(sums, cut_sums, strict=True)):
+      channels = narrow.shape[-1]
+      np.testing.assert_array_equal(
+        wide[..., :channels], narrow, err_msg=f"{widths}, layer {layer}"
+      )
+    np.testing.assert_allclose(logits, cut_logits, rtol=1e-6, atol=1e-6)
+
+
+def test_masked_gradients_equal_sliced():
+  """Gradients of active weights agree; those of the others are exactly 0."""
+  rng = np.random.default_rng()
+  module, variables, bits = _random_net(rng)
+  widths = (4, 9, 2, 17, 5, 24, 3)
+  target = jnp.asarray(rng.normal(size=(6, 10)), jnp.float32)
+
+  def loss(params, net, vector):
+    logits = net.apply({"params": params}, bits, vector, train=True)
+    return (logits * target).sum()
+
+  grad = jax.jit(jax.grad(loss), static_argnums=1)
+  wide = grad(variables["params"], module, jnp.array(widths))
+  small = resnet.cifar_resnet(8, widths, 10)
+  cut = _slice(variables, widths)
+  narrow = grad(cut["params"], small, None)
+  scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(narrow))
+  kept = _slice({"params": wide}, widths)["params"]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale),
+    kept,
+    narrow,
+  )
+  total = sum(float(jnp.abs(g).sum()) for g in jax.tree.leaves(wide))
+  inside = sum(float(jnp.abs(g).sum()) for g in jax.tree.leaves(kept))
+  np.testing.assert_allclose(total, inside, rtol=1e-5)
+
+
+def test_one_trace_serves_all_width_vectors():
+  rng = np.random.default_rng()
+  module, variables, bits = _random_net(rng)
+  traces = []
+
+  @jax.jit
+  def forward(variables, bits, widths):
+    traces.append(widths)
+    return module.apply(variables, bits, widths, train=False)
+
+  outputs = [
+    forward(variables, bits, jnp.array(widths)) for widths in _vectors(rng)
+  ]
+  assert len(traces) == 1
+  assert len({np.asarray(out).tobytes() for out in outputs}) > 1
+
+
+def test_widths_none_means_the_maximum():
+  module, variables, bits = _random_net(np.random.default_rng())
+  np.testing.assert_array_equal(
+    module.apply(variables, bits, train=False),
+    module.apply(variables, bits, jnp.array(_MAX), train=False),
+  )
+
+
+def test_recalibration_pools_the_moments_of_all_batches():
+  """One layer's statistics against NumPy on the concatenated batches."""
+  rng = np.random.default_rng()
+  module, variables, _ = _random_net(rng)
+  batches = jnp.asarray(rng.integers(0, 2, (3, 16, 9, 9, 8)), jnp.float32)
+  recalibrate = jax.jit(resnet.recalibrate, static_argnums=0)
+  stats = recalibrate(module, variables, batches)
+  kernel = variables["params"]["stem"]["kernel"]
+  sums = binary.convolve(
+    batches.reshape(-1, 9, 9, 8), binary.binarize_weights(kernel), 1, 1
+  )
+  values = np.asarray(sums * jnp.abs(kernel).mean())
+  got = stats["bn_stem"]
+  np.testing.assert_allclose(got["mean"], values.mean((0, 1, 2)), atol=1e-5)
+  np.testing.assert_allclose(got["var"], values.var((0, 1, 2)), rtol=2e-3)
+
+
+@pytest.mark.parametrize("depth", [7, 9, 2, 0, -4])
+def test_bad_depth(depth):
+  with pytest.raises(errors.InputError, match=f"got {depth}, allowed are 8"):
+    resnet.cifar_resnet(depth, (8,) * 7, 10)
+
+
+def test_bad_widths():
+  with pytest.raises(errors.InputError, match="needed are 7 widths"):
+    resnet.cifar_resnet(8, (8,) * 6, 10)
+  with pytest.raises(errors.InputError, match="at least 1 channel"):
+    resnet.cifar_resnet(8, (8, 8, 8, 0, 8, 8, 8), 10)
+
+
+def test_import_lists_every_misfit():
+  module = resnet.cifar_resnet(8, (4,) * 7, 10)
+  bits = jnp.zeros((1, 8, 8, 8))
+  init = jax.jit(functools.partial(module.init, train=False))
+  variables = init(jax.random.key(0), bits)
+  state = {"module.teacher.conv.weight": np.zeros(3)}
+  names = {v: k for k, v in {"conv1": "stem", "bn1": "bn_stem"}.items()}
+  names |= {"bn_head": "bn2", "head": "linear"}
+  fields = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+  fields |= {"mean": "running_mean", "var": "running_var"}
+  for path, leaf in traverse_util.flatten_dict(variables).items():
+    scope = path[1]
+    if scope.startswith("stage"):
+      scope = f"layer{scope[5]}.{scope[-1]}.{path[2]}"
+    else:
+      scope = names[scope]
+    leaf = np.asarray(leaf)
+    leaf = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
+    state[f"module.{scope}.{fields[path[-1]]}"] = leaf
+  imported = interop.from_torch_state_dict(state, module)
+  jax.tree.map(np.testing.assert_array_equal, imported, dict(variables))
+  state.pop("module.bn1.bias")
+  state["module.surprise.weight"] = np.zeros(2)
+  state["module.linear.weight"] = np.zeros((10, 5))
+  with pytest.raises(errors.InputError) as caught:
+    interop.from_torch_state_dict(state, module)
+  message = str(caught.value)
+  assert "3 entries" in message
+  assert "missing params.bn_stem.bias" in message
+  assert "unexpected module.surprise.weight" in message
+  assert "params.head.kernel: shape (5, 10), needed (4, 10)" in message

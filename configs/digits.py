@@ -27,10 +27,10 @@ def get_config():
   c.search.chips = 2
   c.search.batch_size = 64
   c.search.finalists = 8
-  c.train.steps = 1500
+  c.train.steps = 2000
   c.train.batch_size = 64
   c.train.optimizer.name = "adam"
-  c.train.optimizer.learning_rate = 1e-3
+  c.train.optimizer.learning_rate = 1e-2
   c.train.optimizer.schedule = "cosine"
   c.robustness.chips = 32
   c.robustness.batch_size = 360

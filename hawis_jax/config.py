@@ -40,7 +40,7 @@ def default() -> ml_collections.ConfigDict:
   d.name = "digits"  # TFDS data set name; "digits" is embedded
   d.data_dir = ""  # where it is prepared; "" = $TFDS_DATA_DIR or TFDS's default
   d.validation_images = 256  # held out of `train` for pretraining and search
-  d.levels = 32  # thermometer levels an input channel, divides 256
+  d.levels = 32  # thermometer levels an input channel, divides 128
   d.augment = "none"  # "none" or "flip_crop" (flip, 4-pixel pad and crop)
   d.read_threads = 2  # Grain reader threads
 
@@ -89,10 +89,10 @@ def default() -> ml_collections.ConfigDict:
   r.batch_size = 128  # images a forward pass (times proposals)
   r.calibration_images = 256  # training images of the BN recalibration
   r.hidden = 64  # GRU units
-  r.learning_rate = 3e-3  # Adam
+  r.learning_rate = 1e-2  # Adam
   r.epochs = 4  # PPO epochs an update
   r.clip = 0.2  # PPO ratio clip
-  r.entropy = (0.02, 0.001)  # entropy bonus, first to last update (linear)
+  r.entropy = (0.05, 0.001)  # entropy bonus, first to last update (linear)
   r.finalists = 16  # best proposals of each method, scored again at the end
   r.finalist_chips = 16  # chips a scenario for that final score
 

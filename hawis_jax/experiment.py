@@ -73,9 +73,10 @@ class Experiment:
     """Exact cost of a width vector."""
     return cost.network_cost(np.array(net_widths, np.int64), self.geometry)
 
-  def evaluation(self, source, batch_size: int, limit: int | None = None):
-    """`robustness.Batches` of a source's first `limit` images."""
-    limit = None if limit is None else min(limit, len(source))
+  def evaluation(
+    self, source: data.Source, batch_size: int, limit: int | None = None
+  ) -> robustness.Batches:
+    """A source's first `limit` images in padded batches; None: all."""
     return robustness.Batches(
       **data.evaluation_batches(source, batch_size, limit)
     )
@@ -88,6 +89,7 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
     InputError: the data can't be read, or the budget can't be met.
   """
   splits = data.load(config.data)
+  _check_images(config, splits)
   num_layers = config.network.depth - 1
   space = config_lib.width_space(config)
   device = config_lib.device(config)
@@ -129,6 +131,24 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
       uniform=widths.uniform_widths(space, base, costs, budget),
     ),
   )
+
+
+def _check_images(config, splits):
+  """Raises InputError where a field asks for more images than there are."""
+  for field, split in (
+    ("pretrain.batch_size", "train"),
+    ("search.images", "validation"),
+    ("search.calibration_images", "train"),
+    ("train.batch_size", "train"),
+    ("robustness.calibration_images", "train"),
+  ):
+    section, name = field.split(".")
+    most = len(getattr(splits, split))
+    if config[section][name] > most:
+      raise errors.InputError(
+        f"config.{field}: got {config[section][name]}, allowed is at most "
+        f"{most}, the {split} images of {splits.name}"
+      )
 
 
 def stage_widths(base: tuple[int, ...], num_layers: int) -> tuple[int, ...]:

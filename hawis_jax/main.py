@@ -82,9 +82,14 @@ def parse(argv: list[str]) -> list[str]:
   """
   try:
     rest = flags.FLAGS(argv)
+    if _CONFIG.value is not None:
+      _CONFIG.value.lock()  # a file that failed to load raises only here
   except (KeyError, AttributeError) as error:
     raise errors.InputError(_unknown_field(argv, error)) from error
-  except (flags.Error, TypeError, ValueError, OSError, SyntaxError) as error:
+  except OSError as error:
+    reason = str(error).strip().splitlines()[-1].strip()
+    raise errors.InputError(f"--config: {reason}") from error
+  except (flags.Error, TypeError, ValueError, SyntaxError) as error:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     raise errors.InputError(lines[0]) from error
   if len(rest) > 1:
@@ -100,10 +105,9 @@ def parse(argv: list[str]) -> list[str]:
 
 def _unknown_field(argv, error):
   """One line from ml_collections' message on an unknown config field."""
-  text = str(error.args[0]) if error.args else str(error)
-  quoted = re.search(r"'(\w+)'", text)
-  name = quoted.group(1) if quoted else text
-  hint = re.search(r'Did you mean "(\w+)"', text)
+  text = str(error)
+  hint = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
+  name = hint.group(2) if hint else re.search(r"\w+", text).group()
   where = [
     arg.split("=")[0].removeprefix("--")
     for arg in argv

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import sys
 import time
 from typing import Self, TextIO
@@ -175,19 +176,20 @@ class Progress:
     self._shown = now
     line = progress_line(self._name, step, self._total, values, rate)
     stream = self._metrics.stream
-    if stream.isatty():  # write over the line before
-      print(
-        f"\r{line}\x1b[K", end="\n" if last else "", file=stream, flush=True
-      )
-      self._open_line = not last
-    else:
+    if not stream.isatty():
       print(line, file=stream, flush=True)
+      return
+    # Write over the line before; one that wraps could not be.
+    line = line[: shutil.get_terminal_size().columns - 1]
+    end = "\n" if last else ""
+    print(f"\r{line}\x1b[K", end=end, file=stream, flush=True)
+    self._open_line = not last
 
 
 def progress_line(
   stage: str, step: int, total: int, values: Mapping[str, float], rate: float
 ) -> str:
-  """Returns e.g. "pretrain  40/2000  loss 0.412  3.1 step/s  ETA 10:32".
+  """Returns e.g. "pretrain  40/2000  3.1 step/s  ETA 10:32  loss 0.412".
 
   Args:
     stage: its name.
@@ -209,7 +211,7 @@ def progress_line(
   minutes, seconds = divmod(round((total - step) / rate), 60)
   hours, minutes = divmod(minutes, 60)
   eta = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
-  return "  ".join([stage, count, *shown, speed, f"ETA {eta}:{seconds:02d}"])
+  return "  ".join([stage, count, speed, f"ETA {eta}:{seconds:02d}", *shown])
 
 
 def _parse(line):

@@ -205,7 +205,7 @@ def sandwich_step(
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  hits = (logits.argmax(-1) == batch["label"]).mean(-1)
+  hits = (logits.argmax(-1) == batch["label"][None]).mean(-1)
   values = {
     "loss": loss,
     "accuracy_max": hits[0],

@@ -82,7 +82,7 @@ class BinaryConv(nn.Module):
   ) -> chex.Array:
     taps = (self.size, self.size) if self.size else ()
     kernel = self.param(
-      "kernel", he_normal_fan_out, (*taps, bits.shape[-1], self.features)
+      "kernel", _he_normal, (*taps, bits.shape[-1], self.features)
     )
     alpha = binary.weight_scale(kernel, in_mask, out_mask)
     if self.has_variable("crossbar", "weight"):
@@ -98,11 +98,7 @@ class BinaryConv(nn.Module):
     return binary.scaled_product(product, bits, weights, alpha)
 
 
-def he_normal_fan_out(key, shape, dtype=jnp.float32):
-  """He normal initialiser, fan-out mode; `shape` `[*taps, C_in, C_out]`."""
-  return nn.initializers.variance_scaling(2.0, "fan_out", "normal")(
-    key, shape, dtype
-  )
+_he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class BasicBlock(nn.Module):

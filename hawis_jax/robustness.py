@@ -101,11 +101,12 @@ def score_chips(
           {**net, "batch_stats": norm}, bits, widths, train=False
         )
       )(widths, norms)
-      hit = jnp.argmax(logits, -1) == batch.label
+      hit = jnp.argmax(logits, -1) == batch.label[None]
       picked = jnp.take_along_axis(
         jax.nn.log_softmax(logits), batch.label[None, :, None], -1
       )
-      parts = (hit & batch.mask, -picked[..., 0] * batch.mask)
+      mask = batch.mask[None]
+      parts = (hit & mask, -picked[..., 0] * mask)
       sums = tuple(s + p.sum(-1) for s, p in zip(sums, parts, strict=True))
       return sums, None
 

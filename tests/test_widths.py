@@ -140,7 +140,7 @@ def test_uniform_net_is_the_widest_within_the_budget():
   "choices, message",
   [
     (((8,), (16,)), "got 2 tuples"),
-    (((8,), (16,), ()), "layer 6: got ()"),
+    (((8,), (16,), ()), "layer 5: got ()"),
     (((16, 8), (16,), (32,)), "layer 0"),
     (((8, 8), (16,), (32,)), "layer 0"),
     (((0, 8), (16,), (32,)), "layer 0"),

@@ -1,0 +1,236 @@
+"""Stage 5: report/index.html, report/*.png and report/report.json.
+
+`collect` turns the results into report.json's content; figures and page are
+made of nothing else.
+"""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+import re
+import shlex
+import sys
+
+import numpy as np
+from scipy import stats
+
+from hawis_jax import checkpoint
+from hawis_jax import config as config_lib
+from hawis_jax import errors
+from hawis_jax import experiment as experiment_lib
+from hawis_jax import figures
+from hawis_jax import files
+from hawis_jax import metrics as metrics_lib
+from hawis_jax import page
+from hawis_jax import robustness
+from hawis_jax import search
+from hawis_jax import sweep
+from hawis_jax import wording
+
+_FORMAT = 1  # of report.json and the page; a new one remakes old reports
+_ORDER = ("found", "uniform", "baseline_1x")  # others follow
+
+
+def run(
+  experiment: experiment_lib.Experiment,
+  workdir: pathlib.Path,
+  metrics: metrics_lib.Metrics,
+) -> None:
+  """Writes the report, unless there is one of just these results.
+
+  Raises:
+    InputError: a result is missing or damaged; the report can't be written.
+  """
+  if not metrics.recording:
+    return
+  folder = workdir / "report"
+  content = collect(experiment, workdir)
+  if _is_finished(folder, content["digest"]):
+    return
+  pictures = figures.draw(content)
+  content["files"] = ["index.html", *pictures]
+  text = page.render(content, pictures)
+  with files.write_errors(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").unlink(missing_ok=True)
+    for name in figures.FILES:
+      if name not in pictures:
+        (folder / name).unlink(missing_ok=True)
+    for name, data in {**pictures, "index.html": text.encode()}.items():
+      partial = folder / f"{name}.tmp"
+      partial.write_bytes(data)
+      partial.replace(folder / name)
+  # Last: its digest says that the rest is complete.
+  checkpoint.write_json(folder / "report.json", content)
+  print(f"report  {folder / 'index.html'}", file=metrics.stream, flush=True)
+
+
+def _is_finished(folder, digest):
+  try:
+    content = checkpoint.read_json(folder / "report.json")
+  except errors.InputError:  # missing or damaged
+    return False
+  return content.get("digest") == digest and all(
+    (folder / name).exists() for name in content["files"]
+  )
+
+
+def collect(
+  experiment: experiment_lib.Experiment, workdir: pathlib.Path
+) -> dict:
+  """Returns the content of report.json, but for `files`.
+
+  Raises:
+    InputError: a result is missing or damaged.
+  """
+  results = sweep.load_result(workdir)["nets"]
+  if not results:
+    raise errors.InputError(
+      f"{workdir / 'robustness'}: got no net, needed is one; run --stages "
+      "robustness first"
+    )
+  results = {
+    name: results[name]
+    for name in sorted(results, key=lambda n: (*_ORDER, n).index(n))
+  }
+  config = experiment.config
+  per_stage = len(experiment.space.choices) // 3
+  command = _command()
+  inputs = {
+    "config": json.loads(json.dumps(config_lib.flatten(config))),
+    "search": search.load_result(workdir),
+    "curves": _curves(
+      workdir / "metrics.jsonl", ["pretrain", *(f"train/{n}" for n in results)]
+    ),
+    "space": [list(layer) for layer in experiment.space.choices],
+    "stage_starts": [1, 2 + per_stage, 2 + 2 * per_stage],
+    "chance": 1 / experiment.splits.num_classes,
+  }
+  identity = json.dumps([_FORMAT, inputs, results], sort_keys=True)
+  content = {
+    "digest": hashlib.sha256(identity.encode()).hexdigest(),
+    "name": _name(command, workdir),
+    "made": datetime.datetime.now(datetime.UTC).isoformat(" ", "minutes"),
+    "command": command,
+    "versions": _versions(),
+    **inputs,
+    "nets": {name: _net(result) for name, result in results.items()},
+    "comparisons": _comparisons(results),
+    "missing": [
+      f"{name}: {figures.level_text(scenario, level)}"
+      for name in config.train.nets
+      for scenario in sweep.SCENARIOS
+      for level in config.robustness[scenario]
+      if level not in _by_level(results.get(name, {}), scenario)
+    ],
+  }
+  content["headline"] = wording.headline(content)
+  return content
+
+
+def _command():
+  program = pathlib.Path(sys.argv[0])
+  start = [sys.argv[0]]
+  if program.parts[-2:] == ("hawis_jax", "main.py"):
+    start = ["python", "-m", "hawis_jax.main"]
+  return shlex.join([*start, *sys.argv[1:]])
+
+
+def _name(command, workdir):
+  """Name of the config file; else of the work directory."""
+  given = re.search(r"--?config[= ]([^\s:]+)", command)
+  return pathlib.Path(given.group(1)).stem if given else workdir.resolve().name
+
+
+def _versions():
+  versions = {"python": platform.python_version()}
+  for package in ("hawis_jax", "jax", "flax", "numpy"):
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      versions[package] = "not installed"
+  return versions
+
+
+def _curves(path, stages):
+  """{stage: {"step" and every metric drawn: values}}, stages in order."""
+  lines = path.read_text().splitlines() if path.exists() else []
+  curves = {stage: {"step": []} for stage in stages}
+  for line in map(json.loads, lines):
+    if line["stage"] not in curves:
+      continue
+    curve = curves[line["stage"]]
+    curve["step"].append(line["step"])
+    for key, value in line["values"].items():
+      if key == "loss" or key.startswith("accuracy"):
+        curve.setdefault(key, []).append(value)
+  return {stage: curve for stage, curve in curves.items() if curve["step"]}
+
+
+def _by_level(result, scenario):
+  """{level: entry} of one sweep, ascending."""
+  entries = result.get("sweeps", {}).get(scenario, [])
+  return {e["level"]: e for e in sorted(entries, key=lambda e: e["level"])}
+
+
+def _net(result):
+  """What is shown of one net: `result` with a column a statistic."""
+  images = result["test_images"]
+  hits = stats.binomtest(round(result["clean"] * images), images)
+  columns = ("level", "chips", "mean", "ci95", "std", "p5", "cvar")
+  return {
+    **result,
+    "clean_ci95": list(hits.proportion_ci(method="wilson")),
+    "sweeps": {
+      scenario: {
+        column: [e[column] for e in _by_level(result, scenario).values()]
+        for column in columns
+      }
+      for scenario in result["sweeps"]
+    },
+  }
+
+
+def _comparisons(results):
+  """Paired differences found - rival, for every rival, scenario and level."""
+  comparisons = []
+  rivals = [name for name in results if name != "found"]
+  for rival in rivals if "found" in results else []:
+    for scenario in results["found"]["sweeps"]:
+      theirs = _by_level(results[rival], scenario)
+      for level, entry in _by_level(results["found"], scenario).items():
+        if level in theirs:
+          comparisons.append(
+            {
+              "rival": rival,
+              "scenario": scenario,
+              "level": level,
+              **paired_difference(entry["accuracy"], theirs[level]["accuracy"]),
+            }
+          )
+  return comparisons
+
+
+def paired_difference(first: list[float], second: list[float]) -> dict:
+  """Mean of first - second over the chips that both were measured on.
+
+  Args:
+    first: accuracies of chips 0, 1, ...
+    second: of the same chips; a longer list's last chips are left out.
+
+  Returns:
+    chips, difference, ci95 (95 % Student-t interval of the mean over chips) and
+    verdict: "ahead", "behind", or "undecided" where 0 is inside the interval.
+  """
+  chips = min(len(first), len(second))
+  summary = robustness.summarize(np.subtract(first[:chips], second[:chips]))
+  low, high = summary["ci95"]
+  return {
+    "chips": chips,
+    "difference": summary["mean"],
+    "ci95": [low, high],
+    "verdict": "ahead" if low > 0 else "behind" if high < 0 else "undecided",
+  }

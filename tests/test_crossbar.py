@@ -1,0 +1,244 @@
+"""Chips: tiling, defect statistics against theory, common random numbers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from hawis_jax import crossbar
+from hawis_jax import errors
+from hawis_jax import resnet
+from hawis_jax.crossbar import tiles
+
+_IDEAL = crossbar.Device()
+_effective = jax.jit(crossbar.effective_weights)
+_conductances = jax.jit(crossbar.conductances)
+
+
+def _key():
+  return jax.random.key(np.random.default_rng().integers(2**31))
+
+
+def _signs(shape):
+  return jnp.asarray(np.random.default_rng().choice([-1.0, 1.0], shape))
+
+
+@given(
+  st.sampled_from([(3, 3, 5, 7), (1, 1, 8, 9), (7, 7, 3, 2), (11, 6)]),
+  st.sampled_from([(64, 64), (16, 8), (5, 3)]),
+)
+@settings(deadline=None, max_examples=12)
+def test_tiles_hold_the_matrix(shape, tile_shape):
+  kernel = np.random.default_rng().normal(size=shape).astype(np.float32)
+  matrix = tiles.kernel_to_matrix(jnp.asarray(kernel))
+  # Row order (c_in, kh, kw), written out.
+  *taps, c_in, c_out = shape
+  height, width = taps or (1, 1)
+  by_hand = kernel.reshape(height, width, c_in, c_out)
+  for row in np.random.default_rng().integers(matrix.shape[0], size=5):
+    c, tap = divmod(int(row), height * width)
+    i, j = divmod(tap, width)
+    np.testing.assert_array_equal(matrix[row], by_hand[i, j, c])
+  cut = tiles.split(matrix, tile_shape)
+  assert cut.shape == (*tiles.tile_grid(shape, tile_shape), *tile_shape)
+  np.testing.assert_array_equal(tiles.join(cut, matrix.shape), matrix)
+  np.testing.assert_array_equal(tiles.matrix_to_kernel(matrix, shape), kernel)
+
+
+def test_ideal_chip_multiplies_by_exact_signs():
+  weights = jnp.asarray(np.random.default_rng().normal(size=(3, 3, 9, 70)))
+  weights = weights.astype(jnp.float32)
+  np.testing.assert_array_equal(
+    _effective(_key(), weights, _IDEAL), jnp.where(weights >= 0, 1.0, -1.0)
+  )
+
+
+def test_padding_cells_are_off():
+  weights = _signs((3, 3, 8, 10))  # 72 x 10: two row tiles, one column tile
+  g_pos, g_neg = _conductances(_key(), weights, _IDEAL)
+  assert g_pos.shape == g_neg.shape == (2, 1, 64, 64)
+  for g in (g_pos, g_neg):
+    np.testing.assert_array_equal(g[1, 0, 8:], np.float32(_IDEAL.g_off))
+    np.testing.assert_array_equal(g[:, :, :, 10:], np.float32(_IDEAL.g_off))
+  np.testing.assert_array_equal(
+    np.asarray(g_pos[0, 0, :, :10]) > 1e-4,
+    np.asarray(tiles.kernel_to_matrix(weights))[:64] > 0,
+  )
+
+
+@pytest.mark.parametrize("p_on, p_off", [(0.0175, 0.0904), (0.2, 0.5), (0, 0.1)])
+def test_fault_counts_are_binomial(p_on, p_off):
+  """Cells at g_on / g_off, per polarity, and their joint rates on weights."""
+  device = crossbar.Device(stuck_on=p_on, stuck_off=p_off)
+  weights = _signs((1024, 512))
+  g_pos, g_neg = _conductances(_key(), weights, device)
+  g_pos, g_neg = (
+    np.asarray(tiles.join(g, weights.shape)) > 1e-4 for g in (g_pos, g_neg)
+  )
+  positive = np.asarray(weights) > 0
+  for is_on, target_on in ((g_pos, positive), (g_neg, ~positive)):
+    flipped_off = (~is_on & target_on).sum()
+    flipped_on = (is_on & ~target_on).sum()
+    for count, cells, p in (
+      (flipped_off, target_on.sum(), p_off),
+      (flipped_on, (~target_on).sum(), p_on),
+    ):
+      if p:
+        assert stats.binomtest(int(count), int(cells), p).pvalue > 1e-6
+      else:
+        assert count == 0
+  # The two arrays fail independently: +1 -> 0, and a flip needs both cells.
+  w = np.asarray(_effective(_key(), weights, device)) * np.asarray(weights)
+  assert set(np.unique(w)) <= {-1.0, 0.0, 1.0}
+  zeros = p_off * (1 - p_on) + p_on * (1 - p_off)
+  for value, p in ((0, zeros), (-1, p_on * p_off)):
+    count = int((w == value).sum())
+    if p:
+      assert stats.binomtest(count, w.size, p).pvalue > 1e-6
+    else:
+      assert count == 0
+
+
+def test_default_rates_give_the_closed_forms():
+  """10.5 % zeros and 0.17 % flips at the published rates."""
+  device = crossbar.PRESETS["hawis_published"]
+  on, off = device.stuck_on, device.stuck_off
+  assert round(100 * (off * (1 - on) + on * (1 - off)), 1) == 10.5
+  weights = _signs((2048, 512))
+  w = np.asarray(_effective(_key(), weights, device)) * np.asarray(weights)
+  assert abs((w == 0).mean() - 0.1047) < 0.002
+  assert abs((w == -1).mean() - on * off) < 0.0004
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 1.1])
+def test_variation_is_lognormal_and_independent(gamma):
+  device = crossbar.Device(variation=gamma)
+  weights = _signs((512, 256))
+  g_pos, g_neg = _conductances(_key(), weights, device)
+  positive = np.asarray(weights).reshape(8, 64, 4, 64).transpose(0, 2, 1, 3) > 0
+  thetas = []
+  for g, on in ((g_pos, positive), (g_neg, ~positive)):
+    target = np.where(on, device.g_on, device.g_off)
+    theta = -np.log(np.asarray(g, np.float64) / target)
+    assert stats.kstest(theta.ravel() / gamma, "norm").pvalue > 1e-6
+    thetas.append(theta.ravel())
+  correlation = stats.pearsonr(*thetas)
+  assert correlation.pvalue > 1e-6
+
+
+def test_stuck_cells_do_not_vary():
+  device = crossbar.Device(stuck_on=0.3, stuck_off=0.3, variation=1.0)
+  g = np.concatenate(
+    [np.ravel(x) for x in _conductances(_key(), _signs((256, 256)), device)]
+  )
+  for level in (device.g_on, device.g_off):
+    share = (g == np.float32(level)).mean()
+    assert abs(share - 0.3) < 0.01
+
+
+def test_chips_and_layers_are_independent():
+  device = crossbar.Device(stuck_off=0.5)
+  weights = _signs((512, 256))
+  keys = jax.random.split(_key(), 2)
+  a, b = (np.asarray(_effective(k, weights, device)) == 0 for k in keys)
+  table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
+  assert stats.chi2_contingency(table).pvalue > 1e-6
+  assert a.any() and (a != b).any()
+
+
+def _net(widths):
+  module = resnet.cifar_resnet(8, widths, 10)
+  bits = jnp.zeros((1, 8, 8, 8))
+  init = jax.jit(lambda key: module.init(key, bits, train=False))
+  return init(jax.random.key(0))
+
+
+def test_nets_share_the_defects_of_the_cells_they_share():
+  """A physical cell's draw does not depend on the net programmed into it."""
+  wide = (12, 12, 16, 80, 20, 24, 96)
+  narrow = (5, 12, 3, 70, 20, 2, 90)
+  device = crossbar.Device(stuck_off=0.3, stuck_on=0.2, variation=0.4)
+  key = _key()
+  program = jax.jit(crossbar.program)
+
+  def chip(widths):
+    net = _net(widths)
+    # The same weight everywhere, so that only the cells differ.
+    net["params"] = jax.tree.map(jnp.ones_like, net["params"])
+    return program(key, net, device)["crossbar"]
+
+  large, small = chip(wide), chip(narrow)
+
+  def compare(path, weights):
+    other = large
+    for name in path:
+      other = other[name.key]
+    *_, c_in, c_out = weights.shape
+    np.testing.assert_array_equal(
+      weights, other[..., :c_in, :c_out], err_msg=str(path)
+    )
+    assert len(np.unique(weights)) > 2
+
+  jax.tree_util.tree_map_with_path(compare, small)
+
+
+def test_program_is_effective_weights_layer_by_layer():
+  """One flat draw for the net equals a draw a layer."""
+  net = _net((12, 9, 16, 20, 70, 24, 28))
+  device = crossbar.Device(stuck_off=0.2, variation=0.3)
+  key = _key()
+  chip = jax.jit(crossbar.program)(key, net, device)
+  assert chip["params"] is not None and "batch_stats" in chip
+  kernels = jax.tree_util.tree_leaves_with_path(net["params"])
+  kernels = [(p, k) for p, k in kernels if p[-1].key == "kernel"]
+  assert len(kernels) == 8
+  for layer, (path, kernel) in enumerate(kernels):
+    got = chip["crossbar"]
+    for name in path[:-1]:
+      got = got[name.key]
+    expected = _effective(jax.random.fold_in(key, layer), kernel, device)
+    np.testing.assert_array_equal(got["weight"], expected)
+
+
+def test_ideal_chip_changes_no_logit():
+  widths = (12, 9, 16, 20, 20, 24, 28)
+  net = _net(widths)
+  module = resnet.cifar_resnet(8, widths, 10)
+  bits = jnp.asarray(np.random.default_rng().integers(0, 2, (4, 8, 8, 8)))
+  apply = jax.jit(lambda v, b: module.apply(v, b, train=False))
+  chip = crossbar.program(_key(), net, _IDEAL)
+  np.testing.assert_array_equal(
+    apply(chip, bits.astype(jnp.float32)), apply(net, bits.astype(jnp.float32))
+  )
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (dict(stuck_on=-0.1), "x.stuck_on: got -0.1, allowed"),
+    (dict(stuck_off=1.5), "x.stuck_off: got 1.5, allowed"),
+    (dict(stuck_on=0.6, stuck_off=0.5), "got 0.6 \\+ 0.5, allowed is a sum"),
+    (dict(variation=-1.0), "x.variation: got -1"),
+    (dict(variation=float("nan")), "x.variation: got nan"),
+    (dict(g_on=1e-7), "needed is 0 < g_off < g_on"),
+    (dict(g_off=0.0), "needed is 0 < g_off < g_on"),
+    (dict(g_on="high"), "x.g_on: got 'high'"),
+    (dict(tile_shape=(64,)), "x.tile_shape: got \\(64,\\)"),
+    (dict(tile_shape=(0, 64)), "x.tile_shape"),
+  ],
+)
+def test_bad_devices_are_named(change, message):
+  device = dataclasses.replace(_IDEAL, **change)
+  with pytest.raises(errors.InputError, match=message):
+    crossbar.validate(device, "x")
+
+
+def test_presets_are_valid():
+  for name, device in crossbar.PRESETS.items():
+    assert crossbar.validate(device, name) is device

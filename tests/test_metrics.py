@@ -1,0 +1,201 @@
+import io
+import json
+import math
+
+import jax.numpy as jnp
+import pytest
+
+from hawis_jax import errors
+from hawis_jax import metrics as metrics_lib
+
+
+class Clock:
+  """Time stands still until it is set."""
+
+  now = 100.0
+
+  def __call__(self):
+    return self.now
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+@pytest.fixture
+def clock():
+  return Clock()
+
+
+@pytest.fixture
+def stream():
+  return io.StringIO()
+
+
+@pytest.fixture
+def metrics(tmp_path, stream, clock):
+  with metrics_lib.Metrics(tmp_path, stream=stream, clock=clock) as metrics:
+    yield metrics
+
+
+def read(folder):
+  """[(stage, step, values)] of every line; refuses what is not strict JSON."""
+
+  def refuse(constant):
+    raise ValueError(constant)
+
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  content = [json.loads(line, parse_constant=refuse) for line in lines]
+  assert all(set(c) == {"time", "stage", "step", "values"} for c in content)
+  return [(c["stage"], c["step"], c["values"]) for c in content]
+
+
+def record(folder, name, steps, start=0, total=100):
+  with metrics_lib.Metrics(folder, stream=io.StringIO()) as metrics:
+    progress = metrics.stage(name, total=total, start=start)
+    for step in steps:
+      progress.report(step, {"loss": step + start / 1000})
+
+
+def test_a_line_has_time_stage_step_and_values(tmp_path):
+  record(tmp_path, "pretrain", [20, 40])
+  assert read(tmp_path) == [
+    ("pretrain", 20, {"loss": 20}),
+    ("pretrain", 40, {"loss": 40}),
+  ]
+  line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+  assert line["time"] > 1.7e9
+
+
+def test_a_line_is_in_the_file_at_once(tmp_path, metrics):
+  metrics.stage("search", total=2).report(1, {"reward": jnp.float32(0.5)})
+  assert read(tmp_path) == [("search", 1, {"reward": 0.5})]
+
+
+def test_values_that_are_not_finite_are_null(tmp_path, metrics):
+  metrics.stage("search", total=9).report(1, {"a": math.nan, "b": -math.inf})
+  assert read(tmp_path) == [("search", 1, {"a": None, "b": None})]
+
+
+def test_resuming_drops_what_is_computed_again(tmp_path):
+  record(tmp_path, "pretrain", [0, 20, 40, 60])
+  record(tmp_path, "train/found", [20, 40])
+  record(tmp_path, "pretrain", [60, 80], start=40)
+  assert [(stage, step) for stage, step, _ in read(tmp_path)] == [
+    ("pretrain", 0),
+    ("pretrain", 20),
+    ("pretrain", 40),
+    ("train/found", 20),
+    ("train/found", 40),
+    ("pretrain", 60),
+    ("pretrain", 80),
+  ]
+  assert ("pretrain", 60, {"loss": 60.04}) in read(tmp_path)
+
+
+def test_starting_anew_drops_the_whole_stage(tmp_path):
+  record(tmp_path, "pretrain", [0, 20])
+  record(tmp_path, "search", [1])
+  record(tmp_path, "pretrain", [0])
+  assert [line[:2] for line in read(tmp_path)] == [
+    ("search", 1),
+    ("pretrain", 0),
+  ]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 10, 60])
+def test_a_line_cut_short_is_dropped_at_reopening(tmp_path, cut):
+  record(tmp_path, "pretrain", [20, 40])
+  path = tmp_path / "metrics.jsonl"
+  path.write_bytes(path.read_bytes()[:-cut])
+  record(tmp_path, "search", [1])
+  assert [line[:2] for line in read(tmp_path)] == [
+    ("pretrain", 20),
+    ("search", 1),
+  ]
+
+
+def test_only_the_recording_process_writes(tmp_path, stream):
+  with metrics_lib.Metrics(tmp_path, recording=False, stream=stream) as metrics:
+    metrics.stage("pretrain", total=10).report(10, {"loss": 1.0})
+  assert not list(tmp_path.iterdir())
+  assert not stream.getvalue()
+
+
+def test_unwritable_directory_is_an_input_error(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(errors.InputError, match="file"):
+    metrics_lib.Metrics(tmp_path / "file")
+
+
+def test_progress_line():
+  line = metrics_lib.progress_line(
+    "pretrain", 1240, 2000, {"loss": 0.4123, "accuracy": 0.912}, 3.1
+  )
+  assert line == (
+    "pretrain  1240/2000  3.1 step/s  ETA 4:05  loss 0.4123  accuracy 91.2 %"
+  )
+  slow = metrics_lib.progress_line("search", 1, 101, {}, 0.02)
+  assert slow == "search    1/101  50.0 s/step  ETA 1:23:20"
+  unknown = metrics_lib.progress_line("train", 0, 10, {"loss": math.nan}, 0)
+  assert unknown == "train   0/10  loss nan"
+
+
+def test_rate_counts_this_runs_steps_without_the_first(metrics, stream, clock):
+  progress = metrics.stage("pretrain", total=2000, start=1000)
+  clock.now += 10.0
+  progress.report(1020, {})  # 20 steps in 10 s, compilation included
+  clock.now += 10.0
+  progress.report(1120, {})  # 100 steps in 10 s
+  assert stream.getvalue().splitlines() == [
+    "pretrain  1020/2000  2.0 step/s  ETA 8:10",
+    "pretrain  1120/2000  10.0 step/s  ETA 1:28",
+  ]
+
+
+def test_a_line_every_two_seconds_and_always_first_and_last(
+  metrics, stream, clock
+):
+  progress = metrics.stage("pretrain", total=100)
+  for step in range(10, 101, 10):
+    clock.now += 0.5
+    progress.report(step, {})
+  shown = [line.split()[1] for line in stream.getvalue().splitlines()]
+  assert shown == ["10/100", "50/100", "90/100", "100/100"]
+
+
+def test_a_terminal_gets_one_line_written_over(tmp_path, clock):
+  terminal = Terminal()
+  with metrics_lib.Metrics(tmp_path, stream=terminal, clock=clock) as metrics:
+    progress = metrics.stage("train", total=3)
+    for step in (1, 2):
+      clock.now += 5
+      progress.report(step, {})
+  text = terminal.getvalue()
+  assert text.count("\r") == 2
+  assert text.count("\n") == 1
+  assert text.endswith("\n")
+
+
+def test_a_terminal_line_does_not_wrap(tmp_path, monkeypatch):
+  monkeypatch.setenv("COLUMNS", "40")
+  terminal = Terminal()
+  with metrics_lib.Metrics(tmp_path, stream=terminal) as metrics:
+    metrics.stage("train", total=3).report(1, {"long_name" * 9: 1.0})
+  line = terminal.getvalue().rstrip("\n")
+  assert line.startswith("\r") and line.endswith("\x1b[K")
+  assert len(line) == len("\r") + 39 + len("\x1b[K")
+
+
+def test_tensorboard(tmp_path):
+  pytest.importorskip("tensorboardX")
+  record(tmp_path, "train/found", [1, 2])
+  (events,) = (tmp_path / "tensorboard" / "train" / "found").iterdir()
+  assert b"loss" in events.read_bytes()
+
+
+def test_tensorboard_may_be_absent(tmp_path, monkeypatch):
+  monkeypatch.setattr(metrics_lib, "tensorboardX", None)
+  record(tmp_path, "train", [1])
+  assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

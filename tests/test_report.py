@@ -1,0 +1,559 @@
+"""The report against numbers computed here from synthetic results."""
+
+import base64
+from html import parser as html_parser
+import io
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hawis_jax import config as config_lib
+from hawis_jax import cost
+from hawis_jax import errors
+from hawis_jax import experiment as experiment_lib
+from hawis_jax import figures
+from hawis_jax import report
+from hawis_jax import robustness
+from hawis_jax import wording
+
+_GEOMETRY = cost.cifar_geometry(20, (8, 8, 1), 32, 10, (64, 64))
+_FOUND = (24, 40, 32, 48, 40, 32, 56, 96, 64, 80, 96, 64, 112) + (
+  128,
+  192,
+  128,
+  160,
+  96,
+  64,
+)
+_WIDTHS = {
+  "found": _FOUND,
+  "baseline_1x": (16,) * 7 + (32,) * 6 + (64,) * 6,
+  "uniform": (32,) * 7 + (64,) * 6 + (128,) * 6,
+}
+# Accuracy lost at full severity of a scenario.
+_LOSS = {"found": 0.15, "baseline_1x": 0.6, "uniform": 0.2}
+
+
+def _experiment(**overrides):
+  config = config_lib.default()
+  config.update_from_flattened_dict(overrides)
+  return experiment_lib.Experiment(
+    config=config,
+    splits=types.SimpleNamespace(num_classes=10),
+    space=config_lib.width_space(config),
+    geometry=_GEOMETRY,
+    costs=np.zeros(0),
+    budget=240.0,
+    device=config_lib.device(config),
+    widths={name: _WIDTHS[name] for name in ("baseline_1x", "uniform")},
+  )
+
+
+def _costs(vector):
+  net_cost = cost.network_cost(np.array(vector, np.int64), _GEOMETRY)
+  return {name: int(value) for name, value in net_cost._asdict().items()}
+
+
+def _robustness(rng, config, nets=("found", "baseline_1x", "uniform"), **loss):
+  """A result of the sweep: chips are more or less lucky, with all nets."""
+  loss = {**_LOSS, **loss}
+  result = {"nets": {}}
+  luck = rng.normal(0, 0.3, config.robustness.chips)
+  for net in nets:
+    clean = round(0.97 * 360) / 360
+    sweeps = {}
+    for scenario in ("stuck_off", "stuck_on", "variation"):
+      levels = config.robustness[scenario]
+      sweeps[scenario] = []
+      for level in levels:
+        severity = (level / max(levels)) ** 1.5
+        spread = np.exp(luck + rng.normal(0, 0.1, luck.shape))
+        accuracy = clean - loss[net] * severity * spread
+        accuracy = np.round(np.clip(accuracy, 0.08, 1) * 360) / 360
+        sweeps[scenario].append(
+          {
+            "level": level,
+            **robustness.summarize(accuracy),
+            "accuracy": accuracy.tolist(),
+          }
+        )
+    result["nets"][net] = {
+      "widths": list(_WIDTHS[net]),
+      **_costs(_WIDTHS[net]),
+      "test_images": 360,
+      "clean": clean,
+      "sweeps": sweeps,
+    }
+  return result
+
+
+def _search(rng, config):
+  """A result of the search: the policy gains on random search."""
+  updates, num = config.search.updates, config.search.proposals
+  trajectory = {}
+  for method, gain in (("policy", 0.08), ("random", 0.0)):
+    mean = 0.6 + gain * (1 - np.exp(-np.arange(updates) / 30))
+    mean += rng.normal(0, 0.008, updates)
+    best = np.maximum.accumulate(mean + rng.uniform(0.03, 0.08, updates))
+    trajectory[method] = {"mean": mean.tolist(), "best": best.tolist()}
+
+  def finalist(vector, score, search_score):
+    net_cost = _costs(vector)
+    del net_cost["weights"]
+    return {
+      "widths": list(vector),
+      **net_cost,
+      "score": score,
+      "clean": score + 0.2,
+      "scenarios": [robustness.summarize(score + rng.normal(0, 0.02, 16))] * 2,
+      "search_score": search_score,
+    }
+
+  def ranked(top):
+    scores = np.sort(top - rng.exponential(0.01, config.search.finalists))[::-1]
+    return [finalist(_FOUND, s, s + 0.03) for s in scores.tolist()]
+
+  return {
+    "found": list(_FOUND),
+    "budget": 240.0,
+    "cost": "arrays",
+    "evaluations": updates * num,
+    "finalists": {
+      "policy": ranked(0.70),
+      "random": ranked(0.67),
+      "uniform": [finalist(_WIDTHS["uniform"], 0.655, None)],
+    },
+    "trajectory": trajectory,
+  }
+
+
+def _curves(rng, config, nets):
+  lines = []
+  for stage in ("pretrain", *(f"train/{net}" for net in nets), "robustness"):
+    total = config.pretrain.steps if stage == "pretrain" else config.train.steps
+    for step in range(config.log_every, total + 1, config.log_every):
+      left = np.exp(-4 * step / total) * np.exp(rng.normal(0, 0.2))
+      values = {"loss": 2.3 * left + 0.02, "weight_norm": 30.0}
+      names = ("accuracy",)
+      if stage == "pretrain":
+        names = ("accuracy_max", "accuracy_mean")
+      for place, name in enumerate(names):
+        values[name] = float(1 - 0.9 * left / 1.7 - 0.05 * place * left)
+      line = {"time": 0.0, "stage": stage, "step": step, "values": values}
+      lines.append(json.dumps(line) + "\n")
+  return "".join(lines)
+
+
+def _write(workdir, rng, config, nets=tuple(_WIDTHS), curves=True, **loss):
+  """Writes the results of all stages before the report; returns the sweep's."""
+  result = _robustness(rng, config, nets, **loss)
+  for stage, value in (
+    ("robustness", result),
+    ("search", _search(rng, config)),
+  ):
+    (workdir / stage).mkdir(exist_ok=True)
+    (workdir / stage / "result.json").write_text(json.dumps(value))
+  if curves:
+    (workdir / "metrics.jsonl").write_text(_curves(rng, config, nets))
+  return result
+
+
+class _Page(html_parser.HTMLParser):
+  """Checks that tags are closed; collects text and what points elsewhere."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.links, self.open, self.text = [], [], ""
+    self.feed(text)
+    self.close()
+    assert not self.open
+
+  def handle_starttag(self, tag, attrs):
+    assert tag not in ("script", "link", "iframe", "object", "base")
+    if tag not in ("meta", "img"):
+      self.open.append(tag)
+    names = ("src", "href", "srcset", "action", "data", "poster")
+    self.links += [value for name, value in attrs if name in names]
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.text += data + "\n"
+
+
+def _run(experiment, workdir):
+  """Runs the stage; returns report.json's content and the page."""
+  metrics = types.SimpleNamespace(recording=True, stream=io.StringIO())
+  report.run(experiment, workdir, metrics)
+  folder = workdir / "report"
+  content = json.loads((folder / "report.json").read_text())
+  return content, (folder / "index.html").read_text()
+
+
+@pytest.fixture
+def rng():
+  return np.random.default_rng(7)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  """One report of all nets: (workdir, sweep's result, search's, content)."""
+  workdir = tmp_path_factory.mktemp("digits")
+  experiment = _experiment(**{"data.data_dir": "<script>alert(1)</script>&"})
+  result = _write(workdir, np.random.default_rng(3), experiment.config)
+  content, _ = _run(experiment, workdir)
+  search = json.loads((workdir / "search" / "result.json").read_text())
+  return workdir, result, search, content
+
+
+def test_tables_hold_the_results(made):
+  workdir, result, _, content = made
+  page = _Page((workdir / "report" / "index.html").read_text())
+  assert list(content["nets"]) == ["found", "uniform", "baseline_1x"]
+  for name, net in result["nets"].items():
+    shown, vector = content["nets"][name], np.array(_WIDTHS[name])
+    inputs = np.append(32, vector[:-1])  # 32 planes of one channel
+    assert shown["weights"] == (9 * inputs * vector).sum() + 10 * vector[-1]
+    assert f"\n{shown['arrays']}\n" in page.text
+    # Wilson's interval, written out.
+    n, z = 360, stats.norm.ppf(0.975)
+    p = net["clean"]
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n)
+    low, high = 100 * (middle - half), 100 * (middle + half)
+    assert f"\n{100 * p:.2f} [{low:.2f}, {high:.2f}]\n" in page.text
+    for scenario, entries in net["sweeps"].items():
+      for index, entry in enumerate(entries):
+        _check_level(entry, shown["sweeps"][scenario], index, page)
+
+
+def _check_level(entry, sweep, index, page):
+  accuracy = np.array(entry["accuracy"])
+  half = stats.t.ppf(0.975, len(accuracy) - 1) * stats.sem(accuracy)
+  mean, p5 = accuracy.mean(), np.quantile(accuracy, 0.05)
+  low, high = mean - half, mean + half
+  assert sweep["level"][index] == entry["level"]
+  np.testing.assert_allclose(sweep["mean"][index], mean)
+  np.testing.assert_allclose(sweep["p5"][index], p5)
+  np.testing.assert_allclose(sweep["ci95"][index], (low, high), atol=1e-12)
+  text = f"{100 * mean:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+  assert f"\n{text}\n5th pct. {100 * p5:.2f}\n" in page.text
+
+
+def test_search_table_holds_the_finalists(made):
+  workdir, _, search, content = made
+  page = _Page((workdir / "report" / "index.html").read_text())
+  assert content["search"] == search
+  best = {}
+  for method, entries in search["finalists"].items():
+    best[method] = max(entry["score"] for entry in entries)
+    mean = np.mean([entry["score"] for entry in entries])
+    assert f"\n{100 * best[method]:.2f}\n{100 * mean:.2f}\n" in page.text
+  gain = 100 * (best["policy"] - best["random"])
+  assert f"ahead of random search ({gain:+.2f} points)" in page.text
+
+
+def test_differences_are_paired(made):
+  _, result, _, content = made
+  nets = result["nets"]
+  rows = content["comparisons"]
+  assert len(rows) == 2 * (6 + 5 + 7)
+  for row in rows:
+    first, second = (
+      next(
+        entry["accuracy"]
+        for entry in nets[net]["sweeps"][row["scenario"]]
+        if entry["level"] == row["level"]
+      )
+      for net in ("found", row["rival"])
+    )
+    np.testing.assert_allclose(
+      row["difference"], np.mean(first) - np.mean(second), atol=1e-12
+    )
+    if row["level"]:  # scipy has no interval where all chips agree
+      interval = stats.ttest_rel(first, second).confidence_interval(0.95)
+      np.testing.assert_allclose(row["ci95"], interval)
+
+
+def test_paired_difference_by_hand():
+  """Differences 0.1, 0.2, 0.3: t = 4.30265 on 2 degrees of freedom."""
+  row = report.paired_difference([0.5, 0.7, 0.9], [0.4, 0.5, 0.6, 0.1])
+  half = 4.30265 * 0.1 / 3**0.5
+  np.testing.assert_allclose(row["ci95"], [0.2 - half, 0.2 + half], rtol=1e-5)
+  assert (row["chips"], row["verdict"]) == (3, "undecided")
+  assert report.paired_difference([0.2, 0.2], [0.2, 0.2])["ci95"] == [0, 0]
+
+
+def _content(verdicts, widths=(16, 16)):
+  """Content for a headline: one scenario a verdict against `uniform`."""
+  numbers = {
+    "ahead": (0.02, [0.01, 0.03]),
+    "behind": (-0.02, [-0.03, -0.01]),
+    "undecided": (0.0, [-0.01, 0.01]),
+  }
+  scenarios = ("stuck_off", "stuck_on", "variation")
+  rows = []
+  for level in (0.5, 1.0):
+    for scenario, verdict in zip(scenarios, verdicts, strict=True):
+      if level < 1:  # not the harshest: must not be told
+        verdict = "ahead"
+      difference, ci95 = numbers[verdict]
+      rows.append(
+        dict(
+          rival="uniform",
+          scenario=scenario,
+          level=level,
+          difference=difference,
+          ci95=ci95,
+          verdict=verdict,
+        )
+      )
+  return {
+    "nets": {
+      "found": {"widths": [8, 24], "arrays": 30, "sweeps": {}},
+      "uniform": {"widths": list(widths), "arrays": 20, "sweeps": {}},
+    },
+    "search": {"cost": "arrays"},
+    "comparisons": rows,
+  }
+
+
+@pytest.mark.parametrize(
+  "verdicts, claim",
+  [
+    (
+      "ahead ahead ahead",
+      "The found net beats the uniform net at the harshest",
+    ),
+    ("behind behind behind", "The found net loses to the uniform net at the"),
+    (
+      "ahead behind undecided",
+      "Mixed: against the uniform net, the found net is ahead at 1, behind at "
+      "1, undecided at 1 of 3 harshest defect levels",
+    ),
+    (
+      "undecided undecided undecided",
+      "Undecided: the found net can't be told from the uniform net at the "
+      "harshest level of any defect",
+    ),
+    (
+      "behind undecided undecided",
+      "No win: against the uniform net, the found net is behind at 1, "
+      "undecided at 2 of 3",
+    ),
+  ],
+)
+def test_headline_says_who_wins(verdicts, claim):
+  verdicts = verdicts.split()
+  (line,) = wording.headline(_content(verdicts))
+  assert line.startswith(claim)
+  assert "(30 against 20 crossbar arrays, 1.50 times the cost)" in line
+  shown = {
+    "ahead": "+2.00 [+1.00, +3.00]",
+    "behind": "-2.00 [-3.00, -1.00]",
+    "undecided": "0.00 [-1.00, +1.00]",
+  }
+  texts = ("100 % stuck off", "100 % stuck on", "variation γ = 1")
+  for verdict, text in zip(verdicts, texts, strict=True):
+    assert f"{shown[verdict]} points at {text}" in line
+
+
+def test_headline_of_equal_widths():
+  (line,) = wording.headline(_content(["ahead"] * 3, widths=(8, 24)))
+  assert line == "The found net has the same widths as the uniform net."
+
+
+def test_a_found_net_that_loses(rng, tmp_path):
+  experiment = _experiment()
+  _write(tmp_path, rng, experiment.config, found=0.4)
+  path = tmp_path / "search" / "result.json"
+  search = json.loads(path.read_text())
+  search["finalists"]["random"][0]["score"] = 0.9
+  path.write_text(json.dumps(search))
+  content, page = _run(experiment, tmp_path)
+  versus_uniform, versus_baseline = content["headline"]
+  assert versus_uniform.startswith("The found net loses to the uniform net")
+  assert versus_baseline.startswith("The found net beats the 1x baseline net")
+  assert versus_uniform in _Page(page).text
+  assert "the policy is not ahead of random search" in page
+
+
+def test_page_stands_alone_and_is_escaped(made):
+  workdir, _, _, content = made
+  text = (workdir / "report" / "index.html").read_text()
+  page = _Page(text)
+  assert "<script" not in text
+  assert "<script>alert(1)</script>&" in page.text
+  assert len(page.links) == len(figures.FILES)
+  for link, name in zip(page.links, content["files"][1:], strict=True):
+    kind, data = link.split(",")
+    assert kind == "data:image/png;base64"
+    assert base64.b64decode(data) == (workdir / "report" / name).read_bytes()
+  assert "url(" not in text
+  assert "@import" not in text
+
+
+def test_figures_need_only_report_json(made):
+  workdir, _, _, content = made
+  drawn = figures.draw(content)
+  assert tuple(drawn) == figures.FILES
+  for name, data in drawn.items():
+    assert data == (workdir / "report" / name).read_bytes()
+
+
+def test_a_finished_report_is_left_alone(rng, tmp_path):
+  experiment = _experiment()
+  result = _write(tmp_path, rng, experiment.config)
+  before, _ = _run(experiment, tmp_path)
+  folder = tmp_path / "report"
+
+  def stamps():
+    return {f: f.stat().st_mtime_ns for f in folder.iterdir()}
+
+  first = stamps()
+  assert {f.name for f in first} == {
+    *figures.FILES,
+    "index.html",
+    "report.json",
+  }
+  _run(experiment, tmp_path)
+  assert stamps() == first
+  (folder / "search.png").unlink()
+  (folder / "report.json").write_text("{")
+  after, _ = _run(experiment, tmp_path)
+  assert after["digest"] == before["digest"]
+  assert {f.name for f in stamps()} == {f.name for f in first}
+  # Other results: another report, and no picture of what is gone.
+  result["nets"]["found"]["clean"] = 0.5
+  path = tmp_path / "robustness" / "result.json"
+  path.write_text(json.dumps(result))
+  (tmp_path / "metrics.jsonl").unlink()
+  changed, page = _run(experiment, tmp_path)
+  assert changed["digest"] != before["digest"]
+  assert "50.00 [" in page
+  assert not (folder / "training.png").exists()
+
+
+def test_free_running_metrics_do_not_remake_it(rng, tmp_path):
+  experiment = _experiment()
+  _write(tmp_path, rng, experiment.config)
+  before = report.collect(experiment, tmp_path)["digest"]
+  line = {"time": 1.0, "stage": "robustness", "step": 9, "values": {"x": 1.0}}
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write(json.dumps(line) + "\n")
+  assert report.collect(experiment, tmp_path)["digest"] == before
+
+
+@pytest.mark.parametrize(
+  "net, line",
+  [
+    ("found", "There is no other net to compare the found net with."),
+    ("uniform", "The found net was not measured, only uniform."),
+  ],
+)
+def test_one_net_alone(rng, tmp_path, net, line):
+  experiment = _experiment(**{"train.nets": (net,)})
+  _write(tmp_path, rng, experiment.config, nets=(net,), curves=False)
+  content, page = _run(experiment, tmp_path)
+  assert content["comparisons"] == []
+  assert content["missing"] == []
+  assert content["headline"][0].startswith(line)
+  assert _Page(page).links
+  assert "training.png" not in content["files"]
+
+
+def test_an_unfinished_sweep_says_what_is_missing(rng, tmp_path):
+  experiment = _experiment()
+  result = _write(tmp_path, rng, experiment.config, curves=False)
+  del result["nets"]["baseline_1x"]
+  sweeps = result["nets"]["uniform"]["sweeps"]
+  del sweeps["variation"]
+  del sweeps["stuck_on"][-1]
+  path = tmp_path / "robustness" / "result.json"
+  path.write_text(json.dumps(result))
+  content, page = _run(experiment, tmp_path)
+  assert "uniform: 2 % stuck on; uniform: variation γ = 0; " in page
+  assert len(content["missing"]) == 1 + 7 + 18
+  # Compared at the harshest level that both have.
+  (line,) = content["headline"]
+  assert "at 1.5 % stuck on" in line
+  assert "variation" not in line
+
+
+def test_a_net_without_a_colour_of_its_own(rng, tmp_path):
+  experiment = _experiment()
+  result = _write(tmp_path, rng, experiment.config, curves=False)
+  result["nets"]["int8"] = result["nets"].pop("baseline_1x")
+  path = tmp_path / "robustness" / "result.json"
+  path.write_text(json.dumps(result))
+  content, page = _run(experiment, tmp_path)
+  assert list(content["nets"]) == ["found", "uniform", "int8"]
+  assert "found - int8 [points]" in page
+
+
+def test_missing_results_are_named(rng, tmp_path):
+  experiment = _experiment()
+  _write(tmp_path, rng, experiment.config)
+  path = tmp_path / "robustness" / "result.json"
+  path.write_text('{"nets": {}}')
+  with pytest.raises(errors.InputError, match="got no net"):
+    _run(experiment, tmp_path)
+  path.unlink()
+  with pytest.raises(errors.InputError, match="--stages robustness first"):
+    _run(experiment, tmp_path)
+  _write(tmp_path, rng, experiment.config)
+  (tmp_path / "search" / "result.json").unlink()
+  with pytest.raises(errors.InputError, match="--stages search first"):
+    _run(experiment, tmp_path)
+  assert not (tmp_path / "report").exists()
+
+
+def test_a_folder_that_cannot_be_written(rng, tmp_path):
+  experiment = _experiment()
+  _write(tmp_path, rng, experiment.config, curves=False)
+  (tmp_path / "report").write_text("a file")
+  with pytest.raises(errors.InputError, match="can't write"):
+    _run(experiment, tmp_path)
+
+
+def test_only_the_recording_process_writes(tmp_path):
+  silent = types.SimpleNamespace(recording=False)
+  report.run(_experiment(), tmp_path, silent)
+  assert not list(tmp_path.iterdir())
+
+
+def test_name_and_command(made, monkeypatch):
+  workdir, *_, content = made
+  assert content["name"] == workdir.name
+  argv = [
+    "/x/hawis_jax/main.py",
+    "--config=configs/tiny.py:a",
+    "--stages",
+    "all",
+  ]
+  monkeypatch.setattr(sys, "argv", argv)
+  again = report.collect(_experiment(), workdir)
+  assert again["name"] == "tiny"
+  assert again["command"] == (
+    "python -m hawis_jax.main --config=configs/tiny.py:a --stages all"
+  )
+
+
+@pytest.mark.parametrize(
+  "count, text",
+  [
+    (9999, "9,999"),
+    (10_000, "10.0 k"),
+    (273_200, "273 k"),
+    (999_600, "1.00 M"),
+    (27_900_000_000, "27.9 G"),
+    (2**53, "9.01 P"),
+  ],
+)
+def test_amounts(count, text):
+  assert wording.amount(count) == text

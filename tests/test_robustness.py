@@ -1,0 +1,167 @@
+"""Monte Carlo over chips: independence of batching, pairing, summaries."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from hawis_jax import binary
+from hawis_jax import crossbar
+from hawis_jax import resnet
+from hawis_jax import robustness
+
+_WIDTHS = (6, 5, 6, 8, 10, 12, 12)
+_DEVICE = crossbar.Device(stuck_off=0.1, stuck_on=0.02, variation=0.3)
+
+
+@pytest.fixture(scope="module")
+def net():
+  """(module, variables, uint8 images, labels) of a random net."""
+  rng = np.random.default_rng()
+  module = resnet.cifar_resnet(8, _WIDTHS, 10)
+  images = rng.integers(0, 256, (40, 8, 8, 1)).astype(np.uint8)
+  bits = binary.thermometer_code(jnp.asarray(images), 8)
+  init = jax.jit(functools.partial(module.init, train=False))
+  variables = dict(init(jax.random.key(rng.integers(2**31)), bits))
+  recalibrate = jax.jit(resnet.recalibrate, static_argnums=0)
+  variables["batch_stats"] = recalibrate(module, variables, bits[None])
+  labels = rng.integers(0, 10, 40).astype(np.int32)
+  return module, variables, images, labels
+
+
+def _batches(images, labels, batch_size):
+  """Padded batches; the padding is garbage that must not count."""
+  pad = -len(images) % batch_size
+  image = np.concatenate([images, 255 - images[:pad]])
+  label = np.concatenate([labels, labels[:pad]])
+  mask = np.arange(len(image)) < len(images)
+  return robustness.Batches(
+    *(x.reshape(-1, batch_size, *x.shape[1:]) for x in (image, label, mask))
+  )
+
+
+def _evaluate(net, batch_size=40, num_chips=6, **kwargs):
+  module, variables, images, labels = net
+  return robustness.evaluate_chips(
+    jax.random.key(7),
+    module,
+    variables,
+    _batches(images, labels, batch_size),
+    _DEVICE,
+    num_chips,
+    levels=8,
+    **kwargs,
+  )
+
+
+def test_accuracy_is_that_of_the_programmed_net(net):
+  """Against a plain loop: program one chip, run the net, count."""
+  module, variables, images, labels = net
+  got = _evaluate(net, batch_size=16)
+  bits = binary.thermometer_code(jnp.asarray(images), 8)
+  apply = jax.jit(functools.partial(module.apply, train=False))
+  for chip in range(6):
+    key = jax.random.fold_in(jax.random.key(7), chip)
+    programmed = crossbar.program(key, variables, _DEVICE)
+    hits = np.asarray(apply(programmed, bits)).argmax(-1) == labels
+    np.testing.assert_allclose(got[chip], hits.mean(), atol=1e-6)
+  assert len(set(got)) > 1
+
+
+def test_chips_do_not_depend_on_how_they_are_batched(net):
+  reference = _evaluate(net)
+  np.testing.assert_array_equal(reference[:2], _evaluate(net, num_chips=2))
+  np.testing.assert_array_equal(reference, _evaluate(net, chips_per_step=3))
+  np.testing.assert_array_equal(reference, _evaluate(net, batch_size=7))
+
+
+def test_ideal_chips_have_the_clean_accuracy(net):
+  module, variables, images, labels = net
+  bits = binary.thermometer_code(jnp.asarray(images), 8)
+  logits = module.apply(variables, bits, train=False)
+  clean = (np.asarray(logits).argmax(-1) == labels).mean()
+  batches = _batches(images, labels, 16)
+  got = robustness.ideal_accuracy(module, variables, batches, 8)
+  np.testing.assert_allclose(got, clean, atol=1e-6)
+
+
+def test_candidates_of_a_supernet_share_the_chip(net):
+  """Scores of several width vectors equal each vector scored alone."""
+  module, variables, images, labels = net
+  widths = jnp.array([_WIDTHS, [3, 5, 2, 8, 4, 7, 12], [1] * 7])
+  norms = jax.tree.map(
+    lambda x: jnp.stack([x] * 3), variables["batch_stats"]
+  )
+  keys = jax.random.split(jax.random.key(1), 2)
+  devices = jax.tree.map(lambda x: jnp.full(2, x, jnp.float32), _DEVICE)
+  score = jax.jit(robustness.score_chips, static_argnums=(0, 7))
+
+  def run(widths, norms):
+    batches = _batches(images, labels, 16)
+    return score(module, variables, widths, norms, batches, keys, devices, 8)
+
+  together = run(widths, norms)
+  assert together.accuracy.shape == (2, 3)
+  for index in range(3):
+    alone = run(
+      widths[index][None], jax.tree.map(lambda x: x[index : index + 1], norms)
+    )
+    np.testing.assert_array_equal(
+      together.accuracy[:, index], alone.accuracy[:, 0]
+    )
+    np.testing.assert_allclose(
+      together.cross_entropy[:, index], alone.cross_entropy[:, 0], rtol=1e-5
+    )
+
+
+def test_chip_mode_recalibrates_on_the_programmed_chip(net):
+  module, variables, images, labels = net
+  calibration = jnp.asarray(images)[None]
+  got = _evaluate(net, calibration=calibration)
+  bits = binary.thermometer_code(jnp.asarray(images), 8)
+
+  @jax.jit
+  def by_hand(key):
+    programmed = crossbar.program(key, variables, _DEVICE)
+    stats = resnet.recalibrate(module, programmed, bits[None])
+    programmed = {**programmed, "batch_stats": stats}
+    return module.apply(programmed, bits, train=False)
+
+  for chip in range(3):
+    logits = by_hand(jax.random.fold_in(jax.random.key(7), chip))
+    hits = np.asarray(logits).argmax(-1) == labels
+    np.testing.assert_allclose(got[chip], hits.mean(), atol=1e-6)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=50))
+def test_summary(values):
+  values = np.array(values)
+  got = robustness.summarize(values)
+  assert got["chips"] == len(values)
+  np.testing.assert_allclose(got["mean"], values.mean())
+  np.testing.assert_allclose(got["std"], values.std(ddof=1))
+  np.testing.assert_allclose(got["p5"], np.percentile(values, 5))
+  worst = sorted(values)[: int(np.ceil(len(values) / 4))]
+  np.testing.assert_allclose(got["cvar"], np.mean(worst))
+  np.testing.assert_allclose(
+    robustness.cvar(jnp.asarray(values, jnp.float32)), np.mean(worst), atol=1e-6
+  )
+  if values.std() > 1e-6:
+    reference = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(got["ci95"], reference, atol=1e-9)
+
+
+def test_interval_covers_the_mean():
+  """95 % intervals of 1,000 simulated sweeps cover the truth about that often."""
+  rng = np.random.default_rng()
+  truth, chips, runs = 0.8, 16, 1000
+  covered = 0
+  for _ in range(runs):
+    low, high = robustness.summarize(rng.normal(truth, 0.05, chips))["ci95"]
+    covered += low <= truth <= high
+  assert stats.binomtest(covered, runs, 0.95).pvalue > 1e-6

@@ -29,8 +29,6 @@ _SHOWN = 3  # differing entries named in an error
 _ARRAYS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray)
 _NONE, _ALL_DAMAGED = -1, -2  # in place of a step, between processes
 
-read_json = files.read_json
-write_json = files.write_json
 _log = logging.getLogger(__name__)
 
 # What Orbax logs as errors, with long tracebacks, it also raises.

@@ -10,9 +10,9 @@ from typing import Any
 
 import ml_collections
 
-from hawis_jax import files
 from hawis_jax import crossbar
 from hawis_jax import errors
+from hawis_jax import files
 from hawis_jax import widths
 
 # Fields that may differ between a run and its resumption: they change how a
@@ -182,9 +182,7 @@ _OPTIMIZER_RULES = {
   "weight_decay": _number(0, 1),
   "milestones": _true(
     "a tuple of ascending shares of the steps in (0, 1)",
-    lambda x: (
-      all(0 < share < 1 for share in x) and list(x) == sorted(set(x))
-    ),
+    lambda x: all(0 < share < 1 for share in x) and list(x) == sorted(set(x)),
   ),
 }
 
@@ -284,9 +282,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 
 def _error(field, got, allowed):
-  return errors.InputError(
-    f"config.{field}: got {got!r}, allowed is {allowed}"
-  )
+  return errors.InputError(f"config.{field}: got {got!r}, allowed is {allowed}")
 
 
 def width_space(config: ml_collections.ConfigDict) -> widths.WidthSpace:

@@ -54,13 +54,14 @@ class Experiment:
   widths: dict[str, tuple[int, ...]]
 
   def network(self, max_widths: tuple[int, ...]) -> nn.Module:
-    """The network at given maximum widths; the super-net at the space's."""
+    """The network at given maximum widths."""
     return resnet.cifar_resnet(
       self.config.network.depth, max_widths, self.splits.num_classes
     )
 
   @property
   def supernet(self) -> nn.Module:
+    """The network at the space's maximum widths."""
     return self.network(self.space.max_widths)
 
   def key(self, use: str) -> chex.PRNGKey:

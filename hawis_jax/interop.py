@@ -102,7 +102,7 @@ def _path(name: str) -> tuple[str, ...] | None:
 
 
 def _layout(value: np.ndarray) -> np.ndarray:
-  """`[C_out, C_in, k, k]` -> `[k, k, C_in, C_out]`; `[out, in]` -> transposed."""
+  """`[C_out, C_in, k, k]` -> `[k, k, C_in, C_out]`; a matrix is transposed."""
   if value.ndim == 4:
     return value.transpose(2, 3, 1, 0)
   return value.T

@@ -110,7 +110,7 @@ class Metrics:
   def _drop(self, unwanted):
     """Rewrites the file without unwanted and damaged lines, if it has any."""
     with files.write_errors(self._path):
-      self._path.touch()
+      self._path.open("ab").close()
       lines = self._path.read_bytes().splitlines(keepends=True)
       kept = [x for x in lines if (p := _parse(x)) and not unwanted(p)]
       if kept != lines:

@@ -9,7 +9,6 @@ import chex
 import flax
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -17,6 +16,7 @@ import optax
 from hawis_jax import checkpoint
 from hawis_jax import errors
 from hawis_jax import metrics as metrics_lib
+from hawis_jax import resnet
 
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("cosine", "multistep", "constant")
@@ -46,9 +46,7 @@ def init_state(
   """Returns the state before step 0 of a network with `planes` inputs."""
 
   def make(key):
-    # Parameters don't depend on the image size, but for the planes.
-    bits = jnp.zeros((1, 8, 8, planes))
-    variables = module.init(key, bits, train=False)
+    variables = resnet.init(module, key, planes)
     params = variables["params"]
     return TrainState(params, variables["batch_stats"], optimizer.init(params))
 
@@ -155,6 +153,9 @@ def run_steps(
   start, state = restored if restored else (0, state)
   if start >= total:
     return state
+  # Restored arrays are committed to a device. Commit fresh ones too, or the
+  # second step compiles again.
+  state = jax.device_put(state, jax.devices()[0])
   progress = metrics.stage(name, total=total, start=start)
   stream = batches(start) if batches else None
   saved, pending = time.monotonic(), []
@@ -166,13 +167,12 @@ def run_steps(
     if done % log_every and done != total:
       continue
     pending = jax.device_get(pending)
-    for back, values in enumerate(reversed(pending)):
-      _check_finite(name, done - back, values, checkpoints)
+    for at, values in enumerate(pending, done - len(pending) + 1):
+      _check_finite(name, at, values, checkpoints)
     progress.report(done, {k: float(v) for k, v in pending[-1].items()})
     pending = []
     if done == total or time.monotonic() - saved > checkpoint_seconds:
-      # A copy: the next step may reuse the buffers while they are written.
-      checkpoints.save(done, jax.tree.map(jnp.copy, state))
+      checkpoints.save(done, state)
       saved = time.monotonic()
   checkpoints.wait()
   return state

@@ -33,7 +33,10 @@ class Policy(nn.Module):
   hidden: int = 64
 
   @nn.compact
-  def __call__(self, carry: chex.Array, features: chex.Array):
+  def __call__(
+    self, carry: chex.Array, features: chex.Array
+  ) -> tuple[chex.Array, chex.Array]:
+    """GRU state `[hidden]` and features `[F]` -> (state, logits `[C]`)."""
     carry, output = nn.GRUCell(self.hidden)(carry, features)
     logits = nn.Dense(
       self.num_choices, kernel_init=nn.initializers.zeros, name="logits"

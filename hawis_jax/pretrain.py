@@ -186,8 +186,10 @@ def sandwich_step(
   levels: int,
   distill: bool,
 ) -> tuple[optimize.TrainState, dict[str, chex.Array]]:
-  """One optimiser step on N width vectors, the maximum first: it uses every
-  weight, so that weight decay moves none that the step did not train.
+  """One optimiser step on N width vectors, the maximum first.
+
+  The maximum net uses every weight, so weight decay moves none that the step
+  did not train.
 
   Args:
     state: before.
@@ -210,6 +212,6 @@ def sandwich_step(
     "loss": loss,
     "accuracy_max": hits[0],
     "accuracy_mean": hits.mean(),
-    "weight_norm": optax.global_norm(params),
+    "weight_norm": optax.tree.norm(params),
   }
   return state.replace(params=params, opt_state=opt_state), values

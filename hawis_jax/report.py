@@ -17,7 +17,6 @@ import sys
 import numpy as np
 from scipy import stats
 
-from hawis_jax import checkpoint
 from hawis_jax import config as config_lib
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
@@ -64,13 +63,13 @@ def run(
       partial.write_bytes(data)
       partial.replace(folder / name)
   # Last: its digest says that the rest is complete.
-  checkpoint.write_json(folder / "report.json", content)
+  files.write_json(folder / "report.json", content)
   print(f"report  {folder / 'index.html'}", file=metrics.stream, flush=True)
 
 
 def _is_finished(folder, digest):
   try:
-    content = checkpoint.read_json(folder / "report.json")
+    content = files.read_json(folder / "report.json")
   except errors.InputError:  # missing or damaged
     return False
   return content.get("digest") == digest and all(

@@ -276,9 +276,7 @@ def search_step(
   policy_key, random_key, chip_key = jax.random.split(
     jax.random.fold_in(key, step), 3
   )
-  proposals = policy_lib.propose(
-    policy_key, policy, state.params, context, num
-  )
+  proposals = policy_lib.propose(policy_key, policy, state.params, context, num)
   uniform = jax.vmap(context.feasible.sample)(jax.random.split(random_key, num))
   choices = jnp.stack([proposals.choices, uniform])
   scores = score(
@@ -322,7 +320,7 @@ def search_step(
     "random": robust[1].mean(),
     "random_best": robust[1].max(),
     "entropy": proposals.entropies.mean(),
-    "policy_norm": optax.global_norm(params),
+    "policy_norm": optax.tree.norm(params),
   }
   return state, values
 
@@ -374,9 +372,7 @@ def choose(
   )
   ranked = {}
   for method, group in finalists.items():
-    entries = [
-      {**next(scored), "search_score": score} for _, score in group
-    ]
+    entries = [{**next(scored), "search_score": score} for _, score in group]
     ranked[method] = sorted(entries, key=lambda e: -e["score"])
   best = np.fmax.accumulate(np.nanmax(state.scores, axis=2), axis=0)
   return {

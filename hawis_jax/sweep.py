@@ -9,9 +9,9 @@ import pathlib
 
 import numpy as np
 
-from hawis_jax import files
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
+from hawis_jax import files
 from hawis_jax import metrics as metrics_lib
 from hawis_jax import robustness
 from hawis_jax import train

@@ -174,6 +174,6 @@ def train_step(
   values = {
     "loss": loss,
     "accuracy": (logits.argmax(-1) == batch["label"]).mean(),
-    "weight_norm": optax.global_norm(params),
+    "weight_norm": optax.tree.norm(params),
   }
   return optimize.TrainState(params, batch_stats, opt_state), values

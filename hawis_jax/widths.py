@@ -41,10 +41,12 @@ class WidthSpace:
 
   @property
   def max_widths(self) -> tuple[int, ...]:
+    """The widest vector, `[L]`."""
     return tuple(layer[-1] for layer in self.choices)
 
   @property
   def min_widths(self) -> tuple[int, ...]:
+    """The narrowest vector, `[L]`."""
     return tuple(layer[0] for layer in self.choices)
 
   @property
@@ -56,7 +58,7 @@ class WidthSpace:
 
   @property
   def valid(self) -> np.ndarray:
-    """bool `[L, C]`, False on the padding of `table`."""
+    """Bool `[L, C]`, False on the padding of `table`."""
     sizes = np.array([len(layer) for layer in self.choices])
     return np.arange(sizes.max()) < sizes[:, None]
 
@@ -214,8 +216,8 @@ def feasible_set(
   if np.isneginf(np.asarray(table.log_counts(0, 0, 0))).all():
     cheapest, dearest = cost_range(space, costs)
     raise errors.InputError(
-      f"{name}: got a window of {low:g} to {high:g} that holds no width vector; "
-      f"the space's vectors cost {cheapest} to {dearest}"
+      f"{name}: got a window of {low:g} to {high:g} that holds no width "
+      f"vector; the space's vectors cost {cheapest} to {dearest}"
     )
   return table
 
@@ -301,8 +303,9 @@ def uniform_widths(
     if vector_cost(space, costs, widths) <= budget:
       best = widths
   if best is None:
+    cheapest = cost_range(space, costs)[0]
     raise errors.InputError(
-      f"budget: got {budget:g}, needed is at least {cost_range(space, costs)[0]}"
+      f"budget: got {budget:g}, needed is at least {cheapest}"
     )
   return best
 

@@ -1,12 +1,12 @@
 """1-bit arithmetic against vectors of the published code, and its exactness."""
 
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import settings
-from hypothesis import strategies as st
 
 from hawis_jax import binary
 from hawis_jax import errors

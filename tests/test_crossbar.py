@@ -2,13 +2,13 @@
 
 import dataclasses
 
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import settings
-from hypothesis import strategies as st
 from scipy import stats
 
 from hawis_jax import crossbar
@@ -72,7 +72,9 @@ def test_padding_cells_are_off():
   )
 
 
-@pytest.mark.parametrize("p_on, p_off", [(0.0175, 0.0904), (0.2, 0.5), (0, 0.1)])
+@pytest.mark.parametrize(
+  "p_on, p_off", [(0.0175, 0.0904), (0.2, 0.5), (0, 0.1)]
+)
 def test_fault_counts_are_binomial(p_on, p_off):
   """Cells at g_on / g_off, per polarity, and their joint rates on weights."""
   device = crossbar.Device(stuck_on=p_on, stuck_off=p_off)

@@ -3,11 +3,11 @@
 import functools
 from unittest import mock
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
 from hawis_jax import binary
 from hawis_jax import errors

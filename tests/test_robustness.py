@@ -2,12 +2,12 @@
 
 import functools
 
+from hypothesis import given
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 
 from hawis_jax import binary
@@ -94,9 +94,7 @@ def test_candidates_of_a_supernet_share_the_chip(net):
   """Scores of several width vectors equal each vector scored alone."""
   module, variables, images, labels = net
   widths = jnp.array([_WIDTHS, [3, 5, 2, 8, 4, 7, 12], [1] * 7])
-  norms = jax.tree.map(
-    lambda x: jnp.stack([x] * 3), variables["batch_stats"]
-  )
+  norms = jax.tree.map(lambda x: jnp.stack([x] * 3), variables["batch_stats"])
   keys = jax.random.split(jax.random.key(1), 2)
   devices = jax.tree.map(lambda x: jnp.full(2, x, jnp.float32), _DEVICE)
   score = jax.jit(robustness.score_chips, static_argnums=(0, 7))
@@ -108,9 +106,8 @@ def test_candidates_of_a_supernet_share_the_chip(net):
   together = run(widths, norms)
   assert together.accuracy.shape == (2, 3)
   for index in range(3):
-    alone = run(
-      widths[index][None], jax.tree.map(lambda x: x[index : index + 1], norms)
-    )
+    own_norms = jax.tree.map(lambda x, i=index: x[i][None], norms)
+    alone = run(widths[index][None], own_norms)
     np.testing.assert_array_equal(
       together.accuracy[:, index], alone.accuracy[:, 0]
     )
@@ -157,7 +154,7 @@ def test_summary(values):
 
 
 def test_interval_covers_the_mean():
-  """95 % intervals of 1,000 simulated sweeps cover the truth about that often."""
+  """95 % intervals of 1,000 simulated sweeps cover the truth that often."""
   rng = np.random.default_rng()
   truth, chips, runs = 0.8, 16, 1000
   covered = 0

@@ -3,12 +3,12 @@
 import itertools
 import re
 
-import jax
-import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
+import jax
+import numpy as np
+import pytest
 from scipy import stats
 
 from hawis_jax import cost
@@ -42,7 +42,9 @@ def _brute_force(space, geometry, kind):
   return vectors, getattr(cost.network_cost(vectors, geometry), kind)
 
 
-@given(st.integers(0, 2**31 - 1), st.integers(2, 6), st.sampled_from(cost.KINDS))
+@given(
+  st.integers(0, 2**31 - 1), st.integers(2, 6), st.sampled_from(cost.KINDS)
+)
 @settings(deadline=None, max_examples=10)
 def test_feasible_set_holds_exactly_the_window(seed, num_layers, kind):
   """Every completion count, hence every drawn vector, against enumeration."""

@@ -39,9 +39,7 @@ def split(matrix: chex.Array, tile_shape: tuple[int, int]) -> chex.Array:
   tile_rows, tile_cols = tile_shape
   pad = [(0, -n % t) for n, t in zip(matrix.shape, tile_shape, strict=True)]
   matrix = jnp.pad(matrix, pad)
-  grid = matrix.reshape(
-    matrix.shape[0] // tile_rows, tile_rows, -1, tile_cols
-  )
+  grid = matrix.reshape(matrix.shape[0] // tile_rows, tile_rows, -1, tile_cols)
   return grid.transpose(0, 2, 1, 3)
 
 

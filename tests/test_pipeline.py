@@ -1,0 +1,360 @@
+"""The main job from end to end on digits, shortened: run, resume, refuse."""
+
+import json
+import pathlib
+import re
+import sys
+import warnings
+
+from absl import flags
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+import pytest
+
+from hawis_jax import main
+from hawis_jax import metrics
+from hawis_jax import pretrain
+from hawis_jax import resnet
+from hawis_jax import search
+from hawis_jax import train
+
+_CONFIG = str(pathlib.Path(__file__).parents[1] / "configs" / "digits.py")
+_SHORT = {
+  "log_every": 2,
+  "checkpoint_seconds": 0.0,
+  "data.validation_images": 64,
+  "space.choices": "((4,8),(8,16),(16,32))",
+  "network.base_widths": "(4,8,16)",
+  "search.budget_uniform": 1.5,
+  "pretrain.steps": 8,
+  "pretrain.warmup_steps": 3,
+  "pretrain.batch_size": 16,
+  "search.updates": 4,
+  "search.proposals": 4,
+  "search.images": 64,
+  "search.batch_size": 32,
+  "search.calibration_images": 64,
+  "search.finalists": 3,
+  "search.finalist_chips": 3,
+  "train.steps": 8,
+  "train.batch_size": 16,
+  "robustness.chips": 4,
+  "robustness.stuck_off": "(0.0,0.1)",
+  "robustness.stuck_on": "(0.02,)",
+  "robustness.variation": "(0.5,)",
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+  """These tests start the program often; it compiles the same each time."""
+  fields = {
+    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+    "jax_persistent_cache_min_compile_time_secs": 0.1,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+  }
+  before = {name: getattr(jax.config, name) for name in fields}
+  for name, value in fields.items():
+    jax.config.update(name, value)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+  return tmp_path_factory.mktemp("tfds")
+
+
+@pytest.fixture
+def run(data_dir, monkeypatch):
+  """Returns a function that runs the program in this process."""
+
+  def call(workdir, *arguments, config=_CONFIG, **fields):
+    values = {**_SHORT, "data.data_dir": data_dir}
+    values |= {name.replace("__", "."): v for name, v in fields.items()}
+    overrides = [f"--config.{name}={value}" for name, value in values.items()]
+    argv = ["main", f"--config={config}", f"--workdir={workdir}"]
+    argv += [*overrides, *arguments]
+    for name in list(flags.FLAGS):
+      if name.startswith("config."):  # of the call before
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+    monkeypatch.setattr(sys, "argv", argv)  # config_flags reads it
+    return main.run(argv)
+
+  return call
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+  """The work directory that the first test fills."""
+  return tmp_path_factory.mktemp("finished")
+
+
+def _metrics(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [
+    {k: v for k, v in json.loads(line).items() if k != "time"} for line in lines
+  ]
+
+
+def _state(workdir):
+  """{path: content} of all results that must not depend on interruptions."""
+  state = {"metrics": _metrics(workdir)}
+  for path in sorted(workdir.rglob("result.json")):
+    state[str(path.relative_to(workdir))] = path.read_text()
+  for stage in ("pretrain", "search", "train/found", "train/uniform"):
+    steps = sorted(int(p.name) for p in (workdir / stage).glob("[0-9]*"))
+    state[stage] = steps[-1], _arrays(workdir / stage / str(steps[-1]))
+  return state
+
+
+def _arrays(folder):
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="Sharding info not provided")
+    loaded = ocp.load(folder)
+  return [np.asarray(x).tobytes() for x in jax.tree.leaves(loaded)]
+
+
+def test_everything_runs_and_a_second_run_repeats_nothing(
+  run, finished, capsys, monkeypatch
+):
+  assert run(finished) == 0
+  first = capsys.readouterr().out
+  for stage in ("pretrain", "search", "train/found", "robustness"):
+    assert re.search(rf"^{stage} .*ETA 0:00", first, re.MULTILINE), stage
+  page = (finished / "report" / "index.html").read_text()
+  result = json.loads((finished / "search" / "result.json").read_text())
+  nets = json.loads((finished / "robustness" / "result.json").read_text())
+  assert set(nets["nets"]) == {"found", "baseline_1x", "uniform"}
+  assert nets["nets"]["found"]["widths"] == result["found"]
+  assert nets["nets"]["found"]["arrays"] <= result["budget"]
+  for net in nets["nets"].values():
+    assert f"{net['arrays']}" in page
+    for sweep in net["sweeps"].values():
+      assert all(len(level["accuracy"]) == 4 for level in sweep)
+    ideal = net["sweeps"]["stuck_off"][0]
+    assert ideal["mean"] == pytest.approx(net["clean"]) and ideal["std"] == 0
+  files = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+  files.pop(finished / "config.json")
+
+  def refuse(*args, **kwargs):
+    raise AssertionError("computed again")
+
+  for module, name in ((pretrain, "sandwich_step"), (train, "train_step")):
+    monkeypatch.setattr(module, name, refuse)
+  monkeypatch.setattr(search, "search_step", refuse)
+  assert run(finished) == 0
+  assert "ETA" not in capsys.readouterr().out
+  assert files == {p: p.stat().st_mtime_ns for p in files}
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(
+  run, finished, tmp_path, monkeypatch
+):
+  """Cut off in every stage; results, metrics and weights equal to the bit."""
+  report = metrics.Progress.report
+  for stage, step in (
+    ("pretrain", 4),
+    ("pretrain", 6),
+    ("search", 2),
+    ("train/found", 4),
+    ("train/uniform", 6),
+    ("robustness", 2),
+    ("robustness", 7),
+  ):
+
+    def interrupted(self, done, values, stage=stage, step=step):
+      report(self, done, values)
+      if (self._name, done) == (stage, step):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+      patch.setattr(metrics.Progress, "report", interrupted)
+      with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+  assert run(tmp_path) == 0
+  expected, got = _state(finished), _state(tmp_path)
+  for name in expected:
+    assert got[name] == expected[name], name
+
+
+def test_one_compilation_serves_all_width_vectors(run, tmp_path, monkeypatch):
+  """The super-net is traced a fixed number of times, whatever the steps."""
+  traces = []
+  call = resnet.CifarResNet.__call__
+
+  def counted(self, bits, widths=None, *, train):
+    if isinstance(widths, jax.core.Tracer):
+      traces.append(widths.shape)
+    return call(self, bits, widths, train=train)
+
+  counts = []
+  for steps in (4, 9):
+    traces.clear()
+    with monkeypatch.context() as patch:
+      patch.setattr(resnet.CifarResNet, "__call__", counted)
+      arguments = ("--stages=pretrain",)
+      fields = {"pretrain.steps": steps, "pretrain.warmup_steps": 1}
+      assert run(tmp_path / str(steps), *arguments, **fields) == 0
+    counts.append(len(traces))
+  assert counts[0] == counts[1] > 0
+
+
+def test_another_configuration_is_refused(run, finished, capsys):
+  before = (finished / "config.json").read_text()
+  assert run(finished, seed=5, train__steps=9) == 2
+  message = capsys.readouterr().err
+  assert message.startswith("error: ") and message.count("\n") == 1
+  assert "config.seed was 0, is 5" in message
+  assert "config.train.steps was 8, is 9" in message
+  assert (finished / "config.json").read_text() == before
+  # What can't matter is not refused.
+  assert run(finished, log_every=3, robustness__chips_per_step=2) == 0
+
+
+def test_a_later_stage_may_change_before_it_begins(run, tmp_path, capsys):
+  assert run(tmp_path, "--stages=pretrain") == 0
+  assert run(tmp_path, "--stages=pretrain", search__updates=7) == 0
+  assert run(tmp_path, "--stages=pretrain", pretrain__steps=9) == 2
+  assert "config.pretrain.steps was 8, is 9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["search", "train", "robustness", "report"])
+def test_a_stage_without_its_input_says_what_to_run(
+  run, tmp_path, capsys, stage
+):
+  assert run(tmp_path, f"--stages={stage}") == 2
+  before = {"search": "pretrain", "report": "robustness"}.get(stage, "search")
+  assert f"run --stages {before} first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "train"])
+def test_divergence_stops_with_the_last_good_checkpoint(
+  run, tmp_path, capsys, monkeypatch, stage
+):
+  """From step 5 on the loss is NaN: step 4 is the last checkpoint."""
+  module, name = {
+    "pretrain": (pretrain, "sandwich_step"),
+    "train": (train, "train_step"),
+  }[stage]
+  stages = "pretrain" if stage == "pretrain" else "pretrain,search,train"
+  original = getattr(module, name)
+  batches = module.data.train_batches
+
+  def poisoned(source, *, start_step, **kwargs):
+    stream = batches(source, start_step=start_step, **kwargs)
+    for step, batch in enumerate(stream, start_step):
+      yield {**batch, "bad": np.float32(np.nan if step >= 4 else 0)}
+
+  def step_function(state, *args, **kwargs):
+    batch = next(a for a in args if isinstance(a, dict))
+    state, values = original(state, *args, **kwargs)
+    return state, {**values, "loss": values["loss"] + batch["bad"]}
+
+  with monkeypatch.context() as patch:
+    patch.setattr(module, name, step_function)
+    if stage == "pretrain":
+      patch.setattr(pretrain.data, "train_batches", poisoned)
+    else:
+      assert run(tmp_path, "--stages=pretrain,search") == 0
+      patch.setattr(train.data, "train_batches", poisoned)
+    assert run(tmp_path, f"--stages={stages}") == 2
+  message = capsys.readouterr().err
+  assert "loss is nan at step 5" in message
+  folder = tmp_path / ("pretrain" if stage == "pretrain" else "train/found")
+  assert f"last good checkpoint: step 4 in {folder}" in message
+  # Nothing bad was saved: the healed run goes on from there.
+  assert run(tmp_path, f"--stages={stages}") == 0
+
+
+def test_a_corrupt_checkpoint_is_skipped_or_named(run, tmp_path, capsys):
+  assert run(tmp_path, "--stages=pretrain") == 0
+  steps = sorted(
+    (tmp_path / "pretrain").glob("[0-9]*"), key=lambda p: int(p.name)
+  )
+  assert [p.name for p in steps] == ["6", "8"]
+
+  def truncate(folder):
+    for path in folder.rglob("*"):
+      if path.is_file() and path.stat().st_size > 1000:
+        path.write_bytes(path.read_bytes()[:-100])
+
+  good = _arrays(steps[1])
+  truncate(steps[1])
+  assert run(tmp_path, "--stages=pretrain") == 0  # from step 6 again
+  assert _arrays(steps[1]) == good
+  for step in (tmp_path / "pretrain").glob("[0-9]*"):
+    truncate(step)
+  capsys.readouterr()
+  assert run(tmp_path, "--stages=pretrain") == 2
+  message = capsys.readouterr().err
+  assert message.startswith("error: ") and str(tmp_path / "pretrain") in message
+  assert message.count("\n") == 1
+
+
+_MISTAKES = [
+  (["--stages=serch"], {}, "--stages: got 'serch', allowed are all, pretrain"),
+  (["--config.serch.budget=3"], {}, "no field 'serch'; did you mean 'search'"),
+  (["--config.search.budgt=3"], {}, "'budgt'; did you mean 'budget'"),
+  (["digits"], {}, "command line: got 'digits', allowed are only flags"),
+  (["--cnfig=3"], {}, "Unknown command line flag 'cnfig'"),
+  ([], {"seed": "abc"}, "config.seed=abc"),
+  ([], {"seed": -1}, "config.seed: got -1, allowed is an integer from 0"),
+  ([], {"data.name": "digitz"}, "did you mean 'digits'"),
+  ([], {"data.name": "cifar10"}, "no cifar10 in"),
+  ([], {"data.levels": 7}, "config.data.levels: got 7, allowed is one of"),
+  ([], {"data.validation_images": 2000}, "config.data.validation_images: got"),
+  ([], {"search.images": 65}, "config.search.images: got 65, allowed is at"),
+  ([], {"pretrain.batch_size": 9999}, "config.pretrain.batch_size: got 9999"),
+  ([], {"network.depth": 9}, "config.network.depth: got 9, allowed is 8, 14"),
+  ([], {"search.budget": 3}, "config.search.budget: got 3 arrays, allowed"),
+  ([], {"space.choices": "((8,8),(16,),(32,))"}, "config.space.choices, layer"),
+  ([], {"space.choices": "((8,),(16,))"}, "config.space.choices: got 2 tuples"),
+  ([], {"train.nets": "('found','best')"}, "config.train.nets: got"),
+  ([], {"train.optimizer.name": "sdg"}, "config.train.optimizer.name: got"),
+  ([], {"robustness.stuck_off": "(0.5,1.5)"}, "config.robustness.stuck_off"),
+  ([], {"search.calibration_images": 65}, "a multiple of search.batch_size"),
+  ([], {"pretrain.warmup_steps": 99}, "at most pretrain.steps = 8"),
+  ([], {"device.g_off": 1.0}, "config.device.g_off, g_on: got 1"),
+]
+
+
+@pytest.mark.parametrize("arguments, fields, message", _MISTAKES)
+def test_mistakes_get_one_clear_line_before_anything_is_written(
+  run, tmp_path, capsys, arguments, fields, message
+):
+  workdir = tmp_path / "run"
+  assert run(workdir, *arguments, **fields) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and error.count("\n") == 1
+  assert message in error
+  assert not workdir.exists()
+
+
+def test_a_missing_config_file_is_named(run, tmp_path, capsys):
+  assert run(tmp_path / "run", config="nowhere/none.py") == 2
+  assert "nowhere/none.py" in capsys.readouterr().err
+
+
+def test_a_bad_scenario_is_named(run, tmp_path, capsys):
+  config = tmp_path / "bad.py"
+  config.write_text(
+    pathlib.Path(_CONFIG)
+    .read_text()
+    .replace(
+      "  return c", "  c.search.scenarios = (dict(stuck_of=0.1),)\n  return c"
+    )
+  )
+  assert run(tmp_path / "run", config=config) == 2
+  error = capsys.readouterr().err
+  assert "config.search.scenarios[0]: got 'stuck_of'" in error
+  assert "did you mean 'stuck_off'" in error
+
+
+def test_an_unwritable_workdir_is_named(run, tmp_path, capsys):
+  (tmp_path / "file").write_text("in the way")
+  assert run(tmp_path / "file" / "run") == 2
+  assert f"can't write {tmp_path / 'file'}" in capsys.readouterr().err

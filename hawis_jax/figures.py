@@ -169,17 +169,20 @@ def _robustness(content):
     dict.fromkeys(s for net in nets.values() for s in net["sweeps"])
   )
   figure = _figure(3.0)
-  panels = figure.subplots(1, len(scenarios), sharey=True, squeeze=False)[0]
+  # Scales of their own: faults cost a few points, variation all of them.
+  panels = figure.subplots(1, len(scenarios), squeeze=False)[0]
   for panel, scenario in zip(panels, scenarios, strict=True):
     for name, net in reversed(nets.items()):
       if scenario in net["sweeps"]:
         _sweep(panel, net["sweeps"][scenario], axis(scenario), look(name, nets))
-    panel.axhline(100 * content["chance"], color=_NEUTRAL, ls=":", lw=1)
+    low, high = panel.get_ylim()
+    panel.set_ylim(max(low, 0), min(high, 101))
+    chance = 100 * content["chance"]
+    if low - 0.1 * (high - low) < chance:
+      panel.axhline(chance, color=_NEUTRAL, ls=":", lw=1)
     panel.set_title(axis(scenario).title)
     panel.set_xlabel(axis(scenario).label)
     panel.margins(x=0.03)
-  low, high = panels[0].get_ylim()
-  panels[0].set_ylim(max(low, 0), min(high, 101))
   panels[0].set_ylabel("test accuracy [%]")
   looks = [look(name, nets) for name in nets]
   figure.legend(

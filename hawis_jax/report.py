@@ -29,7 +29,7 @@ from hawis_jax import search
 from hawis_jax import sweep
 from hawis_jax import wording
 
-_FORMAT = 1  # of report.json and the page; a new one remakes old reports
+_FORMAT = 2  # of report.json and the page; a new one remakes old reports
 _ORDER = ("found", "uniform", "baseline_1x")  # others follow
 
 

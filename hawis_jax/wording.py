@@ -171,7 +171,7 @@ def captions(content: dict) -> dict[str, str]:
     "robustness.png": (
       f"Test accuracy on defective chips, {chips} chips a level and net. Line: "
       "mean; band: 95 % interval of the mean over chips; dashed: 5th "
-      "percentile of the chips."
+      "percentile of the chips. Each defect has a vertical scale of its own."
     ),
     "search.png": (
       "Left: robust score of the proposals of every update, and the best so "

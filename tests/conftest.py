@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import hypothesis
 import pytest
 
 from hawis_jax import backend
@@ -22,3 +23,8 @@ def shared() -> pathlib.Path:
   if not path.is_dir():
     pytest.skip(f"needs {path}, which is not there")
   return path
+
+
+# The first example compiles: a deadline an example would measure that.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")

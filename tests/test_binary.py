@@ -35,7 +35,7 @@ def test_thermometer_code_is_the_published_one(golden, levels):
 
 
 @given(st.sampled_from([1, 2, 4, 8, 16, 32, 64, 128]), st.integers(1, 3))
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_thermometer_code_of_all_grey_levels(levels, channels):
   """Level-major planes; floats give the same bits as integers."""
   image = np.arange(256 * channels).reshape(1, 16, 16, channels) % 256
@@ -153,7 +153,7 @@ def test_layers_are_the_published_ones(
 
 
 @given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 40))
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_binary_products_are_exact_integers(seed, c_in, c_out):
   rng = np.random.default_rng(seed)
   bits = rng.integers(0, 2, (2, 5, 5, c_in))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from hawis_jax import binary
 from hawis_jax import errors
@@ -95,8 +96,8 @@ def _random_net(rng, max_widths=_MAX, depth=8):
   """A super-net with random parameters and statistics, and random bits."""
   module = resnet.cifar_resnet(depth, max_widths, 10)
   bits = jnp.asarray(rng.integers(0, 2, (6, 9, 9, 8)), jnp.float32)
-  init = jax.jit(functools.partial(module.init, train=False))
-  variables = init(jax.random.key(rng.integers(2**31)), bits)
+  init = jax.jit(resnet.init, static_argnums=(0, 2))
+  variables = init(module, jax.random.key(rng.integers(2**31)), 8)
   flat = traverse_util.flatten_dict(variables)
   draw = {"scale": (0.5, 1.5), "bias": (-0.5, 1.0), "mean": (-1, 1)}
   draw |= {"var": (0.5, 2.0)}
@@ -233,9 +234,9 @@ def test_one_trace_serves_all_width_vectors():
 
 def test_widths_none_means_the_maximum():
   module, variables, bits = _random_net(np.random.default_rng())
+  apply = jax.jit(functools.partial(module.apply, train=False))
   np.testing.assert_array_equal(
-    module.apply(variables, bits, train=False),
-    module.apply(variables, bits, jnp.array(_MAX), train=False),
+    apply(variables, bits), apply(variables, bits, jnp.array(_MAX))
   )
 
 
@@ -256,6 +257,32 @@ def test_recalibration_pools_the_moments_of_all_batches():
   np.testing.assert_allclose(got["var"], values.var((0, 1, 2)), rtol=2e-3)
 
 
+def test_fresh_variables_are_those_of_the_module():
+  """One flat draw: same tree and shapes, He normal with fan-out, BN neutral."""
+  module = resnet.cifar_resnet(8, (64,) * 7, 10)
+  variables = jax.jit(resnet.init, static_argnums=(0, 2))(
+    module, jax.random.key(np.random.default_rng().integers(2**31)), 96
+  )
+  shapes = jax.eval_shape(
+    functools.partial(module.init, train=False),
+    jax.random.key(0),
+    jnp.zeros((1, 32, 32, 96)),
+  )
+  got = traverse_util.flatten_dict(variables)
+  expected = traverse_util.flatten_dict(shapes)
+  assert {p: (x.shape, x.dtype) for p, x in got.items()} == {
+    p: (x.shape, x.dtype) for p, x in expected.items()
+  }
+  for path, leaf in got.items():
+    if path[-1] == "kernel":
+      fan_out = leaf.size // leaf.shape[-2]
+      normal = np.ravel(leaf) / np.sqrt(2 / fan_out)
+      assert stats.kstest(normal, "norm").pvalue > 1e-6, path
+    else:
+      neutral = float(path[-1] in ("scale", "var"))
+      np.testing.assert_array_equal(leaf, neutral)
+
+
 @pytest.mark.parametrize("depth", [7, 9, 2, 0, -4])
 def test_bad_depth(depth):
   with pytest.raises(errors.InputError, match=f"got {depth}, allowed are 8"):
@@ -271,9 +298,8 @@ def test_bad_widths():
 
 def test_import_lists_every_misfit():
   module = resnet.cifar_resnet(8, (4,) * 7, 10)
-  bits = jnp.zeros((1, 8, 8, 8))
-  init = jax.jit(functools.partial(module.init, train=False))
-  variables = init(jax.random.key(0), bits)
+  init = jax.jit(resnet.init, static_argnums=(0, 2))
+  variables = init(module, jax.random.key(0), 8)
   state = {"module.teacher.conv.weight": np.zeros(3)}
   names = {v: k for k, v in {"conv1": "stem", "bn1": "bn_stem"}.items()}
   names |= {"bn_head": "bn2", "head": "linear"}

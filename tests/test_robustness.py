@@ -26,8 +26,8 @@ def net():
   module = resnet.cifar_resnet(8, _WIDTHS, 10)
   images = rng.integers(0, 256, (40, 8, 8, 1)).astype(np.uint8)
   bits = binary.thermometer_code(jnp.asarray(images), 8)
-  init = jax.jit(functools.partial(module.init, train=False))
-  variables = dict(init(jax.random.key(rng.integers(2**31)), bits))
+  init = jax.jit(resnet.init, static_argnums=(0, 2))
+  variables = init(module, jax.random.key(rng.integers(2**31)), 8)
   recalibrate = jax.jit(resnet.recalibrate, static_argnums=0)
   variables["batch_stats"] = recalibrate(module, variables, bits[None])
   labels = rng.integers(0, 10, 40).astype(np.int32)
@@ -65,9 +65,10 @@ def test_accuracy_is_that_of_the_programmed_net(net):
   got = _evaluate(net, batch_size=16)
   bits = binary.thermometer_code(jnp.asarray(images), 8)
   apply = jax.jit(functools.partial(module.apply, train=False))
+  program = jax.jit(crossbar.program)
   for chip in range(6):
     key = jax.random.fold_in(jax.random.key(7), chip)
-    programmed = crossbar.program(key, variables, _DEVICE)
+    programmed = program(key, variables, _DEVICE)
     hits = np.asarray(apply(programmed, bits)).argmax(-1) == labels
     np.testing.assert_allclose(got[chip], hits.mean(), atol=1e-6)
   assert len(set(got)) > 1
@@ -83,7 +84,8 @@ def test_chips_do_not_depend_on_how_they_are_batched(net):
 def test_ideal_chips_have_the_clean_accuracy(net):
   module, variables, images, labels = net
   bits = binary.thermometer_code(jnp.asarray(images), 8)
-  logits = module.apply(variables, bits, train=False)
+  apply = jax.jit(functools.partial(module.apply, train=False))
+  logits = apply(variables, bits)
   clean = (np.asarray(logits).argmax(-1) == labels).mean()
   batches = _batches(images, labels, 16)
   got = robustness.ideal_accuracy(module, variables, batches, 8)

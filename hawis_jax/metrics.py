@@ -128,6 +128,10 @@ class Progress:
     self._name = name
     self._total = total
     self._since = start, metrics.clock()  # the rate counts from here
+    if metrics.recording:  # the first step compiles, in silence
+      print(
+        f"{name}  begins at {start}/{total}", file=metrics.stream, flush=True
+      )
     self._shown = None  # when the last line was
     self._open_line = False
     self._board = None

@@ -113,7 +113,7 @@ def run(
       log_every=1,
       checkpoint_seconds=experiment.config.checkpoint_seconds,
     )
-  result = choose(experiment, scorer, jax.device_get(state))
+  result = choose(experiment, scorer, jax.device_get(state), metrics)
   files.write_json(result_path, result)
   return result
 
@@ -343,7 +343,10 @@ def best_vectors(
 
 
 def choose(
-  experiment: experiment_lib.Experiment, scorer: Scorer, state: SearchState
+  experiment: experiment_lib.Experiment,
+  scorer: Scorer,
+  state: SearchState,
+  metrics: metrics_lib.Metrics,
 ) -> dict:
   """Scores every method's best again, on fresh chips and all validation data.
 
@@ -369,6 +372,7 @@ def choose(
     scorer,
     [widths for group in finalists.values() for widths, _ in group],
     experiment.key("finalists"),
+    metrics,
   )
   ranked = {}
   for method, group in finalists.items():
@@ -396,6 +400,7 @@ def score_vectors(
   scorer: Scorer,
   vectors: Sequence[tuple[int, ...]],
   key: chex.PRNGKey,
+  metrics: metrics_lib.Metrics,
 ) -> Iterator[dict]:
   """Yields each vector's clean and robust score, on `finalist_chips` chips.
 
@@ -404,6 +409,7 @@ def score_vectors(
     scorer: its super-net and images; scored on all validation images.
     vectors: widths, `[L]` each.
     key: of the chips.
+    metrics: of the run, for progress.
   """
   config = experiment.config.search
   num_scenarios = len(config.scenarios)
@@ -420,15 +426,14 @@ def score_vectors(
   )
   score = jax.jit(make_score(experiment))
   padded = list(vectors) + [vectors[-1]] * (-len(vectors) % _VECTORS_PER_CALL)
-  accuracy = np.concatenate(
-    [
-      score(
-        scorer, jnp.array(padded[i : i + _VECTORS_PER_CALL]), keys, devices
-      ).accuracy
-      for i in range(0, len(padded), _VECTORS_PER_CALL)
-    ],
-    axis=1,
-  )
+  progress = metrics.stage("search/finalists", total=len(padded))
+  parts = []
+  for start in range(0, len(padded), _VECTORS_PER_CALL):
+    end = start + _VECTORS_PER_CALL
+    scores = score(scorer, jnp.array(padded[start:end]), keys, devices)
+    parts.append(np.asarray(scores.accuracy))
+    progress.report(end, {"accuracy": parts[-1].mean()})
+  accuracy = np.concatenate(parts, axis=1)
   clean, accuracy = accuracy[-1], accuracy[:-1]
   robust = robust_score(accuracy, num_scenarios, config.cvar_weight)
   for index, widths in enumerate(vectors):

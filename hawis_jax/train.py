@@ -60,7 +60,9 @@ def net_widths(
 ) -> tuple[int, ...]:
   """Widths of a net of `NETS`; the found net's are read from the search."""
   if net == "found":
-    return search.load_result(workdir)["found"]
+    found = search.load_result(workdir)["found"]
+    name = f"{workdir}/search/result.json: found"
+    return tuple(int(w) for w in experiment.space.check(found, name))
   return experiment.widths[net]
 
 

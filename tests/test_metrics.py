@@ -149,6 +149,7 @@ def test_rate_counts_this_runs_steps_without_the_first(metrics, stream, clock):
   clock.now += 10.0
   progress.report(1120, {})  # 100 steps in 10 s
   assert stream.getvalue().splitlines() == [
+    "pretrain  begins at 1000/2000",
     "pretrain  1020/2000  2.0 step/s  ETA 8:10",
     "pretrain  1120/2000  10.0 step/s  ETA 1:28",
   ]
@@ -161,7 +162,7 @@ def test_a_line_every_two_seconds_and_always_first_and_last(
   for step in range(10, 101, 10):
     clock.now += 0.5
     progress.report(step, {})
-  shown = [line.split()[1] for line in stream.getvalue().splitlines()]
+  shown = [line.split()[1] for line in stream.getvalue().splitlines()[1:]]
   assert shown == ["10/100", "50/100", "90/100", "100/100"]
 
 
@@ -172,7 +173,8 @@ def test_a_terminal_gets_one_line_written_over(tmp_path, clock):
     for step in (1, 2):
       clock.now += 5
       progress.report(step, {})
-  text = terminal.getvalue()
+  begin, text = terminal.getvalue().split("\n", 1)
+  assert begin == "train  begins at 0/3"
   assert text.count("\r") == 2
   assert text.count("\n") == 1
   assert text.endswith("\n")
@@ -183,7 +185,7 @@ def test_a_terminal_line_does_not_wrap(tmp_path, monkeypatch):
   terminal = Terminal()
   with metrics_lib.Metrics(tmp_path, stream=terminal) as metrics:
     metrics.stage("train", total=3).report(1, {"long_name" * 9: 1.0})
-  line = terminal.getvalue().rstrip("\n")
+  line = terminal.getvalue().split("\n")[1]
   assert line.startswith("\r") and line.endswith("\x1b[K")
   assert len(line) == len("\r") + 39 + len("\x1b[K")
 

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 import sys
 import warnings
 
@@ -147,7 +148,8 @@ def test_everything_runs_and_a_second_run_repeats_nothing(
     monkeypatch.setattr(module, name, refuse)
   monkeypatch.setattr(search, "search_step", refuse)
   assert run(finished) == 0
-  assert "ETA" not in capsys.readouterr().out
+  again = capsys.readouterr().out
+  assert "ETA" not in again and "begins" not in again
   assert files == {p: p.stat().st_mtime_ns for p in files}
 
 
@@ -229,6 +231,19 @@ def test_a_stage_without_its_input_says_what_to_run(
   assert run(tmp_path, f"--stages={stage}") == 2
   before = {"search": "pretrain", "report": "robustness"}.get(stage, "search")
   assert f"run --stages {before} first" in capsys.readouterr().err
+
+
+def test_a_found_width_outside_the_choices_is_named(
+  run, finished, tmp_path, capsys
+):
+  shutil.copytree(finished / "search", tmp_path / "search")
+  path = tmp_path / "search" / "result.json"
+  result = json.loads(path.read_text())
+  result["found"][2] = 5
+  path.write_text(json.dumps(result))
+  assert run(tmp_path, "--stages=train") == 2
+  error = capsys.readouterr().err
+  assert "search/result.json: found[2]: got 5, allowed are (4, 8)" in error
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "train"])

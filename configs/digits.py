@@ -23,8 +23,10 @@ def get_config():
   c.pretrain.batch_size = 64
   c.search.budget_uniform = 2.0
   c.search.updates = 30
+  c.search.images = 128  # half the validation images; all rank the finalists
   c.search.proposals = 16
-  c.search.chips = 2
+  c.search.chips = 4
+  c.search.vectors_per_step = 32
   c.search.batch_size = 64
   c.search.finalists = 8
   c.train.steps = 2000

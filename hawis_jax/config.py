@@ -86,7 +86,8 @@ def default() -> ml_collections.ConfigDict:
   r.cvar_weight = 0.5  # b: reward = (1 - b) mean + b CVaR_25% over chips
   r.signal = "accuracy"  # learning signal: "accuracy" or "cross_entropy"
   r.images = 256  # validation images a score uses
-  r.batch_size = 128  # images a forward pass (times proposals)
+  r.batch_size = 128  # images a forward pass, of each vector
+  r.vectors_per_step = 16  # width vectors a forward pass
   r.calibration_images = 256  # training images of the BN recalibration
   r.hidden = 64  # GRU units
   r.learning_rate = 1e-2  # Adam
@@ -106,7 +107,9 @@ def default() -> ml_collections.ConfigDict:
   c.robustness = b = ml_collections.ConfigDict()
   b.chips = 64  # chips a level
   b.batch_size = 256  # images a forward pass
-  b.batch_norm = "fixed"  # statistics of the ideal net, or "chip": recalibrated
+  # BN statistics: "fixed" of the ideal net, or "chip": recalibrated on each
+  # chip. The search always scores with "fixed".
+  b.batch_norm = "fixed"
   b.calibration_images = 256  # training images of "chip"'s recalibration
   b.chips_per_step = 0  # chips vmapped at once; 0 = best for the backend
   # Sweeps: one device parameter, its levels; everything else ideal.
@@ -170,17 +173,13 @@ def _numbers(low, high, length=None):
   return text, check
 
 
-def _true(text, check):
-  return text, check
-
-
 _OPTIMIZER_RULES = {
   "name": _one_of("sgd", "adam"),
   "learning_rate": _number(0, 100, above=True),
   "schedule": _one_of("cosine", "multistep", "constant"),
   "momentum": _number(0, 1),
   "weight_decay": _number(0, 1),
-  "milestones": _true(
+  "milestones": (
     "a tuple of ascending shares of the steps in (0, 1)",
     lambda x: all(0 < share < 1 for share in x) and list(x) == sorted(set(x)),
   ),
@@ -195,10 +194,11 @@ _RULES = {
   "data.levels": _one_of(1, 2, 4, 8, 16, 32, 64, 128),
   "data.augment": _one_of("none", "flip_crop"),
   "data.read_threads": _integers(0, 1024),
-  "network.depth": _true(
-    "8, 14, 20, ... (6 n + 2)", lambda x: x >= 8 and x % 6 == 2
+  "network.depth": (
+    "8, 14, 20, ... (6 n + 2)",
+    lambda x: x >= 8 and x % 6 == 2,
   ),
-  "network.base_widths": _true(
+  "network.base_widths": (
     "three positive integers",
     lambda x: len(x) == 3 and all(type(w) is int and w > 0 for w in x),
   ),
@@ -218,6 +218,7 @@ _RULES = {
   "search.signal": _one_of("accuracy", "cross_entropy"),
   "search.images": _integers(1),
   "search.batch_size": _integers(2),
+  "search.vectors_per_step": _integers(1),
   "search.calibration_images": _integers(2),
   "search.hidden": _integers(1, 2**16),
   "search.learning_rate": _number(0, 100, above=True),
@@ -275,8 +276,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
       )
   width_space(config)
   base = device(config)
-  if not config.search.scenarios:
-    raise _error("search.scenarios", (), "at least one scenario")
+  scenarios = config.search.scenarios
+  if not scenarios or not all(isinstance(s, Mapping) for s in scenarios):
+    allowed = "a tuple of one or more dicts of device parameters"
+    raise _error("search.scenarios", scenarios, allowed)
   for index, scenario in enumerate(config.search.scenarios):
     scenario_device(base, scenario, f"config.search.scenarios[{index}]")
 
@@ -360,4 +363,5 @@ def _matters(field, workdir):
     return False
   section = field.split(".")[0]
   first = STAGES.index(section) if section in STAGES else 0
-  return any((workdir / stage).exists() for stage in STAGES[first:])
+  folders = (workdir / stage for stage in STAGES[first:])
+  return any(path.is_file() for f in folders for path in f.rglob("*"))

@@ -129,7 +129,7 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
     device=device,
     widths=dict(
       baseline_1x=base,
-      uniform=widths.uniform_widths(space, base, costs, budget),
+      uniform=widths.uniform_widths(space, base, costs, budget, slack),
     ),
   )
 

@@ -5,6 +5,7 @@ A sealed folder holds `files.json`, the SHA-256 of its every other file.
 
 from collections.abc import Iterator
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -65,6 +66,23 @@ def read_json(path: str | os.PathLike) -> Any:
     raise errors.InputError(
       f"{path}: got damaged JSON ({error}); delete the file to make it anew"
     ) from error
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+  """Holds a folder for this process alone; the system frees it at its end.
+
+  Raises:
+    InputError: another process holds it.
+  """
+  with (folder / "lock").open("a") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise errors.InputError(
+        f"{folder}: another process is running in it, allowed is one at a time"
+      ) from error
+    yield
 
 
 def seal(folder: pathlib.Path) -> None:

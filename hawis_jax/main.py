@@ -17,6 +17,7 @@ backend.configure()  # before anything starts jax's backend
 from hawis_jax import config as config_lib
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
+from hawis_jax import files
 from hawis_jax import metrics as metrics_lib
 from hawis_jax import pretrain
 from hawis_jax import report
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> None:
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{_config_name()}")
   experiment = experiment_lib.prepare(config)
   config_lib.settle(config, workdir)
-  with metrics_lib.Metrics(workdir) as metrics:
+  with files.locked(workdir), metrics_lib.Metrics(workdir) as metrics:
     for stage in stages:
       STAGES[stage](experiment, workdir, metrics)
   minutes, seconds = divmod(round(time.monotonic() - start), 60)
@@ -89,9 +90,14 @@ def parse(argv: list[str]) -> list[str]:
   except OSError as error:
     reason = str(error).strip().splitlines()[-1].strip()
     raise errors.InputError(f"--config: {reason}") from error
-  except (flags.Error, TypeError, ValueError, SyntaxError) as error:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    raise errors.InputError(lines[0]) from error
+  except flags.Error as error:
+    lines = str(error).strip().splitlines()
+    # A failed config file's reason stands on the last line.
+    message = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1].strip()}"
+    raise errors.InputError(message) from error
+  except Exception as error:  # whatever the user's config file raises
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    raise errors.InputError(f"--config: {reason}") from error
   if len(rest) > 1:
     raise errors.InputError(
       f"command line: got {rest[1]!r}, allowed are only flags (--name=value)"

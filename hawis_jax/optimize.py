@@ -18,9 +18,6 @@ from hawis_jax import errors
 from hawis_jax import metrics as metrics_lib
 from hawis_jax import resnet
 
-OPTIMIZERS = ("sgd", "adam")
-SCHEDULES = ("cosine", "multistep", "constant")
-
 
 @flax.struct.dataclass
 class TrainState:
@@ -90,8 +87,11 @@ def make_optimizer(
   if config.schedule == "cosine":
     rate = optax.cosine_decay_schedule(rate, steps)
   elif config.schedule == "multistep":
-    milestones = {int(steps * share): 0.1 for share in config.milestones}
-    rate = optax.piecewise_constant_schedule(rate, milestones)
+    drops = {}
+    for share in config.milestones:  # in a short run some fall together
+      step = int(steps * share)
+      drops[step] = 0.1 * drops.get(step, 1.0)
+    rate = optax.piecewise_constant_schedule(rate, drops)
   if config.name == "sgd":
     rule = optax.sgd(rate, config.momentum)
   else:

@@ -29,7 +29,7 @@ from hawis_jax import search
 from hawis_jax import sweep
 from hawis_jax import wording
 
-_FORMAT = 2  # of report.json and the page; a new one remakes old reports
+_FORMAT = 3  # of report.json and the page; a new one remakes old reports
 _ORDER = ("found", "uniform", "baseline_1x")  # others follow
 
 
@@ -100,7 +100,7 @@ def collect(
   command = _command()
   inputs = {
     "config": json.loads(json.dumps(config_lib.flatten(config))),
-    "search": search.load_result(workdir),
+    "search": _search_result(workdir),
     "curves": _curves(
       workdir / "metrics.jsonl", ["pretrain", *(f"train/{n}" for n in results)]
     ),
@@ -128,6 +128,13 @@ def collect(
   }
   content["headline"] = wording.headline(content)
   return content
+
+
+def _search_result(workdir):
+  """The search's result, and the paired difference of the methods' best."""
+  result = search.load_result(workdir)
+  best = [result["finalists"][m][0]["chips"] for m in ("policy", "random")]
+  return {**result, "policy_minus_random": paired_difference(*best)}
 
 
 def _command():
@@ -201,7 +208,8 @@ def _comparisons(results):
     for scenario in results["found"]["sweeps"]:
       theirs = _by_level(results[rival], scenario)
       for level, entry in _by_level(results["found"], scenario).items():
-        if level in theirs:
+        # At level 0 all chips are the same one: no distribution to compare.
+        if level in theirs and level > 0:
           comparisons.append(
             {
               "rival": rival,

@@ -32,7 +32,8 @@ class BatchNorm(nn.Module):
   mutable, running averages are updated with the unbiased one, as in PyTorch.
 
   Attributes:
-    momentum: weight of the old running average; 0 keeps the batch's moments.
+    momentum: weight of the old running average; 0 keeps the batch's moments,
+      with the biased variance, to be pooled over batches.
   """
 
   momentum: float = 0.9
@@ -55,8 +56,8 @@ class BatchNorm(nn.Module):
     batch_var = batch_var.mean(axes)
     if update and not self.is_initializing():
       count = x.size // size
-      unbiased = batch_var * (count / max(count - 1, 1))
       keep = self.momentum
+      unbiased = batch_var * (count / max(count - 1, 1) if keep else 1)
       mean.value = keep * mean.value + (1 - keep) * batch_mean
       var.value = keep * var.value + (1 - keep) * unbiased
     return self._normalize(x, batch_mean, batch_var, scale, bias)
@@ -254,7 +255,7 @@ def recalibrate(
 ) -> dict:
   """Returns `batch_stats` measured on calibration batches at given widths.
 
-  The moments of the batches are pooled: mean of the means; mean of the
+  The moments of the batches are pooled: mean of the means; mean of the biased
   variances plus variance of the means.
 
   Args:

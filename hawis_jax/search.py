@@ -37,7 +37,6 @@ from hawis_jax import robustness
 from hawis_jax import widths as widths_lib
 
 METHODS = ("policy", "random")
-SIGNALS = ("accuracy", "cross_entropy")
 _VECTORS_PER_CALL = 8  # of the final scoring
 
 
@@ -181,12 +180,24 @@ def init(
 def make_score(experiment: experiment_lib.Experiment):
   """Returns (scorer, widths [P, L], chip keys [S], devices [S]) -> Scores.
 
-  BN is recalibrated at every vector's widths before it is scored.
+  BN is recalibrated at every vector's widths before it is scored. Vectors are
+  scored in blocks of `config.search.vectors_per_step`, for memory's sake.
   """
   module = experiment.supernet
   levels = experiment.config.data.levels
 
   def score(scorer, widths, chip_keys, devices):
+    num, length = widths.shape
+    block = min(num, experiment.config.search.vectors_per_step)
+    if num % block:
+      block = num
+    scores = jax.lax.map(
+      lambda part: score_block(scorer, part, chip_keys, devices),
+      widths.reshape(-1, block, length),
+    )
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, num), scores)
+
+  def score_block(scorer, widths, chip_keys, devices):
     bits = jax.vmap(lambda x: binary.thermometer_code(x, levels))(
       scorer.calibration
     )
@@ -326,20 +337,25 @@ def search_step(
 
 
 def best_vectors(
-  choices: np.ndarray, scores: np.ndarray, num: int
+  choices: np.ndarray, gains: np.ndarray, num: int
 ) -> list[tuple[np.ndarray, float]]:
-  """The best distinct vectors of one method: [(choices, mean score)].
+  """The best distinct vectors of one method: [(choices, estimated gain)].
+
+  A gain is a score minus its update's mean of random vectors, which met the
+  same chips: so an update with lucky chips has no advantage. The estimate of a
+  vector scored n times is the sum of its gains over n + 1: one lucky score
+  counts half.
 
   Args:
     choices: int `[N, L]`, all evaluations; a vector may occur many times.
-    scores: `[N]`.
+    gains: `[N]`.
     num: at most so many.
   """
   unique, inverse = np.unique(choices, axis=0, return_inverse=True)
   inverse = inverse.reshape(-1)
-  mean = np.bincount(inverse, scores) / np.bincount(inverse)
-  order = np.argsort(-mean, kind="stable")[:num]
-  return [(unique[i], float(mean[i])) for i in order]
+  gain = np.bincount(inverse, gains) / (np.bincount(inverse) + 1)
+  order = np.argsort(-gain, kind="stable")[:num]
+  return [(unique[i], float(gain[i])) for i in order]
 
 
 def choose(
@@ -355,12 +371,14 @@ def choose(
   """
   config = experiment.config.search
   table, length = experiment.space.table, len(experiment.space.choices)
+  random = state.scores[:, METHODS.index("random")]
+  gains = state.scores - random.mean(-1)[:, None, None]
   finalists = {
     method: [
-      (tuple(int(w) for w in table[np.arange(length), choices]), score)
-      for choices, score in best_vectors(
+      (tuple(int(w) for w in table[np.arange(length), choices]), gain)
+      for choices, gain in best_vectors(
         state.choices[:, index].reshape(-1, length),
-        state.scores[:, index].reshape(-1),
+        gains[:, index].reshape(-1),
         config.finalists,
       )
     ]
@@ -376,7 +394,7 @@ def choose(
   )
   ranked = {}
   for method, group in finalists.items():
-    entries = [{**next(scored), "search_score": score} for _, score in group]
+    entries = [{**next(scored), "search_gain": gain} for _, gain in group]
     ranked[method] = sorted(entries, key=lambda e: -e["score"])
   best = np.fmax.accumulate(np.nanmax(state.scores, axis=2), axis=0)
   return {
@@ -436,6 +454,8 @@ def score_vectors(
   accuracy = np.concatenate(parts, axis=1)
   clean, accuracy = accuracy[-1], accuracy[:-1]
   robust = robust_score(accuracy, num_scenarios, config.cvar_weight)
+  per_chip = accuracy.astype(np.float64)
+  per_chip = per_chip.reshape(num_scenarios, -1, len(padded)).mean(0)
   for index, widths in enumerate(vectors):
     net_cost = experiment.cost(widths)
     yield {
@@ -444,6 +464,8 @@ def score_vectors(
       "macs": int(net_cost.macs),
       "score": float(robust[index]),
       "clean": float(clean[index]),
+      # Chip i of every scenario has the same key: their mean, to be paired.
+      "chips": per_chip[:, index].tolist(),
       "scenarios": [
         robustness.summarize(chips)
         for chips in accuracy[:, index].reshape(num_scenarios, -1)

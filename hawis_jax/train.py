@@ -22,8 +22,6 @@ from hawis_jax import optimize
 from hawis_jax import pretrain
 from hawis_jax import search
 
-NETS = ("found", "baseline_1x", "uniform")
-
 
 def run(
   experiment: experiment_lib.Experiment,
@@ -58,7 +56,7 @@ def load(
 def net_widths(
   net: str, experiment: experiment_lib.Experiment, workdir: pathlib.Path
 ) -> tuple[int, ...]:
-  """Widths of a net of `NETS`; the found net's are read from the search."""
+  """Widths of a net; the found net's are read from the search's result."""
   if net == "found":
     found = search.load_result(workdir)["found"]
     name = f"{workdir}/search/result.json: found"
@@ -76,7 +74,7 @@ def train_net(
   """Trains one net into `<workdir>/train/<net>`.
 
   Args:
-    net: one of `NETS`.
+    net: "found", "baseline_1x" or "uniform".
     experiment: of the run.
     workdir: of the run.
     metrics: of the run.

@@ -95,6 +95,10 @@ def width_space(
   Raises:
     InputError: wrong number of tuples, or one that does not ascend from 1.
   """
+  if not all(isinstance(layer, tuple | list) for layer in choices):
+    raise errors.InputError(
+      f"{name}: got {choices}, needed are tuples of widths"
+    )
   choices = tuple(tuple(layer) for layer in choices)
   if len(choices) == 3 and num_layers != 3:
     sizes = (num_layers // 3 + 1, num_layers // 3, num_layers // 3)
@@ -217,7 +221,8 @@ def feasible_set(
     cheapest, dearest = cost_range(space, costs)
     raise errors.InputError(
       f"{name}: got a window of {low:g} to {high:g} that holds no width "
-      f"vector; the space's vectors cost {cheapest} to {dearest}"
+      f"vector, counted in units of {unit}; the space's vectors cost "
+      f"{cheapest} to {dearest}"
     )
   return table
 
@@ -280,17 +285,25 @@ def _as_set(counts, units):
 
 
 def uniform_widths(
-  space: WidthSpace, base: tuple[int, ...], costs: np.ndarray, budget: float
+  space: WidthSpace,
+  base: tuple[int, ...],
+  costs: np.ndarray,
+  budget: float,
+  slack: float = 0.0,
 ) -> tuple[int, ...]:
   """Returns the widest uniformly scaled net within a budget.
 
-  Every layer takes its largest choice up to factor x base.
+  Every layer takes its largest choice up to factor x base. Where that leaves
+  more than `slack` of the budget (the choices are coarse), the layers that are
+  narrowest for their base are widened, one choice at a time, as far as the
+  budget goes.
 
   Args:
     space: of the vectors.
     base: 1x widths, `[L]`.
     costs: int64 `[L, C, C]`, from `cost.pair_costs`.
     budget: greatest cost.
+    slack: share of the budget that may stay unused.
 
   Raises:
     InputError: even the least widths cost more.
@@ -307,6 +320,21 @@ def uniform_widths(
     raise errors.InputError(
       f"budget: got {budget:g}, needed is at least {cheapest}"
     )
+  while vector_cost(space, costs, best) < (1 - slack) * budget:
+    wider = [
+      best[:layer]
+      + (choices[choices.index(best[layer]) + 1],)
+      + best[layer + 1 :]
+      for layer, choices in sorted(
+        enumerate(space.choices), key=lambda item: best[item[0]] / base[item[0]]
+      )
+      if best[layer] != choices[-1]
+    ]
+    fitting = (w for w in wider if vector_cost(space, costs, w) <= budget)
+    following = next(fitting, None)
+    if following is None:
+      break
+    best = following
   return best
 
 

@@ -38,8 +38,9 @@ def amount(count: float) -> str:
 def headline(content: dict) -> list[str]:
   """The main finding in sentences, from the numbers alone.
 
-  Against every rival the found net is compared at the harshest level of each
-  scenario that both were measured at.
+  Against every rival the found net is compared at each scenario's harshest
+  level that both were measured at and that leaves it half its clean accuracy:
+  beyond, nets differ in how they fail.
 
   Args:
     content: `nets`, `comparisons` and `search` of report.json.
@@ -50,6 +51,10 @@ def headline(content: dict) -> list[str]:
     return [f"The found net was not measured, only {', '.join(shown)}."]
   harshest = {}
   for row in content["comparisons"]:  # ascending in level
+    sweep = nets["found"]["sweeps"][row["scenario"]]
+    mean = sweep["mean"][sweep["level"].index(row["level"])]
+    if mean < 0.5 * nets["found"]["clean"]:
+      continue
     harshest.setdefault(row["rival"], {})[row["scenario"]] = row
   if not harshest:
     levels = [
@@ -110,18 +115,23 @@ def search_outcome(content: dict) -> str:
   best = {
     name: entries[0]["score"] for name, entries in search["finalists"].items()
   }
-  gain = 100 * (best["policy"] - best["random"])
+  row = search["policy_minus_random"]
+  verdict = {
+    "ahead": "the policy's is ahead",
+    "behind": "the policy's is behind",
+    "undecided": "the two can't be told apart",
+  }[row["verdict"]]
   return (
     f"Within the budget of {search['budget']:,.0f} "
     f"{UNITS[search['cost']]}, policy and random search "
     f"scored {search['evaluations']:,} width vectors each. On fresh chips the "
     f"best of the policy reaches a robust score of {percent(best['policy'])} "
     f"%, of random search {percent(best['random'])} %, uniform scaling "
-    f"{percent(best['uniform'])} %: the policy is "
-    f"{'ahead of' if gain > 0 else 'not ahead of'} random search "
-    f"({gain:+.2f} points). It is one search each, so this difference has no "
-    "interval. All scores are of the super-net, not of nets trained on their "
-    "own."
+    f"{percent(best['uniform'])} %. Paired over chips, the mean accuracy of "
+    f"the first two differs by {difference(row)} points: {verdict}. It is one "
+    "search each, so the interval holds chips alone, and the validation "
+    "images are partly those of the search. All scores are of the super-net, "
+    "not of nets trained on their own."
   )
 
 

@@ -101,7 +101,7 @@ def _search(rng, config):
     best = np.maximum.accumulate(mean + rng.uniform(0.03, 0.08, updates))
     trajectory[method] = {"mean": mean.tolist(), "best": best.tolist()}
 
-  def finalist(vector, score, search_score):
+  def finalist(vector, score, search_gain):
     net_cost = _costs(vector)
     del net_cost["weights"]
     return {
@@ -110,7 +110,8 @@ def _search(rng, config):
       "score": score,
       "clean": score + 0.2,
       "scenarios": [robustness.summarize(score + rng.normal(0, 0.02, 16))] * 2,
-      "search_score": search_score,
+      "chips": (score + rng.normal(0, 0.02, 16)).tolist(),
+      "search_gain": search_gain,
     }
 
   def ranked(top):

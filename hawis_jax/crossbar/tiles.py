@@ -23,17 +23,6 @@ def matrix_to_kernel(matrix: chex.Array, shape: tuple[int, ...]) -> chex.Array:
   return jnp.moveaxis(matrix.reshape(c_in, *taps, c_out), 0, -2)
 
 
-def tile_grid(
-  kernel_shape: tuple[int, ...], tile_shape: tuple[int, int]
-) -> tuple[int, int]:
-  """Returns (row tiles, column tiles) that a kernel of this shape fills."""
-  *taps, c_in, c_out = kernel_shape
-  rows = c_in
-  for tap in taps:
-    rows *= tap
-  return -(-rows // tile_shape[0]), -(-c_out // tile_shape[1])
-
-
 def split(matrix: chex.Array, tile_shape: tuple[int, int]) -> chex.Array:
   """`[rows, columns]` -> `[row_tiles, col_tiles, R, C]`, zero-padded."""
   tile_rows, tile_cols = tile_shape

@@ -133,6 +133,8 @@ def _lead(content):
     lines.append(
       _element(
         "p",
+        "Harshest: the last level that leaves the found net half its clean "
+        "accuracy. "
         "Differences are found minus the other net, paired over the chips that "
         "both share, with 95 % intervals over chips. Each net was trained "
         "once: the intervals hold neither the randomness of training nor "

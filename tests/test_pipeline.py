@@ -13,6 +13,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 import pytest
 
+from hawis_jax import files
 from hawis_jax import main
 from hawis_jax import metrics
 from hawis_jax import pretrain
@@ -72,8 +73,8 @@ def data_dir(tmp_path_factory):
 def run(data_dir, monkeypatch):
   """Returns a function that runs the program in this process."""
 
-  def call(workdir, *arguments, config=_CONFIG, **fields):
-    values = {**_SHORT, "data.data_dir": data_dir}
+  def call(workdir, *arguments, config=_CONFIG, overrides=True, **fields):
+    values = {**_SHORT, "data.data_dir": data_dir} if overrides else {}
     values |= {name.replace("__", "."): v for name, v in fields.items()}
     overrides = [f"--config.{name}={value}" for name, value in values.items()]
     argv = ["main", f"--config={config}", f"--workdir={workdir}"]
@@ -89,9 +90,16 @@ def run(data_dir, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-  """The work directory that the first test fills."""
+def finished_dir(tmp_path_factory):
   return tmp_path_factory.mktemp("finished")
+
+
+@pytest.fixture
+def finished(run, finished_dir):
+  """The work directory of a finished run; the first test to ask runs it."""
+  if not (finished_dir / "report" / "report.json").exists():
+    assert run(finished_dir) == 0
+  return finished_dir
 
 
 def _metrics(workdir):
@@ -120,8 +128,10 @@ def _arrays(folder):
 
 
 def test_everything_runs_and_a_second_run_repeats_nothing(
-  run, finished, capsys, monkeypatch
+  run, finished_dir, capsys, monkeypatch
 ):
+  finished = finished_dir
+  shutil.rmtree(finished)  # whichever test came first
   assert run(finished) == 0
   first = capsys.readouterr().out
   for stage in ("pretrain", "search", "train/found", "robustness"):
@@ -349,24 +359,71 @@ def test_mistakes_get_one_clear_line_before_anything_is_written(
   assert not workdir.exists()
 
 
+def test_every_other_choice_runs_to_the_end(run, tmp_path, capsys):
+  """MACs, cross-entropy signal, the super-net as teacher, chips' own BN."""
+  fields = {
+    "space.cost": "macs",
+    "search.signal": "cross_entropy",
+    "train.loss": "supernet",
+    "train.optimizer.name": "sgd",
+    "train.optimizer.schedule": "multistep",
+    "train.optimizer.weight_decay": 1e-4,
+    "train.nets": "('found',)",
+    "robustness.batch_norm": "chip",
+    "robustness.batch_size": 64,
+    "robustness.calibration_images": 64,
+    "robustness.variation": "(0.3,)",
+    "pretrain.distill": False,
+    "data.augment": "flip_crop",
+  }
+  assert run(tmp_path, **fields) == 0, capsys.readouterr().err
+  result = json.loads((tmp_path / "search" / "result.json").read_text())
+  best = result["finalists"]["policy"][0]
+  assert 0.95 * result["budget"] * 0.99 <= best["macs"] <= result["budget"]
+  nets = json.loads((tmp_path / "robustness" / "result.json").read_text())
+  assert list(nets["nets"]) == ["found"]
+
+
+def test_two_runs_in_one_workdir_are_refused(run, finished, capsys):
+  with files.locked(finished):
+    assert run(finished) == 2
+  assert "another process is running in it" in capsys.readouterr().err
+
+
+def test_a_failed_stage_does_not_fix_the_configuration(run, tmp_path):
+  assert run(tmp_path, "--stages=search") == 2
+  assert run(tmp_path, "--stages=pretrain", pretrain__steps=4) == 0
+
+
+@pytest.mark.parametrize(
+  "line, message",
+  [
+    ("c.serch.budget = 3", "no field 'serch'; did you mean 'search'"),
+    ("c.seed = 1.5", "seed"),
+    ("c.space.choices = (8, 16, 32)", "config.space.choices: got (8, 16, 32)"),
+    ("c.search.scenarios = (0.1,)", "config.search.scenarios: got (0.1,)"),
+    ("c.search.scenarios = (dict(stuck_of=0.1),)", "did you mean 'stuck_off'"),
+    ("c.train.nets = 'found'", "nets"),
+    ("1 / 0", "ZeroDivisionError: division by zero"),
+    ("undefined", "NameError: name 'undefined' is not defined"),
+  ],
+)
+def test_a_bad_config_file_gets_one_clear_line(
+  run, tmp_path, capsys, line, message
+):
+  config = tmp_path / "bad.py"
+  text = pathlib.Path(_CONFIG).read_text()
+  config.write_text(text.replace("  return c", f"  {line}\n  return c"))
+  # No overrides: what the file says stands.
+  assert run(tmp_path / "run", config=config, overrides=False) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and error.count("\n") == 1
+  assert message in error
+
+
 def test_a_missing_config_file_is_named(run, tmp_path, capsys):
   assert run(tmp_path / "run", config="nowhere/none.py") == 2
   assert "nowhere/none.py" in capsys.readouterr().err
-
-
-def test_a_bad_scenario_is_named(run, tmp_path, capsys):
-  config = tmp_path / "bad.py"
-  config.write_text(
-    pathlib.Path(_CONFIG)
-    .read_text()
-    .replace(
-      "  return c", "  c.search.scenarios = (dict(stuck_of=0.1),)\n  return c"
-    )
-  )
-  assert run(tmp_path / "run", config=config) == 2
-  error = capsys.readouterr().err
-  assert "config.search.scenarios[0]: got 'stuck_of'" in error
-  assert "did you mean 'stuck_off'" in error
 
 
 def test_an_unwritable_workdir_is_named(run, tmp_path, capsys):

@@ -9,8 +9,6 @@ Axes: U updates, M methods (policy, random), P proposals, S chips of all
 scenarios, L layers.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-import dataclasses
 import functools
 import pathlib
 
@@ -22,7 +20,6 @@ import ml_collections
 import numpy as np
 import optax
 
-from hawis_jax import binary
 from hawis_jax import checkpoint
 from hawis_jax import crossbar
 from hawis_jax import errors
@@ -32,12 +29,10 @@ from hawis_jax import metrics as metrics_lib
 from hawis_jax import optimize
 from hawis_jax import policy as policy_lib
 from hawis_jax import pretrain
-from hawis_jax import resnet
-from hawis_jax import robustness
+from hawis_jax import scoring
 from hawis_jax import widths as widths_lib
 
 METHODS = ("policy", "random")
-_VECTORS_PER_CALL = 8  # of the final scoring
 
 
 @flax.struct.dataclass
@@ -57,21 +52,6 @@ class SearchState:
   scores: chex.Array
 
 
-@flax.struct.dataclass
-class Scorer:
-  """What a score depends on beside width vectors and chips.
-
-  Attributes:
-    params: of the super-net.
-    images: to score on.
-    calibration: uint8 `[N, B, H, W, C]`, for BN recalibration.
-  """
-
-  params: chex.ArrayTree
-  images: robustness.Batches
-  calibration: chex.Array
-
-
 def run(
   experiment: experiment_lib.Experiment,
   workdir: pathlib.Path,
@@ -82,7 +62,7 @@ def run(
   result_path = workdir / "search" / "result.json"
   if result_path.exists():
     return load_result(workdir)
-  scorer = make_scorer(experiment, pretrain.load(experiment, workdir))
+  scorer = scoring.make_scorer(experiment, pretrain.load(experiment, workdir))
   context = make_context(experiment)
   policy = policy_lib.Policy(experiment.space.table.shape[1], config.hidden)
   optimizer = optax.adam(config.learning_rate)
@@ -92,8 +72,10 @@ def run(
     config=config,
     policy=policy,
     optimizer=optimizer,
-    score=make_score(experiment),
-    devices=scenario_devices(experiment.device, config.scenarios, config.chips),
+    score=scoring.make_score(experiment),
+    devices=scoring.scenario_devices(
+      experiment.device, config.scenarios, config.chips
+    ),
   )
 
   @functools.partial(jax.jit, donate_argnums=0)
@@ -142,23 +124,6 @@ def make_context(experiment: experiment_lib.Experiment) -> policy_lib.Context:
   )
 
 
-def make_scorer(
-  experiment: experiment_lib.Experiment, params: chex.ArrayTree
-) -> Scorer:
-  """Scores on the first validation images, calibrates on training images."""
-  config = experiment.config.search
-  calibration = experiment.evaluation(
-    experiment.splits.train, config.batch_size, config.calibration_images
-  )
-  return Scorer(
-    params=params,
-    images=experiment.evaluation(
-      experiment.splits.validation, config.batch_size, config.images
-    ),
-    calibration=calibration.image,
-  )
-
-
 def init(
   experiment: experiment_lib.Experiment,
   policy: policy_lib.Policy,
@@ -177,89 +142,10 @@ def init(
   )
 
 
-def make_score(experiment: experiment_lib.Experiment):
-  """Returns (scorer, widths [P, L], chip keys [S], devices [S]) -> Scores.
-
-  BN is recalibrated at every vector's widths before it is scored. Vectors are
-  scored in blocks of `config.search.vectors_per_step`, for memory's sake.
-  """
-  module = experiment.supernet
-  levels = experiment.config.data.levels
-
-  def score(scorer, widths, chip_keys, devices):
-    num, length = widths.shape
-    block = min(num, experiment.config.search.vectors_per_step)
-    if num % block:
-      block = num
-    scores = jax.lax.map(
-      lambda part: score_block(scorer, part, chip_keys, devices),
-      widths.reshape(-1, block, length),
-    )
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, num), scores)
-
-  def score_block(scorer, widths, chip_keys, devices):
-    bits = jax.vmap(lambda x: binary.thermometer_code(x, levels))(
-      scorer.calibration
-    )
-    norms = jax.vmap(
-      lambda w: resnet.recalibrate(module, {"params": scorer.params}, bits, w)
-    )(widths)
-    return robustness.score_chips(
-      module,
-      {"params": scorer.params},
-      widths,
-      norms,
-      scorer.images,
-      chip_keys,
-      devices,
-      levels,
-    )
-
-  return score
-
-
-def scenario_devices(
-  base: crossbar.Device, scenarios: Sequence[Mapping], chips: int
-) -> crossbar.Device:
-  """Devices of all chips, scenario-major: every leaf float32 `[S]`."""
-  devices = [
-    dataclasses.replace(base, **scenario)
-    for scenario in scenarios
-    for _ in range(chips)
-  ]
-  return jax.tree.map(lambda *leaves: jnp.array(leaves, jnp.float32), *devices)
-
-
-def chip_keys(
-  key: chex.PRNGKey, devices: crossbar.Device, scenarios: int
-) -> chex.Array:
-  """One key a chip, `[S]`; chip i of every scenario has the same key."""
-  chips = devices.g_on.shape[0] // scenarios
-  return jnp.tile(jax.random.split(key, chips), scenarios)
-
-
-def robust_score(
-  values: chex.Array, scenarios: int, cvar_weight: float
-) -> chex.Array:
-  """(1 - b) mean + b CVaR_25% over chips, averaged over scenarios.
-
-  Args:
-    values: `[S, P]`, scenario-major; greater is better.
-    scenarios: their number.
-    cvar_weight: b.
-
-  Returns:
-    `[P]`.
-  """
-  values = values.reshape(scenarios, -1, values.shape[-1])
-  mix = (1 - cvar_weight) * values.mean(1)
-  return (mix + cvar_weight * robustness.cvar(values, axis=1)).mean(0)
-
-
 def search_step(
   state: SearchState,
   step: chex.Numeric,
-  scorer: Scorer,
+  scorer: scoring.Scorer,
   context: policy_lib.Context,
   key: chex.PRNGKey,
   *,
@@ -274,13 +160,13 @@ def search_step(
   Args:
     state: before.
     step: 0 to `config.updates` - 1.
-    scorer: see `Scorer`.
+    scorer: see `scoring.Scorer`.
     context: the policy's.
     key: of the stage; update k uses fold_in(key, k).
     config: section `search`.
     policy: network.
     optimizer: of `state`.
-    score: from `make_score`.
+    score: from `scoring.make_score`.
     devices: of the chips, `[S]`.
   """
   scenarios, num = len(config.scenarios), config.proposals
@@ -293,11 +179,11 @@ def search_step(
   scores = score(
     scorer,
     widths_lib.take(context.widths, choices.reshape(2 * num, -1)),
-    chip_keys(chip_key, devices, scenarios),
+    scoring.chip_keys(chip_key, devices, scenarios),
     devices,
   )
   mix = functools.partial(
-    robust_score, scenarios=scenarios, cvar_weight=config.cvar_weight
+    scoring.robust_score, scenarios=scenarios, cvar_weight=config.cvar_weight
   )
   robust = mix(scores.accuracy).reshape(2, num)
   signal = robust[0]
@@ -360,7 +246,7 @@ def best_vectors(
 
 def choose(
   experiment: experiment_lib.Experiment,
-  scorer: Scorer,
+  scorer: scoring.Scorer,
   state: SearchState,
   metrics: metrics_lib.Metrics,
 ) -> dict:
@@ -385,7 +271,7 @@ def choose(
     for index, method in enumerate(METHODS)
   }
   finalists["uniform"] = [(experiment.widths["uniform"], None)]
-  scored = score_vectors(
+  scored = scoring.score_vectors(
     experiment,
     scorer,
     [widths for group in finalists.values() for widths, _ in group],
@@ -411,63 +297,3 @@ def choose(
       for index, method in enumerate(METHODS)
     },
   }
-
-
-def score_vectors(
-  experiment: experiment_lib.Experiment,
-  scorer: Scorer,
-  vectors: Sequence[tuple[int, ...]],
-  key: chex.PRNGKey,
-  metrics: metrics_lib.Metrics,
-) -> Iterator[dict]:
-  """Yields each vector's clean and robust score, on `finalist_chips` chips.
-
-  Args:
-    experiment: of the run.
-    scorer: its super-net and images; scored on all validation images.
-    vectors: widths, `[L]` each.
-    key: of the chips.
-    metrics: of the run, for progress.
-  """
-  config = experiment.config.search
-  num_scenarios = len(config.scenarios)
-  faulty = scenario_devices(
-    experiment.device, config.scenarios, config.finalist_chips
-  )
-  ideal = scenario_devices(experiment.device, [{}], 1)
-  devices = jax.tree.map(lambda *x: jnp.concatenate(x), faulty, ideal)
-  keys = jnp.append(chip_keys(key, faulty, num_scenarios), key)
-  scorer = scorer.replace(
-    images=experiment.evaluation(
-      experiment.splits.validation, config.batch_size
-    )
-  )
-  score = jax.jit(make_score(experiment))
-  padded = list(vectors) + [vectors[-1]] * (-len(vectors) % _VECTORS_PER_CALL)
-  progress = metrics.stage("search/finalists", total=len(padded))
-  parts = []
-  for start in range(0, len(padded), _VECTORS_PER_CALL):
-    end = start + _VECTORS_PER_CALL
-    scores = score(scorer, jnp.array(padded[start:end]), keys, devices)
-    parts.append(np.asarray(scores.accuracy))
-    progress.report(end, {"accuracy": parts[-1].mean()})
-  accuracy = np.concatenate(parts, axis=1)
-  clean, accuracy = accuracy[-1], accuracy[:-1]
-  robust = robust_score(accuracy, num_scenarios, config.cvar_weight)
-  per_chip = accuracy.astype(np.float64)
-  per_chip = per_chip.reshape(num_scenarios, -1, len(padded)).mean(0)
-  for index, widths in enumerate(vectors):
-    net_cost = experiment.cost(widths)
-    yield {
-      "widths": list(widths),
-      "arrays": int(net_cost.arrays),
-      "macs": int(net_cost.macs),
-      "score": float(robust[index]),
-      "clean": float(clean[index]),
-      # Chip i of every scenario has the same key: their mean, to be paired.
-      "chips": per_chip[:, index].tolist(),
-      "scenarios": [
-        robustness.summarize(chips)
-        for chips in accuracy[:, index].reshape(num_scenarios, -1)
-      ],
-    }

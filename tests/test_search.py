@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hawis_jax import crossbar
+from hawis_jax import scoring
 from hawis_jax import search
 
 
@@ -21,7 +22,7 @@ def test_robust_score_is_the_formula(seed, scenarios, chips):
   for scenario in values.astype(np.float64):
     worst = np.sort(scenario, axis=0)[: int(np.ceil(chips / 4))]
     expected += (1 - weight) * scenario.mean(0) + weight * worst.mean(0)
-  got = search.robust_score(
+  got = scoring.robust_score(
     jnp.asarray(values.reshape(-1, 5)), scenarios, weight
   )
   np.testing.assert_allclose(got, expected / scenarios, atol=1e-5)
@@ -30,7 +31,7 @@ def test_robust_score_is_the_formula(seed, scenarios, chips):
 def test_chips_are_scenario_major_and_shared_by_scenarios():
   scenarios = [dict(stuck_off=0.1), dict(variation=0.5, stuck_on=0.01), {}]
   base = crossbar.Device(tile_shape=(16, 8))
-  devices = search.scenario_devices(base, scenarios, 4)
+  devices = scoring.scenario_devices(base, scenarios, 4)
   assert devices.tile_shape == (16, 8)
   for field, values in (
     ("stuck_off", (0.1, 0, 0)),
@@ -39,7 +40,7 @@ def test_chips_are_scenario_major_and_shared_by_scenarios():
   ):
     np.testing.assert_allclose(getattr(devices, field), np.repeat(values, 4))
   keys = jax.random.key_data(
-    search.chip_keys(jax.random.key(3), devices, len(scenarios))
+    scoring.chip_keys(jax.random.key(3), devices, len(scenarios))
   ).reshape(3, 4, -1)
   np.testing.assert_array_equal(keys[0], keys[1])
   np.testing.assert_array_equal(keys[0], keys[2])

@@ -1,0 +1,193 @@
+"""Scores width vectors on chips, with the weights of the super-net.
+
+Axes: P width vectors, S chips of all scenarios, N batches, B images, L layers.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+
+import chex
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hawis_jax import binary
+from hawis_jax import crossbar
+from hawis_jax import experiment as experiment_lib
+from hawis_jax import metrics as metrics_lib
+from hawis_jax import resnet
+from hawis_jax import robustness
+
+_VECTORS_PER_CALL = 8  # of the final scoring
+
+
+@flax.struct.dataclass
+class Scorer:
+  """What a score depends on beside width vectors and chips.
+
+  Attributes:
+    params: of the super-net.
+    images: to score on.
+    calibration: uint8 `[N, B, H, W, C]`, for BN recalibration.
+  """
+
+  params: chex.ArrayTree
+  images: robustness.Batches
+  calibration: chex.Array
+
+
+def make_scorer(
+  experiment: experiment_lib.Experiment, params: chex.ArrayTree
+) -> Scorer:
+  """Scores on the first validation images, calibrates on training images."""
+  config = experiment.config.search
+  calibration = experiment.evaluation(
+    experiment.splits.train, config.batch_size, config.calibration_images
+  )
+  return Scorer(
+    params=params,
+    images=experiment.evaluation(
+      experiment.splits.validation, config.batch_size, config.images
+    ),
+    calibration=calibration.image,
+  )
+
+
+def make_score(experiment: experiment_lib.Experiment):
+  """Returns (scorer, widths [P, L], chip keys [S], devices [S]) -> Scores.
+
+  BN is recalibrated at every vector's widths before it is scored. Vectors are
+  scored in blocks of `config.search.vectors_per_step`, for memory's sake.
+  """
+  module = experiment.supernet
+  levels = experiment.config.data.levels
+
+  def score(scorer, widths, chip_keys, devices):
+    num, length = widths.shape
+    block = min(num, experiment.config.search.vectors_per_step)
+    if num % block:
+      block = num
+    scores = jax.lax.map(
+      lambda part: score_block(scorer, part, chip_keys, devices),
+      widths.reshape(-1, block, length),
+    )
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, num), scores)
+
+  def score_block(scorer, widths, chip_keys, devices):
+    bits = jax.vmap(lambda x: binary.thermometer_code(x, levels))(
+      scorer.calibration
+    )
+    norms = jax.vmap(
+      lambda w: resnet.recalibrate(module, {"params": scorer.params}, bits, w)
+    )(widths)
+    return robustness.score_chips(
+      module,
+      {"params": scorer.params},
+      widths,
+      norms,
+      scorer.images,
+      chip_keys,
+      devices,
+      levels,
+    )
+
+  return score
+
+
+def scenario_devices(
+  base: crossbar.Device, scenarios: Sequence[Mapping], chips: int
+) -> crossbar.Device:
+  """Devices of all chips, scenario-major: every leaf float32 `[S]`."""
+  devices = [
+    dataclasses.replace(base, **scenario)
+    for scenario in scenarios
+    for _ in range(chips)
+  ]
+  return jax.tree.map(lambda *leaves: jnp.array(leaves, jnp.float32), *devices)
+
+
+def chip_keys(
+  key: chex.PRNGKey, devices: crossbar.Device, scenarios: int
+) -> chex.Array:
+  """One key a chip, `[S]`; chip i of every scenario has the same key."""
+  chips = devices.g_on.shape[0] // scenarios
+  return jnp.tile(jax.random.split(key, chips), scenarios)
+
+
+def robust_score(
+  values: chex.Array, scenarios: int, cvar_weight: float
+) -> chex.Array:
+  """(1 - b) mean + b CVaR_25% over chips, averaged over scenarios.
+
+  Args:
+    values: `[S, P]`, scenario-major; greater is better.
+    scenarios: their number.
+    cvar_weight: b.
+
+  Returns:
+    `[P]`.
+  """
+  values = values.reshape(scenarios, -1, values.shape[-1])
+  mix = (1 - cvar_weight) * values.mean(1)
+  return (mix + cvar_weight * robustness.cvar(values, axis=1)).mean(0)
+
+
+def score_vectors(
+  experiment: experiment_lib.Experiment,
+  scorer: Scorer,
+  vectors: Sequence[tuple[int, ...]],
+  key: chex.PRNGKey,
+  metrics: metrics_lib.Metrics,
+) -> Iterator[dict]:
+  """Yields each vector's clean and robust score, on `finalist_chips` chips.
+
+  Args:
+    experiment: of the run.
+    scorer: its super-net and images; scored on all validation images.
+    vectors: widths, `[L]` each.
+    key: of the chips.
+    metrics: of the run, for progress.
+  """
+  config = experiment.config.search
+  num_scenarios = len(config.scenarios)
+  faulty = scenario_devices(
+    experiment.device, config.scenarios, config.finalist_chips
+  )
+  ideal = scenario_devices(experiment.device, [{}], 1)
+  devices = jax.tree.map(lambda *x: jnp.concatenate(x), faulty, ideal)
+  keys = jnp.append(chip_keys(key, faulty, num_scenarios), key)
+  scorer = scorer.replace(
+    images=experiment.evaluation(
+      experiment.splits.validation, config.batch_size
+    )
+  )
+  score = jax.jit(make_score(experiment))
+  padded = list(vectors) + [vectors[-1]] * (-len(vectors) % _VECTORS_PER_CALL)
+  progress = metrics.stage("search/finalists", total=len(padded))
+  parts = []
+  for start in range(0, len(padded), _VECTORS_PER_CALL):
+    end = start + _VECTORS_PER_CALL
+    scores = score(scorer, jnp.array(padded[start:end]), keys, devices)
+    parts.append(np.asarray(scores.accuracy))
+    progress.report(end, {"accuracy": parts[-1].mean()})
+  accuracy = np.concatenate(parts, axis=1)
+  clean, accuracy = accuracy[-1], accuracy[:-1]
+  robust = robust_score(accuracy, num_scenarios, config.cvar_weight)
+  per_chip = accuracy.astype(np.float64)
+  per_chip = per_chip.reshape(num_scenarios, -1, len(padded)).mean(0)
+  for index, widths in enumerate(vectors):
+    net_cost = experiment.cost(widths)
+    yield {
+      "widths": list(widths),
+      "arrays": int(net_cost.arrays),
+      "macs": int(net_cost.macs),
+      "score": float(robust[index]),
+      "clean": float(clean[index]),
+      # Chip i of every scenario has the same key: their mean, to be paired.
+      "chips": per_chip[:, index].tolist(),
+      "scenarios": [
+        robustness.summarize(chips)
+        for chips in accuracy[:, index].reshape(num_scenarios, -1)
+      ],
+    }

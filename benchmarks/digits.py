@@ -103,7 +103,8 @@ def main() -> None:
   gain = np.subtract(best["policy"], best["random"])
   test = stats.ttest_rel(best["policy"], best["random"])
   print(
-    f"  policy - random  {_interval(gain, 'points')}  paired t-test p = {test.pvalue:.2g}"
+    f"  policy - random  {_interval(gain, 'points')}  "
+    f"paired t-test p = {test.pvalue:.2g}"
   )
 
 

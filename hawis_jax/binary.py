@@ -165,8 +165,8 @@ def convolve(
   )
 
 
-# XLA's CPU convolution runs maps of up to 2x2 at 4 % of peak; a matrix product
-# of their patches made a whole digits net 2.4x faster.
+# XLA's CPU convolution is slow on maps of up to 2x2: a matrix product of their
+# patches makes a whole digits net about 2x faster (benchmarks/small_maps.py).
 _SMALL_MAP = 4
 
 

@@ -218,7 +218,7 @@ def init(module: nn.Module, key: chex.PRNGKey, planes: int) -> dict:
   """Returns fresh variables: He normal kernels (fan-out), BN scale 1, shift 0.
 
   The distribution is that of `module.init`; all kernels come from one draw,
-  because a draw a layer multiplies the compile time (4 s for a ResNet-8).
+  because a draw a layer multiplies the compile time.
 
   Args:
     module: a network of this file.

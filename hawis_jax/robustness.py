@@ -41,10 +41,13 @@ class Scores(NamedTuple):
   """Of every chip and candidate.
 
   Attributes:
-    accuracy: share of images classified correctly, `[S, P]`.
+    hits: images classified correctly, int32 `[S, P]`.
+    accuracy: their share, `[S, P]`; compiled division may round differently
+      in differently batched programs, so exact results divide `hits`.
     cross_entropy: mean over images [nat], `[S, P]`.
   """
 
+  hits: chex.Array
   accuracy: chex.Array
   cross_entropy: chex.Array
 
@@ -113,7 +116,8 @@ def score_chips(
     num = widths.shape[0]
     zeros = (jnp.zeros(num, jnp.int32), jnp.zeros(num))
     (hits, losses), _ = jax.lax.scan(score_batch, zeros, batches)
-    return Scores(hits / batches.mask.sum(), losses / batches.mask.sum())
+    count = batches.mask.sum()
+    return Scores(hits, hits / count, losses / count)
 
   if not chips_per_step:
     chips_per_step = 1 if jax.default_backend() == "cpu" else len(chip_keys)
@@ -176,7 +180,8 @@ def evaluate_chips(
     calibration,
     chips_per_step,
   )
-  return np.asarray(scores.accuracy[:, 0])
+  count = np.float32(np.sum(batches.mask))
+  return np.asarray(scores.hits[:, 0]).astype(np.float32) / count
 
 
 def ideal_accuracy(

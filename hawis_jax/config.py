@@ -87,7 +87,7 @@ def default() -> ml_collections.ConfigDict:
   r.signal = "accuracy"  # learning signal: "accuracy" or "cross_entropy"
   r.images = 256  # validation images a score uses
   r.batch_size = 128  # images a forward pass, of each vector
-  r.vectors_per_step = 16  # width vectors a forward pass
+  r.vectors_per_step = 16  # width vectors a forward pass, at most
   r.calibration_images = 256  # training images of the BN recalibration
   r.hidden = 64  # GRU units
   r.learning_rate = 1e-2  # Adam

@@ -103,8 +103,9 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
   )
   costs = cost.pair_costs(space.table, geometry, config.space.cost)
   base = stage_widths(config.network.base_widths, num_layers)
-  budget = config.search.budget
+  name, budget = "config.search.budget", config.search.budget
   if not budget:
+    name = f"config.search.budget_uniform = {config.search.budget_uniform:g}"
     scaled = np.array(base) * config.search.budget_uniform
     budget = getattr(
       cost.network_cost(scaled.astype(np.int64), geometry), config.space.cost
@@ -112,13 +113,11 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
   cheapest, dearest = widths.cost_range(space, costs)
   if not cheapest <= budget <= dearest:
     raise errors.InputError(
-      f"config.search.budget: got {budget:g} {config.space.cost}, allowed by "
+      f"{name}: got {budget:g} {config.space.cost}, allowed by "
       f"config.space.choices is {cheapest} to {dearest}"
     )
   slack = config.search.budget_slack
-  widths.feasible_set(
-    space, costs, (1 - slack) * budget, budget, "config.search.budget"
-  )
+  widths.feasible_set(space, costs, (1 - slack) * budget, budget, name)
   return Experiment(
     config=config,
     splits=splits,

@@ -70,11 +70,12 @@ def read_json(path: str | os.PathLike) -> Any:
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-  """Holds a folder for this process alone; the system frees it at its end.
+  """Holds a folder, made if need be, for this process alone until its end.
 
   Raises:
-    InputError: another process holds it.
+    InputError: another process holds it, or it can't be written to.
   """
+  make_directory(folder)
   with (folder / "lock").open("a") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -53,10 +53,11 @@ def main(argv: list[str]) -> None:
   config_lib.validate(config)
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{_config_name()}")
   experiment = experiment_lib.prepare(config)
-  config_lib.settle(config, workdir)
-  with files.locked(workdir), metrics_lib.Metrics(workdir) as metrics:
-    for stage in stages:
-      STAGES[stage](experiment, workdir, metrics)
+  with files.locked(workdir):
+    config_lib.settle(config, workdir)
+    with metrics_lib.Metrics(workdir) as metrics:
+      for stage in stages:
+        STAGES[stage](experiment, workdir, metrics)
   minutes, seconds = divmod(round(time.monotonic() - start), 60)
   print(f"done in {minutes}:{seconds:02d}; results in {workdir}")
 

@@ -65,9 +65,8 @@ def make_score(experiment: experiment_lib.Experiment):
 
   def score(scorer, widths, chip_keys, devices):
     num, length = widths.shape
-    block = min(num, experiment.config.search.vectors_per_step)
-    if num % block:
-      block = num
+    most = min(num, experiment.config.search.vectors_per_step)
+    block = max(size for size in range(1, most + 1) if num % size == 0)
     scores = jax.lax.map(
       lambda part: score_block(scorer, part, chip_keys, devices),
       widths.reshape(-1, block, length),

@@ -20,14 +20,17 @@ import numpy as np
 
 from hawis_jax import binary
 from hawis_jax import resnet
+from hawis_jax import variables as variables_lib
 
 _ROUNDS = 30
 
 
 def _forward(small_map: int):
   """Returns a compiled forward pass; patches serve maps up to `small_map`."""
-  module = resnet.cifar_resnet(8, (24,) * 3 + (48,) * 2 + (96,) * 2, 10)
-  variables = resnet.init(module, jax.random.key(0), 8)
+  module = resnet.cifar_resnet(
+    8, (24,) * 3 + (48,) * 2 + (96,) * 2, 10, levels=8
+  )
+  variables = variables_lib.init(module, jax.random.key(0), (8, 8, 1))
   bits = jnp.asarray(
     np.random.default_rng(0).integers(0, 2, (256, 8, 8, 8)), jnp.float32
   )

@@ -2,13 +2,13 @@
 
 Values are exact: activations {0, 1} times weights {-1, +1} sum to integers that
 float32 holds exactly, so masked channels and zero padding contribute exactly 0.
-Rules and gradients: those of HAWIS (ASP-DAC 2022), as in its published code,
-but sign(0) = +1, since a cell pair cannot store 0.
+Rules and gradients: those of HAWIS (ASP-DAC 2022), as in its published code.
 
 Axes: B images, H rows, W columns, C channels.
 """
 
 from collections.abc import Callable
+import functools
 
 import chex
 import jax
@@ -63,35 +63,54 @@ def binarize_activations(x: chex.Array) -> chex.Array:
   return jax.lax.stop_gradient(bits) + straight_through
 
 
-def binarize_weights(w: chex.Array) -> chex.Array:
-  """Returns signs {-1, +1}, +1 for 0; identity gradient. NaN stays NaN."""
-  sign = jnp.where(w >= 0, 1, -1).astype(w.dtype)
+def binarize_weights(w: chex.Array, zero: int = 1) -> chex.Array:
+  """Returns signs {-1, +1}; identity gradient. NaN stays NaN.
+
+  Args:
+    w: latent weights.
+    zero: the sign of an exact 0; the published code takes 0.
+  """
+  sign = jnp.where(w == 0, zero, jnp.where(w > 0, 1, -1)).astype(w.dtype)
   return jax.lax.stop_gradient(sign) + (w - jax.lax.stop_gradient(w))
 
 
 def weight_scale(
-  w: chex.Array, in_mask: chex.Array, out_mask: chex.Array
+  w: chex.Array,
+  in_mask: chex.Array | None = None,
+  out_mask: chex.Array | None = None,
+  per_channel: bool = False,
 ) -> chex.Array:
   """Returns alpha, the mean |w| over a layer's active weights; no gradient.
 
   Args:
     w: latent kernel `[k, k, C_in, C_out]` or `[C_in, C_out]`.
-    in_mask: `[C_in]`, 1 where the input channel is active.
-    out_mask: `[C_out]`, 1 where the output channel is active.
+    in_mask: `[C_in]`, 1 where the input channel is active; None: all are.
+    out_mask: `[C_out]`, 1 where the output channel is active; None: all are.
+    per_channel: one alpha an output channel, as in XNOR-Net (Rastegari et al.,
+      ECCV 2016), instead of one a layer.
 
   Returns:
-    alpha, scalar; 1 where all active weights are 0.
+    alpha, scalar or `[C_out]`; 1 where all active weights are 0.
   """
   magnitude = jax.lax.stop_gradient(jnp.abs(w))
-  taps = w.size // (w.shape[-1] * w.shape[-2])
-  per_pair = magnitude.reshape(taps, *w.shape[-2:]).sum(0)
-  in_mask, out_mask = in_mask.astype(w.dtype), out_mask.astype(w.dtype)
-  alpha = (in_mask @ per_pair @ out_mask) / (
-    taps * in_mask.sum() * out_mask.sum()
-  )
+  magnitude = magnitude.reshape(-1, *w.shape[-2:])
+  taps = magnitude.shape[0]
+  if in_mask is None:
+    by_column = magnitude.mean((0, 1))
+  else:
+    in_mask = in_mask.astype(w.dtype)
+    by_column = in_mask @ magnitude.sum(0) / (taps * in_mask.sum())
+  if per_channel:
+    alpha = by_column
+  elif out_mask is None:
+    alpha = by_column.mean()
+  else:
+    out_mask = out_mask.astype(w.dtype)
+    alpha = by_column @ out_mask / out_mask.sum()
   return jnp.where(alpha == 0, 1, alpha)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def scaled_product(
   product: Callable[[chex.Array, chex.Array], chex.Array],
   bits: chex.Array,
@@ -106,37 +125,85 @@ def scaled_product(
   the weight binariser: dL/dbits holds alpha, dL/dweights does not.
 
   Args:
-    product: bilinear, e.g. a convolution.
+    product: bilinear, e.g. a convolution; its last axis is the output channel.
     bits: left operand.
     weights: right operand.
-    alpha: scalar; gets no gradient.
+    alpha: scalar, or one an output channel; gets no gradient.
   """
-  return _scale_forward(product(_scale_backward(bits, alpha), weights), alpha)
+  return _scale(product(bits, weights), alpha)
 
 
-@jax.custom_vjp
-def _scale_forward(x, alpha):
+def _scale(x, alpha):
+  if alpha.ndim:
+    alpha = alpha.reshape((1,) * (x.ndim - 1) + (-1,))
   return x * alpha
 
 
-_scale_forward.defvjp(
-  lambda x, alpha: (x * alpha, alpha), lambda alpha, g: (g, 0 * alpha)
-)
+def _scaled_product_forward(product, bits, weights, alpha):
+  return scaled_product(product, bits, weights, alpha), (bits, weights, alpha)
 
 
-@jax.custom_vjp
-def _scale_backward(x, alpha):
-  del alpha
-  return x
+def _scaled_product_backward(product, saved, g):
+  bits, weights, alpha = saved
+  _, pull_back = jax.vjp(product, bits, weights)
+  return pull_back(_scale(g, alpha))[0], pull_back(g)[1], jnp.zeros_like(alpha)
 
 
-_scale_backward.defvjp(
-  lambda x, alpha: (x, alpha), lambda alpha, g: (g * alpha, 0 * alpha)
-)
+scaled_product.defvjp(_scaled_product_forward, _scaled_product_backward)
+
+
+def in_bfloat16(
+  product: Callable[[chex.Array, chex.Array], chex.Array],
+) -> Callable[[chex.Array, chex.Array], chex.Array]:
+  """Returns `product` with bfloat16 operands and float32 sums.
+
+  Bits and signs are exact in bfloat16 and the sums are accumulated in float32,
+  so a binary product is the same exact integer. Gradients are products of
+  bfloat16 operands too, and so are rounded.
+
+  Args:
+    product: `convolve` or `multiply`, the former with its strides and padding.
+  """
+
+  def to_bfloat16(x):
+    return x.astype(jnp.bfloat16)
+
+  @jax.custom_vjp
+  def mixed(left, right):
+    return product(to_bfloat16(left), to_bfloat16(right))
+
+  def forward(left, right):
+    return mixed(left, right), (left, right)
+
+  def backward(saved, g):
+    # One type throughout, or the transposes would multiply float32 by
+    # bfloat16, which no hardware does.
+    rounded = functools.partial(product, sums=jnp.bfloat16)
+    _, pull_back = jax.vjp(rounded, *map(to_bfloat16, saved))
+    return tuple(
+      grad.astype(x.dtype)
+      for grad, x in zip(pull_back(to_bfloat16(g)), saved, strict=True)
+    )
+
+  mixed.defvjp(forward, backward)
+  return mixed
+
+
+def multiply(
+  bits: chex.Array, weights: chex.Array, sums: chex.ArrayDType | None = None
+) -> chex.Array:
+  """Matrix product `[..., C_in]` x `[C_in, C_out]`; `sums` as in `convolve`."""
+  return jnp.matmul(
+    bits, weights, preferred_element_type=sums or _sum_type(bits, weights)
+  )
 
 
 def convolve(
-  bits: chex.Array, weights: chex.Array, strides: int, padding: int
+  bits: chex.Array,
+  weights: chex.Array,
+  strides: int,
+  padding: int,
+  sums: chex.ArrayDType | None = None,
 ) -> chex.Array:
   """Cross-correlation with zero padding; an exact integer for binary operands.
 
@@ -145,6 +212,7 @@ def convolve(
     weights: `[k, k, C_in, C_out]`: signs, or a chip's effective weights.
     strides: of both axes.
     padding: zeros on every side.
+    sums: type of the result; None: that of the operands, at least float32.
 
   Returns:
     `[B, H', W', C_out]`.
@@ -155,14 +223,19 @@ def convolve(
   )
   if height * width <= _SMALL_MAP:
     columns = _patches(bits, size, strides, padding, (height, width))
-    return columns @ weights.reshape(-1, weights.shape[-1])
+    return multiply(columns, weights.reshape(-1, weights.shape[-1]), sums)
   return jax.lax.conv_general_dilated(
     bits,
     weights,
     window_strides=(strides, strides),
     padding=((padding, padding), (padding, padding)),
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    preferred_element_type=sums or _sum_type(bits, weights),
   )
+
+
+def _sum_type(*operands):
+  return jnp.promote_types(jnp.result_type(*operands), jnp.float32)
 
 
 # XLA's CPU convolution is slow on maps of up to 2x2: a matrix product of their

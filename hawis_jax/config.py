@@ -4,7 +4,6 @@ from collections.abc import Mapping
 import dataclasses
 import difflib
 import json
-import math
 import pathlib
 from typing import Any
 
@@ -13,6 +12,8 @@ import ml_collections
 from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax import files
+from hawis_jax import nets
+from hawis_jax import rules
 from hawis_jax import widths
 
 # Fields that may differ between a run and its resumption: they change how a
@@ -37,16 +38,30 @@ def default() -> ml_collections.ConfigDict:
   c.checkpoint_seconds = 30.0  # at least this long between checkpoints [s]
 
   c.data = d = ml_collections.ConfigDict()
-  d.name = "digits"  # TFDS data set name; "digits" is embedded
+  # A TFDS data set name ("digits" is embedded), or "image_folder": data_dir
+  # then has train/<class>/<image> and test/ or val/<class>/<image>.
+  d.name = "digits"
   d.data_dir = ""  # where it is prepared; "" = $TFDS_DATA_DIR or TFDS's default
   d.validation_images = 256  # held out of `train` for pretraining and search
   d.levels = 32  # thermometer levels an input channel, divides 128
-  d.augment = "none"  # "none" or "flip_crop" (flip, 4-pixel pad and crop)
+  # "none"; "flip_crop" (flip, 4-pixel pad and crop); "imagenet" (random resized
+  # crop of 8 to 100 % of the area, flip, lighting).
+  d.augment = "none"
+  d.lighting = 0.1  # "imagenet": AlexNet's colour noise, its sigma; 0: none
+  d.image_size = 0  # height = width to crop to [pixels]; 0: as stored
+  d.resize = 256  # short side before the centre crop to image_size [pixels]
   d.read_threads = 2  # Grain reader threads
 
   c.network = n = ml_collections.ConfigDict()
-  n.depth = 20  # 6 n + 2
-  n.base_widths = (16, 32, 64)  # 1x widths of the three stages [channels]
+  n.family = "cifar"  # "cifar" (3 stages) or "imagenet" (ResNet-18, 4 stages)
+  n.depth = 20  # 6 n + 2; 18 of the ImageNet family
+  n.base_widths = (16, 32, 64)  # 1x widths of the stages [channels]
+  n.stem = "7x7"  # of the ImageNet family: "7x7" or "3x3"
+  # Parts that the published network has not. Every product stays 1-bit.
+  n.channel_scale = False  # a weight scale an output channel, not a layer
+  n.rprelu = False  # PReLU with learnt shifts before activation binarisers
+  n.learned_thresholds = False  # thermometer thresholds are learnt
+  n.compute = "float32"  # of products: or "bfloat16" (sums stay exact integers)
 
   c.space = s = ml_collections.ConfigDict()
   # Width choices [channels], ascending: one tuple a stage, or one a layer.
@@ -98,14 +113,33 @@ def default() -> ml_collections.ConfigDict:
   r.finalist_chips = 16  # chips a scenario for that final score
 
   c.train = t = ml_collections.ConfigDict()
+  # Nets: "found", "uniform", "baseline_1x" or a published vector, e.g.
+  # "resnet20_hawis_a"; with "_int8" or "_float" its 8-bit or float counterpart.
+  # Without "found", "uniform" and loss "supernet" there is nothing to search.
   t.nets = ("found", "baseline_1x", "uniform")
   t.steps = 4000
   t.batch_size = 128
-  t.loss = "labels"  # "labels" or "supernet" (KL to the maximum super-net)
+  t.microbatches = 1  # parts of a batch, one at a time, gradients summed
+  # Loss of the binary nets: "labels"; "supernet" or "teacher": KL to the
+  # softmax of the maximum super-net, or of `teacher`. The rest learn labels.
+  t.loss = "labels"
+  # A float net earlier in `nets`, or a file of PyTorch weights of a standard
+  # float ResNet (.npz, .safetensors, .pth), of this depth and the same family.
+  t.teacher = ""
+  t.teacher_depth = 50
+  t.label_smoothing = 0.0  # share of a label that goes to all classes
+  t.weight_penalty = 0.0  # times the sum of (|w| - 0.01)^2 over binary weights
+  t.ema = 0.0  # decay a step of averaged weights, used in their stead; 0: off
+  t.use_validation = False  # train on the held-out images too
+  t.validate_every = 0  # steps between measurements on `validation`; 0: never
   t.optimizer = _optimizer("sgd", 0.1, "multistep")
+  t.counterparts = _optimizer("sgd", 0.1, "cosine")  # their optimiser
+  t.counterparts.weight_decay = 1e-4
+  t.int8 = "trained"  # or "quantized": from the float net, earlier in `nets`
 
   c.robustness = b = ml_collections.ConfigDict()
   b.chips = 64  # chips a level
+  b.images = 0  # of the test images, the first; 0: all
   b.batch_size = 256  # images a forward pass
   # BN statistics: "fixed" of the ideal net, or "chip": recalibrated on each
   # chip. The search always scores with "fixed".
@@ -131,131 +165,21 @@ def _optimizer(name, learning_rate, schedule):
   return o
 
 
-def _integers(least, most=2**31 - 1):
-  text = f"an integer from {least} to {most}"
-  return text, lambda x: type(x) is int and least <= x <= most
-
-
-def _number(low, high, above=False):
-  text = f"a number {'above' if above else 'from'} {low:g}"
-  text += f" to {high:g}" if math.isfinite(high) else ", finite"
-
-  def check(x):
-    if type(x) not in (int, float) or not math.isfinite(x):
-      return False
-    return (x > low if above else x >= low) and x <= high
-
-  return text, check
-
-
-def _one_of(*values):
-  return f"one of {', '.join(map(repr, values))}", lambda x: x in values
-
-
-def _some_of(*values):
-  def check(x):
-    distinct = len(set(x)) == len(x) if isinstance(x, tuple) else False
-    return distinct and len(x) > 0 and all(item in values for item in x)
-
-  return f"a tuple of some of {', '.join(map(repr, values))}", check
-
-
-def _numbers(low, high, length=None):
-  text = f"a tuple of {length or 'one or more distinct'} numbers "
-  text += f"from {low:g} to {high:g}"
-
-  def check(x):
-    if not isinstance(x, tuple) or (length and len(x) != length) or not x:
-      return False
-    item = _number(low, high)[1]
-    return all(map(item, x)) and (length or len(set(x)) == len(x))
-
-  return text, check
-
-
-_OPTIMIZER_RULES = {
-  "name": _one_of("sgd", "adam"),
-  "learning_rate": _number(0, 100, above=True),
-  "schedule": _one_of("cosine", "multistep", "constant"),
-  "momentum": _number(0, 1),
-  "weight_decay": _number(0, 1),
-  "milestones": (
-    "a tuple of ascending shares of the steps in (0, 1)",
-    lambda x: all(0 < share < 1 for share in x) and list(x) == sorted(set(x)),
-  ),
-}
-
-# field: (what is allowed, check)
-_RULES = {
-  "seed": _integers(0),
-  "log_every": _integers(1),
-  "checkpoint_seconds": _number(0, math.inf),
-  "data.validation_images": _integers(1),
-  "data.levels": _one_of(1, 2, 4, 8, 16, 32, 64, 128),
-  "data.augment": _one_of("none", "flip_crop"),
-  "data.read_threads": _integers(0, 1024),
-  "network.depth": (
-    "8, 14, 20, ... (6 n + 2)",
-    lambda x: x >= 8 and x % 6 == 2,
-  ),
-  "network.base_widths": (
-    "three positive integers",
-    lambda x: len(x) == 3 and all(type(w) is int and w > 0 for w in x),
-  ),
-  "space.cost": _one_of("arrays", "macs"),
-  "pretrain.steps": _integers(1),
-  "pretrain.warmup_steps": _integers(0),
-  "pretrain.batch_size": _integers(2),
-  "pretrain.random_widths": _integers(0, 1024),
-  "pretrain.cost_bins": _integers(1, 1024),
-  "search.budget": _integers(0, 2**53),
-  "search.budget_uniform": _number(0, math.inf, above=True),
-  "search.budget_slack": _number(0, 1),
-  "search.updates": _integers(1),
-  "search.proposals": _integers(2, 2**20),
-  "search.chips": _integers(1, 2**20),
-  "search.cvar_weight": _number(0, 1),
-  "search.signal": _one_of("accuracy", "cross_entropy"),
-  "search.images": _integers(1),
-  "search.batch_size": _integers(2),
-  "search.vectors_per_step": _integers(1),
-  "search.calibration_images": _integers(2),
-  "search.hidden": _integers(1, 2**16),
-  "search.learning_rate": _number(0, 100, above=True),
-  "search.epochs": _integers(1, 1024),
-  "search.clip": _number(0, 1, above=True),
-  "search.entropy": _numbers(0, math.inf, length=2),
-  "search.finalists": _integers(1, 2**16),
-  "search.finalist_chips": _integers(2, 2**20),
-  "train.nets": _some_of("found", "baseline_1x", "uniform"),
-  "train.steps": _integers(1),
-  "train.batch_size": _integers(2),
-  "train.loss": _one_of("labels", "supernet"),
-  "robustness.chips": _integers(2, 2**24),
-  "robustness.batch_size": _integers(2),
-  "robustness.batch_norm": _one_of("fixed", "chip"),
-  "robustness.calibration_images": _integers(2),
-  "robustness.chips_per_step": _integers(0, 2**24),
-  "robustness.stuck_off": _numbers(0, 1),
-  "robustness.stuck_on": _numbers(0, 1),
-  "robustness.variation": _numbers(0, 10),
-}
-
-
 def validate(config: ml_collections.ConfigDict) -> None:
   """Checks every field's range and the combinations that need no data.
 
   Raises:
     InputError: names the first bad field, what it got and what is allowed.
   """
-  rules = dict(_RULES)
-  for section in ("pretrain", "train"):
-    for field, rule in _OPTIMIZER_RULES.items():
-      rules[f"{section}.optimizer.{field}"] = rule
   values = flatten(config)
-  for field, (allowed, check) in rules.items():
-    if not check(values[field]):
-      raise _error(field, values[field], allowed)
+  for field, rule in rules.FIELDS.items():
+    _check(field, values[field], rule)
+  network = config.network
+  _check("network.depth", network.depth, rules.depth(network.family))
+  stages = num_stages(config)
+  base = tuple(network.base_widths)
+  _check("network.base_widths", base, rules.base_widths(stages))
+  _check("train.nets", config.train.nets, rules.train_nets(network.depth))
   if config.pretrain.warmup_steps > config.pretrain.steps:
     raise _error(
       "pretrain.warmup_steps",
@@ -274,7 +198,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         images,
         f"a multiple of {section}.batch_size = {batch}",
       )
-  width_space(config)
+  _check_training(config)
+  if searches(config):
+    width_space(config)
   base = device(config)
   scenarios = config.search.scenarios
   if not scenarios or not all(isinstance(s, Mapping) for s in scenarios):
@@ -284,14 +210,72 @@ def validate(config: ml_collections.ConfigDict) -> None:
     scenario_device(base, scenario, f"config.search.scenarios[{index}]")
 
 
+def _check(field, got, rule):
+  allowed, is_allowed = rule
+  if not is_allowed(got):
+    raise _error(field, got, allowed)
+
+
+def _check_training(config):
+  """Combinations within the section `train`, and of it with the data."""
+  train = config.train
+  if train.batch_size % train.microbatches:
+    allowed = f"a divisor of train.batch_size = {train.batch_size}"
+    raise _error("train.microbatches", train.microbatches, allowed)
+  if train.use_validation and train.validate_every:
+    allowed = "0 with train.use_validation: its images are trained on"
+    raise _error("train.validate_every", train.validate_every, allowed)
+  for place, name in enumerate(train.nets):
+    net = nets.parse(name)
+    source = f"{net.widths}_float"
+    if net.kind == nets.INT8 and train.int8 == "quantized":
+      if source not in train.nets[:place]:
+        allowed = f"a tuple with {source!r} before {name!r}, to be quantised"
+        raise _error("train.nets", train.nets, allowed)
+  if train.loss == "teacher":
+    _check_teacher(train)
+  if config.network.family == "imagenet":
+    if not config.data.image_size:
+      allowed = "the size of the network's images, e.g. 224"
+      raise _error("data.image_size", 0, allowed)
+    if searches(config):
+      allowed = "nets of published widths: its budget can't be searched yet"
+      raise _error("train.nets", train.nets, allowed)
+
+
+def _check_teacher(train):
+  """The teacher is trained before its students, or a file that is there."""
+  binary = [nets.parse(net).kind == nets.BINARY for net in train.nets]
+  first = binary.index(True) if any(binary) else len(binary)
+  floats = [n for n in train.nets[:first] if nets.parse(n).kind == nets.FLOAT]
+  if train.teacher not in floats and not pathlib.Path(train.teacher).is_file():
+    allowed = "a file, or a float net before the binary ones of train.nets"
+    raise _error("train.teacher", train.teacher, allowed)
+
+
 def _error(field, got, allowed):
   return errors.InputError(f"config.{field}: got {got!r}, allowed is {allowed}")
+
+
+def num_stages(config: ml_collections.ConfigDict) -> int:
+  """Stages of the network."""
+  return 4 if config.network.family == "imagenet" else 3
+
+
+def searches(config: ml_collections.ConfigDict) -> bool:
+  """Whether the nets to be trained need the super-net or its search."""
+  vectors = {nets.parse(net).widths for net in config.train.nets}
+  needed = not vectors.isdisjoint(nets.SEARCHED)
+  return needed or config.train.loss == "supernet"
 
 
 def width_space(config: ml_collections.ConfigDict) -> widths.WidthSpace:
   """The width choices of `config.space`, checked."""
   return widths.width_space(
-    config.space.choices, config.network.depth - 1, "config.space.choices"
+    config.space.choices,
+    config.network.depth - 1,
+    num_stages(config),
+    "config.space.choices",
   )
 
 

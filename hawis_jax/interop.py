@@ -1,38 +1,151 @@
-"""Other programs' formats: published PyTorch state dicts in."""
+"""Other programs' formats: PyTorch state dicts in and out.
 
+A published name is that of the PyTorch code a network comes from: the HAWIS
+code for the binary nets, torchvision for the ImageNet counterparts, akamaster's
+pytorch_resnet_cifar10 for the CIFAR ones. A published layout is PyTorch's:
+`[C_out, C_in, k, k]`, `[C_out, C_in]`, and `[classes, C * H * W]` for a linear
+layer on a whole map.
+"""
+
+from collections.abc import Mapping
+import os
+import pathlib
 import re
+from typing import Any
 
 from flax import linen as nn
 from flax import traverse_util
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hawis_jax import errors
+from hawis_jax import variables as variables_lib
 
-_BLOCK = re.compile(r"layer(\d+)\.(\d+)\.(\w+)\.(\w+)")
-_NORM_FIELDS = {
-  "weight": ("params", "scale"),
-  "bias": ("params", "bias"),
-  "running_mean": ("batch_stats", "mean"),
-  "running_var": ("batch_stats", "var"),
+# What a published code wraps its model or its state dict in.
+_PREFIX = re.compile(r"((module|_orig_mod)\.)*")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+
+_FIELDS = {
+  "kernel": "weight",
+  "scale": "weight",
+  "mean": "running_mean",
+  "var": "running_var",
 }
-_TOP_LEVEL = {
-  "conv1": "stem",
-  "bn1": "bn_stem",
-  "bn2": "bn_head",
-  "linear": "head",
+_SCOPES = {
+  "stem": "conv1",
+  "bn_stem": "bn1",
+  "bn_head": "bn2",
+  "stem_conv1": "conv1_1",
+  "stem_skip1": "conv1_1_r",
+  "bn_stem1": "bn1_1",
+  "stem_conv2": "conv1_2",
+  "stem_skip2": "conv1_2_r",
+  "bn_stem2": "bn1_2",
+  "skip": "downsample.0",
+  "bn_skip": "downsample.1",
 }
+_STEMS = ("conv1.weight", "conv1_1.weight")
+_BLOCK = re.compile(r"stage(\d+)_block(\d+)")
+
+
+def load_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """Reads the arrays of a state dict's file, whatever it is wrapped in.
+
+  Args:
+    path: .npz, .safetensors, or a PyTorch file (.th, .t7, .pt, .pth), of which
+      only tensors are unpickled.
+
+  Returns:
+    {name as in the file: array of the file's type}.
+
+  Raises:
+    InputError: the file is missing, damaged, of another kind, or its package is
+      not installed.
+  """
+  path = pathlib.Path(path)
+  if path.suffix not in _READERS:
+    raise errors.InputError(
+      f"{path}: got suffix {path.suffix!r}, allowed are {', '.join(_READERS)}"
+    )
+  if not path.is_file():
+    raise errors.InputError(f"{path}: no such file")
+  try:
+    state = _READERS[path.suffix](path)
+    while inner := _unwrapped(state):
+      state = inner
+    if not isinstance(state, Mapping):
+      raise TypeError(f"holds a {type(state).__name__}, not a state dict")
+    return {str(name): _as_array(value) for name, value in state.items()}
+  except ImportError as error:
+    raise errors.InputError(
+      f"{path}: needs the package {error.name}: install it, or convert the "
+      "file to .npz"
+    ) from error
+  except Exception as error:
+    # A damaged file makes its reader raise anything.
+    reason = re.split(r"\.\s|\n", str(error).strip())[0]  # PyTorch's are long
+    raise errors.InputError(
+      f"{path}: can't be read as {path.suffix}: {type(error).__name__}: "
+      f"{reason}"
+    ) from error
+
+
+def _read_npz(path):
+  # np.load leaves a damaged file open if it opened it.
+  with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    return dict(arrays)
+
+
+def _read_safetensors(path):
+  from safetensors import numpy as safetensors
+
+  return safetensors.load_file(path)
+
+
+def _read_torch(path):
+  import torch
+
+  return torch.load(path, map_location="cpu", weights_only=True)
+
+
+_READERS = {
+  ".npz": _read_npz,
+  ".safetensors": _read_safetensors,
+  ".th": _read_torch,
+  ".t7": _read_torch,
+  ".pt": _read_torch,
+  ".pth": _read_torch,
+}
+
+
+def _unwrapped(state):
+  """The mapping under a wrapper's key; None where there is none."""
+  if isinstance(state, Mapping):
+    for key in _WRAPPERS:
+      if isinstance(state.get(key), Mapping):
+        return state[key]
+  return None
+
+
+def _as_array(value):
+  if hasattr(value, "detach"):  # a tensor of PyTorch
+    value = value.detach().cpu()
+    if str(value.dtype) == "torch.bfloat16":  # which .numpy() refuses
+      return value.float().numpy().astype(jnp.bfloat16)
+  return np.asarray(value)
 
 
 def from_torch_state_dict(
-  state: dict[str, np.ndarray], module: nn.Module
+  state: Mapping[str, Any] | str | os.PathLike, module: nn.Module
 ) -> dict:
-  """Converts a published HAWIS CIFAR ResNet checkpoint to our variables.
+  """Converts a published checkpoint to our variables.
+
+  Of an 8-bit counterpart, import the float one and then `quantize` it: only its
+  own exports hold the activations' ranges.
 
   Args:
-    state: published names, with or without "module.", e.g.
-      "module.layer1.0.conv1.weight" -> `[C_out, C_in, k, k]`. Teacher
+    state: {published name: array or tensor in the published layout}, with or
+      without "module." and "_orig_mod." in front, or a file of one. Teacher
       parameters and "num_batches_tracked" are ignored.
     module: the network, at the checkpoint's own widths.
 
@@ -40,81 +153,157 @@ def from_torch_state_dict(
     `{"params": ..., "batch_stats": ...}` with the arrays' own dtypes.
 
   Raises:
-    InputError: lists every missing, unexpected and misshapen entry.
+    InputError: lists every missing, unexpected, misshapen and not finite entry
+      by its published name; or the file can't be read.
   """
-  found, unexpected = {}, []
-  for name, value in state.items():
-    short = name.removeprefix("module.")
-    if short.startswith("teacher") or short.endswith("num_batches_tracked"):
-      continue
-    try:
-      found |= rename({short: np.asarray(value)})
-    except KeyError:
-      unexpected.append(name)
-  expected = _expected_shapes(found, module)
-  problems = [f"unexpected {name}" for name in unexpected]
-  problems += [f"unexpected {'.'.join(p)}" for p in found.keys() - expected]
-  problems += [f"missing {'.'.join(p)}" for p in expected.keys() - found]
+  source = "state dict"
+  if isinstance(state, str | os.PathLike):
+    source, state = state, load_state_dict(state)
+  found, problems = _shorten(state)
+  expected = _expected(found, module)
+  for name, array in found.items():
+    shape = _published_shape(*expected[name]) if name in expected else None
+    problems += _misfits(name, array, shape)
   problems += [
-    f"{'.'.join(path)}: shape {found[path].shape}, needed {expected[path]}"
-    for path in expected.keys() & found
-    if found[path].shape != expected[path]
+    f"missing {name} {_published_shape(*expected[name])}"
+    for name in expected.keys() - found
   ]
   if problems:
     raise errors.InputError(
-      f"state dict: {len(problems)} entries do not fit the network: "
-      + "; ".join(sorted(problems))
+      f"{source}: {len(problems)} entries do not fit the network (names and "
+      f"shapes as published): {'; '.join(sorted(problems))}"
     )
-  return traverse_util.unflatten_dict(found)
+  flat = {
+    path: _to_ours(found[name], path, shape)
+    for name, (path, shape) in expected.items()
+  }
+  return traverse_util.unflatten_dict(flat)
 
 
-def rename(state: dict[str, np.ndarray]) -> dict[tuple[str, ...], np.ndarray]:
-  """Published names and layouts -> ours: {path: array}.
+def rename(
+  state: Mapping[str, np.ndarray], module: nn.Module
+) -> dict[tuple[str, ...], np.ndarray]:
+  """Published names and layouts -> ours, of some of a network's entries.
+
+  Args:
+    state: as for `from_torch_state_dict`; parameters, statistics, gradients.
+    module: the network.
+
+  Returns:
+    {our path: array in our layout}.
 
   Raises:
-    KeyError: a name that is not of the published networks.
+    KeyError: a name that the network has not.
   """
-  renamed = {}
-  for name, value in state.items():
-    path = _path(name.removeprefix("module."))
-    if path is None:
-      raise KeyError(name)
-    renamed[path] = _layout(value)
-  return renamed
+  found, _ = _shorten(state)
+  expected = _expected(found, module)
+  return {
+    expected[name][0]: _to_ours(array, *expected[name])
+    for name, array in found.items()
+  }
 
 
-def _path(name: str) -> tuple[str, ...] | None:
-  """Our path of a published name; None where there is none."""
-  if match := _BLOCK.fullmatch(name):
-    stage, block, layer, field = match.groups()
-    scope = (f"stage{stage}_block{block}", layer)
-  else:
-    layer, _, field = name.partition(".")
-    if layer not in _TOP_LEVEL:
-      return None
-    scope = (_TOP_LEVEL[layer],)
-  if layer.startswith("bn"):
-    if field not in _NORM_FIELDS:
-      return None
-    collection, ours = _NORM_FIELDS[field]
-    return (collection, *scope, ours)
-  return ("params", *scope, "kernel") if field == "weight" else None
+def to_torch_state_dict(variables: Mapping) -> dict[str, np.ndarray]:
+  """Returns all `params` and `batch_stats` under published names and layouts.
 
-
-def _layout(value: np.ndarray) -> np.ndarray:
-  """`[C_out, C_in, k, k]` -> `[k, k, C_in, C_out]`; a matrix is transposed."""
-  if value.ndim == 4:
-    return value.transpose(2, 3, 1, 0)
-  return value.T
-
-
-def _expected_shapes(found, module):
-  stem = found.get(("params", "stem", "kernel"))
-  planes = stem.shape[2] if stem is not None and stem.ndim == 4 else 96
-  shapes = jax.eval_shape(
-    lambda: module.init(
-      jax.random.key(0), jnp.zeros((1, 32, 32, planes)), train=False
+  Args:
+    variables: of any network; only one of the two collections will do.
+  """
+  flat = {
+    path: np.asarray(leaf)
+    for path, leaf in traverse_util.flatten_dict(dict(variables)).items()
+    if path[0] in ("params", "batch_stats")
+  }
+  names = _published_names(flat)
+  return {
+    names[path]: _reorder(leaf, path).reshape(
+      _published_shape(path, leaf.shape)
     )
-  )
+    for path, leaf in flat.items()
+  }
+
+
+def _shorten(state):
+  """({name without prefixes: array}, [problem]); ignores what is not ours."""
+  found, problems = {}, []
+  for name, value in state.items():
+    short = _PREFIX.sub("", name, count=1)
+    if short.startswith("teacher") or short.endswith("num_batches_tracked"):
+      continue
+    if short in found:
+      problems.append(f"{short} twice")
+    found[short] = _as_array(value)
+  return found, problems
+
+
+def _misfits(name, array, shape):
+  """Problems of an entry whose needed shape, if there is one, is `shape`."""
+  if shape is None:
+    return [f"unexpected {name} {array.shape}"]
+  if array.shape != shape:
+    return [f"{name}: shape {array.shape}, needed {shape}"]
+  if not jnp.issubdtype(array.dtype, jnp.floating):
+    return [f"{name}: type {array.dtype}, needed is floating point"]
+  if not np.isfinite(array).all():
+    return [f"{name}: {np.sum(~np.isfinite(array))} values are not finite"]
+  return []
+
+
+def _expected(found, module):
+  """{published name: (our path, our shape)} of the network's variables.
+
+  Images have the channels that the found stem reads, else 3; their size does
+  not matter but to networks that name it.
+  """
+  stems = [found[name] for name in _STEMS if name in found]
+  planes = stems[0].shape[1] if stems and stems[0].ndim == 4 else 0
+  channels = planes // getattr(module, "levels", 1) or 3
+  size = getattr(module, "image_size", 32)
+  shapes = variables_lib.shapes(module, (size, size, channels))
   flat = traverse_util.flatten_dict(shapes)
-  return {path: leaf.shape for path, leaf in flat.items()}
+  names = _published_names(flat)
+  return {names[path]: (path, leaf.shape) for path, leaf in flat.items()}
+
+
+def _published_names(paths):
+  """{our path: published name}; an optional part keeps our name.
+
+  The published ImageNet nets, those of four stages, call their head "fc".
+  """
+  four_stages = any("stage4_block0" in path for path in paths)
+  scopes = {**_SCOPES, "head": "fc" if four_stages else "linear"}
+
+  def name(path):
+    _, *scope, field = path
+    scope = [
+      _BLOCK.sub(r"layer\1.\2", scopes.get(part, part)) for part in scope
+    ]
+    return ".".join([*scope, _FIELDS.get(field, field)])
+
+  return {path: name(path) for path in paths}
+
+
+def _published_shape(path, shape):
+  if path[-1] != "kernel":
+    return shape
+  *taps, c_in, c_out = shape
+  if "head" in path:
+    return (c_out, c_in * int(np.prod(taps)))
+  return (c_out, c_in, *taps)
+
+
+def _reorder(leaf, path):
+  """A kernel `[k, k, C_in, C_out]` -> `[C_out, C_in, k, k]`."""
+  if path[-1] != "kernel":
+    return leaf
+  *taps, c_in, c_out = range(leaf.ndim)
+  return leaf.transpose(c_out, c_in, *taps)
+
+
+def _to_ours(array, path, shape):
+  """From the published layout to `shape`, ours."""
+  if path[-1] != "kernel":
+    return array
+  *taps, c_in, c_out = shape
+  array = array.reshape(c_out, c_in, *taps)
+  return array.transpose(*range(2, array.ndim), 1, 0)

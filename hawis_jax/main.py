@@ -40,7 +40,9 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where results go; default runs/<name of the config file>."
 )
 _STAGES = flags.DEFINE_list(
-  "stages", ["all"], f"all, or some of {', '.join(STAGES)}, in this order."
+  "stages",
+  ["all"],
+  f"all that the nets need, or some of {', '.join(STAGES)}, in this order.",
 )
 
 
@@ -48,11 +50,13 @@ def main(argv: list[str]) -> None:
   """Runs the stages asked for; those already finished are not repeated."""
   del argv
   start = time.monotonic()
-  stages = _stages(_STAGES.value)
   config = _CONFIG.value
   config_lib.validate(config)
+  stages = _stages(_STAGES.value, config_lib.searches(config))
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{_config_name()}")
   experiment = experiment_lib.prepare(config)
+  if "train" in stages:
+    train.check_teacher(experiment)
   with files.locked(workdir):
     config_lib.settle(config, workdir)
     with metrics_lib.Metrics(workdir) as metrics:
@@ -62,13 +66,24 @@ def main(argv: list[str]) -> None:
   print(f"done in {minutes}:{seconds:02d}; results in {workdir}")
 
 
-def _stages(names):
+def _stages(names, searches):
   unknown = [name for name in names if name not in ("all", *STAGES)]
   if unknown or not names:
     raise errors.InputError(
       f"--stages: got {','.join(names)!r}, allowed are all, {', '.join(STAGES)}"
     )
-  return [stage for stage in STAGES if stage in names or "all" in names]
+  unneeded = () if searches else ("pretrain", "search")
+  for stage in unneeded:
+    if stage in names:
+      raise errors.InputError(
+        f"--stages: got {stage}, allowed with config.train.nets that need no "
+        "search are train, robustness, report"
+      )
+  return [
+    stage
+    for stage in STAGES
+    if stage in names or ("all" in names and stage not in unneeded)
+  ]
 
 
 def _config_name():

@@ -8,7 +8,9 @@ from typing import Any
 import chex
 import flax
 from flax import linen as nn
+from flax import traverse_util
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -16,7 +18,7 @@ import optax
 from hawis_jax import checkpoint
 from hawis_jax import errors
 from hawis_jax import metrics as metrics_lib
-from hawis_jax import resnet
+from hawis_jax import variables as variables_lib
 
 
 @flax.struct.dataclass
@@ -27,25 +29,29 @@ class TrainState:
     params: of the network.
     batch_stats: BN running averages; empty in super-net training.
     opt_state: of the optimiser.
+    average: moving average of `params` and `batch_stats`; () without one.
   """
 
   params: chex.ArrayTree
   batch_stats: chex.ArrayTree
   opt_state: chex.ArrayTree
+  average: chex.ArrayTree = ()
 
 
 def init_state(
   module: nn.Module,
   key: chex.PRNGKey,
-  planes: int,
+  image_shape: tuple[int, int, int],
   optimizer: optax.GradientTransformation,
+  averaging: bool = False,
 ) -> TrainState:
-  """Returns the state before step 0 of a network with `planes` inputs."""
+  """Returns the state before step 0 of a network for images of a shape."""
 
   def make(key):
-    variables = resnet.init(module, key, planes)
-    params = variables["params"]
-    return TrainState(params, variables["batch_stats"], optimizer.init(params))
+    fresh = variables_lib.init(module, key, image_shape)
+    params, batch_stats = fresh["params"], fresh["batch_stats"]
+    average = jax.tree.map(jnp.copy, (params, batch_stats)) if averaging else ()
+    return TrainState(params, batch_stats, optimizer.init(params), average)
 
   return jax.jit(make)(key)
 
@@ -101,9 +107,22 @@ def make_optimizer(
   return optax.chain(optax.add_decayed_weights(config.weight_decay), rule)
 
 
-def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
-  """Mean cross-entropy [nat]; logits `[B, classes]`, labels int `[B]`."""
-  return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+def cross_entropy(
+  logits: chex.Array, labels: chex.Array, smoothing: float = 0.0
+) -> chex.Array:
+  """Mean cross-entropy [nat].
+
+  Args:
+    logits: `[B, classes]`.
+    labels: int `[B]`.
+    smoothing: share of a label that is spread over all classes.
+  """
+  if not smoothing:
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses.mean()
+  targets = jax.nn.one_hot(labels, logits.shape[-1])
+  targets = optax.smooth_labels(targets, smoothing)
+  return optax.softmax_cross_entropy(logits, targets).mean()
 
 
 def distillation(logits: chex.Array, teacher: chex.Array) -> chex.Array:
@@ -117,6 +136,16 @@ def distillation(logits: chex.Array, teacher: chex.Array) -> chex.Array:
   ).mean()
 
 
+def weight_penalty(params: chex.ArrayTree, target: float = 0.01) -> chex.Array:
+  """Sum of (|w| - target)^2 over all kernels.
+
+  It keeps latent weights near their threshold (published ImageNet recipe).
+  """
+  flat = traverse_util.flatten_dict(params)
+  kernels = [leaf for path, leaf in flat.items() if path[-1] == "kernel"]
+  return sum(jnp.square(jnp.abs(w) - target).sum() for w in kernels)
+
+
 def run_steps(
   update: Callable[..., tuple[Any, dict[str, chex.Array]]],
   state: Any,
@@ -127,6 +156,8 @@ def run_steps(
   metrics: metrics_lib.Metrics,
   log_every: int,
   checkpoint_seconds: float,
+  validate: Callable[[Any], dict[str, float]] | None = None,
+  validate_every: int = 0,
   batches: Callable[[int], Iterator[dict[str, np.ndarray]]] | None = None,
 ) -> Any:
   """Runs a stage's steps from its last checkpoint to its end.
@@ -141,6 +172,8 @@ def run_steps(
     metrics: of the run.
     log_every: steps between two looks at the metrics.
     checkpoint_seconds: least time between two checkpoints [s].
+    validate: state -> metrics, added to those of some steps;
+    validate_every: steps between them, and after the last one; 0: never.
     batches: start step -> batches from there on; None: `update` takes none.
 
   Returns:
@@ -164,12 +197,18 @@ def run_steps(
     state, values = update(state, step, *batch)
     pending.append(values)
     done = step + 1
-    if done % log_every and done != total:
+    validating = validate_every and (
+      done % validate_every == 0 or done == total
+    )
+    if done % log_every and done != total and not validating:
       continue
     pending = jax.device_get(pending)
     for at, values in enumerate(pending, done - len(pending) + 1):
       _check_finite(name, at, values, checkpoints)
-    progress.report(done, {k: float(v) for k, v in pending[-1].items()})
+    shown = {k: float(v) for k, v in pending[-1].items()}
+    if validating:
+      shown |= validate(state)
+    progress.report(done, shown)
     pending = []
     if done == total or time.monotonic() - saved > checkpoint_seconds:
       checkpoints.save(done, state)

@@ -3,8 +3,10 @@
 import base64
 import html
 import json
+import re
 
-from hawis_jax import figures
+from hawis_jax import definitions
+from hawis_jax import looks
 from hawis_jax import wording
 
 _STYLE = """
@@ -27,7 +29,7 @@ table { border-collapse: collapse; font-size: 13px; margin: 0.8rem 0;
 caption { text-align: left; padding-bottom: 0.3rem; }
 th, td { padding: 0.25rem 0.7rem; text-align: right; vertical-align: top;
   border-bottom: 1px solid var(--line); }
-td { white-space: pre; }
+td { white-space: pre-line; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 thead th { border-bottom: 2px solid var(--text); }
 figure { margin: 1rem 0 1.6rem; break-inside: avoid; }
@@ -52,31 +54,31 @@ def render(content: dict, pictures: dict[str, bytes]) -> str:
     pictures: its figures, from `figures.draw`.
   """
   title = f"hawis_jax: {content['name']}"
+  data = f"{content['data']['name']} {content['data']['version']}".strip()
   parts = [
     _element("h1", title),
     _element(
       "p",
-      f"{content['made']} · seed {content['config']['seed']} · data set "
-      f"{content['config']['data.name']} · ResNet-"
-      f"{content['config']['network.depth']}",
+      f"{content['made']} · seed {content['config']['seed']} · data set {data} "
+      f"· ResNet-{content['config']['network.depth']}",
       "soft",
     ),
     _lead(content),
     _element("h2", "Cost and accuracy of the trained nets"),
     _cost_table(content),
-    _accuracy_table(content, _selected),
-    _details("Accuracy at every level", _accuracy_table(content, sorted)),
+    _chip_tables(content, _selected),
+    _details("Accuracy at every level", _chip_tables(content, sorted)),
     _figure("robustness.png", content, pictures),
-    _element("h2", "The search"),
     *_search(content),
     _figure("search.png", content, pictures),
+    _element("h2", "Widths and training"),
     _figure("widths.png", content, pictures),
     _details("Width vectors", _widths_table(content)),
     _figure("training.png", content, pictures),
     _element("h2", "How it was made"),
     *_making(content),
     _element("h2", "What the numbers mean"),
-    _terms(wording.definitions(content)),
+    _terms(definitions.definitions(content)),
   ]
   return (
     '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -88,7 +90,8 @@ def render(content: dict, pictures: dict[str, bytes]) -> str:
 
 
 def _element(tag, text, css=""):
-  """An element of plain text."""
+  """An element of plain text; a line never breaks inside an interval."""
+  text = re.sub(r"(\[[-+.\d]+,) ", "\\1\N{NO-BREAK SPACE}", text)
   return f"<{tag}{css and f' class={css}'}>{html.escape(text)}</{tag}>"
 
 
@@ -130,15 +133,16 @@ def _figure(name, content, pictures):
 def _lead(content):
   lines = [_element("p", line) for line in content["headline"]]
   if content["comparisons"]:
+    reference = content["reference"]
     lines.append(
       _element(
         "p",
-        "Harshest: the last level that leaves the found net half its clean "
-        "accuracy. "
-        "Differences are found minus the other net, paired over the chips that "
-        "both share, with 95 % intervals over chips. Each net was trained "
-        "once: the intervals hold neither the randomness of training nor "
-        "test-set error.",
+        f"Harshest: the last level that leaves {wording.the_net(reference)} "
+        "half its clean accuracy. "
+        f"Differences are {looks.net_name(reference)} minus the other net, "
+        "paired over the chips that both share, with 95 % intervals over "
+        "chips. Each net was trained once: the intervals hold neither the "
+        "randomness of training nor test-set error.",
         "soft",
       )
     )
@@ -149,26 +153,28 @@ def _lead(content):
 
 
 def _cost_table(content):
-  nets = content["nets"]
+  costs = ("arrays", "macs", "weights")
   return _table(
-    "Cost of one image's inference; accuracy without defects on the test set, "
-    "with its 95 % Wilson interval over images.",
+    "Cost of one image's inference; accuracy without defects on the test "
+    "images, with its 95 % Wilson interval over images.",
     (
       "net",
+      "kind",
       "crossbar arrays",
-      "binary MACs",
+      "MACs",
       "weights",
       "test images",
       "clean accuracy [%]",
     ),
     [
       (
-        figures.look(name, nets).name,
-        *(wording.amount(net[cost]) for cost in ("arrays", "macs", "weights")),
-        f"{net['test_images']:,}",
+        looks.net_name(name),
+        wording.weight_kind(net["weight_bits"]),
+        *(wording.amount(net.get(cost)) for cost in costs),
+        wording.test_images(content, net["test_images"]),
         wording.estimate(net["clean"], net["clean_ci95"]),
       )
-      for name, net in nets.items()
+      for name, net in content["nets"].items()
     ],
   )
 
@@ -179,41 +185,29 @@ def _selected(levels):
   return sorted({levels[len(levels) // 2], levels[-1]})
 
 
-def _accuracy_table(content, select):
-  """Accuracy of all nets at the levels that `select` picks of a scenario's."""
-  nets = content["nets"]
-  pairs = {
-    (row["rival"], row["scenario"], row["level"]): row
-    for row in content["comparisons"]
-  }
-  rivals = list(dict.fromkeys(rival for rival, *_ in pairs))
+def _chip_tables(content, select):
+  """Accuracy on chips, then differences, at the levels `select` picks."""
+  nets = {n: net for n, net in content["nets"].items() if net["sweeps"]}
   levels = {}
   for net in nets.values():
     for scenario, sweep in net["sweeps"].items():
       levels.setdefault(scenario, set()).update(sweep["level"])
-  rows = []
-  for scenario, values in levels.items():
-    for level in select(values):
-      row = [figures.level_text(scenario, level)]
-      row += [_accuracy(net, scenario, level) for net in nets.values()]
-      for rival in rivals:
-        pair = pairs.get((rival, scenario, level))
-        row.append(
-          f"{wording.difference(pair)}\n{pair['verdict']}" if pair else "-"
-        )
-      rows.append(row)
-  names = [figures.look(name, nets).name for name in nets]
-  others = [figures.look(name, nets).name for name in rivals]
-  return _table(
+  rows = [(s, level) for s in levels for level in select(levels[s])]
+  if not rows:
+    return ""
+  accuracy = _table(
     f"Accuracy on defective chips, {wording.span(content, 'chips')} each: "
-    "mean [95 % interval], and 5th percentile of the chips.",
-    (
-      "defects",
-      *(f"{name} [%]" for name in names),
-      *(f"found - {name} [points]" for name in others),
-    ),
-    rows,
+    "mean, its 95 % interval, and 5th percentile of the chips.",
+    ("defects", *(f"{looks.net_name(name)} [%]" for name in nets)),
+    [
+      (
+        looks.level_text(*row),
+        *(_accuracy(net, *row) for net in nets.values()),
+      )
+      for row in rows
+    ],
   )
+  return accuracy + _difference_table(content, rows)
 
 
 def _accuracy(net, scenario, level):
@@ -228,16 +222,48 @@ def _accuracy(net, scenario, level):
   return f"{mean}\n5th pct. {wording.percent(p5)}"
 
 
+def _difference_table(content, rows):
+  """The reference net minus every other, at some (scenario, level)."""
+  pairs = {
+    (pair["rival"], pair["scenario"], pair["level"]): pair
+    for pair in content["comparisons"]
+  }
+  rivals = list(dict.fromkeys(rival for rival, *_ in pairs))
+  # At level 0 all chips are the same one, and nothing is compared.
+  rows = [row for row in rows if any((r, *row) in pairs for r in rivals)]
+  if not rows:
+    return ""
+  name = looks.net_name(content["reference"])
+  return _table(
+    f"{wording.capital(name)} minus the other net, paired over chips: mean "
+    "with its 95 % interval [points].",
+    ("defects", *(f"minus {looks.net_name(rival)}" for rival in rivals)),
+    [
+      (
+        looks.level_text(*row),
+        *(_difference(pairs.get((rival, *row))) for rival in rivals),
+      )
+      for row in rows
+    ],
+  )
+
+
+def _difference(pair):
+  return f"{wording.difference(pair)}\n{pair['verdict']}" if pair else "-"
+
+
 def _search(content):
-  """What the search spent and found: a sentence and a table."""
+  """What the search spent and found: a sentence and a table, if any."""
   search = content["search"]
+  if not search:
+    return ()
   rows = []
   for name, entries in search["finalists"].items():
     first, searched = entries[0], name in search["trajectory"]
     mean = sum(entry["score"] for entry in entries) / len(entries)
     rows.append(
       (
-        figures.METHODS[name].name,
+        looks.METHODS[name].name,
         f"{search['evaluations']:,}" if searched else "-",
         str(len(entries)),
         wording.percent(first["score"]),
@@ -264,17 +290,17 @@ def _search(content):
     ),
     rows,
   )
-  return _element("p", wording.search_outcome(content)), table
+  outcome = _element("p", wording.search_outcome(content))
+  return _element("h2", "The search"), outcome, table
 
 
 def _widths_table(content):
-  nets = content["nets"]
   return _table(
-    "Output channels of every 3x3 convolution, stem first.",
+    "Output channels of every layer of the width vector, stem first.",
     ("net", "widths"),
     [
-      (figures.look(name, nets).name, ", ".join(map(str, net["widths"])))
-      for name, net in nets.items()
+      (looks.net_name(name), ", ".join(map(str, net["widths"])))
+      for name, net in content["nets"].items()
     ],
   )
 

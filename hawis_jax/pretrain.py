@@ -17,9 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hawis_jax import binary
 from hawis_jax import checkpoint
-from hawis_jax import data
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import metrics as metrics_lib
 from hawis_jax import optimize
@@ -47,7 +45,6 @@ def run(
     sandwich_step,
     module=experiment.supernet,
     optimizer=optimizer,
-    levels=experiment.config.data.levels,
     distill=config.distill,
   )
   widest = jnp.asarray(experiment.space.max_widths)[None]
@@ -76,13 +73,8 @@ def run(
       metrics=metrics,
       log_every=experiment.config.log_every,
       checkpoint_seconds=experiment.config.checkpoint_seconds,
-      batches=lambda start: data.train_batches(
-        experiment.splits.train,
-        seed=experiment.config.seed,
-        batch_size=config.batch_size,
-        augment=experiment.config.data.augment,
-        start_step=start,
-        read_threads=experiment.config.data.read_threads,
+      batches=functools.partial(
+        experiment.train_batches, experiment.splits.train, config.batch_size
       ),
     )
   return state.params
@@ -108,7 +100,7 @@ def _init(experiment):
   state = optimize.init_state(
     experiment.supernet,
     experiment.key("pretrain_init"),
-    experiment.geometry.planes,
+    experiment.splits.image_shape,
     optimizer,
   )
   return state, optimizer
@@ -146,7 +138,7 @@ def sandwich_loss(
   params: dict,
   module: nn.Module,
   widths: chex.Array,
-  bits: chex.Array,
+  inputs: chex.Array,
   labels: chex.Array,
   distill: bool,
 ) -> tuple[chex.Array, chex.Array]:
@@ -156,7 +148,7 @@ def sandwich_loss(
     params: of the super-net.
     module: the super-net.
     widths: int `[N, L]`.
-    bits: `[B, H, W, planes]`.
+    inputs: `[B, H, W, C]`, from `module.encode`.
     labels: int `[B]`.
     distill: vectors after the first learn its softmax, not the labels.
 
@@ -165,7 +157,7 @@ def sandwich_loss(
   """
   # Batch statistics only: a running average would mix widths.
   logits = jax.vmap(
-    lambda w: module.apply({"params": params}, bits, w, train=True)
+    lambda w: module.apply({"params": params}, inputs, w, train=True)
   )(widths)
   loss = optimize.cross_entropy(logits[0], labels)
   for student in logits[1:]:
@@ -183,7 +175,6 @@ def sandwich_step(
   *,
   module: nn.Module,
   optimizer: optax.GradientTransformation,
-  levels: int,
   distill: bool,
 ) -> tuple[optimize.TrainState, dict[str, chex.Array]]:
   """One optimiser step on N width vectors, the maximum first.
@@ -197,13 +188,12 @@ def sandwich_step(
     batch: image uint8 `[B, H, W, C]`, label int `[B]`.
     module: the super-net.
     optimizer: of `state`.
-    levels: thermometer levels.
     distill: see `sandwich_loss`.
   """
-  bits = binary.thermometer_code(batch["image"], levels)
+  inputs = module.encode(batch["image"])
   grad = jax.value_and_grad(sandwich_loss, has_aux=True)
   (loss, logits), grads = grad(
-    state.params, module, widths, bits, batch["label"], distill
+    state.params, module, widths, inputs, batch["label"], distill
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)

@@ -22,14 +22,16 @@ from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import figures
 from hawis_jax import files
+from hawis_jax import looks
 from hawis_jax import metrics as metrics_lib
+from hawis_jax import nets
 from hawis_jax import page
 from hawis_jax import robustness
 from hawis_jax import search
 from hawis_jax import sweep
 from hawis_jax import wording
 
-_FORMAT = 3  # of report.json and the page; a new one remakes old reports
+_FORMAT = 4  # of report.json and the page; a new one remakes old reports
 _ORDER = ("found", "uniform", "baseline_1x")  # others follow
 
 
@@ -91,21 +93,31 @@ def collect(
       f"{workdir / 'robustness'}: got no net, needed is one; run --stages "
       "robustness first"
     )
-  results = {
-    name: results[name]
-    for name in sorted(results, key=lambda n: (*_ORDER, n).index(n))
-  }
   config = experiment.config
-  per_stage = len(experiment.space.choices) // 3
+  reference = _reference(config.train.nets, results)
+  order = (reference, *_ORDER)
+  # Binary nets first, then 8-bit, then float ones.
+  ranked = sorted(
+    results,
+    key=lambda n: (results[n]["weight_bits"], (*order, n).index(n)),
+  )
+  results = {name: results[name] for name in ranked}
   command = _command()
   inputs = {
     "config": json.loads(json.dumps(config_lib.flatten(config))),
-    "search": _search_result(workdir),
+    "data": {
+      "name": experiment.splits.name,
+      "version": experiment.splits.version,
+      "test_images": len(experiment.splits.test),
+    },
+    "reference": reference,
+    **_searched(experiment, workdir),
     "curves": _curves(
       workdir / "metrics.jsonl", ["pretrain", *(f"train/{n}" for n in results)]
     ),
-    "space": [list(layer) for layer in experiment.space.choices],
-    "stage_starts": [1, 2 + per_stage, 2 + 2 * per_stage],
+    "stage_starts": _stage_starts(
+      config_lib.num_stages(config), config.network.depth - 1
+    ),
     "chance": 1 / experiment.splits.num_classes,
   }
   identity = json.dumps([_FORMAT, inputs, results], sort_keys=True)
@@ -117,24 +129,65 @@ def collect(
     "versions": _versions(),
     **inputs,
     "nets": {name: _net(result) for name, result in results.items()},
-    "comparisons": _comparisons(results),
-    "missing": [
-      f"{name}: {figures.level_text(scenario, level)}"
-      for name in config.train.nets
-      for scenario in sweep.SCENARIOS
-      for level in config.robustness[scenario]
-      if level not in _by_level(results.get(name, {}), scenario)
-    ],
+    "comparisons": _comparisons(reference, results),
+    "missing": _missing(config, results),
   }
   content["headline"] = wording.headline(content)
   return content
 
 
-def _search_result(workdir):
-  """The search's result, and the paired difference of the methods' best."""
+def _reference(names, results):
+  """The net that the others are compared with; None: none was on chips.
+
+  It is the found net, else the first binary one of `names`.
+  """
+  ranked = sorted(
+    (name for name, result in results.items() if result["sweeps"]),
+    key=lambda n: (
+      n != "found",
+      results[n]["weight_bits"] != 1,
+      (*names, n).index(n),
+    ),
+  )
+  return ranked[0] if ranked else None
+
+
+def _stage_starts(num_stages, num_layers):
+  """First layer of every stage, counted from 1; the first has the stem."""
+  per_stage = (num_layers - 1) // num_stages
+  return [1, *(2 + stage * per_stage for stage in range(1, num_stages))]
+
+
+def _missing(config, results):
+  """What of the sweeps is not there yet, in words."""
+  missing = []
+  for net in config.train.nets:
+    name = looks.net_name(net)
+    if net not in results:
+      missing.append(f"{name}: everything")
+    elif nets.parse(net).kind != nets.FLOAT:  # those meet no chips
+      missing += [
+        f"{name}: {looks.level_text(scenario, level)}"
+        for scenario in sweep.SCENARIOS
+        for level in config.robustness[scenario]
+        if level not in _by_level(results[net], scenario)
+      ]
+  return missing
+
+
+def _searched(experiment, workdir):
+  """The search's result, its methods' best paired, and its space.
+
+  Both are None where no net needed a search.
+  """
+  if experiment.space is None:
+    return {"search": None, "space": None}
   result = search.load_result(workdir)
   best = [result["finalists"][m][0]["chips"] for m in ("policy", "random")]
-  return {**result, "policy_minus_random": paired_difference(*best)}
+  return {
+    "search": {**result, "policy_minus_random": paired_difference(*best)},
+    "space": [list(layer) for layer in experiment.space.choices],
+  }
 
 
 def _command():
@@ -162,18 +215,20 @@ def _versions():
 
 
 def _curves(path, stages):
-  """{stage: {"step" and every metric drawn: values}}, stages in order."""
+  """{stage: {metric drawn: {"step", "value"}}}, stages in order."""
   lines = path.read_text().splitlines() if path.exists() else []
-  curves = {stage: {"step": []} for stage in stages}
+  curves = {stage: {} for stage in stages}
   for line in map(json.loads, lines):
     if line["stage"] not in curves:
       continue
-    curve = curves[line["stage"]]
-    curve["step"].append(line["step"])
-    for key, value in line["values"].items():
-      if key == "loss" or key.startswith("accuracy"):
-        curve.setdefault(key, []).append(value)
-  return {stage: curve for stage, curve in curves.items() if curve["step"]}
+    for metric, value in line["values"].items():
+      if metric == "loss" or metric.startswith("accuracy"):
+        points = curves[line["stage"]].setdefault(
+          metric, {"step": [], "value": []}
+        )
+        points["step"].append(line["step"])
+        points["value"].append(value)
+  return {stage: curve for stage, curve in curves.items() if curve}
 
 
 def _by_level(result, scenario):
@@ -200,14 +255,13 @@ def _net(result):
   }
 
 
-def _comparisons(results):
-  """Paired differences found - rival, for every rival, scenario and level."""
+def _comparisons(reference, results):
+  """Paired differences reference - rival: every rival, scenario and level."""
   comparisons = []
-  rivals = [name for name in results if name != "found"]
-  for rival in rivals if "found" in results else []:
-    for scenario in results["found"]["sweeps"]:
+  for rival in (name for name in results if name != reference):
+    for scenario in results[reference]["sweeps"] if reference else ():
       theirs = _by_level(results[rival], scenario)
-      for level, entry in _by_level(results["found"], scenario).items():
+      for level, entry in _by_level(results[reference], scenario).items():
         # At level 0 all chips are the same one: no distribution to compare.
         if level in theirs and level > 0:
           comparisons.append(

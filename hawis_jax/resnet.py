@@ -2,287 +2,268 @@
 
 Widths are inputs of the traced program: channels beyond a layer's width are
 masked to zero *after* batch normalisation (a dead channel would otherwise
-output BN's shift and could fire), so one compilation serves all width vectors,
-and a fixed net is the super-net at its own widths.
+output BN's shift and could fire), so one compilation serves all width vectors.
+A fixed net is the super-net at its own widths: with `widths=None` all masks are
+None, and nothing is spent on them (benchmarks/masks.py).
 
-Network: HAWIS (ASP-DAC 2022), ResNet-20/32 as in its published code.
+Networks: HAWIS (ASP-DAC 2022), as in its published code.
 
-Axes: B images, H rows, W columns, C channels, L layers (3x3 convolutions).
+Axes: B images, H rows, W columns, C channels, L layers: the convolutions that
+a width vector sets, stem first.
 """
-
-import functools
 
 import chex
 from flax import linen as nn
-from flax import traverse_util
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hawis_jax import binary
 from hawis_jax import errors
+from hawis_jax import layers
+from hawis_jax.layers import Options
 
-BN_EPSILON = 1e-5
-
-
-class BatchNorm(nn.Module):
-  """Batch normalisation over all axes but the last.
-
-  Training normalises with the batch's biased variance; where `batch_stats` is
-  mutable, running averages are updated with the unbiased one, as in PyTorch.
-
-  Attributes:
-    momentum: weight of the old running average; 0 keeps the batch's moments,
-      with the biased variance, to be pooled over batches.
-  """
-
-  momentum: float = 0.9
-
-  @nn.compact
-  def __call__(self, x: chex.Array, train: bool) -> chex.Array:
-    """Normalises `[..., C]` over its leading axes."""
-    size = x.shape[-1]
-    scale = self.param("scale", nn.initializers.ones, (size,))
-    bias = self.param("bias", nn.initializers.zeros, (size,))
-    update = self.is_mutable_collection("batch_stats")
-    if update or not train:
-      mean = self.variable("batch_stats", "mean", jnp.zeros, (size,))
-      var = self.variable("batch_stats", "var", jnp.ones, (size,))
-    if not train:
-      return self._normalize(x, mean.value, var.value, scale, bias)
-    axes = tuple(range(x.ndim - 1))
-    batch_mean = x.mean(axes)
-    batch_var = jnp.square(x - batch_mean.reshape((1,) * len(axes) + (-1,)))
-    batch_var = batch_var.mean(axes)
-    if update and not self.is_initializing():
-      count = x.size // size
-      keep = self.momentum
-      unbiased = batch_var * (count / max(count - 1, 1) if keep else 1)
-      mean.value = keep * mean.value + (1 - keep) * batch_mean
-      var.value = keep * var.value + (1 - keep) * unbiased
-    return self._normalize(x, batch_mean, batch_var, scale, bias)
-
-  def _normalize(self, x, mean, var, scale, bias):
-    gain = scale * jax.lax.rsqrt(var + BN_EPSILON)
-    shape = (1,) * (x.ndim - 1) + (-1,)
-    return (x - mean.reshape(shape)) * gain.reshape(shape) + bias.reshape(shape)
-
-
-class BinaryConv(nn.Module):
-  """1-bit convolution of bits; `size` 0 is a linear layer on `[B, C]`.
-
-  A variable `weight` in the collection `crossbar` (see `crossbar.program`)
-  replaces the signs by one chip's effective weights.
-  """
-
-  features: int
-  size: int = 3
-  strides: int = 1
-
-  @nn.compact
-  def __call__(
-    self, bits: chex.Array, in_mask: chex.Array, out_mask: chex.Array
-  ) -> chex.Array:
-    """Bits `[B, H, W, C_in]` or `[B, C_in]` -> sums times alpha.
-
-    Args:
-      bits: input, 0 on masked channels.
-      in_mask: bool `[C_in]` and
-      out_mask: bool `[C_out]`, the active channels, for alpha.
-    """
-    taps = (self.size, self.size) if self.size else ()
-    kernel = self.param(
-      "kernel", _he_normal, (*taps, bits.shape[-1], self.features)
-    )
-    alpha = binary.weight_scale(kernel, in_mask, out_mask)
-    if self.has_variable("crossbar", "weight"):
-      weights = self.get_variable("crossbar", "weight")
-    else:
-      weights = binary.binarize_weights(kernel)
-    product = jnp.matmul
-    if self.size:
-      product = functools.partial(
-        binary.convolve, strides=self.strides, padding=self.size // 2
-      )
-    bits = bits.astype(kernel.dtype)
-    return binary.scaled_product(product, bits, weights, alpha)
-
-
-_he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+STEMS = ("7x7", "3x3")  # of the ImageNet network
 
 
 class BasicBlock(nn.Module):
   """conv1 -> BN -> conv2 -> + shortcut -> BN, on real-valued input.
 
-  The shortcut (option A) subsamples the block's input and pads or slices its
-  channels to conv2's.
+  Attributes:
+    features: output channels of conv1 and conv2.
+    strides: of conv1 and the shortcut.
+    projection: the shortcut is a binary 1x1 convolution and BN; else it
+      subsamples the block's input and pads or slices its channels (option A).
+    bn_momentum: weight of the old BN running average.
+    options: see `layers.Options`.
   """
 
   features: tuple[int, int]
   strides: int
+  projection: bool
   bn_momentum: float
+  options: Options
 
   @nn.compact
   def __call__(
-    self, x: chex.Array, masks: tuple[chex.Array, ...], train: bool
+    self,
+    x: chex.Array,
+    masks: tuple[chex.Array | None, ...],
+    train: bool,
   ) -> chex.Array:
     """Real-valued `[B, H, W, C_in]` -> `[B, H', W', C_out]`.
 
     Args:
       x: input, 0 on masked channels.
-      masks: bool, of the input's, conv1's and conv2's channels.
+      masks: of the input's, conv1's and conv2's channels.
       train: normalise with batch statistics.
     """
     in_mask, mid_mask, out_mask = masks
-    y = binary.binarize_activations(x)
-    y = BinaryConv(self.features[0], strides=self.strides, name="conv1")(
-      y, in_mask, mid_mask
+    middle, out = self.features
+    bits = binary.binarize_activations(x)
+    y = layers.BinaryConv(
+      middle, strides=self.strides, options=self.options, name="conv1"
+    )(bits, in_mask, mid_mask)
+    y = layers.BatchNorm(self.bn_momentum, name="bn1")(y, train)
+    y = _activate(y, mid_mask, self.options, "act1")
+    y = binary.binarize_activations(y)
+    y = layers.BinaryConv(out, options=self.options, name="conv2")(
+      y, mid_mask, out_mask
     )
-    y = BatchNorm(self.bn_momentum, name="bn1")(y, train)
-    y = binary.binarize_activations(_mask(y, mid_mask))
-    y = BinaryConv(self.features[1], name="conv2")(y, mid_mask, out_mask)
-    y = y + shortcut_a(x, self.features[1], self.strides)
-    y = BatchNorm(self.bn_momentum, name="bn2")(y, train)
-    return _mask(y, out_mask)
+    if self.projection:
+      skip = layers.BinaryConv(
+        out, size=1, strides=self.strides, options=self.options, name="skip"
+      )(bits, in_mask, out_mask)
+      y = y + layers.BatchNorm(self.bn_momentum, name="bn_skip")(skip, train)
+    else:
+      y = y + layers.shortcut_a(x, out, self.strides)
+    y = layers.BatchNorm(self.bn_momentum, name="bn2")(y, train)
+    return _activate(y, out_mask, self.options, "act2")
 
 
-def shortcut_a(x: chex.Array, features: int, strides: int) -> chex.Array:
-  """Subsamples `[B, H, W, C]`; pads or slices its channels to `features`."""
-  x = x[:, ::strides, ::strides, :features]
-  return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
+def _activate(y, mask, options, name):
+  """What follows a normalisation; the mask last, or dead channels may fire."""
+  if options.rprelu:
+    y = layers.RPReLU(name=name)(y)
+  return layers.apply_mask(y, mask)
 
 
-def _mask(x, mask):
-  return x * mask.reshape((1,) * (x.ndim - 1) + (-1,)).astype(x.dtype)
+class BinaryResNet(nn.Module):
+  """What the binary ResNets share; not a network itself.
+
+  Attributes:
+    max_widths: output channels of every 3x3 convolution, stem first: `[L]`.
+    num_classes: logits.
+    levels: thermometer levels.
+    bn_momentum: weight of the old BN running average.
+    options: see `layers.Options`.
+  """
+
+  weight_bits = 1  # what one chip stores of a weight; not a field
+
+  max_widths: tuple[int, ...]
+  num_classes: int
+  levels: int = 32
+  bn_momentum: float = 0.9
+  options: Options = layers.PUBLISHED
+
+  @nn.nowrap
+  def encode(self, images: chex.Array) -> chex.Array:
+    """The network's input: images `[B, H, W, C]` as thermometer code.
+
+    With learnt thresholds the network codes them itself: images in [0, 1].
+
+    Args:
+      images: uint8, or floating point in [0, 1].
+    """
+    if not self.options.learned_thresholds:
+      return binary.thermometer_code(images, self.levels)
+    if jnp.issubdtype(images.dtype, jnp.integer):
+      images = images.astype(jnp.float32) / 255
+    return images
+
+  def _bits(self, x):
+    """Bits of what `encode` returned."""
+    chex.assert_rank(x, 4)
+    if self.options.learned_thresholds:
+      return layers.Thermometer(self.levels, name="thermometer")(x)
+    return x
+
+  def _masks(self, widths):
+    """A mask a layer, `[L]`."""
+    if widths is None:
+      return [None] * len(self.max_widths)
+    chex.assert_shape(jnp.asarray(widths), (len(self.max_widths),))
+    return [jnp.arange(m) < widths[i] for i, m in enumerate(self.max_widths)]
+
+  def _stages(self, y, masks, blocks, projection, train):
+    """All blocks; `blocks[s]` of stage s, the first one of a stage strides."""
+    layer = 1
+    for stage, count in enumerate(blocks):
+      for block in range(count):
+        y = BasicBlock(
+          self.max_widths[layer : layer + 2],
+          strides=2 if stage and not block else 1,
+          projection=projection,
+          bn_momentum=self.bn_momentum,
+          options=self.options,
+          name=f"stage{stage + 1}_block{block}",
+        )(y, tuple(masks[layer - 1 : layer + 2]), train)
+        layer += 2
+    return y
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(BinaryResNet):
   """ResNet of depth 6 n + 2 with maskable widths; any input size.
 
   Attributes:
-    depth: 6 n + 2.
-    max_widths: output channels of every 3x3 convolution, stem first: `[L]`,
-      L = 6 n + 1.
-    num_classes: logits.
-    bn_momentum: weight of the old BN running average.
+    depth: 6 n + 2; L = 6 n + 1.
   """
 
-  depth: int
-  max_widths: tuple[int, ...]
-  num_classes: int
-  bn_momentum: float = 0.9
+  depth: int = 20
 
   @nn.compact
   def __call__(
-    self, bits: chex.Array, widths: chex.Array | None = None, *, train: bool
+    self, x: chex.Array, widths: chex.Array | None = None, *, train: bool
   ) -> chex.Array:
     """Returns logits.
 
     Args:
-      bits: `[B, H, W, planes]` thermometer code.
+      x: `[B, H, W, C]`, from `encode`.
       widths: int `[L]`, 1 to `max_widths`; None: `max_widths`.
       train: normalise with batch statistics; update them where mutable.
 
     Returns:
       `[B, num_classes]`.
     """
-    chex.assert_rank(bits, 4)
-    sizes = self.max_widths
-    if widths is None:
-      widths = sizes
-    chex.assert_shape(jnp.asarray(widths), (len(sizes),))
-    masks = [jnp.arange(m) < widths[i] for i, m in enumerate(sizes)]
-    all_planes = jnp.ones(bits.shape[-1])
-    y = BinaryConv(sizes[0], name="stem")(bits, all_planes, masks[0])
-    y = _mask(BatchNorm(self.bn_momentum, name="bn_stem")(y, train), masks[0])
-    blocks = (self.depth - 2) // 6
-    layer = 1
-    for stage in range(3):
-      for block in range(blocks):
-        y = BasicBlock(
-          (sizes[layer], sizes[layer + 1]),
-          strides=2 if stage and not block else 1,
-          bn_momentum=self.bn_momentum,
-          name=f"stage{stage + 1}_block{block}",
-        )(y, tuple(masks[layer - 1 : layer + 2]), train)
-        layer += 2
+    masks = self._masks(widths)
+    y = layers.BinaryConv(
+      self.max_widths[0], options=self.options, name="stem"
+    )(self._bits(x), None, masks[0])
+    y = layers.BatchNorm(self.bn_momentum, name="bn_stem")(y, train)
+    y = _activate(y, masks[0], self.options, "act_stem")
+    blocks = ((self.depth - 2) // 6,) * 3
+    y = self._stages(y, masks, blocks, False, train)
     y = jnp.maximum(y, 0).mean((1, 2))
-    y = BatchNorm(self.bn_momentum, name="bn_head")(y, train)
-    y = binary.binarize_activations(_mask(y, masks[-1]))
-    return BinaryConv(self.num_classes, size=0, name="head")(
-      y, masks[-1], jnp.ones(self.num_classes)
-    )
+    y = layers.BatchNorm(self.bn_momentum, name="bn_head")(y, train)
+    y = _activate(y, masks[-1], self.options, "act_head")
+    return layers.BinaryConv(
+      self.num_classes, size=0, options=self.options, name="head"
+    )(binary.binarize_activations(y), masks[-1], None)
 
 
-def init(module: nn.Module, key: chex.PRNGKey, planes: int) -> dict:
-  """Returns fresh variables: He normal kernels (fan-out), BN scale 1, shift 0.
+class ImageNetResNet18(BinaryResNet):
+  """ResNet-18 with binary projection shortcuts in every block; L = 17.
 
-  The distribution is that of `module.init`; all kernels come from one draw,
-  because a draw a layer multiplies the compile time.
-
-  Args:
-    module: a network of this file.
-    key: consumed.
-    planes: channels of the input bits.
+  Attributes:
+    stem: "7x7" or "3x3", its first convolution. Its channels are not searched:
+      as many as thermometer planes ("7x7"), or twice as many ("3x3").
+    image_size: H = W; the head reads the last map whole.
   """
-  # Variables don't depend on the image size.
-  bits = jax.ShapeDtypeStruct((1, 8, 8, planes), jnp.float32)
-  shapes = jax.eval_shape(
-    lambda key, bits: module.init(key, bits, train=False), key, bits
-  )
-  flat = traverse_util.flatten_dict(shapes)
-  kernels = [path for path in sorted(flat) if path[-1] == "kernel"]
-  sizes = [flat[path].size for path in kernels]
-  normal = jax.random.normal(key, (sum(sizes),))
-  draws = jnp.split(normal, np.cumsum(sizes)[:-1])
-  for path, draw in zip(kernels, draws, strict=True):
-    shape = flat[path].shape
-    fan_out = draw.size // shape[-2]
-    flat[path] = draw.reshape(shape) * np.sqrt(2 / fan_out, dtype=np.float32)
-  constant = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
-  for path, leaf in flat.items():
-    if path[-1] in constant:
-      value = constant[path[-1]]
-      flat[path] = jnp.full(leaf.shape, value, leaf.dtype)
-  return traverse_util.unflatten_dict(flat)
 
+  stem: str = "7x7"
+  image_size: int = 224
 
-def recalibrate(
-  module: nn.Module,
-  variables: dict,
-  bits: chex.Array,
-  widths: chex.Array | None = None,
-) -> dict:
-  """Returns `batch_stats` measured on calibration batches at given widths.
+  @nn.compact
+  def __call__(
+    self, x: chex.Array, widths: chex.Array | None = None, *, train: bool
+  ) -> chex.Array:
+    """Returns logits.
 
-  The moments of the batches are pooled: mean of the means; mean of the biased
-  variances plus variance of the means.
+    Args:
+      x: `[B, image_size, image_size, C]`, from `encode`.
+      widths: int `[17]`, 1 to `max_widths`; None: `max_widths`.
+      train: normalise with batch statistics; update them where mutable.
 
-  Args:
-    module: a network of this file.
-    variables: its variables; `batch_stats` are ignored.
-    bits: `[N, B, H, W, planes]`, N calibration batches.
-    widths: int `[L]`; None: the maximum widths.
-  """
-  raw = module.clone(bn_momentum=0.0)
+    Returns:
+      `[B, num_classes]`.
+    """
+    chex.assert_shape(x, (None, self.image_size, self.image_size, None))
+    masks = self._masks(widths)
+    y = self._stem(self._bits(x), masks[0], train)
+    y = self._stages(y, masks, (2, 2, 2, 2), True, train)
+    # A product of the flattened map, written so that channels can be masked.
+    y = layers.BinaryConv(
+      self.num_classes,
+      size=y.shape[1],
+      padding=0,
+      options=self.options,
+      name="head",
+    )(binary.binarize_activations(y), masks[-1], None)
+    return y.reshape(-1, self.num_classes)
 
-  def moments(batch):
-    _, updated = raw.apply(
-      variables, batch, widths, train=True, mutable=["batch_stats"]
-    )
-    return updated["batch_stats"]
+  def _stem(self, bits, mask, train):
+    """`[B, H, W, planes]` -> `[B, H / 4, W / 4, max_widths[0]]`."""
 
-  batches = jax.lax.map(moments, bits)
-  flat = traverse_util.flatten_dict(batches)
-  pooled = {path: value.mean(0) for path, value in flat.items()}
-  for path, value in flat.items():
-    if path[-1] == "mean":
-      pooled[(*path[:-1], "var")] += value.var(0)
-  return traverse_util.unflatten_dict(pooled)
+    def conv(features, size, strides, name):
+      return layers.BinaryConv(
+        features, size, strides, options=self.options, name=name
+      )
+
+    planes = bits.shape[-1]
+    if self.stem == "7x7":
+      y = conv(planes, 7, 2, "stem_conv1")(bits, None, None)
+      y = y + layers.average_pool(bits)
+    else:
+      y = conv(2 * planes, 3, 2, "stem_conv1")(bits, None, None)
+      skip = conv(2 * planes, 1, 1, "stem_skip1")(bits, None, None)
+      y = y + layers.average_pool(skip)
+    y = layers.BatchNorm(self.bn_momentum, name="bn_stem1")(y, train)
+    y = _activate(y, None, self.options, "act_stem1")
+    bits = binary.binarize_activations(y)
+    width = self.max_widths[0]
+    y = conv(width, 3, 2, "stem_conv2")(bits, None, mask)
+    skip = conv(width, 1, 1, "stem_skip2")(bits, None, mask)
+    y = y + layers.average_pool(skip)
+    y = layers.BatchNorm(self.bn_momentum, name="bn_stem2")(y, train)
+    return _activate(y, mask, self.options, "act_stem2")
 
 
 def cifar_resnet(
-  depth: int, max_widths: tuple[int, ...], num_classes: int
+  depth: int,
+  max_widths: tuple[int, ...],
+  num_classes: int,
+  *,
+  levels: int = 32,
+  options: Options = layers.PUBLISHED,
 ) -> CifarResNet:
   """Returns the masked binary ResNet of `depth` 6 n + 2.
 
@@ -290,6 +271,8 @@ def cifar_resnet(
     depth: 8, 14, 20, 26, 32, ...
     max_widths: `[depth - 1]` channels, the upper limit of every width vector.
     num_classes: logits, at least 2.
+    levels: thermometer levels.
+    options: see `layers.Options`.
 
   Raises:
     InputError: a depth that is not 6 n + 2, or widths that do not fit it.
@@ -298,9 +281,53 @@ def cifar_resnet(
     raise errors.InputError(
       f"network depth: got {depth}, allowed are 8, 14, 20, ... (6 n + 2)"
     )
-  if len(max_widths) != depth - 1 or min(max_widths) < 1:
+  max_widths = _checked(max_widths, depth - 1)
+  return CifarResNet(
+    max_widths, num_classes, levels, options=options, depth=depth
+  )
+
+
+def imagenet_resnet18(
+  max_widths: tuple[int, ...],
+  num_classes: int = 1000,
+  stem: str = "7x7",
+  *,
+  image_size: int = 224,
+  levels: int = 32,
+  options: Options = layers.PUBLISHED,
+) -> ImageNetResNet18:
+  """Returns the masked binary ResNet-18.
+
+  Args:
+    max_widths: `[17]` channels, the upper limit of every width vector.
+    num_classes: logits, at least 2.
+    stem: "7x7" or "3x3".
+    image_size: height and width of the images [pixels].
+    levels: thermometer levels.
+    options: see `layers.Options`.
+
+  Raises:
+    InputError: widths or a stem that the network has not.
+  """
+  if stem not in STEMS:
     raise errors.InputError(
-      f"width vector: got {tuple(max_widths)}, needed are {depth - 1} widths "
+      f"network stem: got {stem!r}, allowed are {', '.join(STEMS)}"
+    )
+  max_widths = _checked(max_widths, 17)
+  return ImageNetResNet18(
+    max_widths,
+    num_classes,
+    levels,
+    options=options,
+    stem=stem,
+    image_size=image_size,
+  )
+
+
+def _checked(max_widths, num_layers):
+  if len(max_widths) != num_layers or min(max_widths) < 1:
+    raise errors.InputError(
+      f"width vector: got {tuple(max_widths)}, needed are {num_layers} widths "
       "of at least 1 channel"
     )
-  return CifarResNet(depth, tuple(int(w) for w in max_widths), num_classes)
+  return tuple(int(width) for width in max_widths)

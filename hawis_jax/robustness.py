@@ -6,6 +6,8 @@ other chips, on how chips are chunked, or on the other candidates.
 Axes: S chips, P candidates (width vectors), N batches, B images, L layers.
 """
 
+from collections.abc import Iterable
+import functools
 import math
 from typing import NamedTuple
 
@@ -16,9 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from hawis_jax import binary
 from hawis_jax import crossbar
-from hawis_jax import resnet
+from hawis_jax import variables as variables_lib
 
 CVAR_SHARE = 0.25
 
@@ -55,12 +56,11 @@ class Scores(NamedTuple):
 def score_chips(
   module: nn.Module,
   variables: dict,
-  widths: chex.Array,
+  widths: chex.Array | None,
   batch_stats: dict,
   batches: Batches,
   chip_keys: chex.Array,
   devices: crossbar.Device,
-  levels: int,
   calibration: chex.Array | None = None,
   chips_per_step: int = 0,
 ) -> Scores:
@@ -71,37 +71,37 @@ def score_chips(
   vmapped elsewhere.
 
   Args:
-    module: network of `resnet`.
+    module: a binary network, or an 8-bit one.
     variables: its `params`.
-    widths: int `[P, L]`.
+    widths: int `[P, L]`; None: one candidate, the net at its own widths.
     batch_stats: of each candidate, leading axis P.
     batches: images to score on.
     chip_keys: `[S]`.
     devices: parameters of each chip's device, `[S]` each.
-    levels: thermometer levels.
     calibration: uint8 `[N, B, H, W, C]`: recalibrate BN on every chip with
       these images ("chip" mode); None: keep `batch_stats` ("fixed" mode).
     chips_per_step: chips vmapped at once; 0: best for the backend.
   """
   params = variables["params"]
+  num = 1 if widths is None else widths.shape[0]
 
   def score_chip(chip):
     key, device = chip
-    net = crossbar.program(key, {"params": params}, device)
+    net = crossbar.program(key, {"params": params}, device, module.weight_bits)
 
-    def recalibrated(widths):
-      bits = jax.vmap(lambda x: binary.thermometer_code(x, levels))(calibration)
-      return resnet.recalibrate(module, net, bits, widths)
+    def recalibrated(widths, _):
+      inputs = jax.vmap(module.encode)(calibration)
+      return variables_lib.recalibrate(module, net, inputs, widths)
 
-    norms = (
-      batch_stats if calibration is None else jax.vmap(recalibrated)(widths)
-    )
+    norms = batch_stats
+    if calibration is not None:
+      norms = jax.vmap(recalibrated)(widths, jnp.arange(num))
 
     def score_batch(sums, batch):
-      bits = binary.thermometer_code(batch.image, levels)
+      inputs = module.encode(batch.image)
       logits = jax.vmap(
         lambda widths, norm: module.apply(
-          {**net, "batch_stats": norm}, bits, widths, train=False
+          {**net, "batch_stats": norm}, inputs, widths, train=False
         )
       )(widths, norms)
       hit = jnp.argmax(logits, -1) == batch.label[None]
@@ -113,7 +113,6 @@ def score_chips(
       sums = tuple(s + p.sum(-1) for s, p in zip(sums, parts, strict=True))
       return sums, None
 
-    num = widths.shape[0]
     zeros = (jnp.zeros(num, jnp.int32), jnp.zeros(num))
     (hits, losses), _ = jax.lax.scan(score_batch, zeros, batches)
     count = batches.mask.sum()
@@ -129,7 +128,7 @@ def score_chips(
 
 
 _score_chips = jax.jit(
-  score_chips, static_argnames=("module", "levels", "chips_per_step")
+  score_chips, static_argnames=("module", "chips_per_step")
 )
 
 
@@ -141,7 +140,6 @@ def evaluate_chips(
   device: crossbar.Device,
   num_chips: int,
   *,
-  levels: int,
   calibration: chex.Array | None = None,
   chips_per_step: int = 0,
 ) -> np.ndarray:
@@ -157,7 +155,6 @@ def evaluate_chips(
     batches: test images.
     device: every chip's device.
     num_chips: S.
-    levels: thermometer levels.
     calibration: see `score_chips`.
     chips_per_step: see `score_chips`.
 
@@ -171,12 +168,11 @@ def evaluate_chips(
   scores = _score_chips(
     module,
     {"params": variables["params"]},
-    jnp.asarray(module.max_widths)[None],
+    None,
     jax.tree.map(lambda x: x[None], variables["batch_stats"]),
     batches,
     keys,
     devices,
-    levels,
     calibration,
     chips_per_step,
   )
@@ -185,21 +181,27 @@ def evaluate_chips(
 
 
 def ideal_accuracy(
-  module: nn.Module, variables: dict, batches: Batches, levels: int
+  module: nn.Module, variables: dict, batches: Iterable[Batches]
 ) -> float:
-  """Accuracy of one net on a defect-free chip."""
+  """Accuracy of one net on a defect-free chip.
 
-  @jax.jit
-  def hits(variables, batch):
-    bits = binary.thermometer_code(batch.image, levels)
-    logits = module.apply(variables, bits, train=False)
-    return ((logits.argmax(-1) == batch.label) & batch.mask).sum()
+  Args:
+    module: the net.
+    variables: its `params` and `batch_stats`.
+    batches: one batch at a time, without the axis N.
+  """
+  hits, images = 0, 0
+  for batch in batches:
+    hits += int(_hits(module, variables, batch))
+    images += int(np.sum(batch.mask))
+  return hits / images
 
-  count = sum(
-    int(hits(variables, jax.tree.map(lambda x, i=i: x[i], batches)))
-    for i in range(len(batches.mask))
-  )
-  return count / int(batches.mask.sum())
+
+@functools.partial(jax.jit, static_argnums=0)
+def _hits(module, variables, batch):
+  inputs = module.encode(batch.image)
+  logits = module.apply(variables, inputs, train=False)
+  return ((logits.argmax(-1) == batch.label) & batch.mask).sum()
 
 
 def cvar(values: chex.Array, axis: int = 0) -> chex.Array:

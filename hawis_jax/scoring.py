@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hawis_jax import binary
 from hawis_jax import crossbar
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import metrics as metrics_lib
-from hawis_jax import resnet
 from hawis_jax import robustness
+from hawis_jax import variables
 
 _VECTORS_PER_CALL = 8  # of the final scoring
 
@@ -61,7 +60,6 @@ def make_score(experiment: experiment_lib.Experiment):
   scored in blocks of `config.search.vectors_per_step`, for memory's sake.
   """
   module = experiment.supernet
-  levels = experiment.config.data.levels
 
   def score(scorer, widths, chip_keys, devices):
     num, length = widths.shape
@@ -74,11 +72,11 @@ def make_score(experiment: experiment_lib.Experiment):
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, num), scores)
 
   def score_block(scorer, widths, chip_keys, devices):
-    bits = jax.vmap(lambda x: binary.thermometer_code(x, levels))(
-      scorer.calibration
-    )
+    bits = jax.vmap(module.encode)(scorer.calibration)
     norms = jax.vmap(
-      lambda w: resnet.recalibrate(module, {"params": scorer.params}, bits, w)
+      lambda w: variables.recalibrate(
+        module, {"params": scorer.params}, bits, w
+      )
     )(widths)
     return robustness.score_chips(
       module,
@@ -88,7 +86,6 @@ def make_score(experiment: experiment_lib.Experiment):
       scorer.images,
       chip_keys,
       devices,
-      levels,
     )
 
   return score

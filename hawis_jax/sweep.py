@@ -9,10 +9,12 @@ import pathlib
 
 import numpy as np
 
+from hawis_jax import cost
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import files
 from hawis_jax import metrics as metrics_lib
+from hawis_jax import nets
 from hawis_jax import robustness
 from hawis_jax import train
 
@@ -32,19 +34,14 @@ def run(
   config = experiment.config
   path = workdir / "robustness" / "result.json"
   result = files.read_json(path) if path.exists() else {"nets": {}}
-  nets = config.train.nets
-  todo = [
-    (net, scenario, level)
-    for net in nets
-    for scenario in SCENARIOS
-    for level in config.robustness[scenario]
-  ]
-  done = [step for step in todo if _find(result, *step)]
+  todo = _todo(config)
+  done = [step for step in todo if _is_done(result, *step)]
   if len(done) == len(todo):
     return result
   progress = metrics.stage("robustness", total=len(todo), start=len(done))
+  images = config.robustness.images or None
   batches = experiment.evaluation(
-    experiment.splits.test, config.robustness.batch_size
+    experiment.splits.test, config.robustness.batch_size, images
   )
   calibration = None
   if config.robustness.batch_norm == "chip":
@@ -61,7 +58,11 @@ def run(
       module, variables = train.load(net, experiment, workdir)
       loaded = net
     if net not in result["nets"]:
-      result["nets"][net] = _describe(module, variables, batches, experiment)
+      result["nets"][net] = _describe(net, module, variables, experiment)
+      files.write_json(path, result)
+    if scenario is None:
+      progress.report(step, {"accuracy": result["nets"][net]["clean"]})
+      continue
     entry = result["nets"][net]
     accuracy = robustness.evaluate_chips(
       experiment.key("robustness"),
@@ -70,7 +71,6 @@ def run(
       batches,
       dataclasses.replace(experiment.device, **{scenario: level}),
       config.robustness.chips,
-      levels=config.data.levels,
       calibration=calibration,
       chips_per_step=config.robustness.chips_per_step,
     )
@@ -98,21 +98,48 @@ def load_result(workdir: pathlib.Path) -> dict:
   return files.read_json(path)
 
 
-def _find(result, net, scenario, level):
+def _todo(config):
+  """(net, scenario, level) of every measurement; float nets meet no chips."""
+  steps = []
+  for net in config.train.nets:
+    steps.append((net, None, None))
+    if nets.parse(net).kind != nets.FLOAT:
+      steps += [
+        (net, scenario, level)
+        for scenario in SCENARIOS
+        for level in config.robustness[scenario]
+      ]
+  return steps
+
+
+def _is_done(result, net, scenario, level):
+  if scenario is None:
+    return net in result["nets"]
   sweeps = result["nets"].get(net, {}).get("sweeps", {})
-  return [e for e in sweeps.get(scenario, []) if e["level"] == level]
+  return any(entry["level"] == level for entry in sweeps.get(scenario, []))
 
 
-def _describe(module, variables, batches, experiment):
-  net_cost = experiment.cost(module.max_widths)
+_WEIGHT_BITS = {nets.BINARY: 1, nets.INT8: 8, nets.FLOAT: 32}
+
+
+def _describe(net, module, variables, experiment):
+  """A net without its sweeps: its size, and its accuracy without defects."""
+  config = experiment.config.robustness
+  test, limit = experiment.splits.test, config.images or None
+  batches = experiment.evaluation_stream(test, config.batch_size, limit)
+  kind = nets.parse(net).kind
+  size = {name: None for name in cost.Cost._fields}
+  if kind == nets.BINARY:
+    net_cost = experiment.cost(module.max_widths)
+    size = {name: int(amount) for name, amount in net_cost._asdict().items()}
+  elif kind == nets.INT8:  # one pair of analog cells a weight
+    tile_shape = experiment.device.tile_shape
+    size |= cost.stored_weights(variables["params"], tile_shape)
   return {
     "widths": list(module.max_widths),
-    "arrays": int(net_cost.arrays),
-    "macs": int(net_cost.macs),
-    "weights": int(net_cost.weights),
-    "test_images": int(batches.mask.sum()),
-    "clean": robustness.ideal_accuracy(
-      module, variables, batches, experiment.config.data.levels
-    ),
+    "weight_bits": _WEIGHT_BITS[kind],
+    **size,
+    "test_images": limit or len(test),
+    "clean": robustness.ideal_accuracy(module, variables, batches),
     "sweeps": {},
   }

@@ -1,26 +1,48 @@
-"""Stage 3: train the found net and its counterparts from scratch.
+"""Stage 3: train the found net, other binary nets, and their counterparts.
 
 A fixed net is the masked network at its own widths: no second definition.
 
 Axes: B images.
 """
 
+from collections.abc import Callable
+import dataclasses
 import functools
 import pathlib
 
 import chex
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 
-from hawis_jax import binary
 from hawis_jax import checkpoint
-from hawis_jax import data
+from hawis_jax import counterparts
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import metrics as metrics_lib
+from hawis_jax import nets
 from hawis_jax import optimize
-from hawis_jax import pretrain
+from hawis_jax import robustness
 from hawis_jax import search
+from hawis_jax import teachers
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How a net is trained, beside its optimiser.
+
+  Attributes:
+    microbatches: parts a batch is split into; gradients are averaged, and BN
+      normalises and updates its statistics part by part.
+    label_smoothing: share of a label that goes to all classes.
+    weight_penalty: factor of `optimize.weight_penalty`.
+    ema: decay a step of the moving average; 0: none.
+  """
+
+  microbatches: int = 1
+  label_smoothing: float = 0.0
+  weight_penalty: float = 0.0
+  ema: float = 0.0
 
 
 def run(
@@ -29,12 +51,11 @@ def run(
   metrics: metrics_lib.Metrics,
 ) -> None:
   """Trains every net of `config.train.nets`, or what is left of it."""
-  config = experiment.config.train
-  teacher = None
-  if config.loss == "supernet":
-    teacher = pretrain.load(experiment, workdir)
-  for net in config.nets:
-    train_net(net, experiment, workdir, metrics, teacher)
+  for net in experiment.config.train.nets:
+    if nets.parse(net).kind == nets.INT8:
+      if experiment.config.train.int8 == "quantized":
+        continue  # `load` makes it of the float net
+    train_net(net, experiment, workdir, metrics)
 
 
 def load(
@@ -45,23 +66,44 @@ def load(
   Raises:
     InputError: it has not been trained.
   """
-  module = _module(net, experiment, workdir)
-  example = jax.eval_shape(lambda: _init(module, experiment)[0])
+  config = experiment.config
+  module = net_module(net, experiment, workdir)
+  name = nets.parse(net)
+  if name.kind == nets.INT8 and config.train.int8 == "quantized":
+    _, variables = load(f"{name.widths}_float", experiment, workdir)
+    images = experiment.evaluation(
+      experiment.splits.train, *_calibration_size(experiment)
+    ).image
+    return module, counterparts.quantize(module, variables, images)
+  example = jax.eval_shape(lambda: _init(net, module, experiment)[0])
   with checkpoint.Checkpoints(workdir / "train" / net) as checkpoints:
-    steps = experiment.config.train.steps
+    steps = config.train.steps
     state = optimize.load_final(checkpoints, example, steps, "train")
-  return module, {"params": state.params, "batch_stats": state.batch_stats}
+  return module, _variables(state)
 
 
-def net_widths(
+def _calibration_size(experiment):
+  """(batch size, images) that 8-bit nets are calibrated with."""
+  config = experiment.config.robustness
+  batch = min(config.batch_size, config.calibration_images)
+  return batch, config.calibration_images // batch * batch
+
+
+def net_module(
   net: str, experiment: experiment_lib.Experiment, workdir: pathlib.Path
-) -> tuple[int, ...]:
-  """Widths of a net; the found net's are read from the search's result."""
-  if net == "found":
+) -> nn.Module:
+  """Returns a net's module; the found net's widths are the search's result."""
+  name = nets.parse(net)
+  if name.widths == "found":
     found = search.load_result(workdir)["found"]
-    name = f"{workdir}/search/result.json: found"
-    return tuple(int(w) for w in experiment.space.check(found, name))
-  return experiment.widths[net]
+    field = f"{workdir}/search/result.json: found"
+    widths = tuple(int(w) for w in experiment.space.check(found, field))
+  else:
+    widths = experiment.widths[name.widths]
+  if name.kind == nets.BINARY:
+    return experiment.network(widths)
+  bits = 8 if name.kind == nets.INT8 else None
+  return experiment.counterpart(widths, bits)
 
 
 def train_net(
@@ -69,35 +111,37 @@ def train_net(
   experiment: experiment_lib.Experiment,
   workdir: pathlib.Path,
   metrics: metrics_lib.Metrics,
-  teacher: dict | None = None,
 ) -> None:
-  """Trains one net into `<workdir>/train/<net>`.
-
-  Args:
-    net: "found", "baseline_1x" or "uniform".
-    experiment: of the run.
-    workdir: of the run.
-    metrics: of the run.
-    teacher: the super-net's `params`; None: learn the labels.
-  """
-  config = experiment.config.train
-  module = _module(net, experiment, workdir)
-  state, optimizer = _init(module, experiment)
+  """Trains one net into `<workdir>/train/<net>`."""
+  config, splits = experiment.config.train, experiment.splits
+  module = net_module(net, experiment, workdir)
+  state, optimizer = _init(net, module, experiment)
+  recipe = Recipe(config.microbatches, config.label_smoothing)
+  teacher = None
+  if nets.parse(net).kind == nets.BINARY:
+    recipe = dataclasses.replace(
+      recipe, weight_penalty=config.weight_penalty, ema=config.ema
+    )
+    teacher = _teacher(experiment, workdir)
   step_function = functools.partial(
     train_step,
     module=module,
     optimizer=optimizer,
-    levels=experiment.config.data.levels,
-    teacher_module=experiment.supernet,
+    recipe=recipe,
+    teacher_module=teacher and teacher.module,
   )
+  teacher_variables = teacher and teacher.variables
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def jitted(state, batch, teacher):
-    return step_function(state, batch, teacher=teacher)
+  def jitted(state, batch, teacher_variables):
+    return step_function(state, batch, teacher_variables)
 
+  source = splits.train
+  if config.use_validation:
+    source = splits.train_and_validation
   with checkpoint.Checkpoints(workdir / "train" / net) as checkpoints:
     optimize.run_steps(
-      lambda state, step, batch: jitted(state, batch, teacher),
+      lambda state, step, batch: jitted(state, batch, teacher_variables),
       state,
       name=f"train/{net}",
       total=config.steps,
@@ -105,38 +149,80 @@ def train_net(
       metrics=metrics,
       log_every=experiment.config.log_every,
       checkpoint_seconds=experiment.config.checkpoint_seconds,
-      batches=lambda start: data.train_batches(
-        experiment.splits.train,
-        seed=experiment.config.seed,
-        batch_size=config.batch_size,
-        augment=experiment.config.data.augment,
-        start_step=start,
-        read_threads=experiment.config.data.read_threads,
+      validate=_validation(module, experiment),
+      validate_every=config.validate_every,
+      batches=functools.partial(
+        experiment.train_batches, source, config.batch_size
       ),
     )
 
 
-def _module(net, experiment, workdir):
-  return experiment.network(tuple(net_widths(net, experiment, workdir)))
+def check_teacher(experiment: experiment_lib.Experiment) -> None:
+  """Reads a teacher that is a file, to fail before long work starts.
+
+  Raises:
+    InputError: it is damaged, or holds another network.
+  """
+  config = experiment.config.train
+  if config.loss == "teacher" and pathlib.Path(config.teacher).is_file():
+    teachers.from_file(experiment)
 
 
-def _init(module, experiment):
+def _teacher(experiment, workdir):
+  """The teacher of the binary nets; None where labels teach."""
+  config = experiment.config.train
+  if config.loss == "labels":
+    return None
+  if config.loss == "supernet":
+    return teachers.from_supernet(experiment, workdir)
+  if pathlib.Path(config.teacher).is_file():
+    return teachers.from_file(experiment)
+  return teachers.Teacher(*load(config.teacher, experiment, workdir))
+
+
+def _validation(module, experiment) -> Callable[..., dict[str, float]]:
+  """Returns state -> accuracy on the validation images."""
+
+  def validate(state):
+    batches = experiment.evaluation_stream(
+      experiment.splits.validation, experiment.config.robustness.batch_size
+    )
+    accuracy = robustness.ideal_accuracy(module, _variables(state), batches)
+    return {"accuracy_validation": accuracy}
+
+  return validate
+
+
+def _variables(state):
+  """What a trained net is evaluated with."""
+  params, batch_stats = state.average or (state.params, state.batch_stats)
+  return {"params": params, "batch_stats": batch_stats}
+
+
+def _init(net, module, experiment):
   """Returns (state at step 0, optimiser)."""
   config = experiment.config.train
-  optimizer = optimize.make_optimizer(config.optimizer, config.steps)
-  key = experiment.key("train_init")
-  planes = experiment.geometry.planes
-  return optimize.init_state(module, key, planes, optimizer), optimizer
+  binary = nets.parse(net).kind == nets.BINARY
+  section = config.optimizer if binary else config.counterparts
+  optimizer = optimize.make_optimizer(section, config.steps)
+  state = optimize.init_state(
+    module,
+    experiment.key("train_init"),
+    experiment.splits.image_shape,
+    optimizer,
+    averaging=binary and config.ema > 0,
+  )
+  return state, optimizer
 
 
 def train_step(
   state: optimize.TrainState,
   batch: dict[str, chex.Array],
+  teacher: dict | None = None,
   *,
   module: nn.Module,
   optimizer: optax.GradientTransformation,
-  levels: int,
-  teacher: dict | None = None,
+  recipe: Recipe,
   teacher_module: nn.Module | None = None,
 ) -> tuple[optimize.TrainState, dict[str, chex.Array]]:
   """One optimiser step of a fixed net.
@@ -144,36 +230,74 @@ def train_step(
   Args:
     state: before.
     batch: image uint8 `[B, H, W, C]`, label int `[B]`.
+    teacher: variables of `teacher_module`, which then sets the loss, KL(teacher
+      || student); without `batch_stats`, it normalises with the batch's. None:
+      cross-entropy with the labels.
     module: the net.
     optimizer: of `state`.
-    levels: thermometer levels.
-    teacher: `params` of `teacher_module`, which then sets the loss, KL(teacher
-      || student); None: cross-entropy with the labels.
-    teacher_module: the super-net.
+    recipe: see `Recipe`.
+    teacher_module: any network with `encode`.
   """
-  bits = binary.thermometer_code(batch["image"], levels)
 
-  def loss_function(params):
+  def loss_function(params, batch_stats, part):
     logits, updated = module.apply(
-      {"params": params, "batch_stats": state.batch_stats},
-      bits,
+      {"params": params, "batch_stats": batch_stats},
+      module.encode(part["image"]),
       train=True,
       mutable=["batch_stats"],
     )
     if teacher is None:
-      loss = optimize.cross_entropy(logits, batch["label"])
+      loss = optimize.cross_entropy(
+        logits, part["label"], recipe.label_smoothing
+      )
     else:
-      target = teacher_module.apply({"params": teacher}, bits, train=True)
+      target = teacher_module.apply(
+        teacher,
+        teacher_module.encode(part["image"]),
+        train="batch_stats" not in teacher,
+      )
       loss = optimize.distillation(logits, target)
-    return loss, (logits, updated["batch_stats"])
+    if recipe.weight_penalty:
+      loss += recipe.weight_penalty * optimize.weight_penalty(params)
+    hits = (logits.argmax(-1) == part["label"]).mean()
+    return loss, (updated["batch_stats"], {"loss": loss, "accuracy": hits})
 
-  grad = jax.value_and_grad(loss_function, has_aux=True)
-  (loss, (logits, batch_stats)), grads = grad(state.params)
+  grads, batch_stats, values = _mean_gradients(
+    jax.grad(loss_function, has_aux=True), state, batch, recipe.microbatches
+  )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  values = {
-    "loss": loss,
-    "accuracy": (logits.argmax(-1) == batch["label"]).mean(),
-    "weight_norm": optax.tree.norm(params),
-  }
-  return optimize.TrainState(params, batch_stats, opt_state), values
+  average = (
+    optax.incremental_update(
+      (params, batch_stats), state.average, 1 - recipe.ema
+    )
+    if recipe.ema
+    else ()
+  )
+  values["weight_norm"] = optax.tree.norm(params)
+  state = optimize.TrainState(params, batch_stats, opt_state, average)
+  return state, values
+
+
+def _mean_gradients(gradient, state, batch, microbatches):
+  """Returns (gradients, `batch_stats`, metrics) of a batch, part by part."""
+  if microbatches == 1:
+    grads, (batch_stats, values) = gradient(
+      state.params, state.batch_stats, batch
+    )
+    return grads, batch_stats, values
+
+  def step(carry, part):
+    total, batch_stats = carry
+    grads, (batch_stats, values) = gradient(state.params, batch_stats, part)
+    return (jax.tree.map(jnp.add, total, grads), batch_stats), values
+
+  parts = jax.tree.map(
+    lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch
+  )
+  zeros = jax.tree.map(jnp.zeros_like, state.params)
+  (total, batch_stats), values = jax.lax.scan(
+    step, (zeros, state.batch_stats), parts
+  )
+  grads = jax.tree.map(lambda x: x / microbatches, total)
+  return grads, batch_stats, jax.tree.map(jnp.mean, values)

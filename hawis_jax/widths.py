@@ -13,9 +13,11 @@ import numpy as np
 
 from hawis_jax import errors
 
-# Published width vectors (HAWIS, ASP-DAC 2022); "1x" are the baselines.
+# Published width vectors (HAWIS, ASP-DAC 2022), and its baselines: "1x", and
+# "4x", the uniformly scaled net that costs about what HAWIS-A does.
 PRESETS = {
   "resnet20_1x": (16,) * 7 + (32,) * 6 + (64,) * 6,
+  "resnet20_4x": (64,) * 7 + (128,) * 6 + (256,) * 6,
   "resnet20_hawis_a": (64,)
   + (80,) * 6
   + (112,) * 6
@@ -23,6 +25,13 @@ PRESETS = {
   "resnet20_hawis_b": (84, 84, 84, 84, 84, 80, 84)
   + (168, 168, 192, 224, 188, 224)
   + (284, 284, 256, 248, 224, 224),
+  "resnet32_1x": (16,) * 11 + (32,) * 10 + (64,) * 10,
+  "resnet18_1x": (64,) * 5 + (128,) * 4 + (256,) * 4 + (512,) * 4,
+  "resnet18_hawis_a": (256,) * 5 + (448,) * 4 + (896,) * 4 + (1344,) * 4,
+  "resnet18_hawis_b": (256, 256, 256, 320, 320)
+  + (504, 504, 560, 504)
+  + (1064, 1152, 1064, 1152)
+  + (1792, 1788, 1788, 1780),
 }
 
 # Finest resolution at which a budget is counted.
@@ -88,9 +97,12 @@ class WidthSpace:
 
 
 def width_space(
-  choices: tuple[tuple[int, ...], ...], num_layers: int, name: str = "choices"
+  choices: tuple[tuple[int, ...], ...],
+  num_layers: int,
+  stages: int = 3,
+  name: str = "choices",
 ) -> WidthSpace:
-  """Returns the space from choices a stage (3, stem with the first) or a layer.
+  """Returns the space from choices a stage (stem with the first) or a layer.
 
   Raises:
     InputError: wrong number of tuples, or one that does not ascend from 1.
@@ -100,14 +112,12 @@ def width_space(
       f"{name}: got {choices}, needed are tuples of widths"
     )
   choices = tuple(tuple(layer) for layer in choices)
-  if len(choices) == 3 and num_layers != 3:
-    sizes = (num_layers // 3 + 1, num_layers // 3, num_layers // 3)
-    stages = zip(choices, sizes, strict=True)
-    choices = tuple(stage for stage, size in stages for _ in range(size))
+  if len(choices) == stages and num_layers != stages:
+    choices = spread(choices, num_layers)
   if len(choices) != num_layers:
     raise errors.InputError(
-      f"{name}: got {len(choices)} tuples, needed are 3 (one a stage) or "
-      f"{num_layers} (one a layer)"
+      f"{name}: got {len(choices)} tuples, needed are {stages} (one a stage) "
+      f"or {num_layers} (one a layer)"
     )
   for index, layer in enumerate(choices):
     integers = all(type(width) is int and width > 0 for width in layer)
@@ -117,6 +127,12 @@ def width_space(
         "integers"
       )
   return WidthSpace(choices)
+
+
+def spread(per_stage: tuple, num_layers: int) -> tuple:
+  """One item a stage -> one a layer `[L]`; the stem has the first stage's."""
+  size = (num_layers - 1) // len(per_stage)
+  return (per_stage[0], *(item for item in per_stage for _ in range(size)))
 
 
 @jax.tree_util.register_dataclass

@@ -1,7 +1,8 @@
-"""The report's words: number formats, headline, captions, definitions."""
+"""The report's words: number formats, headline, captions."""
 
-from hawis_jax import figures
+from hawis_jax import looks
 
+_SAME = ("widths", "weight_bits")  # of nets that differ in nothing
 UNITS = {"arrays": "crossbar arrays", "macs": "binary MACs"}
 
 
@@ -23,8 +24,10 @@ def difference(row: dict) -> str:
   return f"{mean} [{low}, {high}]"
 
 
-def amount(count: float) -> str:
-  """A count: whole up to 9,999, then three digits and a prefix."""
+def amount(count: float | None) -> str:
+  """A count: whole up to 9,999, then three digits and a prefix; None: "-"."""
+  if count is None:
+    return "-"
   if count < 1e4:
     return f"{count:,}"
   unit, suffix = next(
@@ -35,37 +38,52 @@ def amount(count: float) -> str:
   return f"{count / unit:#.3g}".rstrip(".") + f" {suffix}"
 
 
+def the_net(net: str) -> str:
+  """A net as the subject of a sentence: "the 8-bit 1x net"."""
+  return f"the {looks.net_name(net).replace(',', '')} net"
+
+
+def weight_kind(bits: int) -> str:
+  """What a net's weights are: "1-bit", "8-bit" or "float"."""
+  return "float" if bits == 32 else f"{bits}-bit"
+
+
 def headline(content: dict) -> list[str]:
   """The main finding in sentences, from the numbers alone.
 
-  Against every rival the found net is compared at each scenario's harshest
+  With every rival the reference net is compared at each scenario's harshest
   level that both were measured at and that leaves it half its clean accuracy:
   beyond, nets differ in how they fail.
 
   Args:
-    content: `nets`, `comparisons` and `search` of report.json.
+    content: `nets`, `reference`, `comparisons` and `search` of report.json.
   """
-  nets = content["nets"]
-  shown = [figures.look(name, nets).name for name in nets]
-  if "found" not in nets:
-    return [f"The found net was not measured, only {', '.join(shown)}."]
+  nets, reference = content["nets"], content["reference"]
+  if reference is None:
+    clean = "; ".join(
+      f"{looks.net_name(name)} {percent(net['clean'])} %"
+      for name, net in nets.items()
+    )
+    return [f"No net was measured on chips. Without defects: {clean}."]
   harshest = {}
   for row in content["comparisons"]:  # ascending in level
-    sweep = nets["found"]["sweeps"][row["scenario"]]
+    sweep = nets[reference]["sweeps"][row["scenario"]]
     mean = sweep["mean"][sweep["level"].index(row["level"])]
-    if mean < 0.5 * nets["found"]["clean"]:
+    if mean < 0.5 * nets[reference]["clean"]:
       continue
     harshest.setdefault(row["rival"], {})[row["scenario"]] = row
   if not harshest:
-    levels = [
+    levels = ", ".join(
       f"{percent(sweep['mean'][-1])} % at "
-      f"{figures.level_text(scenario, sweep['level'][-1])}"
-      for scenario, sweep in nets["found"]["sweeps"].items()
-    ]
-    return [
-      "There is no other net to compare the found net with. At the harshest "
-      f"levels its mean accuracy is {', '.join(levels)}."
-    ]
+      f"{looks.level_text(scenario, sweep['level'][-1])}"
+      for scenario, sweep in nets[reference]["sweeps"].items()
+    )
+    lead = (
+      f"There is no other net on chips to compare {the_net(reference)} with"
+    )
+    if content["comparisons"]:
+      lead = f"No level leaves {the_net(reference)} half its clean accuracy"
+    return [f"{lead}. At the harshest levels its mean accuracy is {levels}."]
   return [
     _versus(content, rival, list(rows.values()))
     for rival, rows in harshest.items()
@@ -73,40 +91,60 @@ def headline(content: dict) -> list[str]:
 
 
 def _versus(content, rival, rows):
-  """One sentence: the found net against one rival."""
-  nets, unit = content["nets"], content["search"]["cost"]
-  name = figures.look(rival, nets).name
-  if nets[rival]["widths"] == nets["found"]["widths"]:
-    return f"The found net has the same widths as the {name} net."
+  """One sentence: the reference net against one rival."""
+  nets, reference = content["nets"], content["reference"]
+  ours, theirs = the_net(reference), the_net(rival)
+  if all(nets[rival][k] == nets[reference][k] for k in _SAME):
+    return f"{capital(ours)} has the same widths as {theirs}."
   count = {
     verdict: sum(row["verdict"] == verdict for row in rows)
     for verdict in ("ahead", "behind", "undecided")
   }
-  total = len(rows)
-  if count["ahead"] == total:
-    verdict = f"The found net beats the {name} net at the harshest level of "
+  if count["ahead"] == len(rows):
+    verdict = f"{capital(ours)} beats {theirs} at the harshest level of "
     verdict += "every defect"
-  elif count["behind"] == total:
-    verdict = f"The found net loses to the {name} net at the harshest level of "
+  elif count["behind"] == len(rows):
+    verdict = f"{capital(ours)} loses to {theirs} at the harshest level of "
     verdict += "every defect"
-  elif count["undecided"] == total:
-    verdict = f"Undecided: the found net can't be told from the {name} net at "
+  elif count["undecided"] == len(rows):
+    verdict = f"Undecided: {ours} can't be told from {theirs} at "
     verdict += "the harshest level of any defect"
   else:
     lead = "Mixed" if count["ahead"] else "No win"
     tally = ", ".join(f"{v} at {n}" for v, n in count.items() if n)
-    verdict = f"{lead}: against the {name} net, the found net is {tally} of "
-    verdict += f"{total} harshest defect levels"
-  costs = [nets[net][unit] for net in ("found", rival)]
+    verdict = f"{lead}: against {theirs}, {ours} is {tally} of "
+    verdict += f"{len(rows)} harshest defect levels"
   parts = "; ".join(
     f"{difference(row)} points at "
-    f"{figures.level_text(row['scenario'], row['level'])}"
+    f"{looks.level_text(row['scenario'], row['level'])}"
     for row in rows
   )
+  return f"{verdict} ({_costs(content, reference, rival)}): {parts}."
+
+
+def _costs(content, reference, rival):
+  """What two nets cost; a ratio only where their weights are of one kind."""
+  pair = [content["nets"][net] for net in (reference, rival)]
+  kinds = [weight_kind(net["weight_bits"]) for net in pair]
+  alike = kinds[0] == kinds[1]
+  unit = content["search"]["cost"] if content["search"] and alike else "arrays"
+  ours, theirs = (net.get(unit) for net in pair)
+  if ours is None or theirs is None:
+    return f"{kinds[0]} against {kinds[1]} weights"
+  if alike:
+    return (
+      f"{amount(ours)} against {amount(theirs)} {UNITS[unit]}, "
+      f"{ours / theirs:.2f} times the cost"
+    )
   return (
-    f"{verdict} ({amount(costs[0])} against {amount(costs[1])} "
-    f"{UNITS[unit]}, {costs[0] / costs[1]:.2f} times the cost): {parts}."
+    f"{amount(ours)} {UNITS[unit]} of {kinds[0]} weights against "
+    f"{amount(theirs)} of {kinds[1]} weights"
   )
+
+
+def capital(text: str) -> str:
+  """`text` as the start of a sentence."""
+  return text[0].upper() + text[1:]
 
 
 def search_outcome(content: dict) -> str:
@@ -143,7 +181,7 @@ def making(content: dict) -> dict[str, str]:
     "fixed": "statistics of the defect-free net",
     "chip": "statistics recalibrated on every chip",
   }[config["robustness.batch_norm"]]
-  return {
+  parts = {
     "Device": (
       f"G_on = {1e6 * config['device.g_on']:g} µS, G_off = "
       f"{1e6 * config['device.g_off']:g} µS; arrays of {rows} x {columns} "
@@ -153,30 +191,82 @@ def making(content: dict) -> dict[str, str]:
       f"{span(content, 'chips')} a level, net and scenario; one kind of "
       f"defect at a time, everything else ideal; batch normalisation: {norm}"
     ),
-    "Search": (
+  }
+  if content["search"]:
+    parts["Search"] = (
       f"{config['search.updates']:,} updates of {config['search.proposals']:,} "
       f"width vectors a method, scored on {config['search.chips']:,} chips a "
       f"scenario and {config['search.images']:,} validation images; finalists "
       f"on {config['search.finalist_chips']:,} chips a scenario and all "
       f"{config['data.validation_images']:,} validation images"
-    ),
-    "Training": (
-      f"{config['train.steps']:,} steps of {config['train.batch_size']} images "
-      f"a net, {config['train.optimizer.name']}, loss: "
-      f"{config['train.loss']}; super-net: {config['pretrain.steps']:,} steps "
-      f"of {config['pretrain.batch_size']} images"
-    ),
-    "Seed": f"{config['seed']}; every random draw derives from it",
-    "Versions": ", ".join(
-      f"{name} {version}" for name, version in content["versions"].items()
     )
-    + " (when this report was made)",
-  }
+  parts["Training"] = "; ".join(_training(content))
+  parts["Seed"] = f"{config['seed']}; every random draw derives from it"
+  versions = ", ".join(" ".join(x) for x in content["versions"].items())
+  parts["Versions"] = f"{versions} (when this report was made)"
+  return parts
+
+
+def _training(content):
+  """How the nets and the super-net were trained, in phrases."""
+  config = content["config"]
+  phrases = [
+    f"{config['train.steps']:,} steps of {config['train.batch_size']} images "
+    f"a net, {config['train.optimizer.name']}, loss: {config['train.loss']}"
+  ]
+  if of_kind(content, 8, 32):
+    phrases.append(
+      "8-bit and float nets: the same steps, "
+      f"{config['train.counterparts.name']}, loss: labels"
+    )
+  if of_kind(content, 8):
+    how = {
+      "trained": "trained with their quantisation",
+      "quantized": "quantised from the float nets",
+    }[config["train.int8"]]
+    phrases.append(f"8-bit nets: {how}")
+  if config["train.use_validation"]:
+    phrases.append("the validation images are trained on too")
+  if content["search"]:
+    phrases.append(
+      f"super-net: {config['pretrain.steps']:,} steps of "
+      f"{config['pretrain.batch_size']} images"
+    )
+  return phrases
+
+
+def of_kind(content: dict, *bits: int) -> list[str]:
+  """The nets whose weights have one of some numbers of bits."""
+  nets = content["nets"]
+  return [name for name, net in nets.items() if net["weight_bits"] in bits]
+
+
+def last_validation(content: dict) -> str:
+  """The nets' last accuracies on validation images; "": not measured."""
+  lasts = []
+  for stage, curve in content["curves"].items():
+    points = curve.get("accuracy_validation")
+    if points and points["value"][-1] is not None:
+      lasts.append(
+        f"{looks.net_name(stage.removeprefix('train/'))} "
+        f"{percent(points['value'][-1])} % at step {points['step'][-1]:,}"
+      )
+  if not lasts:
+    return ""
+  return (
+    f"Last accuracy on the {content['config']['data.validation_images']:,} "
+    f"validation images, without defects: {'; '.join(lasts)}."
+  )
 
 
 def captions(content: dict) -> dict[str, str]:
   """{file: caption} of the figures."""
   chips = span(content, "chips")
+  shaded = "; shaded: from the least to the greatest choice of the search space"
+  supernet = (
+    " The super-net's loss is the sum over the width vectors of a step; up to "
+    "the dotted line it is warmed up on its maximum width vector alone."
+  )
   return {
     "robustness.png": (
       f"Test accuracy on defective chips, {chips} chips a level and net. Line: "
@@ -191,82 +281,33 @@ def captions(content: dict) -> dict[str, str]:
       "best at the left."
     ),
     "widths.png": (
-      "Output channels of every convolution; shaded: from the least to the "
-      "greatest choice of the search space."
+      "Output channels of every layer of the width vectors"
+      f"{shaded if content['space'] else ''}. Nets of equal widths share a "
+      "line."
     ),
     "training.png": (
-      "Training curves: batch values (faint) and their running mean. The "
-      "super-net's loss is the sum over the width vectors of a step; up to "
-      "the dotted line it is warmed up on its maximum width vector alone."
-    ),
+      "Training curves: batch values (faint) and their running mean."
+      f"{supernet if 'pretrain' in content['curves'] else ''} "
+      f"{last_validation(content)}"
+    ).rstrip(),
   }
 
 
 def span(content: dict, column: str) -> str:
-  """Least to greatest value of a column over all sweeps."""
+  """Least to greatest value of a column over all sweeps; none: "no"."""
   values = [
     value
     for net in content["nets"].values()
     for sweep in net["sweeps"].values()
     for value in sweep[column]
   ]
+  if not values:
+    return "no"
   ends = sorted({min(values), max(values)})
   return " to ".join(f"{value:,}" for value in ends)
 
 
-def definitions(content: dict) -> dict[str, str]:
-  """{term: what it means}, of everything on the page."""
-  config = content["config"]
-  weight = config["search.cvar_weight"]
-  mix = " / ".join(
-    " and ".join(figures.level_text(*item) for item in scenario.items())
-    for scenario in config["search.scenarios"]
-  )
-  return {
-    "Chip": (
-      "One Monte Carlo draw of the defects of every cell, kept for the whole "
-      "test set. Chip number s has the same random numbers for every net, "
-      "scenario and level."
-    ),
-    "Mean [95 % interval]": (
-      "Mean accuracy over chips with its 95 % Student-t interval. It covers "
-      "the draw of chips only: not test-set error, not the randomness of "
-      "training. Accuracies are percentages of the test images."
-    ),
-    "5th percentile (5th pct.)": (
-      "Over chips, linearly interpolated: one chip in twenty is worse."
-    ),
-    "Found - other net": (
-      "Mean over chips of the paired difference in percentage points, with "
-      "its 95 % Student-t interval. Ahead or behind: the interval leaves out "
-      "0; undecided: it doesn't. Every interval stands for itself, without "
-      "correction for their number."
-    ),
-    "Clean accuracy": (
-      "On a defect-free chip. Its 95 % Wilson interval covers the draw of "
-      "test images."
-    ),
-    "Robust score": (
-      f"{1 - weight:g} mean + {weight:g} CVaR over chips, averaged over the "
-      f"scenarios {mix}, on validation images. CVaR is the mean of the worst "
-      "quarter of the chips."
-    ),
-    "Score while searching": (
-      "From few chips; the greatest of many such scores is optimistic, "
-      "therefore finalists are scored again on fresh chips. The best of "
-      "several finalists is still slightly optimistic; uniform scaling is a "
-      "single vector and isn't."
-    ),
-    "Stuck off, stuck on": (
-      "Share of cells that stay at G_off (high-resistance state) or G_on "
-      "(low-resistance state) whatever is written."
-    ),
-    "Variation γ": (
-      "Every conductance is divided by exp(θ), θ normal with standard "
-      "deviation γ."
-    ),
-    "Crossbar arrays": (
-      "Differential pairs of arrays that hold all weights, head included."
-    ),
-    "Binary MACs": "Multiply-accumulates of one image, head included.",
-  }
+def test_images(content: dict, count: int) -> str:
+  """How many images a net was tested on, and of how many: "500 of 10,000"."""
+  total = content["data"]["test_images"]
+  return f"{count:,}" if count == total else f"{count:,} of {total:,}"

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from hawis_jax import cost
+from hawis_jax import errors
+from hawis_jax import resnet
+from hawis_jax import variables
 from hawis_jax import widths
-
-_UNIFORM_4X = (64,) * 7 + (128,) * 6 + (256,) * 6
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,7 @@ _UNIFORM_4X = (64,) * 7 + (128,) * 6 + (256,) * 6
     (widths.PRESETS["resnet20_1x"], 0.282e6, 0.054e9, 111),
     (widths.PRESETS["resnet20_hawis_a"], 3.32e6, 0.710e9, 1020),
     (widths.PRESETS["resnet20_hawis_b"], 5.74e6, 1.146e9, 1600),
-    (_UNIFORM_4X, 4.33e6, 0.698e9, 1062),
+    (widths.PRESETS["resnet20_4x"], 4.33e6, 0.698e9, 1062),
   ],
 )
 def test_published_networks(vector, weights, macs, arrays):
@@ -26,6 +27,41 @@ def test_published_networks(vector, weights, macs, arrays):
   assert got.arrays == arrays
   np.testing.assert_allclose(got.macs, macs, rtol=0.005)
   np.testing.assert_allclose(got.weights, weights, rtol=0.005)
+
+
+@pytest.mark.parametrize(
+  "preset, stem, weights, macs, arrays",
+  [
+    # The reference says 27.9 G: it counts the stem's 1x1 product after its
+    # pooling, which the network does before.
+    ("hawis_a", "7x7", 165e6, 28.1e9, 40.7e3),
+    ("hawis_b", "3x3", 250e6, 34.9e9, 61.8e3),
+  ],
+)
+def test_published_imagenet_networks(preset, stem, weights, macs, arrays):
+  vector = np.array(widths.PRESETS[f"resnet18_{preset}"], np.int64)
+  geometry = cost.imagenet_geometry(stem, 224, 32, 1000, (64, 64))
+  got = cost.network_cost(vector, geometry)
+  np.testing.assert_allclose(got, (arrays, macs, weights), rtol=0.002)
+
+
+def test_a_budget_needs_a_chain():
+  geometry = cost.imagenet_geometry("7x7", 224, 32, 1000, (64, 64))
+  assert not cost.is_chain(geometry)
+  with pytest.raises(errors.InputError, match="projection shortcuts"):
+    cost.pair_costs(np.full((17, 2), 8), geometry, "arrays")
+
+
+@pytest.mark.parametrize("stem", ["7x7", "3x3"])
+def test_stored_weights_are_those_of_the_network(stem):
+  """Counted from the kernels' shapes and from the geometry."""
+  vector = tuple(int(w) for w in np.random.default_rng().integers(1, 99, 17))
+  module = resnet.imagenet_resnet18(vector, 7, stem, image_size=96, levels=4)
+  params = variables.shapes(module, (96, 96, 3))["params"]
+  geometry = cost.imagenet_geometry(stem, 96, 4, 7, (16, 24))
+  expected = cost.network_cost(np.array(vector), geometry)
+  got = cost.stored_weights(params, (16, 24))
+  assert got == {"arrays": expected.arrays, "weights": expected.weights}
 
 
 def test_hand_count_of_a_small_net():

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from hawis_jax import counterparts
 from hawis_jax import crossbar
 from hawis_jax import errors
+from hawis_jax import quantization
 from hawis_jax import resnet
+from hawis_jax import variables
 from hawis_jax.crossbar import tiles
 
 _IDEAL = crossbar.Device()
-_effective = jax.jit(crossbar.effective_weights)
-_conductances = jax.jit(crossbar.conductances)
+_effective = jax.jit(crossbar.effective_weights, static_argnames="bits")
+_conductances = jax.jit(crossbar.conductances, static_argnames="bits")
 
 
 def _key():
@@ -156,9 +159,9 @@ def test_chips_and_layers_are_independent():
 
 
 def _net(widths):
-  module = resnet.cifar_resnet(8, widths, 10)
-  init = jax.jit(resnet.init, static_argnums=(0, 2))
-  return init(module, jax.random.key(0), 8)
+  module = resnet.cifar_resnet(8, widths, 10, levels=8)
+  init = jax.jit(variables.init, static_argnums=(0, 2))
+  return init(module, jax.random.key(0), (8, 8, 1))
 
 
 def test_nets_share_the_defects_of_the_cells_they_share():
@@ -211,13 +214,127 @@ def test_program_is_effective_weights_layer_by_layer():
 def test_ideal_chip_changes_no_logit():
   widths = (12, 9, 16, 20, 20, 24, 28)
   net = _net(widths)
-  module = resnet.cifar_resnet(8, widths, 10)
+  module = resnet.cifar_resnet(8, widths, 10, levels=8)
   bits = jnp.asarray(np.random.default_rng().integers(0, 2, (4, 8, 8, 8)))
   apply = jax.jit(lambda v, b: module.apply(v, b, train=False))
   chip = jax.jit(crossbar.program)(_key(), net, _IDEAL)
   np.testing.assert_array_equal(
     apply(chip, bits.astype(jnp.float32)), apply(net, bits.astype(jnp.float32))
   )
+
+
+def _integers(shape, bits=8):
+  """Random integer weights, the largest one among them, as a kernel."""
+  top = quantization.largest(bits)
+  weights = np.random.default_rng().integers(-top, top + 1, shape)
+  weights.flat[0] = top
+  return weights, jnp.asarray(weights, jnp.float32)
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_ideal_cells_hold_exact_integers(bits):
+  """Whatever the kernel's scale and the conductances."""
+  weights, kernel = _integers((3, 3, 9, 70), bits)
+  for g_off in (3.33e-7, 1e-5, 2e-4):
+    device = crossbar.Device(g_off=g_off)
+    kernel = kernel * np.float32(np.random.default_rng().uniform(0.1, 10))
+    got = _effective(_key(), kernel, device, bits=bits)
+    np.testing.assert_array_equal(got, weights, err_msg=f"{g_off}")
+
+
+def test_integers_are_evenly_spaced_conductances():
+  """G+ = g_off + max(q, 0) / 127 (g_on - g_off), and G- of -q."""
+  weights, kernel = _integers((64, 64))
+  g = _conductances(_key(), kernel, _IDEAL, bits=8)
+  for array, sign in zip(g, (1, -1), strict=True):
+    array = np.asarray(array[0, 0], np.float64)
+    share = np.maximum(sign * weights, 0) / 127
+    expected = _IDEAL.g_off + share * (_IDEAL.g_on - _IDEAL.g_off)
+    np.testing.assert_allclose(array, expected, rtol=1e-6)
+    assert (array[share == 0] == np.float32(_IDEAL.g_off)).all()
+    assert (array[share == 1] == np.float32(_IDEAL.g_on)).all()
+
+
+@pytest.mark.parametrize(
+  "p_on, p_off", [(0.0175, 0.0904), (0.2, 0.5), (0, 0.1), (0.3, 0)]
+)
+def test_faults_change_8_bit_weights_as_in_theory(p_on, p_off):
+  """The cells of a pair fail independently: five outcomes of a weight."""
+  device = crossbar.Device(stuck_on=p_on, stuck_off=p_off)
+  q, kernel = _integers((512, 512))
+  got = np.asarray(_effective(_key(), kernel, device, bits=8), np.float64)
+  np.testing.assert_allclose(got, np.round(got), atol=1e-4)
+  chosen = (q != 0) & (abs(q) < 127)
+  sign, size = np.sign(q[chosen]), abs(q[chosen])
+  outcome = np.round(got[chosen]) * sign
+  healthy = 1 - p_on - p_off
+  # Of the cell that holds |q|, and of the other one, which holds 0.
+  theory = (
+    (size, healthy * (1 - p_on)),
+    (size - 127, healthy * p_on),
+    (0, p_off * (1 - p_on) + p_on**2),
+    (127, p_on * (1 - p_on)),
+    (-127, p_off * p_on),
+  )
+  assert sum(p for _, p in theory) == pytest.approx(1)
+  for value, p in theory:
+    count = int((outcome == value).sum())
+    assert stats.binomtest(count, size.size, p).pvalue > 1e-6, (value, p)
+
+
+def test_variation_multiplies_every_level():
+  gamma = 0.3
+  device = crossbar.Device(variation=gamma)
+  _, kernel = _integers((256, 256))
+  arrays = _conductances(_key(), kernel, device, bits=8)
+  targets = _conductances(_key(), kernel, _IDEAL, bits=8)
+  for g, target in zip(arrays, targets, strict=True):
+    theta = -np.log(np.asarray(g, np.float64) / np.asarray(target))
+    assert stats.kstest(theta.ravel() / gamma, "norm").pvalue > 1e-6
+
+
+def test_8_bit_net_shares_the_defects_of_a_binary_one():
+  """A stuck cell is stuck whatever is programmed into it."""
+  widths = (12, 12, 16, 70, 20, 24, 28)
+  device = crossbar.Device(stuck_off=0.3, stuck_on=0.2)
+  key = _key()
+  net = _net(widths)["params"]
+  program = jax.jit(crossbar.program, static_argnames="bits")
+
+  def chip(bits, weight):
+    params = jax.tree.map(lambda x: jnp.full_like(x, weight), net)
+    programmed = program(key, {"params": params}, device, bits=bits)
+    return jax.tree.leaves(programmed["crossbar"])
+
+  for weight in (-0.5, 0.5):
+    for one, eight in zip(chip(1, weight), chip(8, weight), strict=True):
+      np.testing.assert_array_equal(127 * one, eight)
+      assert len(np.unique(one)) == 3
+
+
+def test_ideal_chip_changes_no_logit_of_an_8_bit_net():
+  module = counterparts.cifar_counterpart(
+    8, (12, 9, 16, 20, 20, 24, 28), 10, bits=8
+  )
+  init = jax.jit(variables.init, static_argnums=(0, 2))
+  net = init(module, _key(), (8, 8, 3))
+  images = np.random.default_rng().integers(0, 256, (4, 8, 8, 3), np.uint8)
+  x = module.encode(jnp.asarray(images))
+  apply = jax.jit(lambda v, x: module.apply(v, x, train=False))
+  program = jax.jit(crossbar.program, static_argnames="bits")
+  chip = program(_key(), net, _IDEAL, bits=module.weight_bits)
+  np.testing.assert_array_equal(apply(chip, x), apply(net, x))
+  device = crossbar.Device(stuck_off=0.3)
+  faulty = program(_key(), net, device, bits=module.weight_bits)
+  assert (apply(faulty, x) != apply(net, x)).any()
+
+
+@pytest.mark.parametrize("bits", [None, 0, 9])
+def test_weights_that_no_cell_holds(bits):
+  with pytest.raises(errors.InputError, match=f"got {bits}, allowed are 1 to"):
+    crossbar.program(
+      _key(), {"params": {"kernel": jnp.ones((3, 3))}}, _IDEAL, bits
+    )
 
 
 @pytest.mark.parametrize(

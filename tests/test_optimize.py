@@ -12,6 +12,7 @@ from hawis_jax import cost
 from hawis_jax import optimize
 from hawis_jax import pretrain
 from hawis_jax import resnet
+from hawis_jax import variables
 from hawis_jax import widths
 
 
@@ -86,9 +87,9 @@ def test_distillation_is_the_kl_and_spares_the_teacher():
 def test_sandwich_gradient_is_the_sum_of_its_nets():
   """One vmapped pass equals a pass a width vector, teacher detached."""
   rng = np.random.default_rng()
-  module = resnet.cifar_resnet(8, (8, 8, 8, 12, 12, 16, 16), 10)
-  params = jax.jit(resnet.init, static_argnums=(0, 2))(
-    module, jax.random.key(rng.integers(2**31)), 4
+  module = resnet.cifar_resnet(8, (8, 8, 8, 12, 12, 16, 16), 10, levels=4)
+  params = jax.jit(variables.init, static_argnums=(0, 2))(
+    module, jax.random.key(rng.integers(2**31)), (8, 8, 1)
   )["params"]
   # Fresh shifts of 0 put dead channels exactly on the edge of the gradient.
   params = jax.tree.map(

@@ -13,6 +13,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 import pytest
 
+from hawis_jax import data
 from hawis_jax import files
 from hawis_jax import main
 from hawis_jax import metrics
@@ -267,7 +268,7 @@ def test_divergence_stops_with_the_last_good_checkpoint(
   }[stage]
   stages = "pretrain" if stage == "pretrain" else "pretrain,search,train"
   original = getattr(module, name)
-  batches = module.data.train_batches
+  batches = data.train_batches
 
   def poisoned(source, *, start_step, **kwargs):
     stream = batches(source, start_step=start_step, **kwargs)
@@ -281,11 +282,9 @@ def test_divergence_stops_with_the_last_good_checkpoint(
 
   with monkeypatch.context() as patch:
     patch.setattr(module, name, step_function)
-    if stage == "pretrain":
-      patch.setattr(pretrain.data, "train_batches", poisoned)
-    else:
+    if stage == "train":
       assert run(tmp_path, "--stages=pretrain,search") == 0
-      patch.setattr(train.data, "train_batches", poisoned)
+    patch.setattr(data, "train_batches", poisoned)
     assert run(tmp_path, f"--stages={stages}") == 2
   message = capsys.readouterr().err
   assert "loss is nan at step 5" in message

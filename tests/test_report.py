@@ -16,8 +16,11 @@ from hawis_jax import cost
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import figures
+from hawis_jax import looks
+from hawis_jax import nets as nets_lib
 from hawis_jax import report
 from hawis_jax import robustness
+from hawis_jax import widths as widths_lib
 from hawis_jax import wording
 
 _GEOMETRY = cost.cifar_geometry(20, (8, 8, 1), 32, 10, (64, 64))
@@ -30,43 +33,68 @@ _FOUND = (24, 40, 32, 48, 40, 32, 56, 96, 64, 80, 96, 64, 112) + (
   64,
 )
 _WIDTHS = {
+  **widths_lib.PRESETS,
   "found": _FOUND,
   "baseline_1x": (16,) * 7 + (32,) * 6 + (64,) * 6,
   "uniform": (32,) * 7 + (64,) * 6 + (128,) * 6,
 }
+_SEARCHED = ("found", "baseline_1x", "uniform")
+# A run of published widths and counterparts, with no search.
+_NAMED = (
+  "resnet20_hawis_a",
+  "resnet20_1x",
+  "resnet20_1x_int8",
+  "resnet20_1x_float",
+)
 # Accuracy lost at full severity of a scenario.
-_LOSS = {"found": 0.15, "baseline_1x": 0.6, "uniform": 0.2}
+_LOSS = {
+  "found": 0.15,
+  "baseline_1x": 0.6,
+  "uniform": 0.2,
+  "resnet20_hawis_a": 0.1,
+  "resnet20_1x": 0.35,
+  "resnet20_1x_int8": 0.7,
+  "resnet18_1x": 0.3,
+  "resnet18_hawis_b": 0.2,
+}
+_BITS = {nets_lib.BINARY: 1, nets_lib.INT8: 8, nets_lib.FLOAT: 32}
 
 
 def _experiment(**overrides):
   config = config_lib.default()
   config.update_from_flattened_dict(overrides)
+  searches = config_lib.searches(config)
   return experiment_lib.Experiment(
     config=config,
-    splits=types.SimpleNamespace(num_classes=10),
-    space=config_lib.width_space(config),
+    splits=types.SimpleNamespace(
+      name="cifar10", version="3.0.2", num_classes=10, test=range(360)
+    ),
+    space=config_lib.width_space(config) if searches else None,
     geometry=_GEOMETRY,
-    costs=np.zeros(0),
-    budget=240.0,
     device=config_lib.device(config),
-    widths={name: _WIDTHS[name] for name in ("baseline_1x", "uniform")},
+    widths={},
   )
 
 
 def _costs(vector):
+  if len(vector) != len(_FOUND):  # of another network: made up
+    return {"arrays": 1000, "macs": 10**9, "weights": 10**7}
   net_cost = cost.network_cost(np.array(vector, np.int64), _GEOMETRY)
   return {name: int(value) for name, value in net_cost._asdict().items()}
 
 
-def _robustness(rng, config, nets=("found", "baseline_1x", "uniform"), **loss):
+def _robustness(rng, config, nets, **loss):
   """A result of the sweep: chips are more or less lucky, with all nets."""
   loss = {**_LOSS, **loss}
   result = {"nets": {}}
   luck = rng.normal(0, 0.3, config.robustness.chips)
   for net in nets:
+    vector, kind = nets_lib.parse(net)
+    vector = _WIDTHS[vector]
     clean = round(0.97 * 360) / 360
     sweeps = {}
-    for scenario in ("stuck_off", "stuck_on", "variation"):
+    scenarios = ("stuck_off", "stuck_on", "variation")
+    for scenario in () if kind == nets_lib.FLOAT else scenarios:
       levels = config.robustness[scenario]
       sweeps[scenario] = []
       for level in levels:
@@ -82,12 +110,14 @@ def _robustness(rng, config, nets=("found", "baseline_1x", "uniform"), **loss):
           }
         )
     result["nets"][net] = {
-      "widths": list(_WIDTHS[net]),
-      **_costs(_WIDTHS[net]),
+      "widths": list(vector),
+      "weight_bits": _BITS[kind],
       "test_images": 360,
       "clean": clean,
       "sweeps": sweeps,
     }
+    if kind != nets_lib.FLOAT:
+      result["nets"][net].update(_costs(vector))
   return result
 
 
@@ -134,7 +164,10 @@ def _search(rng, config):
 
 def _curves(rng, config, nets):
   lines = []
-  for stage in ("pretrain", *(f"train/{net}" for net in nets), "robustness"):
+  stages = [f"train/{net}" for net in nets]
+  if config_lib.searches(config):
+    stages.insert(0, "pretrain")
+  for stage in (*stages, "robustness"):
     total = config.pretrain.steps if stage == "pretrain" else config.train.steps
     for step in range(config.log_every, total + 1, config.log_every):
       left = np.exp(-4 * step / total) * np.exp(rng.normal(0, 0.2))
@@ -144,18 +177,21 @@ def _curves(rng, config, nets):
         names = ("accuracy_max", "accuracy_mean")
       for place, name in enumerate(names):
         values[name] = float(1 - 0.9 * left / 1.7 - 0.05 * place * left)
+      if stage.startswith("train/") and step % 200 == 0:
+        values["accuracy_validation"] = values["accuracy"] - 0.03
       line = {"time": 0.0, "stage": stage, "step": step, "values": values}
       lines.append(json.dumps(line) + "\n")
   return "".join(lines)
 
 
-def _write(workdir, rng, config, nets=tuple(_WIDTHS), curves=True, **loss):
+def _write(workdir, rng, config, curves=True, **loss):
   """Writes the results of all stages before the report; returns the sweep's."""
+  nets = config.train.nets
   result = _robustness(rng, config, nets, **loss)
-  for stage, value in (
-    ("robustness", result),
-    ("search", _search(rng, config)),
-  ):
+  stages = {"robustness": result}
+  if config_lib.searches(config):
+    stages["search"] = _search(rng, config)
+  for stage, value in stages.items():
     (workdir / stage).mkdir(exist_ok=True)
     (workdir / stage / "result.json").write_text(json.dumps(value))
   if curves:
@@ -184,7 +220,7 @@ class _Page(html_parser.HTMLParser):
     assert self.open.pop() == tag
 
   def handle_data(self, data):
-    self.text += data + "\n"
+    self.text += data.replace("\N{NO-BREAK SPACE}", " ") + "\n"
 
 
 def _run(experiment, workdir):
@@ -216,6 +252,7 @@ def test_tables_hold_the_results(made):
   workdir, result, _, content = made
   page = _Page((workdir / "report" / "index.html").read_text())
   assert list(content["nets"]) == ["found", "uniform", "baseline_1x"]
+  assert "data set cifar10 3.0.2" in page.text
   for name, net in result["nets"].items():
     shown, vector = content["nets"][name], np.array(_WIDTHS[name])
     inputs = np.append(32, vector[:-1])  # 32 planes of one channel
@@ -295,8 +332,8 @@ def test_paired_difference_by_hand():
   assert report.paired_difference([0.2, 0.2], [0.2, 0.2])["ci95"] == [0, 0]
 
 
-def _content(verdicts, widths=(16, 16)):
-  """Content for a headline: one scenario a verdict against `uniform`."""
+def _content(verdicts, widths=(16, 16), rival="uniform", bits=1):
+  """Content for a headline: one scenario a verdict against `rival`."""
   numbers = {
     "ahead": (0.02, [0.01, 0.03]),
     "behind": (-0.02, [-0.03, -0.01]),
@@ -311,7 +348,7 @@ def _content(verdicts, widths=(16, 16)):
       difference, ci95 = numbers[verdict]
       rows.append(
         dict(
-          rival="uniform",
+          rival=rival,
           scenario=scenario,
           level=level,
           difference=difference,
@@ -320,9 +357,11 @@ def _content(verdicts, widths=(16, 16)):
         )
       )
   return {
+    "reference": "found",
     "nets": {
       "found": {
         "widths": [8, 24],
+        "weight_bits": 1,
         "arrays": 30,
         "clean": 0.9,
         "sweeps": {
@@ -330,7 +369,12 @@ def _content(verdicts, widths=(16, 16)):
           for scenario in scenarios
         },
       },
-      "uniform": {"widths": list(widths), "arrays": 20, "sweeps": {}},
+      rival: {
+        "widths": list(widths),
+        "weight_bits": bits,
+        "arrays": 20,
+        "sweeps": {},
+      },
     },
     "search": {"cost": "arrays"},
     "comparisons": rows,
@@ -382,6 +426,17 @@ def test_headline_of_equal_widths():
   assert line == "The found net has the same widths as the uniform net."
 
 
+def test_headline_against_an_8_bit_net_of_equal_widths():
+  content = _content(["ahead"] * 3, (8, 24), rival="found_int8", bits=8)
+  (line,) = wording.headline(content)
+  assert line.startswith("The found net beats the 8-bit found net at the")
+  assert "30 crossbar arrays of 1-bit weights against 20 of 8-bit" in line
+  assert "times the cost" not in line
+  content["nets"]["found_int8"]["arrays"] = None  # not counted
+  (line,) = wording.headline(content)
+  assert "every defect (1-bit against 8-bit weights): +2.00" in line
+
+
 def test_a_found_net_that_loses(rng, tmp_path):
   experiment = _experiment()
   _write(tmp_path, rng, experiment.config, found=0.4)
@@ -418,6 +473,163 @@ def test_figures_need_only_report_json(made):
   assert tuple(drawn) == figures.FILES
   for name, data in drawn.items():
     assert data == (workdir / "report" / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+  """A report of named nets, no search: (sweep's result, content, page)."""
+  workdir = tmp_path_factory.mktemp("named")
+  rng = np.random.default_rng()
+  experiment = _experiment(**{"train.nets": _NAMED[::-1]})
+  result = _write(workdir, rng, experiment.config)
+  content, text = _run(experiment, workdir)
+  return result, content, _Page(text)
+
+
+def test_no_word_of_a_search_that_was_not_needed(named):
+  _, content, page = named
+  assert content["search"] is content["space"] is None
+  assert content["files"] == [
+    "index.html",
+    "robustness.png",
+    "widths.png",
+    "training.png",
+  ]
+  before, configuration = page.text.split("\nConfiguration\n")
+  shown = before + configuration.split("\nWhat the numbers mean\n")[1]
+  for word in (
+    "search space",
+    "policy",
+    "Super-net",
+    "super-net",
+    "found",
+    "budget",
+  ):
+    assert word not in shown, word
+  assert "search" not in "".join(figures.draw(content))
+
+
+def test_the_first_binary_net_is_compared_with_the_others(named):
+  result, content, page = named
+  # 8-bit and float nets follow, whatever the order of training.
+  assert list(content["nets"]) == [
+    "resnet20_1x",
+    "resnet20_hawis_a",
+    "resnet20_1x_int8",
+    "resnet20_1x_float",
+  ]
+  assert content["reference"] == "resnet20_1x"
+  assert content["missing"] == []  # a float net meets no chips
+  rivals = [row["rival"] for row in content["comparisons"]]
+  assert set(rivals) == {"resnet20_hawis_a", "resnet20_1x_int8"}
+  row = content["comparisons"][-1]
+  first, second = (
+    result["nets"][net]["sweeps"][row["scenario"]][-1]["accuracy"]
+    for net in ("resnet20_1x", row["rival"])
+  )
+  interval = stats.ttest_rel(first, second).confidence_interval(0.95)
+  np.testing.assert_allclose(row["ci95"], interval)
+  better, worse = content["headline"]
+  start = "The 1x (ResNet-20) net "
+  assert better.startswith(f"{start}loses to the HAWIS-A (ResNet-20) net at")
+  assert worse.startswith(f"{start}beats the 8-bit 1x net at")
+  arrays = result["nets"]["resnet20_1x"]["arrays"]
+  claim = f"{arrays} crossbar arrays of 1-bit weights against {arrays} of 8-bit"
+  assert claim in worse
+  assert "1x (ResNet-20) minus the other net" in page.text
+
+
+def test_a_float_net_has_accuracy_and_no_cost(named):
+  result, content, page = named
+  clean = 100 * result["nets"]["resnet20_1x_float"]["clean"]
+  low, high = content["nets"]["resnet20_1x_float"]["clean_ci95"]
+  interval = f"{clean:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+  cells = ["float, 1x", "float", "-", "-", "-", "360", interval]
+  assert "\n".join(cells) in page.text
+  assert "float, 1x [%]" not in page.text
+
+
+def test_only_float_nets(rng, tmp_path):
+  experiment = _experiment(**{"train.nets": ("resnet20_1x_float",)})
+  _write(tmp_path, rng, experiment.config)
+  content, page = _run(experiment, tmp_path)
+  (line,) = content["headline"]
+  assert line.startswith("No net was measured on chips. Without defects: float")
+  assert content["reference"] is None
+  assert "robustness.png" not in content["files"]
+  assert line in _Page(page).text
+
+
+def test_validation_has_steps_of_its_own(named):
+  _, content, page = named
+  for net in _NAMED:
+    curve = content["curves"][f"train/{net}"]
+    assert curve["loss"]["step"] == list(range(20, 4001, 20))
+    points = curve["accuracy_validation"]
+    assert points["step"] == list(range(200, 4001, 200))
+    last = f"{looks.net_name(net)} {100 * points['value'][-1]:.2f} % at step"
+    assert f"{last} 4,000" in page.text
+
+
+def test_a_subset_of_the_test_images_is_told(rng, tmp_path):
+  experiment = _experiment()
+  experiment.splits.test = range(5000)
+  _write(tmp_path, rng, experiment.config, curves=False)
+  content, page = _run(experiment, tmp_path)
+  assert content["data"] == {
+    "name": "cifar10",
+    "version": "3.0.2",
+    "test_images": 5000,
+  }
+  assert "360 of 5,000" in page
+
+
+def test_stages_of_a_resnet18(rng, tmp_path):
+  """Every stage starts where the published 1x widths double."""
+  nets = ("resnet18_1x", "resnet18_hawis_b", "resnet18_1x_float")
+  overrides = {"network.family": "imagenet", "network.depth": 18}
+  experiment = _experiment(**overrides, **{"train.nets": nets})
+  result = _write(tmp_path, rng, experiment.config, curves=False)
+  content, _ = _run(experiment, tmp_path)
+  vector = np.array(result["nets"]["resnet18_1x"]["widths"])
+  doubled = np.flatnonzero(np.diff(vector)) + 2  # layers count from 1
+  assert content["stage_starts"] == [1, *doubled]
+  assert "widths.png" in content["files"]
+
+
+def test_looks_of_eight_nets_differ():
+  nets = (*_NAMED, *_SEARCHED, "another")
+  shown = looks.net_looks(nets)
+  assert list(shown) == list(nets)
+  for field in ("name", "color", "marker"):
+    assert len({getattr(look, field) for look in shown.values()}) == 8
+  alone = looks.net_looks(["resnet20_hawis_a"])["resnet20_hawis_a"]
+  assert alone.color == looks.METHODS["policy"].color
+  assert len(looks.net_looks(map(str, range(20)))) == 20
+
+
+@pytest.mark.parametrize(
+  "net, name",
+  [
+    ("found", "found"),
+    ("uniform_float", "float, uniform"),
+    ("baseline_1x", "1x baseline"),
+    ("baseline_1x_int8", "8-bit, 1x baseline"),
+    ("resnet18_hawis_b", "HAWIS-B (ResNet-18)"),
+    ("resnet20_hawis_a_int8", "8-bit, HAWIS-A"),
+    ("resnet32_1x", "1x (ResNet-32)"),
+    ("resnet20_4x_float", "float, 4x"),
+    ("mine", "mine"),
+  ],
+)
+def test_names(net, name):
+  assert looks.net_name(net) == name
+
+
+def test_every_preset_has_a_name_of_its_own():
+  names = {looks.net_name(net) for net in widths_lib.PRESETS}
+  assert len(names) == len(widths_lib.PRESETS)
+  assert not any("_" in name for name in names)
 
 
 def test_a_finished_report_is_left_alone(rng, tmp_path):
@@ -464,18 +676,15 @@ def test_free_running_metrics_do_not_remake_it(rng, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "net, line",
-  [
-    ("found", "There is no other net to compare the found net with."),
-    ("uniform", "The found net was not measured, only uniform."),
-  ],
+  "net, name", [("found", "found"), ("uniform", "uniform")]
 )
-def test_one_net_alone(rng, tmp_path, net, line):
+def test_one_net_alone(rng, tmp_path, net, name):
   experiment = _experiment(**{"train.nets": (net,)})
-  _write(tmp_path, rng, experiment.config, nets=(net,), curves=False)
+  _write(tmp_path, rng, experiment.config, curves=False)
   content, page = _run(experiment, tmp_path)
   assert content["comparisons"] == []
   assert content["missing"] == []
+  line = f"There is no other net on chips to compare the {name} net with."
   assert content["headline"][0].startswith(line)
   assert _Page(page).links
   assert "training.png" not in content["files"]
@@ -492,7 +701,8 @@ def test_an_unfinished_sweep_says_what_is_missing(rng, tmp_path):
   path.write_text(json.dumps(result))
   content, page = _run(experiment, tmp_path)
   assert "uniform: 2 % stuck on; uniform: variation γ = 0; " in page
-  assert len(content["missing"]) == 1 + 7 + 18
+  assert content["missing"][0] == "1x baseline: everything"
+  assert len(content["missing"]) == 1 + 1 + 7
   # Compared at the harshest level that both have.
   (line,) = content["headline"]
   assert "at 1.5 % stuck on" in line
@@ -507,7 +717,7 @@ def test_a_net_without_a_colour_of_its_own(rng, tmp_path):
   path.write_text(json.dumps(result))
   content, page = _run(experiment, tmp_path)
   assert list(content["nets"]) == ["found", "uniform", "int8"]
-  assert "found - int8 [points]" in page
+  assert "<th>minus int8</th>" in page
 
 
 def test_missing_results_are_named(rng, tmp_path):

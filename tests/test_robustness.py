@@ -14,6 +14,7 @@ from hawis_jax import binary
 from hawis_jax import crossbar
 from hawis_jax import resnet
 from hawis_jax import robustness
+from hawis_jax import variables as variables_lib
 
 _WIDTHS = (6, 5, 6, 8, 10, 12, 12)
 _DEVICE = crossbar.Device(stuck_off=0.1, stuck_on=0.02, variation=0.3)
@@ -23,12 +24,12 @@ _DEVICE = crossbar.Device(stuck_off=0.1, stuck_on=0.02, variation=0.3)
 def net():
   """(module, variables, uint8 images, labels) of a random net."""
   rng = np.random.default_rng()
-  module = resnet.cifar_resnet(8, _WIDTHS, 10)
+  module = resnet.cifar_resnet(8, _WIDTHS, 10, levels=8)
   images = rng.integers(0, 256, (40, 8, 8, 1)).astype(np.uint8)
   bits = binary.thermometer_code(jnp.asarray(images), 8)
-  init = jax.jit(resnet.init, static_argnums=(0, 2))
-  variables = init(module, jax.random.key(rng.integers(2**31)), 8)
-  recalibrate = jax.jit(resnet.recalibrate, static_argnums=0)
+  init = jax.jit(variables_lib.init, static_argnums=(0, 2))
+  variables = init(module, jax.random.key(rng.integers(2**31)), (8, 8, 1))
+  recalibrate = jax.jit(variables_lib.recalibrate, static_argnums=0)
   variables["batch_stats"] = recalibrate(module, variables, bits[None])
   labels = rng.integers(0, 10, 40).astype(np.int32)
   return module, variables, images, labels
@@ -54,7 +55,6 @@ def _evaluate(net, batch_size=40, num_chips=6, **kwargs):
     _batches(images, labels, batch_size),
     _DEVICE,
     num_chips,
-    levels=8,
     **kwargs,
   )
 
@@ -87,8 +87,9 @@ def test_ideal_chips_have_the_clean_accuracy(net):
   apply = jax.jit(functools.partial(module.apply, train=False))
   logits = apply(variables, bits)
   clean = (np.asarray(logits).argmax(-1) == labels).mean()
-  batches = _batches(images, labels, 16)
-  got = robustness.ideal_accuracy(module, variables, batches, 8)
+  stacked = _batches(images, labels, 16)
+  batches = (jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(3))
+  got = robustness.ideal_accuracy(module, variables, batches)
   np.testing.assert_allclose(got, clean, atol=1e-6)
 
 
@@ -99,11 +100,11 @@ def test_candidates_of_a_supernet_share_the_chip(net):
   norms = jax.tree.map(lambda x: jnp.stack([x] * 3), variables["batch_stats"])
   keys = jax.random.split(jax.random.key(1), 2)
   devices = jax.tree.map(lambda x: jnp.full(2, x, jnp.float32), _DEVICE)
-  score = jax.jit(robustness.score_chips, static_argnums=(0, 7))
+  score = jax.jit(robustness.score_chips, static_argnums=0)
 
   def run(widths, norms):
     batches = _batches(images, labels, 16)
-    return score(module, variables, widths, norms, batches, keys, devices, 8)
+    return score(module, variables, widths, norms, batches, keys, devices)
 
   together = run(widths, norms)
   assert together.accuracy.shape == (2, 3)
@@ -127,7 +128,7 @@ def test_chip_mode_recalibrates_on_the_programmed_chip(net):
   @jax.jit
   def by_hand(key):
     programmed = crossbar.program(key, variables, _DEVICE)
-    stats = resnet.recalibrate(module, programmed, bits[None])
+    stats = variables_lib.recalibrate(module, programmed, bits[None])
     programmed = {**programmed, "batch_stats": stats}
     return module.apply(programmed, bits, train=False)
 

@@ -27,14 +27,19 @@ def _random_space(rng, num_layers):
     for _ in range(num_layers)
   )
   space = widths.WidthSpace(choices)
-  geometry = cost.Geometry(
-    planes=int(rng.integers(1, 97)),
-    taps=(9,) * num_layers,
-    positions=tuple(int(p) for p in rng.integers(1, 300, num_layers)),
-    outputs=10,
-    tile_shape=(64, 64),
-  )
-  return space, geometry
+  positions = tuple(int(p) for p in rng.integers(1, 300, num_layers))
+  return space, _geometry(int(rng.integers(1, 97)), positions)
+
+
+def _geometry(planes, positions):
+  """A chain of 3x3 convolutions and a head of 10 outputs."""
+  inputs = [planes, *map(cost.Layer, range(len(positions)))]
+  products = [
+    cost.Product(inputs[layer], cost.Layer(layer), 9, count)
+    for layer, count in enumerate(positions)
+  ]
+  head = cost.Product(inputs[-1], 10, 1, 1)
+  return cost.Geometry((*products, head), positions, (64, 64))
 
 
 def _brute_force(space, geometry, kind):
@@ -72,7 +77,7 @@ def test_feasible_set_holds_exactly_the_window(seed, num_layers, kind):
 
 def test_sampling_is_uniform_over_the_feasible_set():
   space = widths.WidthSpace(((8, 40, 72),) * 4)
-  geometry = cost.Geometry(3, (9,) * 4, (1,) * 4, 10, (64, 64))
+  geometry = _geometry(3, (1,) * 4)
   costs = cost.pair_costs(space.table, geometry, "arrays")
   vectors, total = _brute_force(space, geometry, "arrays")
   low, high = np.quantile(total, 0.3), np.quantile(total, 0.7)
@@ -108,7 +113,7 @@ def test_cost_bands_are_uniform_in_cost():
 
 def test_infeasible_budget_names_the_range():
   space = widths.WidthSpace(((64, 128),) * 3)
-  geometry = cost.Geometry(8, (9,) * 3, (1,) * 3, 10, (64, 64))
+  geometry = _geometry(8, (1,) * 3)
   costs = cost.pair_costs(space.table, geometry, "arrays")
   low, high = widths.cost_range(space, costs)
   with pytest.raises(errors.InputError, match=f"cost {low} to {high}"):
@@ -151,7 +156,7 @@ def test_uniform_net_is_the_widest_within_the_budget():
 )
 def test_bad_choices_are_named(choices, message):
   with pytest.raises(errors.InputError, match=re.escape(message)):
-    widths.width_space(choices, 7, "config.space.choices")
+    widths.width_space(choices, 7, name="config.space.choices")
 
 
 def test_vectors_outside_the_choices_are_named():

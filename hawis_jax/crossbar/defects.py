@@ -30,8 +30,29 @@ def tile_keys(layer_key: chex.PRNGKey, grid: tuple[int, int]) -> chex.Array:
   return jax.vmap(jax.random.fold_in)(by_row, columns)
 
 
+def target_conductances(
+  levels: chex.Array, top: int, device: devices.Device
+) -> chex.Array:
+  """Returns what cells are programmed to: evenly spaced from g_off to g_on.
+
+  Args:
+    levels: 0 (exactly g_off) to `top` (exactly g_on), any shape.
+    top: the highest level.
+    device: parameters; may be traced.
+
+  Returns:
+    Conductances [S].
+  """
+  step = (device.g_on - device.g_off) / top
+  # Sum first: were it a product plus g_off, compilers might fuse the two and
+  # round differently from one program to the next.
+  between = (levels + device.g_off / step) * step
+  g = jnp.where(levels == top, device.g_on, between)
+  return jnp.where(levels == 0, device.g_off, g)
+
+
 def cell_conductances(
-  keys: chex.Array, positive: chex.Array, device: devices.Device
+  keys: chex.Array, targets: chex.Array, device: devices.Device
 ) -> chex.Array:
   """Draws the cells of some tiles and returns their conductances.
 
@@ -40,7 +61,7 @@ def cell_conductances(
 
   Args:
     keys: `[T]`, from `tile_keys`.
-    positive: `[T, 2, R, C]`, whether a cell is programmed to g_on.
+    targets: `[T, 2, R, C]` [S], from `target_conductances`.
     device: parameters; may be traced.
 
   Returns:
@@ -48,13 +69,12 @@ def cell_conductances(
   """
 
   def draw(key):
-    shape = positive.shape[1:]
+    shape = targets.shape[1:]
     fault = jax.random.uniform(jax.random.fold_in(key, _FAULT), shape)
     theta = jax.random.normal(jax.random.fold_in(key, _VARIATION), shape)
     return fault, theta
 
   fault, theta = jax.vmap(draw)(keys)
-  g = jnp.where(positive, device.g_on, device.g_off)
-  g = g * jnp.exp(-device.variation * theta)
+  g = targets * jnp.exp(-device.variation * theta)
   g = jnp.where(fault < device.stuck_on, device.g_on, g)
   return jnp.where(fault >= 1 - device.stuck_off, device.g_off, g)

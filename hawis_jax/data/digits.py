@@ -6,17 +6,12 @@ The 1,797 images of scikit-learn's `load_digits`: the test part of the UCI
 `test` share writers: accuracy on `test` is that on known hands.
 """
 
-from collections.abc import Iterator
-import contextlib
-import io
-import os
 import pathlib
-import tempfile
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from hawis_jax import errors
+from hawis_jax.data import prepare as prepare_lib
 
 NAME = "digits"
 
@@ -93,39 +88,10 @@ def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return np.sort(by_class[~is_test]), np.sort(by_class[is_test])
 
 
-def prepare(data_dir: pathlib.Path) -> None:
-  """Writes `digits` under `data_dir` unless it is there already.
-
-  Atomic: written aside and renamed, so a killed process leaves nothing that is
-  taken for a data set, and of several processes at once the first one wins.
+def prepare(data_dir: pathlib.Path) -> pathlib.Path:
+  """Writes `digits` under `data_dir` unless it is there; returns its folder.
 
   Raises:
     InputError: `data_dir` cannot be written.
   """
-  version = pathlib.Path(NAME) / str(Digits.VERSION)
-  target = data_dir / version
-  if target.exists():
-    return
-  try:
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".digits-", dir=data_dir) as aside:
-      with _silence():
-        Digits(data_dir=aside, file_format="array_record").download_and_prepare(
-          download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-        )
-      target.parent.mkdir(exist_ok=True)
-      os.rename(pathlib.Path(aside) / version, target)
-  except OSError as error:
-    if not target.exists():  # else another process was first
-      raise errors.InputError(
-        f"config.data.data_dir: cannot write {NAME} to {data_dir}"
-        f" ({error.strerror or error}), allowed is a writable directory"
-      ) from error
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-  """Keeps TFDS's messages and progress bars off the terminal."""
-  sink = io.StringIO()
-  with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-    yield
+  return prepare_lib.write(Digits, data_dir)

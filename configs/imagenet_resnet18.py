@@ -1,0 +1,49 @@
+r"""ImageNet, ResNet-18: one published net by the published recipe, 75 epochs.
+
+"hawis_a" (7x7 stem; the default) or "1x" (7x7), or "hawis_b" (3x3 stem):
+python -m hawis_jax.main --config configs/imagenet_resnet18.py:hawis_a \
+  --config.train.teacher=resnet50.pth
+
+The teacher is a file of torchvision's ResNet-50. The data set is TFDS's
+imagenet2012 (python -m hawis_jax.data prepare imagenet2012), or a folder:
+  --config.data.name=image_folder --config.data.data_dir=<folder>
+
+Published: 67.13 % top-1 of HAWIS-A (best epoch of its log, on the validation
+images). Not measured here: it takes an accelerator.
+"""
+
+from hawis_jax import config as config_lib
+
+_IMAGES = 1_281_167
+_EPOCHS = 75
+
+
+def get_config(preset: str = "hawis_a"):
+  """Returns the configuration; `preset` names a published width vector."""
+  c = config_lib.default()
+  c.data.name = "imagenet2012"
+  c.data.augment = "imagenet"
+  c.data.image_size = 224
+  c.data.resize = 256
+  c.data.validation_images = 10_000
+  c.data.read_threads = 16
+  c.network.family = "imagenet"
+  c.network.depth = 18
+  c.network.base_widths = (64, 128, 256, 512)
+  c.network.stem = "3x3" if preset == "hawis_b" else "7x7"
+  c.network.compute = "bfloat16"
+  c.train.nets = (f"resnet18_{preset}",)
+  c.train.batch_size = 64
+  c.train.steps = _EPOCHS * _IMAGES // c.train.batch_size
+  c.train.use_validation = True
+  c.train.loss = "teacher"
+  c.train.teacher = "resnet50.pth"
+  c.train.weight_penalty = 1e-4
+  c.train.optimizer.name = "sgd"
+  c.train.optimizer.learning_rate = 0.05
+  c.train.optimizer.schedule = "multistep"
+  c.train.optimizer.milestones = (30 / 75, 50 / 75, 65 / 75)
+  c.train.optimizer.momentum = 0.9
+  c.robustness.images = 5_000
+  c.robustness.batch_size = 100
+  return c

@@ -1,0 +1,99 @@
+"""Image folders: train/<class>/<image> and test/ or val/<class>/<image>."""
+
+import os
+import pathlib
+
+from hawis_jax import errors
+from hawis_jax.data import sources
+
+NAME = "image_folder"
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".webp")
+
+
+class _Files:
+  """Records of encoded images in files; `paths` are relative to `root`."""
+
+  def __init__(self, root, paths, labels):
+    self._root, self._paths, self._labels = root, paths, labels
+
+  def __len__(self):
+    return len(self._paths)
+
+  def __getitems__(self, numbers):
+    return [
+      {
+        "image": (self._root / self._paths[number]).read_bytes(),
+        "label": self._labels[number],
+        "file_name": self._paths[number],
+      }
+      for number in numbers
+    ]
+
+
+def open_folder(data_dir: str) -> sources.Stored:
+  """Finds the images; their classes are the sorted folder names of `train`.
+
+  Images become RGB.
+
+  Args:
+    data_dir: has `train` and `test`; or `val`, where `test` has no classes.
+
+  Raises:
+    InputError: a folder is missing, unreadable or has no images, or the two
+      splits differ in their classes.
+  """
+  root = pathlib.Path(data_dir).expanduser()
+  place = f"image folder '{data_dir}'"
+  try:
+    found = {name: _folders(root / name) for name in ("train", "test", "val")}
+    test = "test" if found["test"] else "val"
+    if not data_dir or not found["train"] or not found[test]:
+      raise errors.InputError(
+        f"{place}: got folders {', '.join(_folders(root)) or 'none'}, allowed"
+        " are 'train' and 'test' (or 'val'), with a folder for each class"
+      )
+    if differ := set(found["train"]) ^ set(found[test]):
+      raise errors.InputError(
+        f"{place}: got class '{min(differ)}' in only one of train and {test},"
+        " allowed are the same classes in both"
+      )
+    classes = found["train"]
+    train, test = (_find(root, split, classes) for split in ("train", test))
+  except OSError as error:
+    raise sources.unreadable(root, error) from error
+  height, width = sources.Images(train, root, (0, 0, 3)).stored_size()
+  return sources.Stored(
+    folder=root,
+    version="",
+    train=train,
+    test=test,
+    image_shape=(height, width, 3),
+    num_classes=len(classes),
+  )
+
+
+def _folders(path):
+  if not path.is_dir():
+    return []
+  with os.scandir(path) as entries:
+    return sorted(
+      e.name for e in entries if e.is_dir() and not e.name.startswith(".")
+    )
+
+
+def _find(root, split, classes):
+  """Returns the records of a split: class by class, each by file name."""
+  paths, labels = [], []
+  for label, name in enumerate(classes):
+    with os.scandir(root / split / name) as entries:
+      names = sorted(
+        e.name for e in entries if e.name.lower().endswith(_SUFFIXES)
+      )
+    if not names:
+      raise sources.unfit(
+        root / split / name, "no images", f"images {', '.join(_SUFFIXES)}"
+      )
+    paths += [f"{split}/{name}/{file}" for file in names]
+    labels += [label] * len(names)
+  return _Files(root, paths, labels)

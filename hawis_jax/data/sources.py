@@ -1,0 +1,275 @@
+"""From stored records to arrays: images decoded on demand, or once and kept.
+
+Axes: B images, H rows, W columns, C channels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import concurrent.futures
+import contextlib
+import dataclasses
+import io
+import pathlib
+import threading
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL import UnidentifiedImageError
+
+from hawis_jax import errors
+from hawis_jax.data import augment
+
+# No others: Pillow would run a program for some.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP")
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's, by C
+
+_DECODE_CHUNK = 1024  # images a thread decodes at a time, to keep them
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """A data set as it is stored.
+
+  Attributes:
+    folder: where.
+    version: of the data set, "" if it has none.
+    train: records of the training images; see `Images.records`.
+    test: records of the test images.
+    image_shape: (H, W, C), of the first image where they may differ in size;
+      H and W are None where even that is not known.
+    num_classes: labels are 0 .. num_classes - 1.
+  """
+
+  folder: pathlib.Path
+  version: str
+  train: Sequence[Mapping[str, Any]]
+  test: Sequence[Mapping[str, Any]]
+  image_shape: tuple[int | None, int | None, int]
+  num_classes: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Images:
+  """The labelled images of one split, by record. Threads may share it.
+
+  A record of CIFAR-10 costs about 200 us to read. Images in memory pay that
+  once, all at the first read.
+
+  Attributes:
+    records: `__getitems__([i, ...])` returns a list of mappings: `image`
+      (encoded bytes, or uint8 [H, W, C]), `label` and, for messages,
+      `file_name` or `id`.
+    folder: where they are stored, for messages.
+    shape: (H, W, C) of what `read` returns.
+    resize: length of the short side before the central H = W are cut out
+      [pixels]; 0: images are as stored.
+    in_memory: whether `read` decodes all images at once and keeps them.
+    read_threads: threads that decode them.
+  """
+
+  records: Sequence[Mapping[str, Any]]
+  folder: pathlib.Path
+  shape: tuple[int, int, int]
+  resize: int = 0
+  in_memory: bool = True
+  read_threads: int = 2
+  _kept: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
+  _lock: threading.Lock = dataclasses.field(
+    default_factory=threading.Lock, init=False, repr=False
+  )
+
+  def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns `image` uint8 [B, H, W, C] and `label` int32 [B].
+
+    Args:
+      numbers: int [B], of the records.
+
+    Raises:
+      InputError: a record is damaged, has no label or has another size.
+    """
+    if not self.in_memory:
+      return self.decode(numbers)
+    with self._lock:
+      if not self._kept:
+        self._kept.update(self._decode_all())
+    return {key: value[numbers] for key, value in self._kept.items()}
+
+  def decode(
+    self,
+    numbers: np.ndarray,
+    views: Sequence[Callable[[Image.Image], np.ndarray]] | None = None,
+  ) -> dict[str, np.ndarray]:
+    """Reads records anew.
+
+    Args:
+      numbers: int [B], of the records.
+      views: B functions that make uint8 [H, W, C] of an image of any size;
+        None takes what `read` returns.
+
+    Returns:
+      `image` uint8 [B, H, W, C] and `label` int32 [B].
+
+    Raises:
+      InputError: a record is damaged, has no label or has another size.
+    """
+    records = self.fetch(numbers)
+    views = [self._view] * len(numbers) if views is None else views
+    images = [
+      self._decode(number, record, view)
+      for number, record, view in zip(numbers, records, views, strict=True)
+    ]
+    labels = np.array([record["label"] for record in records], np.int32)
+    if np.any(labels < 0):
+      raise unfit(self.folder, "images without a label", "labelled images")
+    return {"image": np.stack(images), "label": labels}
+
+  def fetch(self, numbers: np.ndarray) -> list[Mapping[str, Any]]:
+    """Returns records with their images still encoded.
+
+    Raises:
+      InputError: the files are damaged.
+    """
+    try:
+      return self.records.__getitems__(np.asarray(numbers).tolist())
+    except Exception as error:  # ArrayRecord and protobuf have their own
+      raise unreadable(self.folder, error) from error
+
+  def _decode_all(self):
+    numbers = np.arange(len(self.records))
+    chunks = np.split(numbers, numbers[_DECODE_CHUNK::_DECODE_CHUNK])
+    with concurrent.futures.ThreadPoolExecutor(max(1, self.read_threads)) as p:
+      parts = list(p.map(self.decode, chunks))
+    return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+
+  def _decode(self, number, record, view):
+    image = record["image"]
+    if isinstance(image, np.ndarray) and view == self._view and not self.resize:
+      return image
+    with self._errors(number, record):
+      image = view(open_image(image, self.shape[-1]))
+    if image.shape != self.shape:
+      raise errors.InputError(
+        f"config.data.image_size: got 0 and {self._name(number, record)} with"
+        f" {_pixels(image.shape)}, allowed is one size ({_pixels(self.shape)}"
+        " here) or an image_size to cut out"
+      )
+    return image
+
+  def stored_size(self) -> tuple[int, int]:
+    """Returns (H, W) of the first image as it is stored.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    record = self.fetch([0])[0]
+    with self._errors(0, record):
+      width, height = open_image(record["image"], self.shape[-1]).size
+    return height, width
+
+  @contextlib.contextmanager
+  def _errors(self, number, record):
+    try:
+      yield
+    except Exception as error:  # Pillow has many, and damage has more
+      raise unreadable(self._name(number, record), error) from error
+
+  def _name(self, number, record):
+    name = record.get("file_name", record.get("id", ""))
+    name = name.decode() if isinstance(name, bytes) else name
+    return f"{self.folder}, record {number}{f' ({name})' if name else ''}"
+
+  def _view(self, image):
+    if not self.resize:
+      return augment.to_array(image)
+    return augment.centre_crop(image, self.resize, self.shape[0])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+  """Some of the labelled images of a split, in an order of their own.
+
+  Attributes:
+    images: of the whole split.
+    indices: int [B], the records that belong to this source.
+    lighting: standard deviation of the augmentation "imagenet"'s colour noise.
+  """
+
+  images: Images
+  indices: np.ndarray
+  lighting: float = 0.0
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    """Returns one `image`, uint8 [H, W, C], and its `label`, int32 []."""
+    return {key: value[0] for key, value in self.read([index]).items()}
+
+  def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+    """Returns `image` uint8 [B, H, W, C] and `label` int32 [B].
+
+    Args:
+      indices: int [B], which images of this source.
+
+    Raises:
+      InputError: a record is damaged, has no label or has another size.
+    """
+    return self.images.read(self.indices[indices])
+
+  def read_crops(
+    self, indices: Sequence[int], draws: augment.CropLight
+  ) -> dict[str, np.ndarray]:
+    """Returns what `read` does, but of `augment.crop_light`'s views.
+
+    Args:
+      indices: int [B], which images of this source.
+      draws: of the same B.
+
+    Raises:
+      InputError: a record is damaged or has no label.
+    """
+    size = self.images.shape[0]
+
+    def view(draw):
+      return lambda image: augment.crop_light(image, size, draw)
+
+    each = (augment.CropLight(*draw) for draw in zip(*draws, strict=True))
+    return self.images.decode(self.indices[indices], [view(d) for d in each])
+
+
+def open_image(image: bytes | np.ndarray, channels: int) -> Image.Image:
+  """Decodes an image and gives it C channels; greyscale becomes RGB, say.
+
+  Args:
+    image: an encoded image, or uint8 [H, W, C].
+    channels: C.
+  """
+  if isinstance(image, np.ndarray):
+    return Image.fromarray(image[..., 0] if channels == 1 else image)
+  opened = Image.open(io.BytesIO(image), formats=FORMATS)
+  if opened.mode == "P":  # Pillow warns where a palette has transparent colours
+    opened = opened.convert("RGBA")
+  return opened.convert(MODES[channels])
+
+
+def unfit(folder: pathlib.Path, got: str, allowed: str) -> errors.InputError:
+  """The error of a data set that is whole and does not serve."""
+  message = f"config.data.name: {folder} has {got}, allowed is {allowed}"
+  return errors.InputError(" ".join(message.split()))
+
+
+def unreadable(
+  place: pathlib.Path | str, error: Exception
+) -> errors.InputError:
+  """The error of files that are damaged; `place` names them."""
+  reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+  if isinstance(error, UnidentifiedImageError):  # its text is an address
+    reason = "not an image"
+  return errors.InputError(
+    f"config.data.data_dir: cannot read {place} ({reason}), allowed are whole"
+    f" array_record and image files ({', '.join(FORMATS)}); prepare it again"
+  )
+
+
+def _pixels(shape):
+  return " x ".join(map(str, shape))

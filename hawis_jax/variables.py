@@ -1,0 +1,82 @@
+"""Variables of any network: fresh ones, and recalibrated BN statistics.
+
+Axes: N batches, B images, H rows, W columns, C channels, L layers.
+"""
+
+import chex
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def init(
+  module: nn.Module, key: chex.PRNGKey, image_shape: tuple[int, int, int]
+) -> dict:
+  """Returns fresh variables: those of `module.init`, kernels He normal.
+
+  The fan is fan-out. All kernels come from one draw, because a draw a layer
+  multiplies the compile time (those of `module.init` are never computed).
+
+  Args:
+    module: a network with `encode`.
+    key: consumed.
+    image_shape: (H, W, C) of the images.
+  """
+
+  def fresh(key):
+    images = jnp.zeros((1, *image_shape), jnp.uint8)
+    return module.init(key, module.encode(images), train=False)
+
+  flat = traverse_util.flatten_dict(fresh(key))
+  kernels = [path for path in sorted(flat) if path[-1] == "kernel"]
+  sizes = [flat[path].size for path in kernels]
+  normal = jax.random.normal(key, (sum(sizes),))
+  draws = jnp.split(normal, np.cumsum(sizes)[:-1])
+  for path, draw in zip(kernels, draws, strict=True):
+    shape = flat[path].shape
+    fan_out = draw.size // shape[-2]
+    flat[path] = draw.reshape(shape) * np.sqrt(2 / fan_out, dtype=np.float32)
+  return traverse_util.unflatten_dict(flat)
+
+
+def shapes(module: nn.Module, image_shape: tuple[int, int, int]) -> dict:
+  """Returns the shapes and types of `init`'s variables, at no cost."""
+  return jax.eval_shape(
+    lambda key: init(module, key, image_shape), jax.random.key(0)
+  )
+
+
+def recalibrate(
+  module: nn.Module,
+  variables: dict,
+  inputs: chex.Array,
+  widths: chex.Array | None = None,
+) -> dict:
+  """Returns `batch_stats` measured on calibration batches at given widths.
+
+  The moments of the batches are pooled: mean of the means; mean of the biased
+  variances plus variance of the means.
+
+  Args:
+    module: a network.
+    variables: its variables; `batch_stats` are ignored.
+    inputs: `[N, B, H, W, C]`, encoded calibration batches.
+    widths: int `[L]`; None: the maximum widths.
+  """
+  raw = module.clone(bn_momentum=0.0)
+
+  def moments(batch):
+    _, updated = raw.apply(
+      variables, batch, widths, train=True, mutable=["batch_stats"]
+    )
+    return updated["batch_stats"]
+
+  batches = jax.lax.map(moments, inputs)
+  flat = traverse_util.flatten_dict(batches)
+  pooled = {path: value.mean(0) for path, value in flat.items()}
+  for path, value in flat.items():
+    if path[-1] == "mean":
+      pooled[(*path[:-1], "var")] += value.var(0)
+  return traverse_util.unflatten_dict(pooled)

@@ -1,0 +1,284 @@
+"""State dicts: names and layouts, round trips, files, and every misfit."""
+
+import re
+
+from flax import traverse_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hawis_jax import counterparts
+from hawis_jax import errors
+from hawis_jax import interop
+from hawis_jax import resnet
+from hawis_jax import variables
+
+_WIDTHS = (4, 5, 3, 6, 7, 2, 8)
+_R18 = tuple(range(2, 19))
+_NETS = {
+  "binary_cifar": (resnet.cifar_resnet(8, _WIDTHS, 10), (32, 32, 3)),
+  "binary_digits": (resnet.cifar_resnet(8, _WIDTHS, 10, levels=8), (8, 8, 1)),
+  "binary_7x7": (resnet.imagenet_resnet18(_R18, 10, levels=2), (224, 224, 3)),
+  "binary_3x3": (
+    resnet.imagenet_resnet18(_R18, 10, "3x3", levels=2),
+    (224, 224, 3),
+  ),
+  "binary_64_px": (
+    resnet.imagenet_resnet18(_R18, 10, image_size=64, levels=2),
+    (64, 64, 3),
+  ),
+  "float_cifar": (counterparts.cifar_counterpart(8, _WIDTHS, 10), (28, 28, 1)),
+  "int8_cifar": (
+    counterparts.cifar_counterpart(8, _WIDTHS, 10, bits=8),
+    (32, 32, 3),
+  ),
+  "float_r18": (counterparts.imagenet_counterpart(18, 10, _R18), (64, 64, 3)),
+  "float_r50": (
+    counterparts.imagenet_counterpart(50, 10, (2,) * 49),
+    (64, 64, 3),
+  ),
+}
+
+
+def _random(name, dtype=np.float32):
+  """(module, random variables) of a net."""
+  module, image_shape = _NETS[name]
+  rng = np.random.default_rng()
+  flat = traverse_util.flatten_dict(variables.shapes(module, image_shape))
+  flat = {p: rng.normal(size=x.shape).astype(dtype) for p, x in flat.items()}
+  return module, traverse_util.unflatten_dict(flat)
+
+
+def _assert_equal(got, expected):
+  got, expected = (traverse_util.flatten_dict(x) for x in (got, expected))
+  assert got.keys() == expected.keys()
+  for path, array in expected.items():
+    assert got[path].dtype == array.dtype
+    np.testing.assert_array_equal(got[path], array, err_msg=str(path))
+
+
+@pytest.mark.parametrize("name", _NETS)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+def test_round_trip(name, prefix):
+  module, net = _random(name, np.float64 if prefix else np.float32)
+  state = interop.to_torch_state_dict(net)
+  state = {f"{prefix}{key}": value for key, value in state.items()}
+  state[f"{prefix}bn1.num_batches_tracked"] = np.array(7)
+  state[f"{prefix}teacher_model.conv1.weight"] = np.zeros(3)
+  _assert_equal(interop.from_torch_state_dict(state, module), net)
+
+
+def _published(names, blocks, block_names):
+  """Names of a network: fields of the norms follow from the name."""
+  for stage, count in enumerate(blocks, 1):
+    for block in range(count):
+      for name in block_names(stage, block):
+        names.append(f"layer{stage}.{block}.{name}")
+  result = set()
+  for name in names:
+    result.add(f"{name}.weight")
+    if re.search(r"bn\d(_\d)?$|downsample\.1$", name):
+      for field in ("bias", "running_mean", "running_var"):
+        result.add(f"{name}.{field}")
+  return result
+
+
+def test_names_are_the_published_ones():
+  two = ["conv1", "bn1", "conv2", "bn2"]
+  skip = ["downsample.0", "downsample.1"]
+  stem = ["conv1_1", "bn1_1", "conv1_2", "conv1_2_r", "bn1_2", "fc"]
+  r18 = _published(stem, (2, 2, 2, 2), lambda s, b: two + skip)
+  conv1 = ["conv1", "bn1"]
+  bottleneck = _published(
+    [*conv1, "fc"],
+    (3, 4, 6, 3),
+    lambda s, b: [*two, "conv3", "bn3"] + (skip if s > 1 and b == 0 else []),
+  )
+  expected = {
+    "binary_cifar": _published(
+      [*conv1, "bn2", "linear"], (1, 1, 1), lambda s, b: two
+    ),
+    "binary_7x7": r18,
+    "binary_3x3": r18 | {"conv1_1_r.weight"},
+    "float_cifar": _published([*conv1, "linear"], (1, 1, 1), lambda s, b: two)
+    | {"linear.bias"},
+    "float_r50": bottleneck | {"fc.bias"},
+  }
+  for name, names in expected.items():
+    state = interop.to_torch_state_dict(_random(name)[1])
+    assert state.keys() == names, name
+
+
+def test_layouts_are_the_published_ones():
+  """One weight at a time: output, input, row, column; flat heads by channel."""
+  rng = np.random.default_rng()
+  _, net = _random("binary_7x7")
+  state = interop.to_torch_state_dict(net)
+  kernel = net["params"]["stage2_block1"]["conv2"]["kernel"]
+  i, j, c_in, c_out = (rng.integers(n) for n in kernel.shape)
+  assert (
+    state["layer2.1.conv2.weight"][c_out, c_in, i, j]
+    == kernel[i, j, c_in, c_out]
+  )
+  head = net["params"]["head"]["kernel"]
+  i, j, c_in, c_out = (rng.integers(n) for n in head.shape)
+  assert state["fc.weight"].shape == (10, 18 * 7 * 7)
+  assert (
+    state["fc.weight"][c_out, 49 * c_in + 7 * i + j] == head[i, j, c_in, c_out]
+  )
+  _, net = _random("binary_cifar")
+  linear = interop.to_torch_state_dict(net)["linear.weight"]
+  np.testing.assert_array_equal(linear.T, net["params"]["head"]["kernel"])
+
+
+def test_some_entries_can_be_renamed():
+  module, net = _random("binary_3x3")
+  state = interop.to_torch_state_dict(net)
+  some = {f"module.{key}": state[key] for key in ("fc.weight", "bn1_2.bias")}
+  renamed = interop.rename(some, module)
+  assert renamed.keys() == {
+    ("params", "head", "kernel"),
+    ("params", "bn_stem2", "bias"),
+  }
+  flat = traverse_util.flatten_dict(net)
+  for path, array in renamed.items():
+    np.testing.assert_array_equal(array, flat[path])
+  with pytest.raises(KeyError, match="surprise"):
+    interop.rename({"surprise": np.zeros(2)}, module)
+
+
+def test_one_error_lists_every_misfit():
+  module, net = _random("float_cifar")
+  state = interop.to_torch_state_dict(net)
+  state["module.bn1.bias"] = state["bn1.bias"]
+  del state["layer1.0.bn2.running_var"], state["conv1.weight"]
+  state["surprise.weight"] = np.zeros((2, 3))
+  state["linear.weight"] = np.zeros((10, 5))
+  state["linear.bias"] = np.arange(10)
+  state["layer2.0.conv1.weight"][0, 0, 0, 0] = np.nan
+  state["layer3.0.bn1.weight"][:2] = np.inf
+  with pytest.raises(errors.InputError) as caught:
+    interop.from_torch_state_dict(state, module)
+  message = str(caught.value)
+  assert "\n" not in message
+  for part in (
+    "state dict: 8 entries do not fit",
+    "bn1.bias twice",
+    "missing layer1.0.bn2.running_var (3,)",
+    "missing conv1.weight (4, 3, 3, 3)",
+    "unexpected surprise.weight (2, 3)",
+    "linear.weight: shape (10, 5), needed (10, 8)",
+    "linear.bias: type int64, needed is floating point",
+    "layer2.0.conv1.weight: 1 values are not finite",
+    "layer3.0.bn1.weight: 2 values are not finite",
+  ):
+    assert part in message
+
+
+def test_float_checkpoint_is_not_an_8_bit_net():
+  module, _ = _NETS["int8_cifar"]
+  _, net = _random("float_cifar")
+  state = interop.to_torch_state_dict(net)
+  with pytest.raises(errors.InputError, match="missing conv1.max_abs"):
+    interop.from_torch_state_dict(state, module)
+
+
+def test_files(tmp_path):
+  module, net = _random("binary_digits")
+  state = interop.to_torch_state_dict(net)
+  np.savez(tmp_path / "net.npz", **state)
+  files = [tmp_path / "net.npz"]
+  safetensors = pytest.importorskip("safetensors.numpy")
+  contiguous = {k: np.ascontiguousarray(v) for k, v in state.items()}
+  safetensors.save_file(contiguous, tmp_path / "net.safetensors")
+  files.append(tmp_path / "net.safetensors")
+  for path in files:
+    got = interop.from_torch_state_dict(path, module)
+    _assert_equal(got, net)
+    got = interop.from_torch_state_dict(str(path), module)
+    _assert_equal(got, net)
+
+
+def test_bfloat16_file(tmp_path):
+  safetensors = pytest.importorskip("safetensors.numpy")
+  values = np.random.default_rng().normal(size=(3, 4)).astype(jnp.bfloat16)
+  safetensors.save_file({"x": values}, tmp_path / "x.safetensors")
+  got = interop.load_state_dict(tmp_path / "x.safetensors")["x"]
+  assert got.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(got, values)
+
+
+@pytest.mark.parametrize("suffix", [".th", ".t7", ".pt", ".pth"])
+def test_pytorch_files(tmp_path, suffix):
+  torch = pytest.importorskip("torch")
+  module, net = _random("float_r18")
+  state = interop.to_torch_state_dict(net)
+  tensors = {
+    f"module.{k}": torch.nn.Parameter(torch.tensor(v)) for k, v in state.items()
+  }
+  path = tmp_path / f"net{suffix}"
+  for wrapped in (
+    tensors,
+    {"state_dict": tensors, "epoch": 3},
+    {"model": {"state_dict": tensors}},
+  ):
+    torch.save(wrapped, path)
+    _assert_equal(interop.from_torch_state_dict(path, module), net)
+  _assert_equal(interop.from_torch_state_dict(tensors, module), net)
+  half = torch.tensor([1.5, -2.0], dtype=torch.bfloat16)
+  torch.save({"net": {"x": half}}, path)
+  got = interop.load_state_dict(path)["x"]
+  assert got.dtype == jnp.bfloat16 and got.tolist() == [1.5, -2.0]
+  torch.save({"state_dict": torch.nn.Linear(2, 2)}, path)
+  with pytest.raises(errors.InputError, match=f"can't be read as {suffix}"):
+    interop.load_state_dict(path)
+
+
+def test_pytorch_files_need_pytorch(tmp_path, monkeypatch):
+  monkeypatch.setitem(__import__("sys").modules, "torch", None)
+  path = tmp_path / "net.pt"
+  path.write_bytes(b"whatever")
+  with pytest.raises(errors.InputError, match="needs the package torch: inst"):
+    interop.load_state_dict(path)
+
+
+def _pickled(path):
+  with path.open("wb") as file:
+    np.savez(file, x=np.array([{}], dtype=object))
+
+
+def _cut(path):
+  np.savez(path, x=np.zeros(1000))
+  path.write_bytes(path.read_bytes()[:-300])
+
+
+def _one_array(path):
+  with path.open("wb") as file:
+    np.save(file, np.zeros(3))
+
+
+@pytest.mark.parametrize("name", ["net.npz", "net.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"\0" * 100])
+def test_damaged_files(tmp_path, name, content):
+  if name.endswith("safetensors"):
+    pytest.importorskip("safetensors")
+  path = tmp_path / name
+  path.write_bytes(content)
+  with pytest.raises(errors.InputError, match="can't be read as") as caught:
+    interop.load_state_dict(path)
+  assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [_pickled, _cut, _one_array])
+def test_unfit_npz_files(tmp_path, make):
+  path = tmp_path / "net.npz"
+  make(path)
+  with pytest.raises(errors.InputError, match="net.npz: can't be read as .npz"):
+    interop.load_state_dict(path)
+
+
+def test_no_such_files(tmp_path):
+  with pytest.raises(errors.InputError, match="x.npz: no such file"):
+    interop.load_state_dict(tmp_path / "x.npz")
+  with pytest.raises(errors.InputError, match="got suffix '.h5', allowed are"):
+    interop.load_state_dict(tmp_path / "x.h5")

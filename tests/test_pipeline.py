@@ -343,6 +343,35 @@ _MISTAKES = [
   ([], {"search.calibration_images": 65}, "a multiple of search.batch_size"),
   ([], {"pretrain.warmup_steps": 99}, "at most pretrain.steps = 8"),
   ([], {"device.g_off": 1.0}, "config.device.g_off, g_on: got 1"),
+  ([], {"train.nets": "('resnet18_1x',)"}, "config.train.nets: got"),
+  ([], {"train.microbatches": 3}, "a divisor of train.batch_size = 16"),
+  ([], {"train.ema": 1.0}, "config.train.ema: got 1.0, allowed is a number"),
+  ([], {"train.loss": "teacher"}, "config.train.teacher: got '', allowed is"),
+  (
+    [],
+    {"train.loss": "teacher", "train.teacher": "no/such.pth"},
+    "config.train.teacher: got 'no/such.pth', allowed is a file",
+  ),
+  (
+    [],
+    {"train.int8": "quantized", "train.nets": "('baseline_1x_int8',)"},
+    "a tuple with 'baseline_1x_float' before 'baseline_1x_int8'",
+  ),
+  (
+    ["--stages=pretrain"],
+    {"train.nets": "('baseline_1x',)"},
+    "--stages: got pretrain, allowed with config.train.nets that need no",
+  ),
+  (
+    [],
+    {"train.use_validation": True, "train.validate_every": 2},
+    "config.train.validate_every: got 2, allowed is 0 with",
+  ),
+  (
+    [],
+    {"network.family": "imagenet", "network.depth": 20},
+    "config.network.depth: got 20, allowed is one of 18",
+  ),
 ]
 
 
@@ -381,6 +410,67 @@ def test_every_other_choice_runs_to_the_end(run, tmp_path, capsys):
   assert 0.95 * result["budget"] * 0.99 <= best["macs"] <= result["budget"]
   nets = json.loads((tmp_path / "robustness" / "result.json").read_text())
   assert list(nets["nets"]) == ["found"]
+
+
+def test_counterparts_and_a_teacher_need_no_search(run, tmp_path, capsys):
+  """Float teacher, binary students of it, the 8-bit net quantised from it."""
+  fields = {
+    "train.nets": "('baseline_1x_float','baseline_1x','baseline_1x_int8')",
+    "train.loss": "teacher",
+    "train.teacher": "baseline_1x_float",
+    "train.int8": "quantized",
+    "train.ema": 0.5,
+    "train.microbatches": 2,
+    "train.label_smoothing": 0.1,
+    "train.weight_penalty": 1e-4,
+    "train.validate_every": 4,
+    "robustness.images": 100,
+    "network.rprelu": True,
+    "network.channel_scale": True,
+    "network.learned_thresholds": True,
+  }
+  assert run(tmp_path, **fields) == 0, capsys.readouterr().err
+  assert not (tmp_path / "search").exists()
+  nets = json.loads((tmp_path / "robustness" / "result.json").read_text())
+  nets = nets["nets"]
+  assert not nets["baseline_1x_float"]["sweeps"]
+  assert nets["baseline_1x_int8"]["sweeps"]["stuck_off"][1]["std"] >= 0
+  bits = {name: net["weight_bits"] for name, net in nets.items()}
+  assert bits == dict(zip(bits, (32, 1, 8), strict=True))
+  for name in ("baseline_1x", "baseline_1x_int8"):
+    ideal = nets[name]["sweeps"]["stuck_off"][0]
+    assert ideal["mean"] == pytest.approx(nets[name]["clean"], abs=0.0101)
+    assert nets[name]["test_images"] == 100
+  curve = [
+    (line["stage"], line["step"])
+    for line in _metrics(tmp_path)
+    if "accuracy_validation" in line["values"]
+  ]
+  assert curve == [
+    (f"train/{net}", step)
+    for net in ("baseline_1x_float", "baseline_1x")
+    for step in (4, 8)
+  ]
+  page = (tmp_path / "report" / "index.html").read_text()
+  assert "8-bit" in page and "float" in page
+
+
+def test_a_teacher_of_another_shape_stops_before_training(
+  run, tmp_path, capsys
+):
+  np.savez(
+    tmp_path / "teacher.npz", **{"conv1.weight": np.zeros((16, 1, 3, 3))}
+  )
+  fields = {
+    "train.nets": "('baseline_1x',)",
+    "train.loss": "teacher",
+    "train.teacher": str(tmp_path / "teacher.npz"),
+    "train.teacher_depth": 8,
+  }
+  assert run(tmp_path / "run", **fields) == 2
+  error = capsys.readouterr().err
+  assert "config.train.teacher" in error and "missing linear.weight" in error
+  assert error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 def test_two_runs_in_one_workdir_are_refused(run, finished, capsys):

@@ -12,6 +12,7 @@ from scipy import stats
 
 from hawis_jax import binary
 from hawis_jax import errors
+from hawis_jax import layers
 from hawis_jax import resnet
 from hawis_jax import variables as variables_lib
 
@@ -247,3 +248,67 @@ def test_bad_widths():
     resnet.cifar_resnet(8, (8,) * 6, 10)
   with pytest.raises(errors.InputError, match="at least 1 channel"):
     resnet.cifar_resnet(8, (8, 8, 8, 0, 8, 8, 8), 10)
+
+
+def test_a_fixed_net_has_no_masks():
+  """Its program is the one that is left when the masks' code is taken out."""
+  module, variables, bits = _random_net(np.random.default_rng())
+
+  def program():
+    return str(
+      jax.make_jaxpr(functools.partial(module.apply, train=False))(
+        variables, bits
+      )
+    )
+
+  fixed = program()
+  masked = str(
+    jax.make_jaxpr(functools.partial(module.apply, train=False))(
+      variables, bits, jnp.array(_MAX)
+    )
+  )
+  scale = binary.weight_scale
+  with (
+    mock.patch.object(layers, "apply_mask", lambda x, mask: x),
+    mock.patch.object(
+      binary, "weight_scale", lambda w, *masks: scale(w, None, None, masks[-1])
+    ),
+  ):
+    assert program() == fixed
+  assert len(masked) > len(fixed)
+
+
+@pytest.mark.parametrize("stem", resnet.STEMS)
+def test_masked_imagenet_net_equals_the_sliced_one(stem):
+  """Widths that grow and shrink, 1 included; projection shortcuts, head."""
+  rng = np.random.default_rng()
+  most, size = (9,) * 17, 64
+  wide = resnet.imagenet_resnet18(most, 5, stem, image_size=size, levels=4)
+  vector = tuple(int(w) for w in rng.integers(1, 10, 17))
+  narrow = resnet.imagenet_resnet18(vector, 5, stem, image_size=size, levels=4)
+  shape = (size, size, 3)
+  init = jax.jit(variables_lib.init, static_argnums=(0, 2))
+  variables = init(wide, jax.random.key(rng.integers(2**31)), shape)
+  shift = jnp.asarray(rng.uniform(0.1, 0.6, 9), jnp.float32)
+  flat = traverse_util.flatten_dict(variables)
+  for path, leaf in flat.items():  # so that dead channels could fire
+    if path[-1] == "bias" and leaf.shape == (9,):
+      flat[path] = shift
+  # Every axis that is narrower is cut down to its leading channels.
+  shapes = traverse_util.flatten_dict(variables_lib.shapes(narrow, shape))
+  cut = {
+    path: leaf[tuple(slice(n) for n in shapes[path].shape)]
+    for path, leaf in flat.items()
+  }
+  bits = wide.encode(jnp.asarray(rng.integers(0, 256, (3, *shape)), jnp.uint8))
+  logits, sums, alphas = _record(
+    wide, traverse_util.unflatten_dict(flat), bits, jnp.array(vector), True
+  )
+  cut_logits, cut_sums, _ = _record(
+    narrow, traverse_util.unflatten_dict(cut), bits, None, True, alphas
+  )
+  for layer, (masked, sliced) in enumerate(zip(sums, cut_sums, strict=True)):
+    np.testing.assert_array_equal(
+      masked[..., : sliced.shape[-1]], sliced, err_msg=f"{vector}, {layer}"
+    )
+  np.testing.assert_allclose(logits, cut_logits, rtol=1e-5, atol=1e-5)

@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from hawis_jax import counterparts
+from hawis_jax import binary
 from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax import quantization
@@ -58,9 +59,11 @@ def test_tiles_hold_the_matrix(shape, tile_shape):
 def test_ideal_chip_multiplies_by_exact_signs():
   weights = jnp.asarray(np.random.default_rng().normal(size=(3, 3, 9, 70)))
   weights = weights.astype(jnp.float32)
-  np.testing.assert_array_equal(
-    _effective(_key(), weights, _IDEAL), jnp.where(weights >= 0, 1.0, -1.0)
-  )
+  # An exact 0 is 0, as the network takes it.
+  weights = weights.at[1, 2, 3, :40].set(0)
+  expected = binary.binarize_weights(weights, zero=0)
+  assert set(np.unique(expected)) == {-1, 0, 1}
+  np.testing.assert_array_equal(_effective(_key(), weights, _IDEAL), expected)
 
 
 def test_padding_cells_are_off():

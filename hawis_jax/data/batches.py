@@ -119,7 +119,7 @@ def _check(source, batch_size, augment, shard):
 def _ahead(batches, read_threads):
   """Returns an iterator of a Grain data set that threads read ahead."""
   # Threads, not worker processes: Pillow decodes and resizes outside Python's
-  # lock, so that threads are as fast, and batches need no copy
+  # lock, so that they are faster where it matters, with large images
   # (benchmarks/input_pipeline.py).
   options = grain.ReadOptions(
     num_threads=read_threads, prefetch_buffer_size=2 * read_threads

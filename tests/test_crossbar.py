@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hawis_jax import counterparts
 from hawis_jax import binary
+from hawis_jax import counterparts
 from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax import quantization

@@ -1,0 +1,51 @@
+"""The shipped configurations are valid, preset by preset."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from hawis_jax import config as config_lib
+from hawis_jax import errors
+from hawis_jax import nets
+from hawis_jax import widths
+
+_FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+
+
+def _config(name, *preset):
+  spec = importlib.util.spec_from_file_location(name, _FOLDER / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*preset)
+
+
+@pytest.mark.parametrize(
+  "name", ["digits", "cifar10_resnet20", "cifar10_resnet32"]
+)
+def test_the_whole_way(name):
+  config = _config(name)
+  config_lib.validate(config)
+  assert config_lib.searches(config)
+
+
+@pytest.mark.parametrize("preset", widths.PRESETS)
+def test_every_published_vector_has_a_recipe(preset, tmp_path):
+  network, vector = preset.split("_", 1)
+  family = "imagenet" if network == "resnet18" else "cifar10"
+  config = _config(f"{family}_{network}", vector)
+  if family == "imagenet":
+    with pytest.raises(errors.InputError, match="config.train.teacher: got"):
+      config_lib.validate(config)
+    config.train.teacher = str(tmp_path / "teacher.npz")
+    (tmp_path / "teacher.npz").touch()
+  config_lib.validate(config)
+  assert config.train.nets == (preset,)
+  assert not config_lib.searches(config)
+  assert len(widths.PRESETS[preset]) == config.network.depth - 1
+  assert preset in nets.vector_names(config.network.depth)
+
+
+def test_an_unknown_preset_is_named():
+  with pytest.raises(errors.InputError, match="resnet20_hawis_z"):
+    config_lib.validate(_config("cifar10_resnet20", "hawis_z"))

@@ -1,4 +1,4 @@
-"""Other programs' formats: PyTorch state dicts in and out.
+"""PyTorch state dicts: published weights in, ours out.
 
 A published name is that of the PyTorch code a network comes from: the HAWIS
 code for the binary nets, torchvision for the ImageNet counterparts, akamaster's

@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping
 import dataclasses
-import difflib
 import json
 import pathlib
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax import files
 from hawis_jax import nets
 from hawis_jax import rules
+from hawis_jax import scenarios as scenarios_lib
 from hawis_jax import widths
 
 # Fields that may differ between a run and its resumption: they change how a
@@ -72,10 +73,21 @@ def default() -> ml_collections.ConfigDict:
   )
   s.cost = "arrays"  # what cost and budgets count: "arrays" or "macs"
 
+  # The device, whose random effects are absent: scenarios say where they are.
   c.device = v = ml_collections.ConfigDict()
-  v.g_on = 3.33e-4  # low-resistance state [S]
-  v.g_off = 3.33e-7  # high-resistance state [S]
-  v.tile_shape = (64, 64)  # cells of one array (rows, columns)
+  # A preset (crossbar.PRESETS), or a JSON file {"field": value} of a
+  # crossbar.Device, which may start from a "preset".
+  v.preset = "hawis_published"
+  # What differs from that; None: nothing.
+  v.g_on = config_dict.placeholder(float)  # low-resistance state [S]
+  v.g_off = config_dict.placeholder(float)  # high-resistance state [S]
+  v.tile_shape = config_dict.placeholder(tuple)  # (rows, columns) of an array
+  v.read_voltage = config_dict.placeholder(float)  # of an input bit 1 [V]
+  v.wire_resistance = config_dict.placeholder(float)  # from cell to cell [ohm]
+  v.load_resistance = config_dict.placeholder(float)  # of driver, sense [ohm]
+  v.adc_bits = config_dict.placeholder(int)  # of a column's converter; 0: ideal
+  v.adc_range = config_dict.placeholder(str)  # "full_scale" or "calibrated"
+  v.cell_bits = config_dict.placeholder(int)  # of 8-bit weights; 0: analog cell
 
   c.pretrain = p = ml_collections.ConfigDict()
   p.steps = 2000  # optimiser steps, warm-up included
@@ -93,7 +105,7 @@ def default() -> ml_collections.ConfigDict:
   r.updates = 100  # policy updates
   r.proposals = 64  # width vectors proposed an update
   r.chips = 4  # chips a scenario and update, shared by all proposals
-  # Scenario mix of the reward: device parameters by name; all weigh the same.
+  # Scenario mix of the reward: fields of the device; all weigh the same.
   r.scenarios = (
     dict(stuck_on=0.0175, stuck_off=0.0904),
     dict(variation=0.5),
@@ -146,10 +158,13 @@ def default() -> ml_collections.ConfigDict:
   b.batch_norm = "fixed"
   b.calibration_images = 256  # training images of "chip"'s recalibration
   b.chips_per_step = 0  # chips vmapped at once; 0 = best for the backend
-  # Sweeps: one device parameter, its levels; everything else ideal.
-  b.stuck_off = (0.0, 0.02, 0.04, 0.06, 0.08, 0.10)  # share of cells
-  b.stuck_on = (0.0, 0.005, 0.01, 0.015, 0.02)  # share of cells
-  b.variation = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.1)  # lognormal sigma (gamma)
+  # Sweeps: fields of the device (see crossbar.Device), levels in a tuple; each
+  # may have a "name", and more than one field (see scenarios.py).
+  b.scenarios = (
+    dict(stuck_off=(0.0, 0.02, 0.04, 0.06, 0.08, 0.10)),  # share of cells
+    dict(stuck_on=(0.0, 0.005, 0.01, 0.015, 0.02)),  # share of cells
+    dict(variation=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.1)),  # lognormal sigma
+  )
   c.lock()
   return c
 
@@ -201,13 +216,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
   _check_training(config)
   if searches(config):
     width_space(config)
-  base = device(config)
-  scenarios = config.search.scenarios
-  if not scenarios or not all(isinstance(s, Mapping) for s in scenarios):
-    allowed = "a tuple of one or more dicts of device parameters"
-    raise _error("search.scenarios", scenarios, allowed)
-  for index, scenario in enumerate(config.search.scenarios):
-    scenario_device(base, scenario, f"config.search.scenarios[{index}]")
+  search_devices(config)
+  sweeps(config)
 
 
 def _check(field, got, rule):
@@ -280,30 +290,68 @@ def width_space(config: ml_collections.ConfigDict) -> widths.WidthSpace:
 
 
 def device(config: ml_collections.ConfigDict) -> crossbar.Device:
-  """The defect-free device of `config.device`, checked."""
-  return crossbar.validate(
-    crossbar.Device(
-      config.device.g_on,
-      config.device.g_off,
-      tile_shape=tuple(config.device.tile_shape),
-    ),
-    "config.device",
+  """The device of `config.device` without random effects, checked."""
+  changes = config.device.to_dict()
+  preset = changes.pop("preset")
+  if preset in crossbar.PRESETS:
+    base = crossbar.preset(preset)
+  elif pathlib.Path(preset).is_file():
+    base = crossbar.from_json(preset)
+  else:
+    allowed = f"a file, or one of {', '.join(crossbar.PRESETS)}"
+    raise _error("device.preset", preset, allowed)
+  changes = {k: v for k, v in changes.items() if v is not None}
+  base = crossbar.without_defects(base)
+  return crossbar.with_fields(base, changes, "config.device")
+
+
+def search_devices(config: ml_collections.ConfigDict) -> list[crossbar.Device]:
+  """The devices of `config.search.scenarios`, checked; the last is ideal.
+
+  The ideal one has the wires and converters of `config.device`.
+  """
+  base, scenarios = device(config), config.search.scenarios
+  if not scenarios or not all(isinstance(s, Mapping) for s in scenarios):
+    allowed = "a tuple of one or more dicts of device parameters"
+    raise _error("search.scenarios", scenarios, allowed)
+  devices = [
+    crossbar.with_fields(
+      base,
+      scenario,
+      f"config.search.scenarios[{index}]",
+      crossbar.SCENARIO_FIELDS,
+    )
+    for index, scenario in enumerate(scenarios)
+  ]
+  for index, one in enumerate(devices):
+    if one.adc_bits and one.adc_range == "calibrated" and searches(config):
+      field = f"search.scenarios[{index}], adc_range"
+      allowed = "full_scale: the super-net has no widths to calibrate for"
+      raise _error(field, one.adc_range, allowed)
+  try:
+    crossbar.stack([*devices, base])
+  except errors.InputError as error:
+    raise errors.InputError(f"config.search.scenarios: {error}") from error
+  return [*devices, base]
+
+
+def sweeps(
+  config: ml_collections.ConfigDict,
+) -> tuple[scenarios_lib.Scenario, ...]:
+  """The scenarios of `config.robustness.scenarios`, checked."""
+  base, scenarios = device(config), config.robustness.scenarios
+  if not isinstance(scenarios, tuple | list) or not scenarios:
+    allowed = "a tuple of one or more dicts of device parameters"
+    raise _error("robustness.scenarios", scenarios, allowed)
+  parsed = tuple(
+    scenarios_lib.parse(s, base, f"config.robustness.scenarios[{index}]")
+    for index, s in enumerate(scenarios)
   )
-
-
-def scenario_device(
-  base: crossbar.Device, scenario: Mapping[str, float], name: str
-) -> crossbar.Device:
-  """`base` with a scenario's parameters, checked; `name` is for errors."""
-  fields = crossbar.DEFECTS
-  for field in scenario:
-    if field not in fields:
-      close = difflib.get_close_matches(field, fields, 1)
-      hint = f"; did you mean {close[0]!r}?" if close else ""
-      raise errors.InputError(
-        f"{name}: got {field!r}, allowed are {', '.join(fields)}{hint}"
-      )
-  return crossbar.validate(dataclasses.replace(base, **scenario), name)
+  keys = [scenario.key for scenario in parsed]
+  if len(set(keys)) < len(keys):
+    allowed = "scenarios of distinct names"
+    raise _error("robustness.scenarios", ", ".join(keys), allowed)
+  return parsed
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -327,7 +375,9 @@ def settle(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     InputError: lists the differences; or the folder can't be written.
   """
   path = workdir / "config.json"
-  now = json.loads(json.dumps(flatten(config)))
+  # The device is written out: a preset or a file of one may change.
+  resolved = {"device.resolved": dataclasses.asdict(device(config))}
+  now = json.loads(json.dumps(flatten(config) | resolved))
   before = files.read_json(path) if path.exists() else now
   changed = [
     f"config.{field} was {before.get(field)!r}, is {now.get(field)!r}"

@@ -11,14 +11,7 @@ def definitions(content: dict) -> dict[str, str]:
     **_net_definitions(content),
     **_accuracy_definitions(content),
     **(_search_definitions(content) if content["search"] else {}),
-    "Stuck off, stuck on": (
-      "Share of cells that stay at G_off (high-resistance state) or G_on "
-      "(low-resistance state) whatever is written."
-    ),
-    "Variation γ": (
-      "Every conductance is divided by exp(θ), θ normal with standard "
-      "deviation γ."
-    ),
+    **_effect_definitions(content),
     "Crossbar arrays": (
       "Differential pairs of arrays that hold all weights, head included."
     ),
@@ -27,6 +20,79 @@ def definitions(content: dict) -> dict[str, str]:
       "the weights have."
     ),
   }
+
+
+# {fields of the device: (term, what it means)}
+_EFFECTS = {
+  ("stuck_off", "stuck_on"): (
+    "Stuck off, stuck on",
+    "Share of cells that stay at G_off (high-resistance state) or G_on "
+    "(low-resistance state) whatever is written.",
+  ),
+  ("variation",): (
+    "Variation γ",
+    "Every conductance is divided by exp(θ), θ normal with standard deviation "
+    "γ.",
+  ),
+  ("dead_rows", "dead_columns"): (
+    "Dead lines",
+    "Share of word or bit lines of an array whose cells carry no current.",
+  ),
+  ("gaussian_variation",): (
+    "Gaussian variation",
+    "Every conductance is multiplied by 1 + s n, n standard normal, and "
+    "clipped at 0.",
+  ),
+  ("write_error",): (
+    "Programming error",
+    "Normal, of a standard deviation that was measured as a function of the "
+    "target conductance; new at every programming.",
+  ),
+  ("drift_time",): (
+    "Drift",
+    "Conductances fall as a power of the time since programming, each cell "
+    "with an exponent of its own.",
+  ),
+  ("read_noise",): (
+    "Thermal and shot noise",
+    "Normal noise of every current that is read, new at every read.",
+  ),
+  ("telegraph_noise",): (
+    "Random telegraph noise",
+    "At every read each cell is, with probability 1/2, one measured step "
+    "above its conductance; a column's sum is drawn from the normal "
+    "distribution of the same mean and variance.",
+  ),
+  ("legacy_noise",): (
+    "Noise of the published test",
+    "As in the published code: a third of the whole conductance range, here "
+    "drawn once a chip. For comparison only; no device has it.",
+  ),
+  ("wire_resistance", "load_resistance"): (
+    "IR drop",
+    "Currents of the resistive network of cells, wires, drivers and sensing "
+    "ends, solved exactly.",
+  ),
+  ("adc_bits",): (
+    "Converters",
+    "Every column of every tile is read by a converter of so many bits, and "
+    "the codes of the row tiles are added.",
+  ),
+}
+
+
+def _effect_definitions(content):
+  """Of the effects that any scenario on the page names."""
+  config = content["config"]
+  named = {
+    field
+    for section in ("search.scenarios", "robustness.scenarios")
+    for scenario in config[section]
+    for field in scenario
+  }
+  return dict(
+    entry for fields, entry in _EFFECTS.items() if not named.isdisjoint(fields)
+  )
 
 
 def _net_definitions(content):

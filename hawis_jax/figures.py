@@ -11,6 +11,7 @@ from hawis_jax import looks
 # Every file that `draw` may return.
 FILES = ("robustness.png", "search.png", "widths.png", "training.png")
 
+_PANELS_A_ROW = 3
 _VALIDATION = "accuracy_validation"  # metric of stages train/<net>
 
 
@@ -44,10 +45,15 @@ def _robustness(content):
   nets, styles = content["nets"], looks.net_looks(content["nets"])
   shown = [name for name in nets if nets[name]["sweeps"]]
   scenarios = list(dict.fromkeys(s for n in shown for s in nets[n]["sweeps"]))
-  figure = canvas.figure(3.0)
+  columns = min(len(scenarios), _PANELS_A_ROW)
+  rows = -(-len(scenarios) // columns)
+  figure = canvas.figure(0.6 + 2.4 * rows)
   # Scales of their own: faults cost a few points, variation all of them.
-  panels = figure.subplots(1, len(scenarios), squeeze=False)[0]
-  for panel, scenario in zip(panels, scenarios, strict=True):
+  grid = figure.subplots(rows, columns, squeeze=False)
+  panels = grid.ravel()
+  for panel in panels[len(scenarios) :]:
+    panel.remove()
+  for panel, scenario in zip(panels, scenarios, strict=False):
     axis = looks.axis(scenario)
     for name in reversed(shown):
       if scenario in nets[name]["sweeps"]:
@@ -60,7 +66,9 @@ def _robustness(content):
     panel.set_title(axis.title)
     panel.set_xlabel(axis.label)
     panel.margins(x=0.03)
-  panels[0].set_ylabel("test accuracy [%]")
+    _spread_levels(panel)
+  for panel in grid[:, 0]:
+    panel.set_ylabel("test accuracy [%]")
   handles = [
     *(
       canvas.key(x.name, x.color, marker=x.marker)
@@ -73,6 +81,14 @@ def _robustness(content):
   ]
   canvas.legend(figure, handles)
   return figure
+
+
+def _spread_levels(panel):
+  """Levels over several decades on a logarithmic axis, 0 included."""
+  levels = np.concatenate([line.get_xdata() for line in panel.lines])
+  positive = levels[levels > 0]
+  if positive.size and positive.max() > 200 * positive.min():
+    panel.set_xscale("symlog", linthresh=positive.min())
 
 
 def _sweep(panel, sweep, axis, style):

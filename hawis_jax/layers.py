@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from hawis_jax import binary
+from hawis_jax.crossbar import readout
 
 BN_EPSILON = 1e-5
 
@@ -91,8 +92,8 @@ class BatchNorm(nn.Module):
 class BinaryConv(nn.Module):
   """1-bit convolution of bits; `size` 0 is a linear layer on `[B, C]`.
 
-  A variable `weight` in the collection `crossbar` (see `crossbar.program`)
-  replaces the signs by one chip's effective weights.
+  Variables in the collection `crossbar` (see `crossbar.program`) replace the
+  signs by one chip: its effective weights, or its tiles.
 
   Attributes:
     features: C_out.
@@ -135,6 +136,9 @@ class BinaryConv(nn.Module):
       product = functools.partial(
         binary.convolve, strides=self.strides, padding=padding
       )
+    bits = bits.astype(kernel.dtype)
+    if self.has_variable("crossbar", "kernels"):
+      return read_tiles(self, product, bits) * alpha
     if self.has_variable("crossbar", "weight"):
       weights = self.get_variable("crossbar", "weight")
     else:
@@ -143,8 +147,30 @@ class BinaryConv(nn.Module):
       weights = binary.binarize_weights(kernel, zero=0)
       if self.options.compute == "bfloat16":
         product = binary.in_bfloat16(product)
-    bits = bits.astype(kernel.dtype)
     return binary.scaled_product(product, bits, weights, alpha)
+
+
+def read_tiles(
+  layer: nn.Module,
+  product: readout.Product,
+  x: chex.Array,
+) -> chex.Array:
+  """A layer's product on its chip, tile by tile (see `crossbar.readout`).
+
+  Where the collection `converters` is mutable, it gets the layer's `range`: the
+  percentile `percentile` that it holds already, of what its converters see.
+
+  Args:
+    layer: has the chip's variables.
+    product: of the layer.
+    x: its input.
+  """
+  chip = layer.variables["crossbar"]
+  if layer.is_mutable_collection("converters"):
+    percentile = layer.get_variable("converters", "percentile")
+    most = readout.sums_percentile(product, x, chip, percentile)
+    layer.put_variable("converters", "range", most)
+  return readout.read(product, x, chip)
 
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

@@ -92,6 +92,52 @@ AXES = {
     1,
     "variation γ = {:g}",
   ),
+  "dead_rows": Axis(
+    "Dead word lines", "word lines without current [%]", 100, "{:g} % dead rows"
+  ),
+  "dead_columns": Axis(
+    "Dead bit lines",
+    "bit lines without current [%]",
+    100,
+    "{:g} % dead columns",
+  ),
+  "gaussian_variation": Axis(
+    "Gaussian variation between cells",
+    "std of $G$ [% of $G$]",
+    100,
+    "variation of {:g} % of G",
+  ),
+  "write_error": Axis(
+    "Programming error",
+    "times the measured one",
+    1,
+    "{:g} x the measured write error",
+  ),
+  "drift_time": Axis(
+    "Drift", "time since programming [s]", 1, "{:,.0f} s of drift"
+  ),
+  "read_noise": Axis(
+    "Thermal and shot noise", "times the physical one", 1, "{:g} x read noise"
+  ),
+  "telegraph_noise": Axis(
+    "Random telegraph noise",
+    "times the measured step",
+    1,
+    "{:g} x telegraph noise",
+  ),
+  "legacy_noise": Axis(
+    "Noise of the published test",
+    "times the published one",
+    1,
+    "{:g} x the published noise",
+  ),
+  "wire_resistance": Axis(
+    "IR drop", r"wire resistance a cell [$\Omega$]", 1, "wires of {:g} Ω a cell"
+  ),
+  "load_resistance": Axis(
+    "IR drop", r"load resistance [$\Omega$]", 1, "loads of {:g} Ω"
+  ),
+  "adc_bits": Axis("Converters", "bits (0: ideal)", 1, "{:g}-bit converters"),
 }
 
 
@@ -131,12 +177,25 @@ def _without_depth(net):
 
 
 def axis(scenario: str) -> Axis:
-  """How to draw a scenario; those not known show their level as it is."""
-  return AXES.get(scenario) or Axis(
-    scenario, f"level of {scenario}", 1, scenario + " = {:g}"
+  """How to draw a scenario; those not known show their level as it is.
+
+  Args:
+    scenario: "<effect>", or "<name>: <effect>" (see `scenarios.Scenario`).
+  """
+  name, _, effect = scenario.rpartition(": ")
+  found = AXES.get(effect) or Axis(
+    effect, f"level of {effect}", 1, effect + " = {:g}"
+  )
+  if not name:
+    return found
+  braces = name.replace("{", "{{").replace("}", "}}")
+  return dataclasses.replace(
+    found, title=f"{name}", short=f"{braces}: {found.short}"
   )
 
 
-def level_text(scenario: str, level: float) -> str:
+def level_text(scenario: str, level: float | str) -> str:
   """A level in running text."""
+  if isinstance(level, str):
+    return f"{scenario} {level}"
   return axis(scenario).short.format(axis(scenario).scale * level)

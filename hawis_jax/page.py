@@ -196,7 +196,7 @@ def _chip_tables(content, select):
   if not rows:
     return ""
   accuracy = _table(
-    f"Accuracy on defective chips, {wording.span(content, 'chips')} each: "
+    f"Accuracy on defective chips, {wording.chips(content)} each: "
     "mean, its 95 % interval, and 5th percentile of the chips.",
     ("defects", *(f"{looks.net_name(name)} [%]" for name in nets)),
     [
@@ -214,10 +214,12 @@ def _accuracy(net, scenario, level):
   sweep = net["sweeps"].get(scenario, {"level": []})
   if level not in sweep["level"]:
     return "-"
-  mean, interval, p5 = (
+  chips, mean, interval, p5 = (
     sweep[column][sweep["level"].index(level)]
-    for column in ("mean", "ci95", "p5")
+    for column in ("chips", "mean", "ci95", "p5")
   )
+  if chips == 1:
+    return f"{wording.percent(mean)}\nall chips alike"
   mean = wording.estimate(mean, interval)
   return f"{mean}\n5th pct. {wording.percent(p5)}"
 
@@ -229,7 +231,7 @@ def _difference_table(content, rows):
     for pair in content["comparisons"]
   }
   rivals = list(dict.fromkeys(rival for rival, *_ in pairs))
-  # At level 0 all chips are the same one, and nothing is compared.
+  # Without random effects there is one chip, and nothing is compared.
   rows = [row for row in rows if any((r, *row) in pairs for r in rivals)]
   if not rows:
     return ""

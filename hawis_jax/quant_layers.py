@@ -24,8 +24,8 @@ class QuantConv(nn.Module):
   stands for "none yet": the first batch that is seen takes its place, and sets
   it where `batch_stats` is mutable.
 
-  A variable `weight` in the collection `crossbar` (see `crossbar.program`)
-  replaces the integer weights by one chip's effective ones.
+  Variables in the collection `crossbar` (see `crossbar.program`) replace the
+  integer weights by one chip: its effective weights, or its tiles.
 
   Attributes:
     features: C_out.
@@ -60,7 +60,11 @@ class QuantConv(nn.Module):
       step_x = quantization.scale(self._max_abs(x, train), self.bits)
       weights, step_w = self._integer_weights(kernel)
       x = quantization.quantize(x, step_x, self.bits)
-      y = product(x, weights) * (step_x * step_w)
+      if self.has_variable("crossbar", "kernels"):
+        sums = layers.read_tiles(self, product, x)
+      else:
+        sums = product(x, weights)
+      y = sums * (step_x * step_w)
     if not self.size:
       bias = self.param("bias", nn.initializers.zeros, (self.features,))
       y = y + bias.reshape(1, -1)

@@ -4,6 +4,7 @@
 made of nothing else.
 """
 
+import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
@@ -24,14 +25,13 @@ from hawis_jax import figures
 from hawis_jax import files
 from hawis_jax import looks
 from hawis_jax import metrics as metrics_lib
-from hawis_jax import nets
 from hawis_jax import page
 from hawis_jax import robustness
 from hawis_jax import search
 from hawis_jax import sweep
 from hawis_jax import wording
 
-_FORMAT = 4  # of report.json and the page; a new one remakes old reports
+_FORMAT = 5  # of report.json and the page; a new one remakes old reports
 _ORDER = ("found", "uniform", "baseline_1x")  # others follow
 
 
@@ -110,6 +110,7 @@ def collect(
       "version": experiment.splits.version,
       "test_images": len(experiment.splits.test),
     },
+    "device": dataclasses.asdict(experiment.device),
     "reference": reference,
     **_searched(experiment, workdir),
     "curves": _curves(
@@ -161,17 +162,15 @@ def _stage_starts(num_stages, num_layers):
 def _missing(config, results):
   """What of the sweeps is not there yet, in words."""
   missing = []
-  for net in config.train.nets:
-    name = looks.net_name(net)
-    if net not in results:
-      missing.append(f"{name}: everything")
-    elif nets.parse(net).kind != nets.FLOAT:  # those meet no chips
-      missing += [
-        f"{name}: {looks.level_text(scenario, level)}"
-        for scenario in sweep.SCENARIOS
-        for level in config.robustness[scenario]
-        if level not in _by_level(results[net], scenario)
-      ]
+  for step in sweep.todo_list(config):
+    name = looks.net_name(step.net)
+    if step.net not in results:
+      if step.level is None:
+        missing.append(f"{name}: everything")
+    elif step.level is not None:
+      if step.level.value not in _by_level(results[step.net], step.scenario):
+        level = looks.level_text(step.scenario, step.level.value)
+        missing.append(f"{name}: {level}")
   return missing
 
 
@@ -262,8 +261,8 @@ def _comparisons(reference, results):
     for scenario in results[reference]["sweeps"] if reference else ():
       theirs = _by_level(results[rival], scenario)
       for level, entry in _by_level(results[reference], scenario).items():
-        # At level 0 all chips are the same one: no distribution to compare.
-        if level in theirs and level > 0:
+        # Without random effects there is one chip: nothing to compare.
+        if level in theirs and entry["chips"] > 1:
           comparisons.append(
             {
               "rival": rival,

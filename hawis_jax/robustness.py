@@ -7,12 +7,14 @@ Axes: S chips, P candidates (width vectors), N batches, B images, L layers.
 """
 
 from collections.abc import Iterable
+import dataclasses
 import functools
 import math
 from typing import NamedTuple
 
 import chex
 from flax import linen as nn
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +74,7 @@ def score_chips(
 
   Args:
     module: a binary network, or an 8-bit one.
-    variables: its `params`.
+    variables: its `params`; `converters` of a calibrated range.
     widths: int `[P, L]`; None: one candidate, the net at its own widths.
     batch_stats: of each candidate, leading axis P.
     batches: images to score on.
@@ -82,26 +84,32 @@ def score_chips(
       these images ("chip" mode); None: keep `batch_stats` ("fixed" mode).
     chips_per_step: chips vmapped at once; 0: best for the backend.
   """
-  params = variables["params"]
+  weights = _weights(variables)
   num = 1 if widths is None else widths.shape[0]
 
   def score_chip(chip):
     key, device = chip
-    net = crossbar.program(key, {"params": params}, device, module.weight_bits)
+    net = crossbar.program(key, weights, device, module.weight_bits)
 
     def recalibrated(widths, _):
       inputs = jax.vmap(module.encode)(calibration)
-      return variables_lib.recalibrate(module, net, inputs, widths)
+      # Noise of reads of its own, before that of the images.
+      numbers = -1 - jnp.arange(inputs.shape[1])
+      noisy = crossbar.for_images(net, numbers)
+      return variables_lib.recalibrate(module, noisy, inputs, widths)
 
     norms = batch_stats
     if calibration is not None:
       norms = jax.vmap(recalibrated)(widths, jnp.arange(num))
 
-    def score_batch(sums, batch):
+    def score_batch(carry, batch):
+      first, *sums = carry
+      size = batch.label.size
       inputs = module.encode(batch.image)
+      noisy = crossbar.for_images(net, first + jnp.arange(size))
       logits = jax.vmap(
         lambda widths, norm: module.apply(
-          {**net, "batch_stats": norm}, inputs, widths, train=False
+          {**noisy, "batch_stats": norm}, inputs, widths, train=False
         )
       )(widths, norms)
       hit = jnp.argmax(logits, -1) == batch.label[None]
@@ -110,11 +118,15 @@ def score_chips(
       )
       mask = batch.mask[None]
       parts = (hit & mask, -picked[..., 0] * mask)
-      sums = tuple(s + p.sum(-1) for s, p in zip(sums, parts, strict=True))
-      return sums, None
+      sums = [s + p.sum(-1) for s, p in zip(sums, parts, strict=True)]
+      return (first + size, *sums), None
 
-    zeros = (jnp.zeros(num, jnp.int32), jnp.zeros(num))
-    (hits, losses), _ = jax.lax.scan(score_batch, zeros, batches)
+    zeros = (
+      jnp.zeros((), jnp.int32),
+      jnp.zeros(num, jnp.int32),
+      jnp.zeros(num),
+    )
+    (_, hits, losses), _ = jax.lax.scan(score_batch, zeros, batches)
     count = batches.mask.sum()
     return Scores(hits, hits / count, losses / count)
 
@@ -151,7 +163,8 @@ def evaluate_chips(
   Args:
     key: of the run; chip s is fold_in(key, s).
     module: the net.
-    variables: its `params` and `batch_stats`.
+    variables: its `params` and `batch_stats`; `converters` where the device's
+      range is calibrated, from `calibrate_converters`.
     batches: test images.
     device: every chip's device.
     num_chips: S.
@@ -160,14 +173,16 @@ def evaluate_chips(
 
   Returns:
     float32 `[S]` accuracies.
+
+  Raises:
+    InputError: the device can't read the net.
   """
+  crossbar.check_readout(variables["params"], device)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_chips))
-  devices = jax.tree.map(
-    lambda x: jnp.full((num_chips,), x, jnp.float32), device
-  )
+  devices = crossbar.stack([device] * num_chips)
   scores = _score_chips(
     module,
-    {"params": variables["params"]},
+    _weights(variables),
     None,
     jax.tree.map(lambda x: x[None], variables["batch_stats"]),
     batches,
@@ -178,6 +193,60 @@ def evaluate_chips(
   )
   count = np.float32(np.sum(batches.mask))
   return np.asarray(scores.hits[:, 0]).astype(np.float32) / count
+
+
+def calibrate_converters(
+  module: nn.Module,
+  variables: dict,
+  images: chex.Array,
+  device: crossbar.Device,
+) -> dict:
+  """Returns `variables` with `converters`: the range of each layer's.
+
+  The defect-free net is read tile by tile; a layer's range is the greatest,
+  over its tiles, of `device.adc_percentile` of the magnitude of partial sums.
+  The hardware is designed so: all chips have the same ranges.
+
+  Args:
+    module: the net.
+    variables: its `params` and `batch_stats`.
+    images: uint8 `[B, H, W, C]` to calibrate on.
+    device: its tiles and how weights lie in them; effects are ignored.
+  """
+  ideal = dataclasses.replace(
+    crossbar.without_effects(device),
+    adc_bits=16,  # any: the tiles are read one by one, without the converters
+    adc_range="full_scale",
+  )
+  return {**variables, **_calibrate(module, variables, images, ideal)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _calibrate(module, variables, images, device):
+  net = crossbar.program(
+    jax.random.key(0), variables, device, module.weight_bits
+  )
+  flat = traverse_util.flatten_dict(net["crossbar"])
+  flat = {path: x for path, x in flat.items() if path[-1] != "converter"}
+  percentiles = {
+    (*path[:-1], "percentile"): jnp.float32(device.adc_percentile)
+    for path in flat
+  }
+  net = {
+    **net,
+    "crossbar": traverse_util.unflatten_dict(flat),
+    "converters": traverse_util.unflatten_dict(percentiles),
+  }
+  _, updated = module.apply(
+    net, module.encode(images), train=False, mutable=["converters"]
+  )
+  return updated
+
+
+def _weights(variables):
+  """What chips are programmed with."""
+  names = ("params", "converters")
+  return {name: variables[name] for name in names if name in variables}
 
 
 def ideal_accuracy(

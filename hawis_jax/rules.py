@@ -122,9 +122,6 @@ FIELDS = {
   "robustness.batch_norm": _one_of("fixed", "chip"),
   "robustness.calibration_images": _integers(2),
   "robustness.chips_per_step": _integers(0, 2**24),
-  "robustness.stuck_off": _numbers(0, 1),
-  "robustness.stuck_on": _numbers(0, 1),
-  "robustness.variation": _numbers(0, 10),
 }
 for _section in ("pretrain", "train", "train.counterparts"):
   for _name, _rule in _OPTIMIZER.items():

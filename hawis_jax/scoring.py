@@ -3,8 +3,7 @@
 Axes: P width vectors, S chips of all scenarios, N batches, B images, L layers.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-import dataclasses
+from collections.abc import Iterator, Sequence
 
 import chex
 import flax
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hawis_jax import config as config_lib
 from hawis_jax import crossbar
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import metrics as metrics_lib
@@ -91,23 +91,15 @@ def make_score(experiment: experiment_lib.Experiment):
   return score
 
 
-def scenario_devices(
-  base: crossbar.Device, scenarios: Sequence[Mapping], chips: int
+def chip_devices(
+  scenarios: Sequence[crossbar.Device], chips: int
 ) -> crossbar.Device:
   """Devices of all chips, scenario-major: every leaf float32 `[S]`."""
-  devices = [
-    dataclasses.replace(base, **scenario)
-    for scenario in scenarios
-    for _ in range(chips)
-  ]
-  return jax.tree.map(lambda *leaves: jnp.array(leaves, jnp.float32), *devices)
+  return crossbar.stack([d for d in scenarios for _ in range(chips)])
 
 
-def chip_keys(
-  key: chex.PRNGKey, devices: crossbar.Device, scenarios: int
-) -> chex.Array:
+def chip_keys(key: chex.PRNGKey, chips: int, scenarios: int) -> chex.Array:
   """One key a chip, `[S]`; chip i of every scenario has the same key."""
-  chips = devices.g_on.shape[0] // scenarios
   return jnp.tile(jax.random.split(key, chips), scenarios)
 
 
@@ -147,12 +139,10 @@ def score_vectors(
   """
   config = experiment.config.search
   num_scenarios = len(config.scenarios)
-  faulty = scenario_devices(
-    experiment.device, config.scenarios, config.finalist_chips
-  )
-  ideal = scenario_devices(experiment.device, [{}], 1)
-  devices = jax.tree.map(lambda *x: jnp.concatenate(x), faulty, ideal)
-  keys = jnp.append(chip_keys(key, faulty, num_scenarios), key)
+  *scenarios, ideal = config_lib.search_devices(experiment.config)
+  faulty = [d for d in scenarios for _ in range(config.finalist_chips)]
+  devices = crossbar.stack([*faulty, ideal])
+  keys = jnp.append(chip_keys(key, config.finalist_chips, num_scenarios), key)
   scorer = scorer.replace(
     images=experiment.evaluation(
       experiment.splits.validation, config.batch_size

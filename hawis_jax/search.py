@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 from hawis_jax import checkpoint
+from hawis_jax import config as config_lib
 from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
@@ -73,8 +74,8 @@ def run(
     policy=policy,
     optimizer=optimizer,
     score=scoring.make_score(experiment),
-    devices=scoring.scenario_devices(
-      experiment.device, config.scenarios, config.chips
+    devices=scoring.chip_devices(
+      config_lib.search_devices(experiment.config)[:-1], config.chips
     ),
   )
 
@@ -179,7 +180,7 @@ def search_step(
   scores = score(
     scorer,
     widths_lib.take(context.widths, choices.reshape(2 * num, -1)),
-    scoring.chip_keys(chip_key, devices, scenarios),
+    scoring.chip_keys(chip_key, config.chips, scenarios),
     devices,
   )
   mix = functools.partial(

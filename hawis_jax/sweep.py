@@ -4,11 +4,13 @@ All nets meet the same chips: chip s has the same key for every net, scenario
 and level.
 """
 
-import dataclasses
 import pathlib
+from typing import NamedTuple
 
+import ml_collections
 import numpy as np
 
+from hawis_jax import config as config_lib
 from hawis_jax import cost
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
@@ -16,10 +18,8 @@ from hawis_jax import files
 from hawis_jax import metrics as metrics_lib
 from hawis_jax import nets
 from hawis_jax import robustness
+from hawis_jax import scenarios
 from hawis_jax import train
-
-# Swept one at a time, everything else ideal; levels are in the config.
-SCENARIOS = ("stuck_off", "stuck_on", "variation")
 
 
 def run(
@@ -34,8 +34,8 @@ def run(
   config = experiment.config
   path = workdir / "robustness" / "result.json"
   result = files.read_json(path) if path.exists() else {"nets": {}}
-  todo = _todo(config)
-  done = [step for step in todo if _is_done(result, *step)]
+  todo = todo_list(config)
+  done = [step for step in todo if _is_done(result, step)]
   if len(done) == len(todo):
     return result
   progress = metrics.stage("robustness", total=len(todo), start=len(done))
@@ -51,39 +51,55 @@ def run(
       config.robustness.calibration_images,
     ).image
   loaded = None
-  for step, (net, scenario, level) in enumerate(todo, 1):
-    if (net, scenario, level) in done:
+  for number, step in enumerate(todo, 1):
+    if step in done:
       continue
-    if loaded != net:
-      module, variables = train.load(net, experiment, workdir)
-      loaded = net
-    if net not in result["nets"]:
-      result["nets"][net] = _describe(net, module, variables, experiment)
+    if loaded != step.net:
+      module, variables = train.load(step.net, experiment, workdir)
+      loaded = step.net
+    if step.net not in result["nets"]:
+      result["nets"][step.net] = _describe(
+        step.net, module, variables, experiment
+      )
       files.write_json(path, result)
-    if scenario is None:
-      progress.report(step, {"accuracy": result["nets"][net]["clean"]})
+    entry = result["nets"][step.net]
+    if step.level is None:
+      progress.report(number, {"accuracy": entry["clean"]})
       continue
-    entry = result["nets"][net]
+    device = step.level.device
+    if device.adc_bits and device.adc_range == "calibrated":
+      images = _calibration_images(experiment)
+      variables = robustness.calibrate_converters(
+        module, variables, images, device
+      )
     accuracy = robustness.evaluate_chips(
       experiment.key("robustness"),
       module,
       variables,
       batches,
-      dataclasses.replace(experiment.device, **{scenario: level}),
-      config.robustness.chips,
+      device,
+      config.robustness.chips if step.level.is_random else 1,
       calibration=calibration,
       chips_per_step=config.robustness.chips_per_step,
     )
-    entry["sweeps"].setdefault(scenario, []).append(
+    entry["sweeps"].setdefault(step.scenario, []).append(
       {
-        "level": level,
+        "level": step.level.value,
         **robustness.summarize(accuracy),
         "accuracy": accuracy.astype(np.float64).tolist(),
       }
     )
     files.write_json(path, result)
-    progress.report(step, {"accuracy": float(accuracy.mean())})
+    progress.report(number, {"accuracy": float(accuracy.mean())})
   return result
+
+
+def _calibration_images(experiment):
+  """One batch of training images, for ranges of converters."""
+  config = experiment.config.robustness
+  count = min(config.batch_size, config.calibration_images)
+  source = experiment.splits.train
+  return experiment.evaluation(source, count, count).image[0]
 
 
 def load_result(workdir: pathlib.Path) -> dict:
@@ -98,25 +114,40 @@ def load_result(workdir: pathlib.Path) -> dict:
   return files.read_json(path)
 
 
-def _todo(config):
-  """(net, scenario, level) of every measurement; float nets meet no chips."""
+class Step(NamedTuple):
+  """One measurement.
+
+  Attributes:
+    net: its name.
+    scenario: key of the scenario; None: without defects.
+    level: of the scenario.
+  """
+
+  net: str
+  scenario: str | None = None
+  level: scenarios.Level | None = None
+
+
+def todo_list(config: ml_collections.ConfigDict) -> list[Step]:
+  """Every measurement of the stage; float nets meet no chips."""
   steps = []
   for net in config.train.nets:
-    steps.append((net, None, None))
+    steps.append(Step(net))
     if nets.parse(net).kind != nets.FLOAT:
       steps += [
-        (net, scenario, level)
-        for scenario in SCENARIOS
-        for level in config.robustness[scenario]
+        Step(net, scenario.key, level)
+        for scenario in config_lib.sweeps(config)
+        for level in scenario.levels
       ]
   return steps
 
 
-def _is_done(result, net, scenario, level):
-  if scenario is None:
-    return net in result["nets"]
-  sweeps = result["nets"].get(net, {}).get("sweeps", {})
-  return any(entry["level"] == level for entry in sweeps.get(scenario, []))
+def _is_done(result, step):
+  entry = result["nets"].get(step.net)
+  if step.level is None or entry is None:
+    return entry is not None
+  levels = [e["level"] for e in entry["sweeps"].get(step.scenario, [])]
+  return step.level.value in levels
 
 
 _WEIGHT_BITS = {nets.BINARY: 1, nets.INT8: 8, nets.FLOAT: 32}

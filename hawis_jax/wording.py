@@ -175,21 +175,22 @@ def search_outcome(content: dict) -> str:
 
 def making(content: dict) -> dict[str, str]:
   """{part: how it was set} of the run."""
-  config = content["config"]
-  rows, columns = config["device.tile_shape"]
+  config, device = content["config"], content["device"]
+  rows, columns = device["tile_shape"]
   norm = {
     "fixed": "statistics of the defect-free net",
     "chip": "statistics recalibrated on every chip",
   }[config["robustness.batch_norm"]]
   parts = {
     "Device": (
-      f"G_on = {1e6 * config['device.g_on']:g} µS, G_off = "
-      f"{1e6 * config['device.g_off']:g} µS; arrays of {rows} x {columns} "
-      "cells; a weight is a differential pair of cells"
+      f"{config['device.preset']}: G_on = {1e6 * device['g_on']:g} µS, G_off = "
+      f"{1e6 * device['g_off']:g} µS; arrays of {rows} x {columns} cells; a "
+      f"weight is a differential pair of cells; {_periphery(device)}"
     ),
     "Chips": (
-      f"{span(content, 'chips')} a level, net and scenario; one kind of "
-      f"defect at a time, everything else ideal; batch normalisation: {norm}"
+      f"{chips(content)} a level, net and scenario, one without random "
+      "effects; everything that a scenario does not name is as above; batch "
+      f"normalisation: {norm}"
     ),
   }
   if content["search"]:
@@ -205,6 +206,21 @@ def making(content: dict) -> dict[str, str]:
   versions = ", ".join(" ".join(x) for x in content["versions"].items())
   parts["Versions"] = f"{versions} (when this report was made)"
   return parts
+
+
+def _periphery(device):
+  """Wires and converters that all chips have, in words."""
+  wires = "ideal wires"
+  if device["wire_resistance"] or device["load_resistance"]:
+    wires = (
+      f"wires of {device['wire_resistance']:g} Ω a cell, loads of "
+      f"{device['load_resistance']:g} Ω"
+    )
+  converters = "ideal converters"
+  if device["adc_bits"]:
+    kind = device["adc_range"].replace("_", "-")
+    converters = f"{device['adc_bits']}-bit converters, {kind} range"
+  return f"{wires}, {converters} where a scenario sets no other"
 
 
 def _training(content):
@@ -261,7 +277,7 @@ def last_validation(content: dict) -> str:
 
 def captions(content: dict) -> dict[str, str]:
   """{file: caption} of the figures."""
-  chips = span(content, "chips")
+  count = chips(content)
   shaded = "; shaded: from the least to the greatest choice of the search space"
   supernet = (
     " The super-net's loss is the sum over the width vectors of a step; up to "
@@ -269,7 +285,7 @@ def captions(content: dict) -> dict[str, str]:
   )
   return {
     "robustness.png": (
-      f"Test accuracy on defective chips, {chips} chips a level and net. Line: "
+      f"Test accuracy on defective chips, {count} chips a level and net. Line: "
       "mean; band: 95 % interval of the mean over chips; dashed: 5th "
       "percentile of the chips. Each defect has a vertical scale of its own."
     ),
@@ -293,18 +309,18 @@ def captions(content: dict) -> dict[str, str]:
   }
 
 
-def span(content: dict, column: str) -> str:
-  """Least to greatest value of a column over all sweeps; none: "no"."""
+def chips(content: dict) -> str:
+  """Least to greatest number of chips of a level with random effects."""
   values = [
     value
     for net in content["nets"].values()
     for sweep in net["sweeps"].values()
-    for value in sweep[column]
+    for value in sweep["chips"]
+    if value > 1
   ]
   if not values:
-    return "no"
-  ends = sorted({min(values), max(values)})
-  return " to ".join(f"{value:,}" for value in ends)
+    return "1"
+  return " to ".join(f"{v:,}" for v in sorted({min(values), max(values)}))
 
 
 def test_images(content: dict, count: int) -> str:

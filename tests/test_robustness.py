@@ -99,7 +99,7 @@ def test_candidates_of_a_supernet_share_the_chip(net):
   widths = jnp.array([_WIDTHS, [3, 5, 2, 8, 4, 7, 12], [1] * 7])
   norms = jax.tree.map(lambda x: jnp.stack([x] * 3), variables["batch_stats"])
   keys = jax.random.split(jax.random.key(1), 2)
-  devices = jax.tree.map(lambda x: jnp.full(2, x, jnp.float32), _DEVICE)
+  devices = crossbar.stack([_DEVICE] * 2)
   score = jax.jit(robustness.score_chips, static_argnums=0)
 
   def run(widths, norms):

@@ -30,8 +30,8 @@ def test_robust_score_is_the_formula(seed, scenarios, chips):
 
 def test_chips_are_scenario_major_and_shared_by_scenarios():
   scenarios = [dict(stuck_off=0.1), dict(variation=0.5, stuck_on=0.01), {}]
-  base = crossbar.Device(tile_shape=(16, 8))
-  devices = scoring.scenario_devices(base, scenarios, 4)
+  scenarios = [crossbar.Device(tile_shape=(16, 8), **s) for s in scenarios]
+  devices = scoring.chip_devices(scenarios, 4)
   assert devices.tile_shape == (16, 8)
   for field, values in (
     ("stuck_off", (0.1, 0, 0)),
@@ -40,7 +40,7 @@ def test_chips_are_scenario_major_and_shared_by_scenarios():
   ):
     np.testing.assert_allclose(getattr(devices, field), np.repeat(values, 4))
   keys = jax.random.key_data(
-    scoring.chip_keys(jax.random.key(3), devices, len(scenarios))
+    scoring.chip_keys(jax.random.key(3), 4, len(scenarios))
   ).reshape(3, 4, -1)
   np.testing.assert_array_equal(keys[0], keys[1])
   np.testing.assert_array_equal(keys[0], keys[2])

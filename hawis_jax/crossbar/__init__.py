@@ -1,19 +1,45 @@
-"""Crossbar physics: devices, tiles, defects, and the chips made of them."""
+"""Crossbar physics: devices, tiles, effects, wires, and the chips of them."""
 
+from hawis_jax.crossbar.chip import check_readout
 from hawis_jax.crossbar.chip import conductances
 from hawis_jax.crossbar.chip import effective_weights
+from hawis_jax.crossbar.chip import for_images
 from hawis_jax.crossbar.chip import program
 from hawis_jax.crossbar.devices import DEFECTS
 from hawis_jax.crossbar.devices import Device
-from hawis_jax.crossbar.devices import PRESETS
+from hawis_jax.crossbar.devices import EFFECTS
+from hawis_jax.crossbar.devices import from_json
+from hawis_jax.crossbar.devices import is_present
+from hawis_jax.crossbar.devices import needs_tiles
+from hawis_jax.crossbar.devices import SCENARIO_FIELDS
+from hawis_jax.crossbar.devices import stack
 from hawis_jax.crossbar.devices import validate
+from hawis_jax.crossbar.devices import with_fields
+from hawis_jax.crossbar.devices import without_defects
+from hawis_jax.crossbar.devices import without_effects
+from hawis_jax.crossbar.presets import preset
+from hawis_jax.crossbar.presets import PRESETS
+from hawis_jax.crossbar.wires import wire_transfer
 
 __all__ = (
   "DEFECTS",
+  "EFFECTS",
   "PRESETS",
+  "SCENARIO_FIELDS",
   "Device",
+  "check_readout",
   "conductances",
   "effective_weights",
+  "for_images",
+  "from_json",
+  "is_present",
+  "needs_tiles",
+  "preset",
   "program",
+  "stack",
   "validate",
+  "wire_transfer",
+  "with_fields",
+  "without_defects",
+  "without_effects",
 )

@@ -3,11 +3,24 @@
 A weight is an integer q in [-L, L] on a differential pair of cells, each with
 L + 1 levels from g_off to g_on: G+ is at level max(q, 0), G- at max(-q, 0). Of
 1 bit: L = 1 and +1 -> (g_on, g_off), -1 -> (g_off, g_on); of 8 bits: L = 127.
-Cells are ohmic and read-out is ideal here, so one effective weight
-L (G+ - G-) / (g_on - g_off) a pair represents the chip exactly.
+With `Device.cell_bits` = c, |q| is cut into slices of c bits, each a pair of
+cells of 2^c levels in tiles of its own.
 
-Axes: T tiles of all layers, R rows and C columns of a tile.
+Cells are ohmic and wires are linear, so between a weight and the current of its
+column all is one effective weight L (I+ - I-) / (V (g_on - g_off)). Where
+read-out is ideal too, one effective kernel a layer represents the chip exactly
+("fold"); converters, and noise drawn anew at every read, need its tiles one by
+one ("tiled", see `readout`).
+
+All is differentiable: a cell passes its weight's gradient as its conductance
+depends on the weight, the binarisers' straight-through gradients included; a
+stuck cell and a sliced weight get none.
+
+Axes: T tiles of all slices of all layers, R rows and C columns of a tile.
 """
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import chex
 from flax import traverse_util
@@ -15,11 +28,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hawis_jax import binary
 from hawis_jax import errors
 from hawis_jax import quantization
+from hawis_jax.crossbar import converters
 from hawis_jax.crossbar import defects
 from hawis_jax.crossbar import devices
+from hawis_jax.crossbar import readout
 from hawis_jax.crossbar import tiles
+from hawis_jax.crossbar import wires
+
+# Of a layer's key, for noise a read: beyond its tile rows, before its slices.
+_READS = 2**30 - 1
+# Arrays whose IR drop is solved at a time: 64 x 64 cells take 0.2 MB each.
+_WIRED_ARRAYS = 128
 
 
 def conductances(
@@ -27,6 +49,7 @@ def conductances(
   weights: chex.Array,
   device: devices.Device,
   bits: int = 1,
+  write: chex.Numeric = 0,
 ) -> tuple[chex.Array, chex.Array]:
   """Programs one layer into the tiles of one chip.
 
@@ -37,18 +60,85 @@ def conductances(
     bits: 1: the weights' signs count (both cells of an exact 0 are off, as
       those of padding); 2 to 8: their integers, as of
       `quantization` with the kernel's own maximum.
+    write: number of the programming, see `defects.cell_conductances`.
 
   Returns:
-    (g_pos, g_neg), each `[row_tiles, col_tiles, R, C]` [S]. Cells beyond the
-    matrix are programmed to g_off in both arrays.
+    (g_pos, g_neg), each `[row_tiles, col_tiles, R, C]` [S]; of weights that are
+    sliced, `[slices, row_tiles, col_tiles, R, C]`, least significant first.
+    Cells beyond the matrix are programmed to g_off in both arrays.
 
   Raises:
     InputError: other bits.
   """
   cut = _cut(weights, device, bits)
-  _, g = _program_tiles([key], [cut], device, bits)
-  g = g.reshape(*cut.shape[:2], *g.shape[1:])
-  return g[:, :, 0], g[:, :, 1]
+  _, g = _program_cells([key], [cut], device, bits, write)
+  g = g.reshape(*cut.shape[:3], *g.shape[1:])
+  if cut.shape[0] == 1:
+    g = g[0]
+  return g[..., 0, :, :], g[..., 1, :, :]
+
+
+class Cells(NamedTuple):
+  """A layer's cells, `[slices, row_tiles, col_tiles, 2, R, C]` each.
+
+  Axis 2: the positive and the negative array. Slices: see `Device.cell_bits`,
+  least significant first. Cells beyond the matrix are targeted at g_off.
+
+  Attributes:
+    targets: what is programmed [S].
+    conductances: what is there [S].
+    faults: int8, 1 stuck on, -1 stuck off, 0 healthy.
+    steps: of every cell, from g_off to g_on (a scalar).
+  """
+
+  targets: chex.Array
+  conductances: chex.Array
+  faults: chex.Array
+  steps: chex.Numeric
+
+
+def cells(
+  key: chex.PRNGKey,
+  variables: dict,
+  device: devices.Device,
+  bits: int = 1,
+  write: chex.Numeric = 0,
+  faults: Mapping[str, chex.Array] | None = None,
+) -> dict[str, Cells]:
+  """Returns the cells of the chip that `program` makes of the same arguments.
+
+  Args, as `program`.
+
+  Returns:
+    {"scope/layer": its cells}.
+
+  Raises:
+    InputError: other bits; faults that don't fit.
+  """
+  kernels = _kernels(variables["params"])
+  keys = [jax.random.fold_in(key, layer) for layer in range(len(kernels))]
+  names = ["/".join(path) for path in kernels]
+  cuts = [_cut(kernel, device, bits) for kernel in kernels.values()]
+  measured = None if faults is None else [faults.get(name) for name in names]
+  targets, g = _program_cells(keys, cuts, device, bits, write, measured)
+  states = defects.fault_states(_tile_keys(keys, cuts), g.shape[1:], device)
+  if measured is not None:
+    stuck = [
+      _fault_states(array, cut.shape)
+      for array, cut in zip(measured, cuts, strict=True)
+    ]
+    stuck = jnp.sign(jnp.concatenate(stuck)).astype(jnp.int8)
+    states = jnp.where(stuck == 0, states, stuck)
+  _, steps = _cell_slices(device, bits)
+  ends = np.cumsum([int(np.prod(cut.shape[:3])) for cut in cuts])[:-1]
+  parts = [jnp.split(array, ends) for array in (targets, g, states)]
+  return {
+    name: Cells(
+      *(part.reshape(*cut.shape[:3], *part.shape[1:]) for part in layer),
+      steps,
+    )
+    for name, cut, *layer in zip(names, cuts, *parts, strict=True)
+  }
 
 
 def effective_weights(
@@ -56,103 +146,341 @@ def effective_weights(
   weights: chex.Array,
   device: devices.Device,
   bits: int = 1,
+  write: chex.Numeric = 0,
 ) -> chex.Array:
   """Returns the weights that one chip multiplies by; ideal: the exact integers.
 
   Args, as `conductances`; the result has the shape of `weights`.
+
+  Raises:
+    InputError: other bits; or read-out is not linear, so that no weights say
+      what the chip does.
   """
-  (effective,) = _effective_weights([key], [weights], device, bits)
-  return effective
+  if devices.needs_tiles(device):
+    raise errors.InputError(
+      "effective weights: got a device with converters or noise a read, "
+      "allowed are adc_bits, read_noise and telegraph_noise of 0: with them "
+      "read-out is no linear map; use crossbar.program"
+    )
+  (layer,) = _layers([key], [weights], device, bits, write)
+  return _folded(layer, weights)
 
 
 def program(
-  key: chex.PRNGKey, variables: dict, device: devices.Device, bits: int = 1
+  key: chex.PRNGKey,
+  variables: dict,
+  device: devices.Device,
+  bits: int = 1,
+  write: chex.Numeric = 0,
+  faults: Mapping[str, chex.Array] | None = None,
 ) -> dict:
   """Programs every kernel of a net into one chip.
 
   Args:
     key: of one chip; consumed.
-    variables: of a network: `params` with its `kernel`s.
+    variables: of a network: `params` with its `kernel`s; `converters` where
+      `device.adc_range` is "calibrated".
     device: see `Device`.
     bits: of the network's weights, see `conductances`.
+    write: number of the programming, see `defects.cell_conductances`.
+    faults: of a measured chip, beside those drawn, {"scope/layer": int8
+      `[slices, row_tiles, col_tiles, 2, R, C]`}, at least the layer's tiles: 1
+      where a cell is stuck on, -1 where it is stuck off, else 0.
 
   Returns:
-    `variables` with a collection `crossbar` that holds each layer's effective
-    weights under the layer's path; `params` (hence scales and biases, which are
-    digital) are unchanged.
+    `variables` with a collection `crossbar` that holds under each layer's path
+    its effective kernel `weight`, or what `readout.read` needs; `params` (hence
+    scales and biases, which are digital) are unchanged. Noise a read also needs
+    `for_images`.
 
   Raises:
-    InputError: other bits: a float net can't be programmed.
+    InputError: other bits: a float net can't be programmed; a sense amplifier
+      for a column of several tiles; no calibrated range; faults that don't fit.
   """
-  flat = traverse_util.flatten_dict(variables["params"])
-  paths = sorted(path for path in flat if path[-1] == "kernel")
-  kernels = [flat[path] for path in paths]
-  keys = [jax.random.fold_in(key, layer) for layer in range(len(paths))]
-  effective = _effective_weights(keys, kernels, device, bits)
-  weights = {
-    (*path[:-1], "weight"): weight
-    for path, weight in zip(paths, effective, strict=True)
+  kernels = _kernels(variables["params"])
+  check_readout(kernels, device)
+  keys = [jax.random.fold_in(key, layer) for layer in range(len(kernels))]
+  names = ["/".join(path) for path in kernels]
+  layers = _layers(
+    keys,
+    list(kernels.values()),
+    device,
+    bits,
+    write,
+    None if faults is None else [faults.get(name) for name in names],
+  )
+  chip = {}
+  for path, layer_key, layer in zip(kernels, keys, layers, strict=True):
+    kernel = kernels[path]
+    if devices.needs_tiles(device):
+      converted = devices.is_present(device.adc_bits)
+      entries = _tiled(layer, kernel, one_read=not converted)
+      if converted:
+        entries["converter"] = _converter(path, variables, device, bits)
+      if bits > 1 and not device.analog_inputs:
+        entries["planes"] = jnp.asarray(readout.planes(bits), kernel.dtype)
+      if "variances" in entries:
+        entries["read_key"] = jax.random.fold_in(layer_key, _READS)
+    else:
+      entries = {"weight": _folded(layer, kernel)}
+    chip.update({(*path, name): value for name, value in entries.items()})
+  return {**variables, "crossbar": traverse_util.unflatten_dict(chip)}
+
+
+def for_images(variables: dict, images: chex.Array) -> dict:
+  """Gives a chip's noise a read its images: noise depends on chip and image.
+
+  Args:
+    variables: from `program`.
+    images: int `[B]`, numbers of the images of the batch to be read, whatever
+      batch they are in.
+
+  Returns:
+    `variables`, ready for that batch.
+  """
+  chip = traverse_util.flatten_dict(variables.get("crossbar", {}))
+  keys = {
+    (*path[:-1], "read_keys"): jax.vmap(jax.random.fold_in, (None, 0))(
+      key, images
+    )
+    for path, key in chip.items()
+    if path[-1] == "read_key"
   }
-  return {**variables, "crossbar": traverse_util.unflatten_dict(weights)}
+  if not keys:
+    return variables
+  return {**variables, "crossbar": traverse_util.unflatten_dict(chip | keys)}
+
+
+def check_readout(params: Mapping[Any, Any], device: devices.Device) -> None:
+  """Checks that a device can read all layers of a net.
+
+  Args:
+    params: of the network; or {path: kernel}.
+    device: see `Device`; nothing is checked if its converter is traced.
+
+  Raises:
+    InputError: a sense amplifier would read a part of a column.
+  """
+  if isinstance(device.adc_bits, jax.Array) or device.adc_bits != 1:
+    return
+  for path, kernel in _kernels(params).items():
+    rows, most = kernel.size // kernel.shape[-1], device.tile_shape[0]
+    if rows > most:
+      raise errors.InputError(
+        f"adc_bits: got 1, a sense amplifier, but a column of layer "
+        f"{'/'.join(path)} has {rows} rows; allowed are at most tile_shape[0] "
+        f"= {most}: signs of parts don't add up"
+      )
+
+
+def _kernels(params):
+  """{path of the layer: kernel}, sorted: a layer's place gives its key."""
+  if all(isinstance(path, tuple) for path in params):
+    return params
+  flat = traverse_util.flatten_dict(params)
+  return {
+    path[:-1]: flat[path] for path in sorted(flat) if path[-1] == "kernel"
+  }
+
+
+def _cell_slices(device, bits):
+  """(number of slices, steps of a cell from g_off to g_on)."""
+  if bits == 1:
+    return 1, 1
+  if not device.cell_bits:
+    return 1, quantization.largest(bits) + device.spare_level
+  return -(-(bits - 1) // device.cell_bits), 2**device.cell_bits - 1
+
+
+def _largest_digit(device, bits):
+  """Of one slice of a weight."""
+  slices, steps = _cell_slices(device, bits)
+  return steps if slices > 1 else quantization.largest(bits)
 
 
 def _cut(kernel, device, bits):
-  """Integers `[row_tiles, col_tiles, R, C]`; 0 where there is no weight."""
+  """Integers `[slices, row_tiles, col_tiles, R, C]`; 0 where no weight is."""
   if bits not in range(1, 9):
     raise errors.InputError(
       f"bits of a crossbar's weights: got {bits}, allowed are 1 to 8"
     )
   if bits == 1:
-    integers = jnp.sign(kernel)
+    integers = binary.binarize_weights(kernel, zero=0)
   else:
     step = quantization.scale(jnp.abs(kernel).max(), bits)
     integers = quantization.quantize(kernel, step, bits)
-  return tiles.split(tiles.kernel_to_matrix(integers), device.tile_shape)
+  matrix = tiles.kernel_to_matrix(integers)
+  matrix = matrix[None]
+  slices, steps = _cell_slices(device, bits)
+  if slices > 1:
+    place = (steps + 1.0) ** np.arange(slices).reshape(-1, 1, 1)
+    digit = jnp.floor(jnp.abs(matrix) / place) % (steps + 1)
+    matrix = jnp.sign(matrix) * digit
+  return jax.vmap(lambda x: tiles.split(x, device.tile_shape))(matrix)
 
 
-def _program_tiles(keys, cuts, device, bits):
+def _program_cells(keys, cuts, device, bits, write, faults=None):
   """Returns (targets, conductances) of all layers' cells, `[T, 2, R, C]`.
 
   All layers' tiles are drawn in one call: a draw a layer multiplies the compile
   time of a deep net.
   """
-  tile_keys = [
-    defects.tile_keys(key, cut.shape[:2])
-    for key, cut in zip(keys, cuts, strict=True)
-  ]
   integers = _stack(cuts)
-  levels = jnp.maximum(jnp.stack([integers, -integers], axis=1), 0)
-  targets = defects.target_conductances(
-    levels, quantization.largest(bits), device
+  # Not a maximum, for its gradient at 0: the positive cell's, as published.
+  positive = integers >= 0
+  levels = jnp.where(
+    jnp.stack([positive, ~positive], axis=1),
+    jnp.stack([integers, -integers], axis=1),
+    0,
   )
-  g = defects.cell_conductances(jnp.concatenate(tile_keys), targets, device)
+  _, steps = _cell_slices(device, bits)
+  targets = defects.target_conductances(levels, steps, device)
+  g = defects.cell_conductances(
+    _tile_keys(keys, cuts), targets, device, steps, write
+  )
+  if faults is not None:
+    states = [
+      _fault_states(states, cut.shape)
+      for states, cut in zip(faults, cuts, strict=True)
+    ]
+    states = jnp.concatenate(states)
+    g = jnp.where(states > 0, device.g_on, g)
+    g = jnp.where(states < 0, device.g_off, g)
   return targets, g
 
 
-def _effective_weights(keys, kernels, device, bits):
-  """Returns the effective weights of each layer, of the kernels' shapes."""
-  cuts = [_cut(kernel, device, bits) for kernel in kernels]
-  targets, g = _program_tiles(keys, cuts, device, bits)
-  weights = (g[:, 0] - g[:, 1]) / (device.g_on - device.g_off)
-  weights = weights * quantization.largest(bits)
-  # Pairs on target are their integers, which the division would round.
-  weights = jnp.where((g == targets).all(1), _stack(cuts), weights)
-  ends = np.cumsum([cut.shape[0] * cut.shape[1] for cut in cuts])[:-1]
-  return [
-    _join(layer.reshape(cut.shape), kernel)
-    for layer, cut, kernel in zip(
-      jnp.split(weights, ends), cuts, kernels, strict=True
-    )
+def _tile_keys(keys, cuts):
+  """Of all layers' tiles, `[T]`."""
+  tile_keys = [
+    defects.tile_keys(key, cut.shape[1:3], cell_slice)
+    for key, cut in zip(keys, cuts, strict=True)
+    for cell_slice in range(cut.shape[0])
   ]
+  return jnp.concatenate(tile_keys)
+
+
+def _fault_states(states, cut):
+  """A layer's measured faults, `[tiles, 2, R, C]`; None: none.
+
+  A wider net's map serves a narrower one: its cells are the first ones.
+  """
+  slices, row_tiles, col_tiles, *cells = cut
+  needed = (slices, row_tiles, col_tiles, 2, *cells)
+  if states is None:
+    return jnp.zeros((slices * row_tiles * col_tiles, 2, *cells), jnp.int8)
+  fits = len(states.shape) == 6 and states.shape[3:] == needed[3:]
+  if not fits or any(a < b for a, b in zip(states.shape, needed, strict=True)):
+    raise errors.InputError(
+      f"faults: got an array of shape {tuple(states.shape)}, needed is at "
+      f"least {needed} (slices, row tiles, column tiles, 2, rows, columns)"
+    )
+  states = jnp.asarray(states)[:slices, :row_tiles, :col_tiles]
+  return states.reshape(-1, 2, *cells)
+
+
+def _layers(keys, kernels, device, bits, write, faults=None):
+  """A dict a layer of what its cells amount to.
+
+  `weights` and, with noise a read, its `variances`: in units of a digit of 1,
+  `[slices, row_tiles, R, C_out]`; `place`: value of a digit, `[slices]`.
+  """
+  cuts = [_cut(kernel, device, bits) for kernel in kernels]
+  targets, g = _program_cells(keys, cuts, device, bits, write, faults)
+  slices, steps = _cell_slices(device, bits)
+  unit = steps / (device.g_on - device.g_off)
+  place = (steps + 1.0) ** np.arange(slices)
+  if any(
+    map(devices.is_present, (device.wire_resistance, device.load_resistance))
+  ):
+    current = wires.wire_transfer(g, device, _WIRED_ARRAYS)
+    weights = (current[:, 0] - current[:, 1]) * unit
+  else:
+    current = g
+    weights = (g[:, 0] - g[:, 1]) * unit
+    # Pairs on target are their integers, which the product would round.
+    weights = jnp.where((g == targets).all(1), _stack(cuts), weights)
+  found = {"weights": weights}
+  if devices.is_present(device.read_noise):
+    std = defects.read_noise_std(current, device.read_voltage, device)
+    std = std * (unit * device.read_noise)
+    found["variances"] = jnp.square(std).sum(1)
+  if devices.is_present(device.telegraph_noise):
+    # Half the time a cell is one step up: mean 1/2, variance 1/4.
+    step = defects.telegraph_step(g, device) * (unit * device.telegraph_noise)
+    found["weights"] += 0.5 * (step[:, 0] - step[:, 1])
+    variances = 0.25 * jnp.square(step).sum(1)
+    found["variances"] = found.get("variances", 0) + variances
+  ends = np.cumsum([int(np.prod(cut.shape[:3])) for cut in cuts])[:-1]
+  parts = {name: jnp.split(array, ends) for name, array in found.items()}
+  return [
+    {
+      "place": jnp.asarray(place, kernel.dtype),
+      **{
+        name: _join_columns(parts[name][layer].reshape(cut.shape), kernel)
+        for name in parts
+      },
+    }
+    for layer, (cut, kernel) in enumerate(zip(cuts, kernels, strict=True))
+  ]
+
+
+def _folded(layer, kernel):
+  """The effective kernel: slices by their significance."""
+  weights = layer["weights"]
+  place = layer["place"].reshape(-1, 1, 1, 1)
+  matrix = (weights * place).sum(0) if len(weights) > 1 else weights
+  matrix = matrix.reshape(-1, kernel.shape[-1])
+  matrix = matrix[: kernel.size // kernel.shape[-1]]
+  return tiles.matrix_to_kernel(matrix, kernel.shape).astype(kernel.dtype)
+
+
+def _tiled(layer, kernel, one_read):
+  """What `readout.read` needs of a layer, but for its converter and keys.
+
+  With `one_read` all row tiles are read at once: without converters their
+  currents, and the variances of their noise, just add up.
+  """
+  place = layer["place"]
+  names = [name for name in ("weights", "variances") if name in layer]
+  if one_read:
+    layer = {
+      name: layer[name].reshape(len(place), 1, -1, kernel.shape[-1])
+      for name in names
+    }
+  row_tiles = layer["weights"].shape[1]
+  read = {"factors": jnp.repeat(place, row_tiles)}
+  for name in names:
+    kernels, starts = readout.read_kernels(layer[name], kernel.shape)
+    read[{"weights": "kernels"}.get(name, name)] = kernels
+  read = {name: value.astype(kernel.dtype) for name, value in read.items()}
+  return {**read, "starts": jnp.asarray(starts)}
+
+
+def _converter(path, variables, device, bits):
+  """The converter of a layer's tiles."""
+  if device.adc_range == "calibrated":
+    ranges = variables.get("converters", {})
+    for scope in path:
+      ranges = ranges.get(scope, {})
+    if "range" not in ranges:
+      raise errors.InputError(
+        f"adc_range: got 'calibrated', but layer {'/'.join(path)} has no "
+        "range; use robustness.calibrate_converters, or 'full_scale'"
+      )
+    return converters.calibrated(device.adc_bits, ranges["range"])
+  most = device.tile_shape[0] * _largest_digit(device, bits)
+  if device.analog_inputs:
+    most *= quantization.largest(bits)
+  return converters.full_scale(device.adc_bits, most)
 
 
 def _stack(cuts):
   """All layers' tiles, `[T, R, C]`."""
-  return jnp.concatenate([cut.reshape(-1, *cut.shape[2:]) for cut in cuts])
+  return jnp.concatenate([cut.reshape(-1, *cut.shape[3:]) for cut in cuts])
 
 
-def _join(cut, kernel):
-  """`[row_tiles, col_tiles, R, C]` -> the shape and type of `kernel`."""
-  columns = kernel.shape[-1]
-  matrix = tiles.join(cut, (kernel.size // columns, columns))
-  return tiles.matrix_to_kernel(matrix, kernel.shape).astype(kernel.dtype)
+def _join_columns(cut, kernel):
+  """`[slices, row_tiles, col_tiles, R, C]` -> `[..., row_tiles, R, C_out]`."""
+  slices, row_tiles, _, rows, _ = cut.shape
+  joined = cut.transpose(0, 1, 3, 2, 4).reshape(slices, row_tiles, rows, -1)
+  return joined[..., : kernel.shape[-1]]

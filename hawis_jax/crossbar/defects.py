@@ -1,11 +1,19 @@
-"""Defects of cells: one tile's random draws, and what they do to conductances.
+"""Effects on cells: what random draws do to conductances, and the draws.
 
-Draws are a function of (layer's key, tile row, tile column) alone, each
-effect on a stream of its own. So nets of different widths on one chip share the
-defects of the cells they share, and nothing depends on batching or devices.
+Every effect is a pure function of conductances, draws and parameters;
+`cell_conductances` applies those that are present in this order:
 
-Axes: T tiles, 2 = (positive, negative) array of the differential pair, R rows
-and C columns of a tile.
+  target -> write error -> lognormal and Gaussian variation -> drift
+         -> legacy noise -> stuck cells -> dead lines
+
+With `Device.stuck_cells_vary`, cells are stuck right after the target instead,
+as in the published code. Draws are a function of (layer's key, slice, tile row,
+tile column) alone, each effect on a stream of its own. So nets of different
+widths on one chip share the defects of the cells they share, and nothing
+depends on batching or devices.
+
+Axes: T tiles of all layers, 2 = (positive, negative) array of the differential
+pair, R rows and C columns of a tile.
 """
 
 import chex
@@ -15,66 +23,306 @@ import jax.numpy as jnp
 from hawis_jax.crossbar import devices
 
 # Key stream of each effect: never renumber, chips would change.
-_FAULT, _VARIATION = 0, 1
+_FAULT, _VARIATION, _GAUSSIAN, _DRIFT, _ROWS, _COLUMNS, _LEGACY, _WRITE = range(
+  8
+)
+# Slices of a weight after the first have layer keys of their own: these, far
+# beyond any tile row.
+_SLICES = 2**30
+
+BOLTZMANN = 1.380649e-23  # [J / K]
+ELEMENTARY_CHARGE = 1.602176634e-19  # [C]
+_LEGACY_CONSTANTS = (1.38e-23, 1.6e-19)  # the published code's
 
 
-def tile_keys(layer_key: chex.PRNGKey, grid: tuple[int, int]) -> chex.Array:
+def tile_keys(
+  layer_key: chex.PRNGKey, grid: tuple[int, int], cell_slice: int = 0
+) -> chex.Array:
   """Returns one key a tile, `[row_tiles * col_tiles]`, row-major.
 
   Args:
     layer_key: of one layer of one chip; consumed.
     grid: (row tiles, column tiles). A tile's key does not depend on it.
+    cell_slice: of the weights, see `Device.cell_bits`.
   """
+  if cell_slice:
+    layer_key = jax.random.fold_in(layer_key, _SLICES + cell_slice)
   rows, columns = jnp.indices(grid).reshape(2, -1)
   by_row = jax.vmap(jax.random.fold_in, (None, 0))(layer_key, rows)
   return jax.vmap(jax.random.fold_in)(by_row, columns)
 
 
 def target_conductances(
-  levels: chex.Array, top: int, device: devices.Device
+  levels: chex.Array, steps: int, device: devices.Device
 ) -> chex.Array:
   """Returns what cells are programmed to: evenly spaced from g_off to g_on.
 
   Args:
-    levels: 0 (exactly g_off) to `top` (exactly g_on), any shape.
-    top: the highest level.
+    levels: 0 (exactly g_off) to `steps` (exactly g_on), any shape.
+    steps: from g_off to g_on.
     device: parameters; may be traced.
 
   Returns:
     Conductances [S].
   """
-  step = (device.g_on - device.g_off) / top
+  step = (device.g_on - device.g_off) / steps
   # Sum first: were it a product plus g_off, compilers might fuse the two and
   # round differently from one program to the next.
   between = (levels + device.g_off / step) * step
-  g = jnp.where(levels == top, device.g_on, between)
-  return jnp.where(levels == 0, device.g_off, g)
+  g = jnp.where(levels == steps, device.g_on, between)
+  g = jnp.where(levels == 0, device.g_off, g)
+  slope = between - jax.lax.stop_gradient(between)
+  return jax.lax.stop_gradient(g) + slope
+
+
+def write_error(
+  g: chex.Array, normal: chex.Array, device: devices.Device
+) -> chex.Array:
+  """max(G + level sigma(G) n, 0), sigma a measured polynomial.
+
+  Args:
+    g: targets [S].
+    normal: n ~ N(0, 1), of g's shape.
+    device: `write_error`, `write_sigma`.
+  """
+  micro = g * 1e6
+  sigma = jnp.zeros_like(micro)
+  for coefficient in reversed(device.write_sigma):
+    sigma = sigma * micro + coefficient
+  error = device.write_error * 1e-6 * jnp.maximum(sigma, 0) * normal
+  return jnp.maximum(g + error, 0)
+
+
+def lognormal_variation(
+  g: chex.Array, normal: chex.Array, gamma: chex.Numeric
+) -> chex.Array:
+  """G exp(-gamma n), n ~ N(0, 1)."""
+  return g * jnp.exp(-gamma * normal)
+
+
+def gaussian_variation(
+  g: chex.Array, normal: chex.Array, sigma: chex.Numeric
+) -> chex.Array:
+  """max(G (1 + s n), 0), n ~ N(0, 1)."""
+  return g * jnp.maximum(1 + sigma * normal, 0)
+
+
+def drift(
+  g: chex.Array, normal: chex.Array, device: devices.Device
+) -> chex.Array:
+  """G (t / t_0)^-nu with nu = max(mu + sigma n, 0); G itself up to t_0.
+
+  Args:
+    g: conductances at t_0 [S].
+    normal: n ~ N(0, 1), of g's shape.
+    device: `drift_time`, `drift_start`, `drift_mean`, `drift_std`.
+  """
+  log_share = jnp.log(jnp.maximum(g / device.g_on, 1e-9))
+
+  def clipped_line(a, b, low, high):
+    return jnp.clip(a * log_share + b, low, high)
+
+  mean = clipped_line(*device.drift_mean)
+  exponent = jnp.maximum(mean + clipped_line(*device.drift_std) * normal, 0)
+  periods = jnp.maximum(device.drift_time / device.drift_start, 1)
+  return g * jnp.exp(-exponent * jnp.log(periods))
+
+
+def stick(
+  g: chex.Array,
+  uniform: chex.Array,
+  stuck_on: chex.Numeric,
+  stuck_off: chex.Numeric,
+  device: devices.Device,
+) -> chex.Array:
+  """Stuck cells sit at g_on where u < stuck_on, g_off where u >= 1 - stuck_off.
+
+  Args:
+    g: conductances [S].
+    uniform: u in [0, 1), of g's shape: one draw decides both faults.
+    stuck_on: rate.
+    stuck_off: rate.
+    device: `g_on`, `g_off`.
+  """
+  is_on, is_off = _is_stuck(uniform, stuck_on, stuck_off)
+  g = jnp.where(is_on, device.g_on, g)
+  return jnp.where(is_off, device.g_off, g)
+
+
+def fault_states(
+  keys: chex.Array, shape: tuple[int, ...], device: devices.Device
+) -> chex.Array:
+  """Says which cells `cell_conductances` sticks.
+
+  Args:
+    keys: `[T]`, the same.
+    shape: of a tile's pair of arrays, (2, R, C).
+    device: `stuck_on`, `stuck_off`; may be traced.
+
+  Returns:
+    int8 `[T, 2, R, C]`: 1 stuck on, -1 stuck off, 0 healthy.
+  """
+  rates = _stuck_rates(device)
+  if rates is None:
+    return jnp.zeros((len(keys), *shape), jnp.int8)
+
+  def one_tile(key):
+    is_on, is_off = _is_stuck(_fault_draw(key, shape), *rates)
+    return jnp.where(is_off, -1, jnp.where(is_on, 1, 0)).astype(jnp.int8)
+
+  return jax.vmap(one_tile)(keys)
+
+
+def _fault_draw(tile_key, shape):
+  return jax.random.uniform(jax.random.fold_in(tile_key, _FAULT), shape)
+
+
+def _stuck_rates(device):
+  """(on, off); None where neither fault is present."""
+  rates = device.stuck_on, device.stuck_off
+  if not any(map(devices.is_present, rates)):
+    return None
+  return tuple(0 if p is None else p for p in rates)
+
+
+def _is_stuck(uniform, stuck_on, stuck_off):
+  """(on, off): where both, as for rates that add up to 1, off holds."""
+  return uniform < stuck_on, uniform >= 1 - stuck_off
+
+
+def read_noise_std(
+  g: chex.Array,
+  voltage: chex.Numeric,
+  device: devices.Device,
+  constants: tuple[float, float] = (BOLTZMANN, ELEMENTARY_CHARGE),
+) -> chex.Array:
+  """Thermal and shot noise of a conductance [S]: sqrt(G df (4kT + 2qV)) / V.
+
+  Args:
+    g: conductances [S].
+    voltage: of the read [V].
+    device: `bandwidth`, `temperature`.
+    constants: (k [J / K], q [C]).
+  """
+  k, q = constants
+  density = 4 * k * device.temperature + 2 * q * voltage
+  return jnp.sqrt(g * device.bandwidth * density) / voltage
+
+
+def telegraph_step(g: chex.Array, device: devices.Device) -> chex.Array:
+  """Returns dG = G (b G + a) / (G - b G - a) [S] where G > 2 a; below, 0.
+
+  The formula of Ielmini et al. has a pole at a; below 2 a it is not used.
+
+  Args:
+    g: conductances [S].
+    device: `telegraph` = (a, b).
+  """
+  a, b = device.telegraph
+  valid = g > 2 * a
+  safe = jnp.where(valid, g, 1.0)
+  step = safe * ((b * safe + a) / (safe - b * safe - a))
+  return jnp.where(valid, step, 0)
+
+
+def legacy_noise(
+  g: chex.Array,
+  normal: chex.Array,
+  uniform: chex.Array,
+  voltage: chex.Numeric,
+  step: chex.Numeric,
+  device: devices.Device,
+) -> chex.Array:
+  """The published test's noise, oddities included: for comparison only.
+
+  G + sqrt(read noise^2 + (step / 3)^2) n, plus dG where u < 1/2. Of a binary
+  net the step is the whole range, so that a quarter of the cells become
+  negative; dG is not kept from its pole. Where V is 0, no normal noise.
+
+  Args:
+    g: conductances [S].
+    normal: n ~ N(0, 1), of g's shape.
+    uniform: u in [0, 1), of g's shape.
+    voltage: V of the read [V].
+    step: conductance of one step of the weights [S].
+    device: constants of both noises.
+  """
+  there = voltage > 0
+  safe = jnp.where(there, voltage, 1.0)
+  thermal = read_noise_std(g, safe, device, _LEGACY_CONSTANTS)
+  std = jnp.where(there, jnp.sqrt(thermal**2 + (step / 3) ** 2), 0)
+  a, b = device.telegraph
+  telegraph = g * ((b * g + a) / (g - b * g - a))
+  return g + std * normal + jnp.where(uniform < 0.5, telegraph, 0)
 
 
 def cell_conductances(
-  keys: chex.Array, targets: chex.Array, device: devices.Device
+  keys: chex.Array,
+  targets: chex.Array,
+  device: devices.Device,
+  steps: int = 1,
+  write: chex.Numeric = 0,
 ) -> chex.Array:
   """Draws the cells of some tiles and returns their conductances.
-
-  Order: programmed target, lognormal variation of healthy cells, then faults: a
-  stuck cell sits at exactly g_on or g_off.
 
   Args:
     keys: `[T]`, from `tile_keys`.
     targets: `[T, 2, R, C]` [S], from `target_conductances`.
     device: parameters; may be traced.
+    steps: from g_off to g_on.
+    write: number of the programming: another one has the same chip's defects,
+      and write errors of its own.
 
   Returns:
     Conductances `[T, 2, R, C]` [S].
   """
+  return jax.vmap(_tile_conductances, (0, 0, None, None, None))(
+    keys, targets, device, steps, write
+  )
 
-  def draw(key):
-    shape = targets.shape[1:]
-    fault = jax.random.uniform(jax.random.fold_in(key, _FAULT), shape)
-    theta = jax.random.normal(jax.random.fold_in(key, _VARIATION), shape)
-    return fault, theta
 
-  fault, theta = jax.vmap(draw)(keys)
-  g = targets * jnp.exp(-device.variation * theta)
-  g = jnp.where(fault < device.stuck_on, device.g_on, g)
-  return jnp.where(fault >= 1 - device.stuck_off, device.g_off, g)
+def _tile_conductances(key, g, device, steps, write):
+  """One tile, `[2, R, C]`."""
+
+  def stream(effect):
+    return jax.random.fold_in(key, effect)
+
+  def normal(effect):
+    return jax.random.normal(stream(effect), g.shape)
+
+  def stuck(g):
+    rates = _stuck_rates(device)
+    if rates is None:
+      return g
+    return stick(g, _fault_draw(key, g.shape), *rates, device)
+
+  if device.stuck_cells_vary:
+    g = stuck(g)
+  if devices.is_present(device.write_error):
+    written = jax.random.fold_in(stream(_WRITE), write)
+    g = write_error(g, jax.random.normal(written, g.shape), device)
+  if devices.is_present(device.variation):
+    g = lognormal_variation(g, normal(_VARIATION), device.variation)
+  if devices.is_present(device.gaussian_variation):
+    g = gaussian_variation(g, normal(_GAUSSIAN), device.gaussian_variation)
+  if devices.is_present(device.drift_time):
+    g = drift(g, normal(_DRIFT), device)
+  if devices.is_present(device.legacy_noise):
+    uniform = jax.random.uniform(jax.random.split(stream(_LEGACY))[1], g.shape)
+    step = (device.g_on - device.g_off) / steps
+    noisy = legacy_noise(
+      g, normal(_LEGACY), uniform, device.read_voltage, step, device
+    )
+    g = g + device.legacy_noise * (noisy - g)
+  if not device.stuck_cells_vary:
+    g = stuck(g)
+  for effect, level, axis in (
+    (_ROWS, device.dead_rows, 2),
+    (_COLUMNS, device.dead_columns, 1),
+  ):
+    if devices.is_present(level):
+      lines = list(g.shape)
+      lines[axis] = 1
+      dead = jax.random.uniform(stream(effect), lines) < level
+      g = jnp.where(dead, 0, g)
+  return g

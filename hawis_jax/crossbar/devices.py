@@ -1,29 +1,91 @@
-"""The ReRAM device: conductances, tile, and rates of its defects."""
+"""The memory device and the crossbar around it: parameters, checks, files.
 
+An effect has a *level*, one number; at level 0 it is absent and costs nothing.
+What else its formula needs are constants. docs/crossbar.md has the formulas and
+their order.
+
+Axes: S chips, R rows and C columns of a tile.
+"""
+
+from collections.abc import Mapping, Sequence
 import dataclasses
+import difflib
+import json
 import math
+import os
+import pathlib
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from hawis_jax import errors
 
+ADC_RANGES = ("full_scale", "calibrated")
 
-@jax.tree_util.register_dataclass
+
+def _static(default):
+  return dataclasses.field(default=default, metadata=dict(static=True))
+
+
 @dataclasses.dataclass(frozen=True)
 class Device:
   """A ReRAM device and the crossbar tile it sits in; SI units.
 
-  All fields but `tile_shape` may be traced arrays, so that a sweep over levels
-  compiles once. Chip scope: drawn once a chip, at fabrication.
+  Levels and most constants may be traced arrays, so that a sweep over levels
+  compiles once; the rest is marked static below. An effect whose level is 0 or
+  None is absent.
 
   Attributes:
     g_on: conductance of the low-resistance state [S].
     g_off: conductance of the high-resistance state [S].
+    read_voltage: of an input bit 1 [V]; 0 V is bit 0.
+    tile_shape: (rows, columns) of one array.
+    cell_bits: of a weight of several bits that one cell holds; its slices lie
+      in arrays of their own. 0: one analog cell holds all of them.
+    spare_level: an analog cell has a level more than the largest weight needs,
+      as in the published 8-bit mapping, whose 127 is 127/128 of the range.
+    analog_inputs: inputs of several bits are voltages of a DAC, one read, as in
+      the published code; else bits of `read_voltage`, a read a bit.
     stuck_on: share of cells stuck at `g_on` (chip scope).
     stuck_off: share of cells stuck at `g_off` (chip scope).
+    stuck_cells_vary: stuck cells have variation and drift too, as in the
+      published code; else they sit at exactly `g_on` or `g_off`.
+    dead_rows: share of word lines that carry no current (chip scope).
+    dead_columns: share of bit lines that carry no current (chip scope).
     variation: gamma, sigma of the lognormal device-to-device variation
       G exp(-theta), theta ~ N(0, gamma^2) (chip scope).
-    tile_shape: (rows, columns) of one array.
+    gaussian_variation: s of the variation max(G (1 + s n), 0), n ~ N(0, 1)
+      (chip scope).
+    write_error: programming error max(G + level sigma(G) n, 0), n ~ N(0, 1)
+      (write scope); 1: as measured.
+    write_sigma: (c_0, c_1, ...) of sigma(G) = max(c_0 + c_1 G + ..., 0), both
+      in microsiemens, as measurements are published.
+    write_range: (least, greatest) target conductance that `write_sigma` was
+      measured for [S].
+    drift_time: t, since programming [s] (chip scope): G (t / t_0)^-nu with
+      nu ~ max(N(mu, sigma^2), 0); no drift up to t_0.
+    drift_start: t_0 [s].
+    drift_mean: (a, b, low, high) of mu = clip(a ln(G / g_on) + b, low, high).
+    drift_std: the same of sigma.
+    read_noise: thermal and shot noise (read scope), of variance
+      G df (4 k T + 2 q V) / V^2 of a conductance; a factor of its standard
+      deviation, 1: as in physics.
+    bandwidth: df [Hz].
+    temperature: T [K].
+    telegraph_noise: random telegraph noise (read scope): with probability 1/2
+      a cell has G + level dG, dG = G (b G + a) / (G - b G - a), where G > 2 a.
+    telegraph: its (a [S], b).
+    legacy_noise: the published test's noise, for comparison only (see
+      `defects.legacy_noise`; chip scope here); 1: as published.
+    wire_resistance: of a wire from cell to cell [ohm] (see `wires`).
+    load_resistance: of a line's driver and of its sensing end [ohm].
+    adc_bits: of the converter that reads a tile's column; 1: a sense
+      amplifier; 0: ideal.
+    adc_range: "full_scale": all rows of a tile at the largest weight; or
+      "calibrated" from data (see `robustness.calibrate_converters`).
+    adc_percentile: of the magnitude of a layer's partial sums that the
+      calibrated range covers.
   """
 
   g_on: float = 3.33e-4
@@ -31,56 +93,315 @@ class Device:
   stuck_on: float = 0.0
   stuck_off: float = 0.0
   variation: float = 0.0
-  tile_shape: tuple[int, int] = dataclasses.field(
-    default=(64, 64), metadata=dict(static=True)
+  tile_shape: tuple[int, int] = _static((64, 64))
+  read_voltage: float = 3.3
+  cell_bits: int = _static(0)
+  spare_level: bool = _static(False)
+  analog_inputs: bool = _static(False)
+  stuck_cells_vary: bool = _static(False)
+  dead_rows: float = 0.0
+  dead_columns: float = 0.0
+  gaussian_variation: float = 0.0
+  write_error: float = 0.0
+  write_sigma: tuple[float, ...] = (0.0,)
+  write_range: tuple[float, float] = _static((0.0, 1.0))
+  drift_time: float = 0.0
+  drift_start: float = 20.0
+  drift_mean: tuple[float, float, float, float] = (0.0, 0.1, 0.1, 0.1)
+  drift_std: tuple[float, float, float, float] = (0.0, 0.05, 0.05, 0.05)
+  read_noise: float = 0.0
+  bandwidth: float = 1e7
+  temperature: float = 300.0
+  telegraph_noise: float = 0.0
+  telegraph: tuple[float, float] = (1.662e-7, 0.0015)
+  legacy_noise: float = 0.0
+  wire_resistance: float = 0.0
+  load_resistance: float = 0.0
+  adc_bits: int = 0
+  adc_range: str = _static("full_scale")
+  adc_percentile: float = _static(99.9)
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Device))
+_STATIC = tuple(
+  f.name for f in dataclasses.fields(Device) if f.metadata.get("static")
+)
+_LEAVES = tuple(name for name in _FIELDS if name not in _STATIC)
+
+# Levels of random effects; 0 is ideal.
+DEFECTS = (
+  "stuck_on",
+  "stuck_off",
+  "dead_rows",
+  "dead_columns",
+  "variation",
+  "gaussian_variation",
+  "write_error",
+  "drift_time",
+  "read_noise",
+  "telegraph_noise",
+  "legacy_noise",
+)
+# Levels of all effects.
+EFFECTS = (*DEFECTS, "wire_resistance", "load_resistance", "adc_bits")
+# What a scenario may set: numbers and words, of which each chip has one.
+SCENARIO_FIELDS = tuple(
+  field.name
+  for field in dataclasses.fields(Device)
+  if not isinstance(field.default, tuple)
+)
+
+
+def is_present(level: Any) -> bool:
+  """Whether an effect may do anything: False where its level is known as 0."""
+  if level is None:
+    return False
+  return not (isinstance(level, int | float) and level == 0)
+
+
+def _flatten(device):
+  """An absent effect's level becomes None, which is structure, not a leaf.
+
+  So a function that takes a device as an argument compiles what is present.
+  """
+  leaves = [
+    getattr(device, name)
+    if name not in EFFECTS or is_present(getattr(device, name))
+    else None
+    for name in _LEAVES
+  ]
+  return leaves, tuple(getattr(device, name) for name in _STATIC)
+
+
+def _unflatten(static, leaves):
+  return Device(
+    **dict(zip(_LEAVES, leaves, strict=True)),
+    **dict(zip(_STATIC, static, strict=True)),
   )
 
 
-# Fields that describe defects; 0 is ideal.
-DEFECTS = ("stuck_on", "stuck_off", "variation")
+jax.tree_util.register_pytree_node(Device, _flatten, _unflatten)
 
-# Conductances and array: the published HAWIS tolerance test. Fault rates: its
-# defaults, measured on a 4-Mb HfO2 chip.
-PRESETS = {
-  "hawis_published": Device(stuck_on=0.0175, stuck_off=0.0904),
+
+def without_defects(device: Device) -> Device:
+  """`device` with all random effects at level 0; its wires and converters."""
+  return dataclasses.replace(device, **dict.fromkeys(DEFECTS, 0.0))
+
+
+def without_effects(device: Device) -> Device:
+  """`device` with all effects at level 0: ideal wires and converters too."""
+  return dataclasses.replace(device, **dict.fromkeys(EFFECTS, 0.0))
+
+
+def stack(devices: Sequence[Device]) -> Device:
+  """Devices of several chips as one: every leaf float32 `[S]`.
+
+  An effect that is absent everywhere is None; where some have it, the others
+  have it at level 0.
+
+  Raises:
+    InputError: they differ in a static field.
+  """
+  there = [
+    field
+    for field in EFFECTS
+    if any(is_present(getattr(device, field)) for device in devices)
+  ]
+  for field in _STATIC:
+    values = {getattr(device, field) for device in devices}
+    if len(values) > 1:
+      got = ", ".join(sorted(map(str, values)))
+      raise errors.InputError(
+        f"{field} of chips scored together: got {got}, allowed is one"
+      )
+  levels = {
+    field: jnp.array([getattr(d, field) or 0 for d in devices], jnp.float32)
+    for field in there
+  }
+  constants = jax.tree.map(
+    lambda *leaves: jnp.array(leaves, jnp.float32),
+    *(without_effects(device) for device in devices),
+  )
+  return dataclasses.replace(constants, **levels)
+
+
+def needs_tiles(device: Device) -> bool:
+  """Whether read-out is not one linear map: converters, or noise a read."""
+  levels = (device.adc_bits, device.read_noise, device.telegraph_noise)
+  return any(map(is_present, levels))
+
+
+# (low, high, what it is); both ends allowed.
+_NUMBERS = {
+  "g_on": (0, math.inf, "a conductance [S]"),
+  "g_off": (0, math.inf, "a conductance [S]"),
+  "read_voltage": (1e-6, 1e3, "a voltage [V] from 1e-06 to 1000"),
+  "stuck_on": (0, 1, "a share of cells in [0, 1]"),
+  "stuck_off": (0, 1, "a share of cells in [0, 1]"),
+  "dead_rows": (0, 1, "a share of word lines in [0, 1]"),
+  "dead_columns": (0, 1, "a share of bit lines in [0, 1]"),
+  "variation": (0, 10, "a sigma in [0, 10]"),
+  "gaussian_variation": (0, 10, "a relative sigma in [0, 10]"),
+  "write_error": (0, 1e3, "a factor in [0, 1000]"),
+  "drift_time": (0, 1e12, "a time [s] in [0, 1e+12]"),
+  "drift_start": (1e-12, 1e12, "a time [s] in [1e-12, 1e+12]"),
+  "read_noise": (0, 1e6, "a factor in [0, 1e+06]"),
+  "bandwidth": (0, 1e15, "a bandwidth [Hz] in [0, 1e+15]"),
+  "temperature": (0, 1e4, "a temperature [K] in [0, 10000]"),
+  "telegraph_noise": (0, 1e3, "a factor in [0, 1000]"),
+  "legacy_noise": (0, 1e3, "a factor in [0, 1000]"),
+  "wire_resistance": (0, 1e9, "a resistance [ohm] in [0, 1e+09]"),
+  "load_resistance": (0, 1e9, "a resistance [ohm] in [0, 1e+09]"),
+  "adc_bits": (0, 16, "an integer from 0 (ideal) to 16"),
+  "adc_percentile": (50, 100, "a percentile in [50, 100]"),
+}
+_TUPLES = {  # lengths; None: one or more
+  "write_sigma": None,
+  "write_range": 2,
+  "drift_mean": 4,
+  "drift_std": 4,
+  "telegraph": 2,
 }
 
 
 def validate(device: Device, name: str = "device") -> Device:
-  """Returns `device` if its (concrete) parameters make sense.
+  """Returns `device` if its (concrete) parameters make sense together.
 
   Raises:
     InputError: names the field, what it got and what is allowed.
   """
-  for field in ("g_on", "g_off", *DEFECTS):
+
+  def fail(field, allowed):
+    got = getattr(device, field)
+    raise errors.InputError(
+      f"{name}.{field}: got {got!r}, allowed is {allowed}"
+    )
+
+  for field, (low, high, allowed) in _NUMBERS.items():
     value = getattr(device, field)
-    if not isinstance(value, int | float) or not math.isfinite(value):
-      raise errors.InputError(
-        f"{name}.{field}: got {value!r}, needed is a finite number"
-      )
+    if value is None and field in EFFECTS:
+      value = 0
+    if not _is_finite(value) or not low <= value <= high:
+      fail(field, allowed)
+  for field, length in _TUPLES.items():
+    value = getattr(device, field)
+    if not isinstance(value, tuple) or not all(map(_is_finite, value)):
+      fail(field, "a tuple of finite numbers")
+    if len(value) != length and (length or not value):
+      fail(field, f"a tuple of {length or 'one or more'} numbers")
   if not 0 < device.g_off < device.g_on:
     raise errors.InputError(
       f"{name}.g_off, g_on: got {device.g_off:g}, {device.g_on:g} S, needed is "
       "0 < g_off < g_on"
     )
-  for field in ("stuck_on", "stuck_off"):
-    if not 0 <= getattr(device, field) <= 1:
-      raise errors.InputError(
-        f"{name}.{field}: got {getattr(device, field):g}, allowed is a share "
-        "of cells in [0, 1]"
-      )
-  if device.stuck_on + device.stuck_off > 1:
+  if (device.stuck_on or 0) + (device.stuck_off or 0) > 1:
     raise errors.InputError(
       f"{name}.stuck_on + stuck_off: got {device.stuck_on:g} + "
       f"{device.stuck_off:g}, allowed is a sum of at most 1"
     )
-  if device.variation < 0:
-    raise errors.InputError(
-      f"{name}.variation: got {device.variation:g}, allowed is a sigma >= 0"
-    )
+  adc_bits = device.adc_bits or 0
+  if adc_bits != int(adc_bits):
+    fail("adc_bits", "an integer from 0 (ideal) to 16")
+  if type(device.cell_bits) is not int or device.cell_bits not in (0, 1, 2):
+    fail("cell_bits", "0 (one analog cell a weight), 1 or 2")
+  for field in ("stuck_cells_vary", "spare_level", "analog_inputs"):
+    if type(getattr(device, field)) is not bool:
+      fail(field, "True or False")
+  if device.adc_range not in ADC_RANGES:
+    fail("adc_range", f"one of {', '.join(ADC_RANGES)}")
+  for field in ("drift_mean", "drift_std"):
+    if getattr(device, field)[2] > getattr(device, field)[3]:
+      fail(field, "(a, b, low, high) with low <= high")
   shape = device.tile_shape
-  if len(shape) != 2 or not all(isinstance(n, int) and n > 0 for n in shape):
+  if (
+    not isinstance(shape, tuple)
+    or len(shape) != 2
+    or not all(type(n) is int and n > 0 for n in shape)
+  ):
     raise errors.InputError(
       f"{name}.tile_shape: got {shape!r}, needed are (rows, columns) >= 1"
     )
+  _check_combinations(device, name)
   return device
+
+
+def _is_finite(x):
+  return type(x) in (int, float) and math.isfinite(x)
+
+
+def _check_combinations(device, name):
+  """What the formulas do not cover is refused, with the reason."""
+  low, high = device.write_range
+  if is_present(device.write_error) and not (
+    low <= device.g_off and device.g_on <= high
+  ):
+    raise errors.InputError(
+      f"{name}.write_range: got g_off, g_on = {device.g_off:g}, "
+      f"{device.g_on:g} S, allowed with write_error are targets from {low:g} "
+      f"to {high:g} S, where write_sigma was measured"
+    )
+  read = is_present(device.read_noise) or is_present(device.telegraph_noise)
+  if read and device.analog_inputs:
+    raise errors.InputError(
+      f"{name}.analog_inputs: got True with noise a read, allowed is False: "
+      "the noise is that of inputs of 0 or read_voltage"
+    )
+  wired = is_present(device.wire_resistance) or is_present(
+    device.load_resistance
+  )
+  if wired and is_present(device.telegraph_noise):
+    raise errors.InputError(
+      f"{name}.telegraph_noise: got {device.telegraph_noise:g} with resistive "
+      "wires, allowed is 0: a cell that switches at every read changes the "
+      "network that IR drop is solved for"
+    )
+
+
+def from_json(path: str | os.PathLike) -> Device:
+  """Reads a device: {"field": value}, and "preset" to start from.
+
+  Raises:
+    InputError: the file or a field of it is bad.
+  """
+  from hawis_jax.crossbar import presets
+
+  path = pathlib.Path(path)
+  try:
+    values = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    reason = getattr(error, "strerror", None) or error
+    raise errors.InputError(f"{path}: can't be read: {reason}") from error
+  if not isinstance(values, Mapping):
+    raise errors.InputError(
+      f"{path}: got a {type(values).__name__}, needed is an object of fields"
+    )
+  base = Device()
+  if "preset" in values:
+    base = presets.preset(values["preset"], f"{path}: preset")
+  values = {
+    field: tuple(value) if isinstance(value, list) else value
+    for field, value in values.items()
+    if field != "preset"
+  }
+  return with_fields(base, values, str(path))
+
+
+def with_fields(
+  device: Device,
+  values: Mapping[str, Any],
+  name: str,
+  allowed: Sequence[str] = _FIELDS,
+) -> Device:
+  """`device` with some fields replaced, checked; `name` is for errors.
+
+  Raises:
+    InputError: a field that is none of `allowed`, or a bad value.
+  """
+  for field in values:
+    if field not in allowed:
+      close = difflib.get_close_matches(str(field), allowed, 1)
+      hint = f"; did you mean {close[0]!r}?" if close else ""
+      raise errors.InputError(
+        f"{name}: got {field!r}, allowed are {', '.join(allowed)}{hint}"
+      )
+  return validate(dataclasses.replace(device, **values), name)

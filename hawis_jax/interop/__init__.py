@@ -1,13 +1,21 @@
 """Other programs' formats, in and out."""
 
+from hawis_jax.interop.chips import export_chip
+from hawis_jax.interop.chips import export_weights
+from hawis_jax.interop.chips import load_faults
+from hawis_jax.interop.chips import save_faults
 from hawis_jax.interop.state_dicts import from_torch_state_dict
 from hawis_jax.interop.state_dicts import load_state_dict
 from hawis_jax.interop.state_dicts import rename
 from hawis_jax.interop.state_dicts import to_torch_state_dict
 
 __all__ = (
+  "export_chip",
+  "export_weights",
   "from_torch_state_dict",
+  "load_faults",
   "load_state_dict",
   "rename",
+  "save_faults",
   "to_torch_state_dict",
 )

@@ -1,0 +1,118 @@
+"""Named devices. Every number has its source, or says that it has none.
+
+[fit] marks a polynomial that another simulator read off a published figure; two
+such fits of one figure differ by 0.1 to 0.6 uS.
+"""
+
+from typing import Any
+
+from hawis_jax import errors
+from hawis_jax.crossbar.devices import Device
+
+PRESETS = {
+  # Conductances, voltage and tile: the published HAWIS tolerance test, whose
+  # base is PytorX (its benchmark has the same). Fault rates: the test's
+  # defaults, measured on a 4-Mb HfO2 chip.
+  "hawis_published": Device(
+    g_on=3.33e-4,
+    g_off=3.33e-7,
+    read_voltage=3.3,
+    tile_shape=(64, 64),
+    stuck_on=0.0175,
+    stuck_off=0.0904,
+  ),
+  # NeuRRAM: Wan et al., Nature 608, 504 (2022), HfO2, 1 s after programming, so
+  # that relaxation is in it; cubic [fit] and its end of 39.26 uS: CrossSim,
+  # RRAM_Wan.py. Voltage across a cell in its verifying reads: the chip's
+  # control code. g_off: no source; 1 uS keeps the ratio of the published plots.
+  "reram_wan2022": Device(
+    g_on=39.26e-6,
+    g_off=1e-6,
+    read_voltage=0.1,
+    write_error=1.0,
+    write_sigma=(1.053, 0.2374, -1.167e-2, 1.536e-4),
+    write_range=(0.0, 39.26e-6),
+  ),
+  # Milo et al., IRPS 2021, 4-kbit HfO2, IGVVA-100 programming; line [fit] and
+  # range: CrossSim, RRAM_Milo.py. Voltage: the end of its I-V model there.
+  "reram_milo2021": Device(
+    g_on=225e-6,
+    g_off=50e-6,
+    read_voltage=0.5,
+    write_error=1.0,
+    write_sigma=(4.782321, -0.009107),
+    write_range=(50e-6, 225e-6),
+  ),
+  # CMO/HfOx: Falcone et al., arXiv:2502.04524, 0.2 % acceptance range; line and
+  # conductances: aihwkit 1.2, reram.py and conductance.py. Its relaxation (std
+  # of 0.41 uS after 1 s) is not modelled. Voltage: no source.
+  "hfox_cmo": Device(
+    g_on=88.2e-6,
+    g_off=9e-6,
+    read_voltage=0.2,
+    write_error=1.0,
+    write_sigma=(8.1107e-4, 1.06879e-3),
+    write_range=(8e-6, 90e-6),
+  ),
+  # The same at 2 % acceptance range.
+  "hfox_cmo_2percent": Device(
+    g_on=88.2e-6,
+    g_off=9e-6,
+    read_voltage=0.2,
+    write_error=1.0,
+    write_sigma=(1.12185391e-2, 1.129027418e-2),
+    write_range=(8e-6, 90e-6),
+  ),
+  # Phase-change memory: Joshi et al., Nature Communications 11, 2473 (2020);
+  # Nandakumar et al., ICECS 2019. Write error, drift and t_0: aihwkit 1.2,
+  # pcm.py, whose polynomial is in G / 25 uS. On/off ratio of 100: CrossSim,
+  # PCM_Joshi.py. Voltage: no source. Drift starts with `drift_time`.
+  "pcm": Device(
+    g_on=25e-6,
+    g_off=0.25e-6,
+    read_voltage=0.2,
+    write_error=1.0,
+    write_sigma=(0.26348, 1.9650 / 25, -1.1731 / 25**2),
+    write_range=(0.0, 25e-6),
+    drift_start=20.0,
+    drift_mean=(-0.0155, 0.0244, 0.049, 0.1),
+    drift_std=(-0.0125, -0.0059, 0.008, 0.045),
+  ),
+  # MNSIM 2.0, its SimConfig.ini of 30 and 150 kohm (a later one differs): tile,
+  # voltage, fault rates, 6-bit converters, and a variation of 5 %, which it
+  # draws for resistances. Wires: its Crossbar.py; its load resistor of a
+  # divider read-out (67 kohm) is not that of a current read-out.
+  "mnsim": Device(
+    g_on=1 / 3e4,
+    g_off=1 / 1.5e5,
+    read_voltage=0.5,
+    tile_shape=(128, 128),
+    stuck_on=0.01,
+    stuck_off=0.09,
+    gaussian_variation=0.05,
+    wire_resistance=2.82,
+    adc_bits=6,
+  ),
+  # ISAAC: Shafiee et al., ISCA 2016: tile, 2-bit cells, 8-bit converters. It
+  # gives no conductances and no voltage: those of hawis_published stand in.
+  "isaac": Device(tile_shape=(128, 128), cell_bits=2, adc_bits=8),
+}
+
+# Wires from cell to cell at 22 nm [ohm], of a pitch of 2, 4 and 12 F: NeuroSim
+# V1.4, Param.cpp: rho / (W^2 aspect ratio) with W = F = 40 nm.
+WIRE_RESISTANCES = {
+  pitch: 2.97e-8 / (40e-9**2 * 1.9) * pitch * 40e-9 for pitch in (2, 4, 12)
+}
+
+
+def preset(name: Any, field: str = "preset") -> Device:
+  """Returns a named device.
+
+  Raises:
+    InputError: there is none of this name; `field` is for the message.
+  """
+  if name not in PRESETS:
+    raise errors.InputError(
+      f"{field}: got {name!r}, allowed are {', '.join(PRESETS)}"
+    )
+  return PRESETS[name]

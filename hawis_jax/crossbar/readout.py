@@ -1,0 +1,156 @@
+"""Tile-by-tile read-out: converters, noise a read, bit-serial inputs.
+
+Where read-out is linear a chip is one effective weight matrix (`chip`), and
+none of this is needed. Else every tile is read on its own: a tile's rows are a
+few neighbouring input channels, so a read is a convolution of these channels
+with the tile's weights (its other taps 0). Reads follow each other in a scan,
+so that the partial sums of one tile are in memory at a time: the output's size
+twice, and a slice of the input.
+
+Axes: N reads (slices of the weights x row tiles), R rows of a tile, B images,
+C channels, K taps of a kernel.
+"""
+
+from collections.abc import Callable, Mapping
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hawis_jax.crossbar import converters
+
+Product = Callable[[chex.Array, chex.Array], chex.Array]
+
+
+def read_kernels(
+  tiles: chex.Array, shape: tuple[int, ...]
+) -> tuple[chex.Array, np.ndarray]:
+  """Rearranges a layer's tiles so that a convolution reads one of them.
+
+  Args:
+    tiles: `[slices, row_tiles, R, C_out]`, columns of all column tiles joined.
+    shape: of the layer's kernel, `[*taps, C_in, C_out]`.
+
+  Returns:
+    (kernels `[N, *taps, c, C_out]`, first input channel of each, int32 `[N]`).
+    A read covers c channels, the fewest that do for all tiles.
+  """
+  slices, row_tiles, rows, c_out = tiles.shape
+  *taps, c_in, _ = shape
+  num_taps = int(np.prod(taps))
+  first = np.arange(row_tiles) * rows
+  last = np.minimum(first + rows, c_in * num_taps) - 1
+  channels = int((last // num_taps - first // num_taps).max()) + 1
+  starts = np.minimum(first // num_taps, c_in - channels)
+  # Row of the tile that each (channel, tap) of its read is, if it is one.
+  row = (starts * num_taps - first)[:, None] + np.arange(channels * num_taps)
+  inside = (row >= 0) & (row < rows)
+  row = np.where(inside, row, 0)[None, :, :, None]
+  kernels = jnp.take_along_axis(tiles, row, axis=2)
+  kernels = jnp.where(inside[None, :, :, None], kernels, 0)
+  kernels = kernels.reshape(slices * row_tiles, channels, *taps, c_out)
+  kernels = jnp.moveaxis(kernels, 1, -2)
+  return kernels, np.tile(starts, slices).astype(np.int32)
+
+
+def planes(bits: int) -> np.ndarray:
+  """Values of the bits of an integer in two's complement, `[bits]`."""
+  values = 2.0 ** np.arange(bits)
+  values[-1] *= -1
+  return values
+
+
+def read(
+  product: Product, x: chex.Array, layer: Mapping[str, chex.Array]
+) -> chex.Array:
+  """Reads all tiles of a layer and adds their digital partial sums.
+
+  Args:
+    product: of input and kernel, e.g. a convolution with its strides.
+    x: input `[B, ..., C_in]`: bits, or integers.
+    layer: what `chip.program` made of it: `kernels`, `starts`, `factors`; a
+      `converter` where there are any; `planes` where the bits of integers are
+      applied one after the other; `variances` and `read_keys` (`[B]`, from
+      `chip.for_images`) where there is noise a read.
+
+  Returns:
+    The layer's output, in units of one weight of 1 at one input of 1.
+  """
+
+  def accumulate(total, sums, factor):
+    if "converter" in layer:
+      sums = converters.convert(sums, layer["converter"])
+    return total + factor * sums
+
+  channels = layer["kernels"].shape[-2]
+  out = jax.eval_shape(product, x[..., :channels], layer["kernels"][0])
+  return _scan(product, x, layer, jnp.zeros(out.shape, out.dtype), accumulate)
+
+
+def sums_percentile(
+  product: Product,
+  x: chex.Array,
+  layer: Mapping[str, chex.Array],
+  percentile: chex.Numeric,
+) -> chex.Array:
+  """Greatest percentile over all reads of the magnitude of partial sums.
+
+  Args:
+    product: as in `read`.
+    x: as in `read`.
+    layer: as in `read`; its converter is not applied.
+    percentile: of each read's sums over images, positions and columns.
+  """
+
+  def accumulate(greatest, sums, factor):
+    del factor
+    return jnp.maximum(greatest, jnp.percentile(jnp.abs(sums), percentile))
+
+  return _scan(product, x, layer, jnp.zeros((), x.dtype), accumulate)
+
+
+def _scan(product, x, layer, carry, accumulate):
+  """Folds accumulate(carry, sums, their factor) over planes and reads."""
+  if "planes" not in layer:
+    return _scan_reads(product, x, layer, 0, 1.0, carry, accumulate)
+  values = layer["planes"]
+
+  def plane(carry, inputs):
+    index, value = inputs
+    shifted = jnp.floor((x % 2**values.size) / 2.0**index)
+    bits = (shifted % 2).astype(x.dtype)
+    return _scan_reads(
+      product, bits, layer, index, value, carry, accumulate
+    ), None
+
+  return jax.lax.scan(plane, carry, (jnp.arange(values.size), values))[0]
+
+
+def _scan_reads(product, bits, layer, plane, value, carry, accumulate):
+  """The reads of one bit plane of the input."""
+  channels = layer["kernels"].shape[-2]
+  number = jnp.arange(layer["kernels"].shape[0])
+  reads = {
+    "number": number + plane * number.size,
+    **{k: layer[k] for k in ("kernels", "starts", "factors")},
+  }
+  if "variances" in layer:
+    reads["variances"] = layer["variances"]
+
+  def step(carry, read):
+    inputs = jax.lax.dynamic_slice_in_dim(
+      bits, read["starts"], channels, bits.ndim - 1
+    )
+    sums = product(inputs, read["kernels"])
+    if "variances" in read:
+      # Of a sum of independent normal currents: the sum of their variances.
+      variance = jnp.maximum(product(inputs, read["variances"]), 0)
+      keys = jax.vmap(jax.random.fold_in, (0, None))(
+        layer["read_keys"], read["number"]
+      )
+      normal = jax.vmap(lambda k: jax.random.normal(k, sums.shape[1:]))(keys)
+      sums = sums + jnp.sqrt(variance) * normal.astype(sums.dtype)
+    return accumulate(carry, sums, value * read["factors"]), None
+
+  return jax.lax.scan(step, carry, reads)[0]

@@ -1,0 +1,287 @@
+"""IR drop: what wires and loads leave of an array's currents, exactly.
+
+The array is a network of resistors. Input i drives its word line at column 0
+through the load resistance; column j is read at the last row, through the load
+resistance into virtual ground; every cell pitch of both lines has the wire
+resistance. Cells are ohmic, so that currents are linear in the input voltages:
+one matrix, the transfer matrix, says all, and takes the place of the
+conductances in whatever multiplies by them. It does not hold for gated word
+lines (1T1R) or cells whose conductance depends on their voltage.
+
+The nodal equations have 2 R C unknowns. They are solved row by row, from the
+far end of the bit lines to their read-out: Y, C x C, is the admittance of the
+rows so far seen from the bit lines, J, C x R, the currents they deliver to
+grounded bit lines per volt on each row.
+
+Axes: R rows and C columns of one array.
+"""
+
+import functools
+
+import chex
+import jax
+from jax import custom_batching
+import jax.numpy as jnp
+
+from hawis_jax.crossbar import devices
+
+# Size at which `_series` turns from halves to a polynomial (measured).
+_LEAF = 32
+
+# Row segments in which J grows. Its columns of rows to come are zero.
+_SEGMENTS = 2
+
+_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+def wire_transfer(
+  g: chex.Array, device: devices.Device, batch_size: int | None = None
+) -> chex.Array:
+  """`transfer` with the wires and loads of a device."""
+  resistances = device.wire_resistance, device.load_resistance
+  return transfer(
+    g, *(0.0 if r is None else r for r in resistances), batch_size
+  )
+
+
+def transfer(
+  g: chex.Array,
+  wire_resistance: chex.Numeric,
+  load_resistance: chex.Numeric,
+  batch_size: int | None = None,
+) -> chex.Array:
+  """Returns what arrays compute once wires and loads are counted.
+
+  Cost: about 2.5 max(R, C) min(R, C)^3 multiply-adds an array, in matrix
+  products. Memory, in numbers of g's dtype: about 8 R C for each array that is
+  solved at the same time, and 4 R C min(R, C) more to reverse a gradient.
+
+  Args:
+    g: conductances `[..., R, C]` [S], >= 0; 0 is an open cell.
+    wire_resistance: of one cell pitch of a word line or bit line [ohm], >= 0, a
+      scalar; may be traced.
+    load_resistance: of a driver and of a read-out [ohm], >= 0, as above.
+    batch_size: how many arrays are solved at the same time; None: all.
+
+  Returns:
+    Current at the read-out of column j per volt on row i, `[..., R, C]` [S],
+    equal to `g` where there is no resistance. Rounding: a few 1e-6 of the
+    largest in float32, 1e-12 in float64; with a load above 10 kohm more, in
+    proportion to the load.
+  """
+  solve = functools.partial(
+    _transfer, wire=wire_resistance, load=load_resistance
+  )
+  flat = g.reshape(-1, *g.shape[-2:])
+  if batch_size is None:
+    return jax.vmap(solve)(flat).reshape(g.shape)
+  return jax.lax.map(solve, flat, batch_size=batch_size).reshape(g.shape)
+
+
+def _transfer(g, wire, load):
+  rows, columns = g.shape
+  if rows < columns:
+    # Reciprocity: drive the read-outs, read the drivers. The lines swap roles,
+    # and each starts at its other end.
+    swapped = _transfer(g.T[::-1, ::-1], wire, load)
+    return swapped[::-1, ::-1].T
+  wire = jnp.asarray(wire, g.dtype)
+  load = jnp.asarray(load, g.dtype)
+  lines = jax.vmap(_word_line, (0, None, None))(g, wire, load)
+  lines["row"] = jnp.arange(rows)
+
+  def add_row(carry, line):
+    y, j = carry
+    y, _ = _series(y, wire, largest)
+    # Not S J: most of S is a 1 that would be rounded, row after row.
+    j -= wire * _matmul(y, j)
+    j = j.at[:, line["row"]].set(line["current"])
+    return (y + _word_line_admittance(line), j), None
+
+  largest, largest_at_load = _bounds(g, wire, load)
+  y = jnp.zeros((columns, columns), g.dtype)
+  j = jnp.zeros((columns, 0), g.dtype)
+  step = -(-rows // _SEGMENTS)
+  for start in range(0, rows, step):
+    stop = min(start + step, rows)
+    j = jnp.pad(j, ((0, 0), (0, stop - start)))
+    segment = jax.tree.map(lambda x, s=slice(start, stop): x[s], lines)
+    (y, j), _ = jax.lax.scan(add_row, (y, j), segment)
+  _, s = _series(y, load, largest_at_load)
+  return _matmul(s, j).T
+
+
+def _bounds(g, wire, load):
+  """Returns how large wire * Y gets before a row, and load * Y at the end.
+
+  A row adds at most the largest conductance to Y, whose eigenvalues y become
+  y / (1 + wire * y) at the next: wire * Y stays below the fixed point.
+  """
+  g, wire, load = jax.lax.stop_gradient((g, wire, load))
+  most = _largest(g)
+  added = wire * most
+  fixed_point = added / 2 + jnp.sqrt(added + added**2 / 4)
+  y = fixed_point / jnp.where(wire > 0, wire, 1)
+  y = jnp.where(wire > 0, y, jnp.inf)
+  y = jnp.minimum(y, most * g.shape[0])
+  return wire * y, load * y
+
+
+@custom_batching.custom_vmap
+def _largest(g):
+  return jnp.max(g)
+
+
+@_largest.def_vmap
+def _largest_of_batch(axis_size, in_batched, g):
+  """The batch's, so that `_series` need not stop at each array's own time."""
+  del axis_size, in_batched
+  return _largest(g), False
+
+
+def _word_line(g, wire, load):
+  """What `_word_line_admittance` needs of a word line, `[C]` each.
+
+  A line is a ladder: series resistors, and cells to bit lines, which are
+  grounded here. Nothing is divided by a conductance or a resistance, and
+  nothing subtracted: both may be 0, or small without loss of digits.
+
+  Returns:
+    A dict. g: conductances. impedance: of a node to ground. depth: the voltage
+    of node k falls by exp(-(depth_k - depth_j)) from node j <= k, exp(-depth_k)
+    from the driver. own: admittance of a cell's bit line to ground by way of
+    the line. current: through a cell per volt of the driver.
+  """
+
+  def backward(beyond, cell):
+    # From a node outwards, without and with the node's own cell.
+    behind = beyond / (1 + wire * beyond)
+    return cell + behind, (behind, cell + behind)
+
+  def forward(towards, cell):
+    # From a node to the driver, without the node's own cell.
+    return wire + towards / (1 + cell * towards), towards
+
+  nothing = jnp.zeros_like(g[0])
+  _, (behind, onwards) = jax.lax.scan(backward, nothing, g, reverse=True)
+  _, towards = jax.lax.scan(forward, nothing + load, g)
+  share = 1 / (1 + onwards * towards)
+  series = jnp.where(jnp.arange(g.size) == 0, load, wire)
+  depth = jnp.cumsum(jnp.log1p(series * onwards))
+  return dict(
+    g=g,
+    impedance=towards * share,
+    depth=depth,
+    own=g * (1 + behind * towards) * share,
+    current=g * jnp.exp(-depth),
+  )
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _word_line_admittance(line):
+  """Returns a word line seen from its bit lines, `[C, C]` [S].
+
+  The driver is at 0 V. It is (diag(g)^-1 + r)^-1 with r the line's resistances,
+  without either inverse.
+  """
+  g, depth = line["g"], line["depth"]
+  # The decay between two nodes, exp(-|depth_j - depth_k|), without an
+  # exponential for each pair, which would take a third of all time. With powers
+  # of two apart nothing overflows on long lines.
+  halvings = jnp.floor(depth / jnp.log(2.0))
+  rest = depth - jnp.log(2.0) * halvings
+  nearer = g * line["impedance"] * jnp.exp(rest)
+  farther = g * jnp.exp(-rest)
+  products = jnp.where(
+    jnp.triu(jnp.ones((g.size, g.size), bool), 1),
+    nearer[:, None] * farther[None],
+    farther[:, None] * nearer[None],
+  )
+  between = jnp.abs(halvings[:, None] - halvings[None])
+  admittance = -products * _power_of_half(between)
+  is_diagonal = jnp.eye(g.size, dtype=bool)
+  return jnp.where(is_diagonal, line["own"][:, None], admittance)
+
+
+def _power_of_half(n):
+  """Returns 0.5^n by its bits; 0 where that is not a normal number."""
+  info = jnp.finfo(n.dtype)
+  exponent = jnp.maximum(info.maxexp - 1 - n, 0).astype(f"int{info.bits}")
+  return jax.lax.bitcast_convert_type(exponent << info.nmant, n.dtype)
+
+
+@jax.custom_jvp
+def _series(y, resistance, largest):
+  """Puts a resistor in series with every port of a network.
+
+  By halves, and at last by a polynomial: all in matrix products, which is what
+  is fast, on batches too, while LAPACK and rank-1 updates are slow at this
+  size. Nothing is subtracted that may cancel, so that S keeps its digits where
+  the resistor is far larger than the network's own resistance.
+
+  Args:
+    y: symmetric admittances `[C, C]` [S].
+    resistance: scalar [ohm].
+    largest: scalar bound on resistance times the eigenvalues of y.
+
+  Returns:
+    Y S, the admittances from beyond the resistors, and S = (I + resistance
+    Y)^-1, the voltages of the old ports per volt at the new ones.
+  """
+  size = y.shape[-1]
+  if size <= _LEAF:
+    return _series_polynomial(y, resistance, largest)
+  half = size // 2
+  a, b, d = y[:half, :half], y[:half, half:], y[half:, half:]
+  f_a, s_a = _series(a, resistance, largest)
+  b_a = _matmul(s_a, b)
+  d_a = d - resistance * _matmul(b.T, b_a)
+  f_d, s_d = _series(d_a, resistance, largest)
+  f_b = _matmul(b_a, s_d)
+  by_b = _matmul(f_b, resistance * b_a.T)
+  s_b = -resistance * f_b
+  return (
+    _blocks(f_a - by_b, f_b, f_d),
+    _blocks(s_a + resistance * by_b, s_b, s_d),
+  )
+
+
+def _blocks(a, b, d):
+  """Returns the symmetric [[a, b], [b^T, d]]."""
+  return jnp.block([[a, b], [b.T, d]])
+
+
+def _series_polynomial(y, resistance, largest):
+  """`_series` by a polynomial of Y, whose degree `largest` tells.
+
+  Of all x = u - v t, the chosen one makes e = 1 - (1 + t) x, a Chebyshev
+  polynomial, smallest over 0 <= t <= largest. Then 1 / (1 + t) =
+  x (1 + e) (1 + e^2) (1 + e^4) ...
+  """
+  largest = jnp.maximum(largest, 1e-2)  # its square must not underflow
+  excess = 8 / largest + 8 / largest**2
+  error = 1 / (1 + excess)
+  u, v = excess * error, 8 * error / largest**2
+  enough = -jnp.log(jnp.finfo(y.dtype).eps) / jnp.log1p(excess)
+  doublings = jnp.ceil(jnp.log2(jnp.maximum(enough, 1))).astype(int)
+  one = jnp.eye(y.shape[-1], dtype=y.dtype)
+  t = resistance * y
+  e = error * one - (v * largest) * t + v * _matmul(t, t)
+
+  def double(_, carry):
+    product, e = carry
+    e = _matmul(e, e)
+    return product + _matmul(product, e), e
+
+  product, _ = jax.lax.fori_loop(1, doublings, double, (one + e, e))
+  s = u * product - v * _matmul(t, product)
+  return _matmul(y, s), s
+
+
+@_series.defjvp
+def _series_jvp(primals, tangents):
+  y, resistance, largest = primals
+  y_dot, resistance_dot, _ = tangents
+  f, s = _series(y, resistance, largest)
+  f_dot = _matmul(s, _matmul(y_dot, s)) - resistance_dot * _matmul(f, f)
+  return (f, s), (f_dot, -resistance * f_dot - resistance_dot * f)

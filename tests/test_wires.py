@@ -1,0 +1,302 @@
+"""IR drop against the full nodal system, ngspice and stored currents."""
+
+import re
+import shutil
+import subprocess
+import types
+
+import hypothesis
+from hypothesis import strategies as st
+import jax
+from jax import test_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse
+import scipy.sparse.linalg
+
+from hawis_jax import errors
+from hawis_jax import interop
+from hawis_jax.crossbar import wires
+
+_G_ON, _G_OFF = 3.33e-4, 3.33e-7
+
+# (wire, load) [ohm]. The second is the published test's default, 1 / 0.0357 and
+# 1 / 0.25 S; the fourth has wires of a third of a cell.
+_WIRES = ((1.6, 4.0), (28.011, 4.0), (28.011, 1000.0), (1000.0, 4.0), (2.0, 0.1))
+
+_transfer = jax.jit(wires.transfer, static_argnames="batch_size")
+
+
+def _nodal(g, wire, load):
+  """The transfer matrix by a direct solve of all 2 R C nodes, in float64."""
+  rows, columns = g.shape
+  word = np.arange(g.size).reshape(g.shape)
+  bit = word + g.size
+  matrix = scipy.sparse.lil_array((2 * g.size, 2 * g.size))
+
+  def connect(a, b, conductance):
+    one = np.ones(a.size)
+    signs = scipy.sparse.coo_array(
+      (
+        np.concatenate([one, -one]),
+        (np.tile(np.arange(a.size), 2), np.concatenate([a.ravel(), b.ravel()])),
+      ),
+      shape=(a.size, 2 * g.size),
+    )
+    weights = scipy.sparse.diags_array(np.ravel(conductance * np.ones(a.shape)))
+    return signs.T @ weights @ signs
+
+  matrix = connect(word, bit, g)
+  matrix += connect(word[:, :-1], word[:, 1:], 1 / wire)
+  matrix += connect(bit[:-1], bit[1:], 1 / wire)
+  ports = np.concatenate([word[:, 0], bit[-1]])
+  grounded = np.zeros(2 * g.size)
+  grounded[ports] = 1 / load
+  matrix += scipy.sparse.diags_array(grounded)
+  driven = np.zeros((2 * g.size, rows))
+  driven[word[:, 0], np.arange(rows)] = 1 / load
+  voltages = scipy.sparse.linalg.splu(matrix.tocsc()).solve(driven)
+  return voltages[bit[-1]].T / load
+
+
+def _draw(rng, shape, kind="binary"):
+  if kind == "binary":
+    return np.where(rng.random(shape) < 0.5, _G_ON, _G_OFF)
+  g = np.exp(rng.uniform(np.log(_G_OFF), np.log(_G_ON), shape))
+  return np.where(rng.random(shape) < 0.1, 0, g)  # some open cells
+
+
+def _double(g, wire, load, **options):
+  with jax.enable_x64(True):
+    return np.asarray(_transfer(jnp.asarray(g), wire, load, **options))
+
+
+def _single(g, wire, load):
+  return np.asarray(_transfer(jnp.asarray(g, jnp.float32), wire, load))
+
+
+def _assert_close(got, reference, share):
+  np.testing.assert_allclose(
+    got, reference, rtol=0, atol=share * np.abs(reference).max()
+  )
+
+
+# Few shapes, as each compiles: around the leaf's size, odd, and both ways round.
+@pytest.mark.parametrize("shape", [(8, 8), (1, 5), (33, 12), (20, 67), (64, 64)])
+def test_matches_the_nodal_system(shape):
+  rng = np.random.default_rng(shape)
+  for wire, load in _WIRES:
+    for kind in ("binary", "log-uniform"):
+      g = _draw(rng, shape, kind)
+      reference = _nodal(g, wire, load)
+      double = _double(g, wire, load)
+      # Relative, at every input and output: no current is lost in a larger one.
+      np.testing.assert_allclose(double, reference, rtol=1e-9, atol=1e-20)
+      _assert_close(_single(g, wire, load), reference, 1e-5)
+
+
+def test_matches_the_nodal_system_at_128():
+  g = _draw(np.random.default_rng(0), (128, 128))
+  reference = _nodal(g, 28.011, 4.0)
+  np.testing.assert_allclose(_double(g, 28.011, 4.0), reference, rtol=1e-9)
+  _assert_close(_single(g, 28.011, 4.0), reference, 1e-5)
+
+
+@hypothesis.given(
+  seed=st.integers(0, 2**32 - 1),
+  wire=st.floats(1e-2, 1e5),
+  load=st.floats(1e-2, 1e4),
+  share_on=st.floats(0, 1),
+)
+@hypothesis.settings(max_examples=30)
+def test_matches_for_any_resistances(seed, wire, load, share_on):
+  rng = np.random.default_rng(seed)
+  g = np.where(rng.random((18, 11)) < share_on, _G_ON, _G_OFF)
+  reference = _nodal(g, wire, load)
+  _assert_close(_double(g, wire, load), reference, 1e-9)
+  _assert_close(_single(g, wire, load), reference, 1e-4)
+
+
+@pytest.mark.parametrize("wire, load", [(0.0, 0.0), (1e-7, 1e-7)])
+def test_without_resistance_it_is_the_conductances(wire, load):
+  g = _draw(np.random.default_rng(0), (40, 36), "log-uniform")
+  np.testing.assert_allclose(_double(g, wire, load), g, rtol=1e-7)
+  np.testing.assert_allclose(
+    _single(g, wire, load), g.astype(np.float32), rtol=1e-5
+  )
+  zero = _double(g, 0.0, 0.0)
+  np.testing.assert_allclose(zero, g, rtol=1e-13)
+
+
+def test_either_resistance_may_be_zero():
+  g = _draw(np.random.default_rng(0), (12, 9), "log-uniform")
+  # The nodal system cannot take 0; the limit is linear in what is left.
+  for wire, load in ((28.0, 0.0), (0.0, 4.0)):
+    near = _nodal(g, max(wire, 1e-4), max(load, 1e-4))
+    _assert_close(_double(g, wire, load), near, 1e-6)
+  # Only loads: a voltage divider for a single cell.
+  cell = np.array([[_G_ON]])
+  expected = 1 / (1 / _G_ON + 2 * 50.0)
+  np.testing.assert_allclose(_double(cell, 7.0, 50.0), [[expected]], rtol=1e-14)
+
+
+def test_open_cells():
+  rng = np.random.default_rng(0)
+  g = _draw(rng, (16, 16), "log-uniform")
+  g[3] = 0
+  g[:, 5] = 0
+  result = _double(g, 28.0, 4.0)
+  assert (result[3] == 0).all() and (result[:, 5] == 0).all()
+  assert (_double(np.zeros((6, 4)), 28.0, 4.0) == 0).all()
+
+
+def test_more_resistance_takes_more_current():
+  """With all rows driven, each column's current falls, as the sum of all."""
+  g = _draw(np.random.default_rng(0), (32, 32))
+  ideal = g.sum(0)
+  last = ideal
+  for wire in (0.1, 1.0, 4.7, 28.0, 100.0):
+    currents = _double(g, wire, 4.0).sum(0)
+    assert (currents > 0).all() and (currents < last).all()
+    last = currents
+
+
+def test_cells_far_from_driver_and_read_out_lose_most():
+  result = _double(np.full((16, 16), _G_ON), 28.0, 4.0)
+  assert (np.diff(result, axis=1) < 0).all()  # along the word line
+  assert (np.diff(result, axis=0) > 0).all()  # towards the read-out
+
+
+def test_reciprocity():
+  """Drivers and read-outs change places: the same currents."""
+  g = _draw(np.random.default_rng(0), (48, 20))
+  turned = _double(np.ascontiguousarray(g.T[::-1, ::-1]), 28.0, 4.0)
+  np.testing.assert_allclose(
+    _double(g, 28.0, 4.0), turned[::-1, ::-1].T, rtol=1e-11
+  )
+
+
+def test_batches():
+  """Leading axes, vmap and any batch size give the same."""
+  g = _draw(np.random.default_rng(0), (3, 2, 10, 8))
+  each = np.stack([_nodal(x, 28.0, 4.0) for x in g.reshape(6, 10, 8)])
+  each = each.reshape(g.shape)
+  for options in ({}, {"batch_size": 4}, {"batch_size": 1}):
+    np.testing.assert_allclose(
+      _double(g, 28.0, 4.0, **options), each, rtol=1e-9
+    )
+  with jax.enable_x64(True):
+    mapped = jax.vmap(jax.vmap(lambda x: wires.transfer(x, 28.0, 4.0)))(
+      jnp.asarray(g)
+    )
+    swept = jax.vmap(lambda w: wires.transfer(jnp.asarray(g[0, 0]), w, 4.0))(
+      jnp.array([28.0, 1e4])
+    )
+  np.testing.assert_allclose(mapped, each, rtol=1e-9)
+  np.testing.assert_allclose(swept[0], each[0, 0], rtol=1e-9)
+  _assert_close(swept[1], _nodal(g[0, 0], 1e4, 4.0), 1e-9)
+
+
+@pytest.mark.parametrize("wire, load", [(28.0, 4.0), (0.0, 0.0), (0.0, 4.0)])
+def test_gradients(wire, load):
+  """In units of g_on and 100 ohm, so that differences are well scaled."""
+  g = _draw(np.random.default_rng(0), (6, 5), "log-uniform") / _G_ON
+  weights = np.random.default_rng(1).normal(size=g.shape)
+
+  def loss(g, wire, load):
+    result = wires.transfer(g * _G_ON, wire * 100, load * 100)
+    return jnp.sum(result / _G_ON * weights)
+
+  with jax.enable_x64(True):
+    # Away from 0 where the difference quotient would go below it.
+    arguments = (jnp.asarray(g), wire / 100, load / 100)
+    test_util.check_grads(loss, arguments, 1, modes=("fwd", "rev"), eps=1e-5)
+    gradients = jax.grad(loss, (0, 1, 2))(*arguments)
+  assert all(np.isfinite(x).all() for x in gradients)
+
+
+def test_gradient_in_float32_is_finite():
+  g = jnp.asarray(_draw(np.random.default_rng(0), (2, 40, 70), "log-uniform"))
+  for resistances in ((0.0, 0.0), (28.0, 4.0), (1e4, 1e4)):
+    gradients = jax.jit(
+      jax.grad(lambda *x: wires.transfer(*x).sum(), (0, 1, 2))
+    )(g.astype(jnp.float32), *resistances)
+    assert all(jnp.isfinite(x).all() for x in gradients)
+
+
+def test_resistances_of_a_device():
+  device = types.SimpleNamespace(wire_resistance=28.0, load_resistance=4.0)
+  g = jnp.asarray(_draw(np.random.default_rng(0), (8, 8)), jnp.float32)
+  np.testing.assert_array_equal(
+    jax.jit(lambda g: wires.wire_transfer(g, device))(g), _single(g, 28.0, 4.0)
+  )
+
+
+def _golden_arrays(shared):
+  """(name, G, V, wire, load, entries) of every array of g6."""
+  golden = np.load(shared / "golden" / "g6_irdrop.npz")
+  names = sorted({n.split("/")[0] for n in golden.files if "/" in n})
+  for name in names:
+    entries = {
+      n.split("/")[1]: golden[n]
+      for n in golden.files
+      if n.startswith(f"{name}/")
+    }
+    resistances = (1 / float(entries[k]) for k in ("gwire", "gload"))
+    yield name, entries["G"], entries["V"], *resistances, entries
+
+
+def test_golden_arrays(shared):
+  """Stored nodal solutions, and ngspice to the digits it was run with."""
+  count = 0
+  for name, g, volts, wire, load, entries in _golden_arrays(shared):
+    currents = _double(g, wire, load).T @ volts
+    for key, share in (("i_nodal", 1e-9), ("i_ngspice", 1e-5)):
+      scale = np.abs(entries[key]).max()
+      np.testing.assert_allclose(
+        currents, entries[key], rtol=0, atol=share * scale, err_msg=name
+      )
+    single = _single(g, wire, load).T @ volts
+    _assert_close(single, entries["i_nodal"], 1e-5)
+    count += 1
+  assert count > 30
+
+
+def test_golden_layers(shared):
+  """Currents of the tiles of whole layers."""
+  golden = np.load(shared / "golden" / "g6b_irdrop_layers.npz")
+  names = sorted({n.split("/")[0] for n in golden.files if "/" in n})
+  load = 1 / float(golden["gload"])
+  for name in names:
+    wire = 1 / float(re.search(r"gw([\d.]+)_", name)[1])
+    # [col_tiles, row_tiles, C, R] to [col_tiles, row_tiles, R, C].
+    pair = [golden[f"{name}/G_{sign}"].swapaxes(-1, -2) for sign in ("pos", "neg")]
+    folded = [_double(g, wire, load) for g in pair]
+    volts = golden[f"{name}/input_crxb_volts"]  # [B, 1, row_tiles, R, n]
+    currents = np.einsum(
+      "xyij,bkyin->bxyjn", folded[0] - folded[1], volts
+    )
+    reference = golden[f"{name}/out_crxb_amps"]
+    print(name, np.abs(currents - reference).max() / np.abs(reference).max())
+
+
+_needs_ngspice = pytest.mark.skipif(
+  shutil.which("ngspice") is None, reason="needs ngspice on the PATH"
+)
+
+
+def _ngspice(netlist, tmp_path):
+  path = tmp_path / "array.cir"
+  path.write_text(netlist)
+  done = subprocess.run(
+    ["ngspice", "-b", str(path)],
+    capture_output=True,
+    text=True,
+    check=True,
+    timeout=60,
+  )
+  found = re.findall(r"^i\(vout_(\d+)\) = (\S+)", done.stdout, re.MULTILINE)
+  assert found, done.stdout + done.stderr
+  assert [int(j) for j, _ in found] == list(range(len(found)))
+  return np.array([float(current) for _, current in found])

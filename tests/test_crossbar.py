@@ -1,7 +1,5 @@
 """Chips: tiling, defect statistics against theory, common random numbers."""
 
-import dataclasses
-
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -338,29 +336,3 @@ def test_weights_that_no_cell_holds(bits):
     crossbar.program(
       _key(), {"params": {"kernel": jnp.ones((3, 3))}}, _IDEAL, bits
     )
-
-
-@pytest.mark.parametrize(
-  "change, message",
-  [
-    (dict(stuck_on=-0.1), "x.stuck_on: got -0.1, allowed"),
-    (dict(stuck_off=1.5), "x.stuck_off: got 1.5, allowed"),
-    (dict(stuck_on=0.6, stuck_off=0.5), "got 0.6 \\+ 0.5, allowed is a sum"),
-    (dict(variation=-1.0), "x.variation: got -1"),
-    (dict(variation=float("nan")), "x.variation: got nan"),
-    (dict(g_on=1e-7), "needed is 0 < g_off < g_on"),
-    (dict(g_off=0.0), "needed is 0 < g_off < g_on"),
-    (dict(g_on="high"), "x.g_on: got 'high'"),
-    (dict(tile_shape=(64,)), "x.tile_shape: got \\(64,\\)"),
-    (dict(tile_shape=(0, 64)), "x.tile_shape"),
-  ],
-)
-def test_bad_devices_are_named(change, message):
-  device = dataclasses.replace(_IDEAL, **change)
-  with pytest.raises(errors.InputError, match=message):
-    crossbar.validate(device, "x")
-
-
-def test_presets_are_valid():
-  for name, device in crossbar.PRESETS.items():
-    assert crossbar.validate(device, name) is device

@@ -33,18 +33,21 @@ def _key():
   return jax.random.key(np.random.default_rng().integers(2**31))
 
 
-def _net():
-  """Variables of three layers: of several tiles, of taps, of one matrix."""
+def _net(bits=1):
+  """Variables of three layers: integers of `bits` times a scale."""
+  top = max(2 ** (bits - 1) - 1, 1)
   rng = np.random.default_rng()
   shapes = {
     ("head",): (6, 5),
     ("stage1_block0", "conv1"): (3, 3, 4, 9),
     ("stem",): (3, 2, 5, 4),
   }
-  flat = {
-    (*path, "kernel"): rng.normal(size=shape).astype(np.float32)
-    for path, shape in shapes.items()
-  }
+  flat = {}
+  for path, shape in shapes.items():
+    integers = rng.integers(-top, top + 1, shape)
+    integers.flat[0] = top
+    scale = np.float32(rng.uniform(0.1, 10))
+    flat[(*path, "kernel")] = integers.astype(np.float32) * scale
   flat["bn_stem", "scale"] = rng.normal(size=4).astype(np.float32)
   return {"params": traverse_util.unflatten_dict(flat)}
 
@@ -77,6 +80,13 @@ def _weights(chip):
 
 def _device(cell_bits=0, **fields):
   return crossbar.Device(tile_shape=(16, 8), cell_bits=cell_bits, **fields)
+
+
+def _bad_device(cell_bits):
+  """With the same effects everywhere, so that few programs are compiled."""
+  return _device(
+    cell_bits, stuck_on=0.1, stuck_off=0.2, variation=0.4, dead_rows=0.1
+  )
 
 
 def _read(path):
@@ -112,10 +122,8 @@ def _assert_same(got, expected):
 @pytest.mark.parametrize("suffix", _SUFFIXES)
 @pytest.mark.parametrize("bits, cell_bits", _CELLS)
 def test_schema(tmp_path, suffix, bits, cell_bits):
-  net, key = _net(), _key()
-  device = _device(
-    cell_bits, stuck_on=0.1, stuck_off=0.2, variation=0.4, dead_rows=0.1
-  )
+  net, key = _net(bits), _key()
+  device = _bad_device(cell_bits)
   path = _path(tmp_path / "new folder", suffix)
   interop.export_chip(path, key, net, device, bits, write=3)
   arrays, metadata = _read(path)
@@ -139,16 +147,20 @@ def test_schema(tmp_path, suffix, bits, cell_bits):
     assert faults.dtype == np.int8
     layer_key = jax.random.fold_in(key, layer)
     for got, cells in ((target, ideal), (actual, device)):
+      if name != "stage1_block0/conv1":
+        continue  # a program a layer; weights of all are tested below
       g_pos, g_neg = _conductances(layer_key, kernel, cells, bits=bits, write=3)
       expected = np.stack([g_pos, g_neg], axis=-3).reshape(shape)
-      np.testing.assert_allclose(got, expected, rtol=1e-6)
+      np.testing.assert_allclose(got, expected, rtol=1e-5)
     alive = actual > 0
     level = {1: device.g_on, -1: device.g_off}
     for state, g in level.items():
       stuck = (faults == state) & alive
       assert stuck.any()
       np.testing.assert_array_equal(actual[stuck], np.float32(g))
-    assert not np.isin(actual[faults == 0], np.float32([*level.values()])).any()
+    # Variation brings hardly any healthy cell back to its target.
+    healthy = actual[faults == 0]
+    assert np.isin(healthy, np.float32([*level.values()])).sum() < 3
   assert metadata["format"] == "hawis_jax chip" and metadata["version"] == 1
   assert metadata["hawis_jax"]
   assert metadata["bits"] == bits and metadata["write"] == 3
@@ -185,16 +197,14 @@ def _assembled(arrays, metadata, name, kind):
 
 @pytest.mark.parametrize("bits, cell_bits", _CELLS)
 def test_numpy_finds_the_effective_weights(tmp_path, bits, cell_bits):
-  net, key = _net(), _key()
-  device = _device(cell_bits, stuck_on=0.1, stuck_off=0.1, variation=0.3)
+  net, key = _net(bits), _key()
+  device = _bad_device(cell_bits)
   interop.export_chip(tmp_path / "chip.npz", key, net, device, bits)
   arrays, metadata = _read(tmp_path / "chip.npz")
   chip = _weights(_program(key, net, device, bits=bits))
   for name, kernel in _kernels(net).items():
     top = 2 ** (bits - 1) - 1 if bits > 1 else 1
     integers = np.round(kernel / np.abs(kernel).max() * top)
-    if bits == 1:
-      integers = np.sign(kernel)
     got = _assembled(arrays, metadata, name, "target")
     np.testing.assert_allclose(got, integers, atol=1e-4)
     got = _assembled(arrays, metadata, name, "actual")
@@ -205,7 +215,7 @@ def test_numpy_finds_the_effective_weights(tmp_path, bits, cell_bits):
 @pytest.mark.parametrize("suffix", _SUFFIXES)
 @pytest.mark.parametrize("bits, cell_bits", _CELLS)
 def test_loaded_faults_make_the_same_chip(tmp_path, suffix, bits, cell_bits):
-  net, key = _net(), _key()
+  net, key = _net(bits), _key()
   device = _device(cell_bits, stuck_on=0.2, stuck_off=0.15)
   path = _path(tmp_path, suffix)
   interop.export_chip(path, key, net, device, bits)
@@ -246,26 +256,23 @@ def test_measured_faults_go_before_those_drawn(tmp_path):
   rng = np.random.default_rng()
   net, key = _net(), _key()
   faults = {"stem": rng.choice([-1, 0, 0, 1], (1, 4, 2, 2, 16, 8))}
-  drawn = {}
-  for vary in (False, True):
-    device = _device(
-      stuck_on=0.2, stuck_off=0.2, variation=0.5, stuck_cells_vary=vary
-    )
-    interop.export_chip(tmp_path / "drawn.npz", key, net, device)
-    interop.export_chip(tmp_path / "both.npz", key, net, device, faults=faults)
-    arrays, metadata = _read(tmp_path / "both.npz")
-    drawn[vary] = interop.load_faults(tmp_path / "drawn.npz")
-    both = interop.load_faults(tmp_path / "both.npz")
-    given = faults["stem"][:, :2, :1]
-    expected = np.where(given == 0, drawn[vary]["stem"], given)
-    _assert_same(both, {**drawn[vary], "stem": expected})
-    stuck = arrays["stem/actual"][given != 0]
-    assert set(stuck) == set(np.float32([device.g_on, device.g_off]))
-    chip = _weights(_program(key, net, device, faults=faults))
-    for name, weights in chip.items():
-      got = _assembled(arrays, metadata, name, "actual")
-      np.testing.assert_allclose(got, weights, rtol=1e-5, atol=1e-5)
-  _assert_same(drawn[False], drawn[True])
+  device = _device(
+    stuck_on=0.1, stuck_off=0.2, variation=0.5, stuck_cells_vary=True
+  )
+  interop.export_chip(tmp_path / "drawn.npz", key, net, _bad_device(0))
+  interop.export_chip(tmp_path / "both.npz", key, net, device, faults=faults)
+  arrays, metadata = _read(tmp_path / "both.npz")
+  drawn = interop.load_faults(tmp_path / "drawn.npz")
+  given = faults["stem"][:, :2, :1]
+  expected = np.where(given == 0, drawn["stem"], given)
+  both = interop.load_faults(tmp_path / "both.npz")
+  _assert_same(both, {**drawn, "stem": expected})
+  stuck = arrays["stem/actual"][given != 0]
+  assert set(stuck) == set(np.float32([device.g_on, device.g_off]))
+  chip = _weights(_program(key, net, device, faults=faults))
+  for name, weights in chip.items():
+    got = _assembled(arrays, metadata, name, "actual")
+    np.testing.assert_allclose(got, weights, rtol=1e-4, atol=1e-4)
 
 
 def test_device_of_one_of_several_chips(tmp_path):
@@ -298,9 +305,7 @@ def test_cells_are_those_of_the_programmed_chip():
   """Of a network of this project: names, tiles, and the weights they make."""
   module = resnet.cifar_resnet(8, (4, 9, 3, 6, 7, 2, 8), 10, levels=8)
   net = _random(module, (8, 8, 1))
-  device = crossbar.Device(
-    stuck_on=0.1, stuck_off=0.1, variation=0.3, tile_shape=(32, 8)
-  )
+  device = crossbar.Device(variation=0.3, tile_shape=(32, 8))
   key = _key()
   chip = _weights(_program(key, net, device))
   cells = jax.jit(chip_lib.cells)(key, net, device)
@@ -332,16 +337,16 @@ def _bad(match, path, call):
     ({}, "got no layer"),
     ({"x": np.zeros((1, 1, 1, 2, 4, 4))}, "got type float64, allowed are int"),
     ({"x": np.zeros((1, 1, 1, 2, 4, 4), bool)}, "got type bool, allowed are"),
-    ({"x": np.zeros((1, 1, 2, 4, 4), int)}, r"got an .* \(1, 1, 2, 4, 4\), ne"),
-    ({"x": np.zeros((1, 1, 1, 3, 4, 4), int)}, r"got .* \(1, 1, 1, 3, 4, 4\), n"),
-    ({"x": np.zeros((1, 0, 1, 2, 4, 4), int)}, r"got .* \(1, 0, 1, 2, 4, 4\), n"),
+    ({"x": np.zeros((1, 1, 2, 4, 4), int)}, r"\(1, 1, 2, 4, 4\), needed"),
+    ({"x": np.zeros((1, 1, 1, 3, 4, 4), int)}, r"\(1, 1, 1, 3, 4, 4\), ne"),
+    ({"x": np.zeros((1, 0, 1, 2, 4, 4), int)}, r"\(1, 0, 1, 2, 4, 4\), ne"),
     ({"x": np.full((1, 1, 1, 2, 4, 4), 2)}, "got 2 in 32 of 32 cells, allowed"),
     ({"x": np.full((1, 1, 1, 2, 4, 4), 255, np.uint8)}, "got 255 in 32 of 32"),
   ],
 )
 def test_bad_fault_maps(tmp_path, faults, match):
   if faults:
-    match = f"layer x: {match}"
+    match = f"layer x: .*{match}"
   path = tmp_path / "faults.npz"
   path.write_bytes(b"old")
   _bad(f"faults: {match}", path, lambda: interop.save_faults(path, faults))

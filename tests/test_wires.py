@@ -23,7 +23,15 @@ _G_ON, _G_OFF = 3.33e-4, 3.33e-7
 
 # (wire, load) [ohm]. The second is the published test's default, 1 / 0.0357 and
 # 1 / 0.25 S; the fourth has wires of a third of a cell.
-_WIRES = ((1.6, 4.0), (28.011, 4.0), (28.011, 1000.0), (1000.0, 4.0), (2.0, 0.1))
+_WIRES = (
+  (1.6, 4.0),
+  (28.011, 4.0),
+  (28.011, 1000.0),
+  (1000.0, 4.0),
+  (2.0, 0.1),
+)
+
+_SIGNS = ("pos", "neg")
 
 _transfer = jax.jit(wires.transfer, static_argnames="batch_size")
 
@@ -33,30 +41,27 @@ def _nodal(g, wire, load):
   rows, columns = g.shape
   word = np.arange(g.size).reshape(g.shape)
   bit = word + g.size
-  matrix = scipy.sparse.lil_array((2 * g.size, 2 * g.size))
-
-  def connect(a, b, conductance):
-    one = np.ones(a.size)
-    signs = scipy.sparse.coo_array(
-      (
-        np.concatenate([one, -one]),
-        (np.tile(np.arange(a.size), 2), np.concatenate([a.ravel(), b.ravel()])),
-      ),
-      shape=(a.size, 2 * g.size),
-    )
-    weights = scipy.sparse.diags_array(np.ravel(conductance * np.ones(a.shape)))
-    return signs.T @ weights @ signs
-
-  matrix = connect(word, bit, g)
-  matrix += connect(word[:, :-1], word[:, 1:], 1 / wire)
-  matrix += connect(bit[:-1], bit[1:], 1 / wire)
   ports = np.concatenate([word[:, 0], bit[-1]])
-  grounded = np.zeros(2 * g.size)
-  grounded[ports] = 1 / load
-  matrix += scipy.sparse.diags_array(grounded)
+  resistors = [  # (nodes, other nodes, conductances)
+    (word, bit, g),
+    (word[:, :-1], word[:, 1:], np.full((rows, columns - 1), 1 / wire)),
+    (bit[:-1], bit[1:], np.full((rows - 1, columns), 1 / wire)),
+  ]
+  entries = [(ports, ports, np.full(ports.shape, 1 / load))]
+  for a, b, conductance in resistors:
+    entries += [(a, a, conductance), (b, b, conductance)]
+    entries += [(a, b, -conductance), (b, a, -conductance)]
+  i, j, values = (
+    np.concatenate([x.ravel() for x in column])
+    for column in zip(*entries, strict=True)
+  )
+  matrix = scipy.sparse.csc_array((values, (i, j)))  # sums duplicates
   driven = np.zeros((2 * g.size, rows))
   driven[word[:, 0], np.arange(rows)] = 1 / load
-  voltages = scipy.sparse.linalg.splu(matrix.tocsc()).solve(driven)
+  solver = scipy.sparse.linalg.splu(
+    matrix, "MMD_AT_PLUS_A", 0.0, options=dict(SymmetricMode=True)
+  )
+  voltages = solver.solve(driven)
   return voltages[bit[-1]].T / load
 
 
@@ -82,8 +87,8 @@ def _assert_close(got, reference, share):
   )
 
 
-# Few shapes, as each compiles: around the leaf's size, odd, and both ways round.
-@pytest.mark.parametrize("shape", [(8, 8), (1, 5), (33, 12), (20, 67), (64, 64)])
+# Few shapes, as each compiles: around the size of a leaf, odd, both ways round.
+@pytest.mark.parametrize("shape", [(1, 5), (41, 67), (64, 64)])
 def test_matches_the_nodal_system(shape):
   rng = np.random.default_rng(shape)
   for wire, load in _WIRES:
@@ -105,36 +110,41 @@ def test_matches_the_nodal_system_at_128():
 
 @hypothesis.given(
   seed=st.integers(0, 2**32 - 1),
-  wire=st.floats(1e-2, 1e5),
+  wire=st.floats(0.5, 1e5),
   load=st.floats(1e-2, 1e4),
   share_on=st.floats(0, 1),
 )
-@hypothesis.settings(max_examples=30)
+@hypothesis.settings(max_examples=20)
 def test_matches_for_any_resistances(seed, wire, load, share_on):
   rng = np.random.default_rng(seed)
-  g = np.where(rng.random((18, 11)) < share_on, _G_ON, _G_OFF)
+  g = np.where(rng.random((24, 40)) < share_on, _G_ON, _G_OFF)
   reference = _nodal(g, wire, load)
   _assert_close(_double(g, wire, load), reference, 1e-9)
   _assert_close(_single(g, wire, load), reference, 1e-4)
 
 
-@pytest.mark.parametrize("wire, load", [(0.0, 0.0), (1e-7, 1e-7)])
-def test_without_resistance_it_is_the_conductances(wire, load):
-  g = _draw(np.random.default_rng(0), (40, 36), "log-uniform")
-  np.testing.assert_allclose(_double(g, wire, load), g, rtol=1e-7)
-  np.testing.assert_allclose(
-    _single(g, wire, load), g.astype(np.float32), rtol=1e-5
-  )
-  zero = _double(g, 0.0, 0.0)
-  np.testing.assert_allclose(zero, g, rtol=1e-13)
+def test_without_resistance_it_is_the_conductances():
+  g = _draw(np.random.default_rng(0), (24, 40), "log-uniform")
+  np.testing.assert_allclose(_double(g, 0.0, 0.0), g, rtol=1e-13)
+  np.testing.assert_allclose(_single(g, 0.0, 0.0), g, rtol=1e-6)
+
+
+def test_small_resistances_lose_no_digits():
+  """What they take, about 1e-9 of a current, has all digits itself."""
+  g = _draw(np.random.default_rng(0), (24, 40))
+  small, smaller = (g - _double(g, r, r) for r in (1e-7, 0.5e-7))
+  _assert_close(small / 2, smaller, 1e-5)
+  np.testing.assert_allclose(_single(g, 1e-7, 1e-7), g, rtol=1e-6)
 
 
 def test_either_resistance_may_be_zero():
-  g = _draw(np.random.default_rng(0), (12, 9), "log-uniform")
-  # The nodal system cannot take 0; the limit is linear in what is left.
+  g = _draw(np.random.default_rng(0), (24, 40), "log-uniform")
   for wire, load in ((28.0, 0.0), (0.0, 4.0)):
-    near = _nodal(g, max(wire, 1e-4), max(load, 1e-4))
-    _assert_close(_double(g, wire, load), near, 1e-6)
+    # The nodal system cannot take 0: extrapolate to it.
+    near, nearer = (
+      _nodal(g, max(wire, least), max(load, least)) for least in (1e-3, 5e-4)
+    )
+    _assert_close(_double(g, wire, load), 2 * nearer - near, 1e-6)
   # Only loads: a voltage divider for a single cell.
   cell = np.array([[_G_ON]])
   expected = 1 / (1 / _G_ON + 2 * 50.0)
@@ -143,12 +153,12 @@ def test_either_resistance_may_be_zero():
 
 def test_open_cells():
   rng = np.random.default_rng(0)
-  g = _draw(rng, (16, 16), "log-uniform")
+  g = _draw(rng, (24, 40), "log-uniform")
   g[3] = 0
   g[:, 5] = 0
   result = _double(g, 28.0, 4.0)
   assert (result[3] == 0).all() and (result[:, 5] == 0).all()
-  assert (_double(np.zeros((6, 4)), 28.0, 4.0) == 0).all()
+  assert (_double(np.zeros((24, 40)), 28.0, 4.0) == 0).all()
 
 
 def test_more_resistance_takes_more_current():
@@ -163,14 +173,14 @@ def test_more_resistance_takes_more_current():
 
 
 def test_cells_far_from_driver_and_read_out_lose_most():
-  result = _double(np.full((16, 16), _G_ON), 28.0, 4.0)
+  result = _double(np.full((32, 32), _G_ON), 0.5, 4.0)
   assert (np.diff(result, axis=1) < 0).all()  # along the word line
   assert (np.diff(result, axis=0) > 0).all()  # towards the read-out
 
 
 def test_reciprocity():
   """Drivers and read-outs change places: the same currents."""
-  g = _draw(np.random.default_rng(0), (48, 20))
+  g = _draw(np.random.default_rng(0), (24, 40))
   turned = _double(np.ascontiguousarray(g.T[::-1, ::-1]), 28.0, 4.0)
   np.testing.assert_allclose(
     _double(g, 28.0, 4.0), turned[::-1, ::-1].T, rtol=1e-11
@@ -182,55 +192,52 @@ def test_batches():
   g = _draw(np.random.default_rng(0), (3, 2, 10, 8))
   each = np.stack([_nodal(x, 28.0, 4.0) for x in g.reshape(6, 10, 8)])
   each = each.reshape(g.shape)
-  for options in ({}, {"batch_size": 4}, {"batch_size": 1}):
+  for options in ({}, {"batch_size": 4}):
     np.testing.assert_allclose(
       _double(g, 28.0, 4.0, **options), each, rtol=1e-9
     )
   with jax.enable_x64(True):
-    mapped = jax.vmap(jax.vmap(lambda x: wires.transfer(x, 28.0, 4.0)))(
-      jnp.asarray(g)
+    mapped = jax.vmap(jax.vmap(_transfer, (0, None, None)), (0, None, None))(
+      jnp.asarray(g), 28.0, 4.0
     )
-    swept = jax.vmap(lambda w: wires.transfer(jnp.asarray(g[0, 0]), w, 4.0))(
-      jnp.array([28.0, 1e4])
+    swept = jax.vmap(_transfer, (None, 0, None))(
+      jnp.asarray(g[0, 0]), jnp.array([28.0, 1e4]), 4.0
     )
   np.testing.assert_allclose(mapped, each, rtol=1e-9)
   np.testing.assert_allclose(swept[0], each[0, 0], rtol=1e-9)
   _assert_close(swept[1], _nodal(g[0, 0], 1e4, 4.0), 1e-9)
 
 
-@pytest.mark.parametrize("wire, load", [(28.0, 4.0), (0.0, 0.0), (0.0, 4.0)])
-def test_gradients(wire, load):
+def test_gradients():
   """In units of g_on and 100 ohm, so that differences are well scaled."""
   g = _draw(np.random.default_rng(0), (6, 5), "log-uniform") / _G_ON
   weights = np.random.default_rng(1).normal(size=g.shape)
 
+  @jax.jit
   def loss(g, wire, load):
     result = wires.transfer(g * _G_ON, wire * 100, load * 100)
     return jnp.sum(result / _G_ON * weights)
 
   with jax.enable_x64(True):
-    # Away from 0 where the difference quotient would go below it.
-    arguments = (jnp.asarray(g), wire / 100, load / 100)
-    test_util.check_grads(loss, arguments, 1, modes=("fwd", "rev"), eps=1e-5)
-    gradients = jax.grad(loss, (0, 1, 2))(*arguments)
-  assert all(np.isfinite(x).all() for x in gradients)
+    for wire, load in ((0.28, 0.04), (0.0, 0.0), (0.0, 0.04)):
+      test_util.check_grads(
+        loss, (jnp.asarray(g), wire, load), 1, modes=("fwd", "rev"), eps=1e-5
+      )
 
 
 def test_gradient_in_float32_is_finite():
-  g = jnp.asarray(_draw(np.random.default_rng(0), (2, 40, 70), "log-uniform"))
+  g = jnp.asarray(_draw(np.random.default_rng(0), (2, 9, 14), "log-uniform"))
+  gradient = jax.jit(jax.grad(lambda *x: wires.transfer(*x).sum(), (0, 1, 2)))
   for resistances in ((0.0, 0.0), (28.0, 4.0), (1e4, 1e4)):
-    gradients = jax.jit(
-      jax.grad(lambda *x: wires.transfer(*x).sum(), (0, 1, 2))
-    )(g.astype(jnp.float32), *resistances)
+    gradients = gradient(g.astype(jnp.float32), *resistances)
     assert all(jnp.isfinite(x).all() for x in gradients)
 
 
 def test_resistances_of_a_device():
   device = types.SimpleNamespace(wire_resistance=28.0, load_resistance=4.0)
-  g = jnp.asarray(_draw(np.random.default_rng(0), (8, 8)), jnp.float32)
-  np.testing.assert_array_equal(
-    jax.jit(lambda g: wires.wire_transfer(g, device))(g), _single(g, 28.0, 4.0)
-  )
+  g = jnp.asarray(_draw(np.random.default_rng(0), (24, 40)), jnp.float32)
+  result = jax.jit(lambda g: wires.wire_transfer(g, device))(g)
+  _assert_close(result, _single(g, 28.0, 4.0), 1e-6)
 
 
 def _golden_arrays(shared):
@@ -257,8 +264,6 @@ def test_golden_arrays(shared):
       np.testing.assert_allclose(
         currents, entries[key], rtol=0, atol=share * scale, err_msg=name
       )
-    single = _single(g, wire, load).T @ volts
-    _assert_close(single, entries["i_nodal"], 1e-5)
     count += 1
   assert count > 30
 
@@ -270,15 +275,12 @@ def test_golden_layers(shared):
   load = 1 / float(golden["gload"])
   for name in names:
     wire = 1 / float(re.search(r"gw([\d.]+)_", name)[1])
-    # [col_tiles, row_tiles, C, R] to [col_tiles, row_tiles, R, C].
-    pair = [golden[f"{name}/G_{sign}"].swapaxes(-1, -2) for sign in ("pos", "neg")]
-    folded = [_double(g, wire, load) for g in pair]
+    # Stored [col_tiles, row_tiles, C, R].
+    pair = [golden[f"{name}/G_{sign}"].swapaxes(-1, -2) for sign in _SIGNS]
+    folded = _double(np.stack(pair), wire, load)
     volts = golden[f"{name}/input_crxb_volts"]  # [B, 1, row_tiles, R, n]
-    currents = np.einsum(
-      "xyij,bkyin->bxyjn", folded[0] - folded[1], volts
-    )
-    reference = golden[f"{name}/out_crxb_amps"]
-    print(name, np.abs(currents - reference).max() / np.abs(reference).max())
+    currents = np.einsum("xyij,bkyin->bxyjn", folded[0] - folded[1], volts)
+    _assert_close(currents, golden[f"{name}/out_crxb_amps"], 1e-9)
 
 
 _needs_ngspice = pytest.mark.skipif(
@@ -300,3 +302,66 @@ def _ngspice(netlist, tmp_path):
   assert found, done.stdout + done.stderr
   assert [int(j) for j, _ in found] == list(range(len(found)))
   return np.array([float(current) for _, current in found])
+
+
+@_needs_ngspice
+@pytest.mark.parametrize(
+  "shape, wire, load",
+  [
+    ((5, 3), 28.0, 4.0),
+    ((32, 32), 28.0, 4.0),
+    ((5, 3), 0.0, 4.0),
+    ((5, 3), 28.0, 0.0),
+    ((5, 3), 0.0, 0.0),
+    ((1, 1), 2.0, 3.0),
+  ],
+)
+def test_ngspice_on_our_netlist(tmp_path, shape, wire, load):
+  rng = np.random.default_rng(shape)
+  g = _draw(rng, shape, "log-uniform")
+  volts = rng.uniform(0, 0.3, shape[0])
+  netlist = interop.spice_netlist(
+    g, volts, wire_resistance=wire, load_resistance=load
+  )
+  currents = _ngspice(netlist, tmp_path)
+  # ngspice adds 1e-12 S from every node to ground.
+  _assert_close(_double(g, wire, load).T @ volts, currents, 1e-6)
+
+
+def test_netlist_leaves_out_what_carries_nothing():
+  g = np.array([[1e-4, 0.0], [2e-4, 3e-4]])
+  netlist = interop.spice_netlist(
+    g, [0.2, 0.1], wire_resistance=0, load_resistance=0, dialect="hspice"
+  )
+  resistors = [x for x in netlist.splitlines() if x.startswith("R")]
+  assert resistors == [
+    "Rcell_0_0 in_0 out_0 10000.0",
+    "Rcell_1_0 in_1 out_0 5000.0",
+    "Rcell_1_1 in_1 out_1 3333.3333333333335",
+  ]
+  assert ".print dc i(vout_1)" in netlist and netlist.endswith(".end\n")
+
+
+@pytest.mark.parametrize(
+  "changed, message",
+  [
+    (dict(dialect="pspice"), "dialect: got 'pspice', allowed are ngspice, hsp"),
+    (
+      dict(g=np.ones(3)),
+      "g: got shape \\(3,\\) of float64, needed are numbers",
+    ),
+    (dict(g=np.ones((0, 3))), "g: got shape \\(0, 3\\)"),
+    (dict(g=[[1.0, -1e-6]]), r"g\[0, 1\]: got -1e-06, needed is a finite"),
+    (dict(g=[[np.nan, 1.0]]), r"g\[0, 0\]: got nan, needed is a finite"),
+    (dict(voltages=[0.1, 0.1]), r"voltages: got shape \(2,\) .* shape \(1,\)"),
+    (dict(voltages=[np.inf]), "voltages: got inf, needed are finite"),
+    (dict(wire_resistance=-1.0), "wire_resistance: got -1.0, needed is a fin"),
+    (dict(load_resistance=np.nan), "load_resistance: got nan, needed is a fin"),
+  ],
+)
+def test_netlist_refuses(changed, message):
+  arguments = dict(
+    g=[[1e-4, 1e-4]], voltages=[0.1], wire_resistance=1.0, load_resistance=1.0
+  )
+  with pytest.raises(errors.InputError, match=message):
+    interop.spice_netlist(**(arguments | changed))

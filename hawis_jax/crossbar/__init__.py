@@ -1,5 +1,7 @@
 """Crossbar physics: devices, tiles, effects, wires, and the chips of them."""
 
+from hawis_jax.crossbar.chip import Cells
+from hawis_jax.crossbar.chip import cells
 from hawis_jax.crossbar.chip import check_readout
 from hawis_jax.crossbar.chip import conductances
 from hawis_jax.crossbar.chip import effective_weights
@@ -26,7 +28,9 @@ __all__ = (
   "EFFECTS",
   "PRESETS",
   "SCENARIO_FIELDS",
+  "Cells",
   "Device",
+  "cells",
   "check_readout",
   "conductances",
   "effective_weights",

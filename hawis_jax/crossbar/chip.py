@@ -119,16 +119,11 @@ def cells(
   keys = [jax.random.fold_in(key, layer) for layer in range(len(kernels))]
   names = ["/".join(path) for path in kernels]
   cuts = [_cut(kernel, device, bits) for kernel in kernels.values()]
-  measured = None if faults is None else [faults.get(name) for name in names]
+  measured = _measured_faults(faults, names, cuts)
   targets, g = _program_cells(keys, cuts, device, bits, write, measured)
   states = defects.fault_states(_tile_keys(keys, cuts), g.shape[1:], device)
   if measured is not None:
-    stuck = [
-      _fault_states(array, cut.shape)
-      for array, cut in zip(measured, cuts, strict=True)
-    ]
-    stuck = jnp.sign(jnp.concatenate(stuck)).astype(jnp.int8)
-    states = jnp.where(stuck == 0, states, stuck)
+    states = jnp.where(measured == 0, states, measured)
   _, steps = _cell_slices(device, bits)
   ends = np.cumsum([int(np.prod(cut.shape[:3])) for cut in cuts])[:-1]
   parts = [jnp.split(array, ends) for array in (targets, g, states)]
@@ -202,12 +197,7 @@ def program(
   keys = [jax.random.fold_in(key, layer) for layer in range(len(kernels))]
   names = ["/".join(path) for path in kernels]
   layers = _layers(
-    keys,
-    list(kernels.values()),
-    device,
-    bits,
-    write,
-    None if faults is None else [faults.get(name) for name in names],
+    keys, list(kernels.values()), device, bits, write, faults, names
   )
   chip = {}
   for path, layer_key, layer in zip(kernels, keys, layers, strict=True):
@@ -336,16 +326,8 @@ def _program_cells(keys, cuts, device, bits, write, faults=None):
   _, steps = _cell_slices(device, bits)
   targets = defects.target_conductances(levels, steps, device)
   g = defects.cell_conductances(
-    _tile_keys(keys, cuts), targets, device, steps, write
+    _tile_keys(keys, cuts), targets, device, steps, write, faults
   )
-  if faults is not None:
-    states = [
-      _fault_states(states, cut.shape)
-      for states, cut in zip(faults, cuts, strict=True)
-    ]
-    states = jnp.concatenate(states)
-    g = jnp.where(states > 0, device.g_on, g)
-    g = jnp.where(states < 0, device.g_off, g)
   return targets, g
 
 
@@ -359,32 +341,43 @@ def _tile_keys(keys, cuts):
   return jnp.concatenate(tile_keys)
 
 
-def _fault_states(states, cut):
-  """A layer's measured faults, `[tiles, 2, R, C]`; None: none.
+def _measured_faults(faults, names, cuts):
+  """All layers' measured faults, int8 `[T, 2, R, C]`; None: none.
 
   A wider net's map serves a narrower one: its cells are the first ones.
   """
-  slices, row_tiles, col_tiles, *cells = cut
-  needed = (slices, row_tiles, col_tiles, 2, *cells)
-  if states is None:
-    return jnp.zeros((slices * row_tiles * col_tiles, 2, *cells), jnp.int8)
-  fits = len(states.shape) == 6 and states.shape[3:] == needed[3:]
-  if not fits or any(a < b for a, b in zip(states.shape, needed, strict=True)):
+  if faults is None:
+    return None
+  unknown = sorted(set(faults) - set(names))
+  if unknown:
     raise errors.InputError(
-      f"faults: got an array of shape {tuple(states.shape)}, needed is at "
-      f"least {needed} (slices, row tiles, column tiles, 2, rows, columns)"
+      f"faults: got layer {unknown[0]!r}, allowed are {', '.join(names)}"
     )
-  states = jnp.asarray(states)[:slices, :row_tiles, :col_tiles]
-  return states.reshape(-1, 2, *cells)
+  states = []
+  for name, cut in zip(names, cuts, strict=True):
+    needed = (*cut.shape[:3], 2, *cut.shape[3:])
+    array = faults.get(name, np.zeros(needed, np.int8))
+    fits = array.ndim == 6 and array.shape[3:] == needed[3:]
+    if not fits or any(a < b for a, b in zip(array.shape, needed, strict=True)):
+      raise errors.InputError(
+        f"faults of {name}: got an array of shape {tuple(array.shape)}, needed "
+        f"is at least {needed} (slices, row tiles, column tiles, 2, rows, "
+        "columns)"
+      )
+    slices, row_tiles, col_tiles = needed[:3]
+    array = jnp.sign(jnp.asarray(array)[:slices, :row_tiles, :col_tiles])
+    states.append(array.astype(jnp.int8).reshape(-1, *needed[3:]))
+  return jnp.concatenate(states)
 
 
-def _layers(keys, kernels, device, bits, write, faults=None):
+def _layers(keys, kernels, device, bits, write, faults=None, names=()):
   """A dict a layer of what its cells amount to.
 
   `weights` and, with noise a read, its `variances`: in units of a digit of 1,
   `[slices, row_tiles, R, C_out]`; `place`: value of a digit, `[slices]`.
   """
   cuts = [_cut(kernel, device, bits) for kernel in kernels]
+  faults = _measured_faults(faults, names, cuts)
   targets, g = _program_cells(keys, cuts, device, bits, write, faults)
   slices, steps = _cell_slices(device, bits)
   unit = steps / (device.g_on - device.g_off)

@@ -262,6 +262,7 @@ def cell_conductances(
   device: devices.Device,
   steps: int = 1,
   write: chex.Numeric = 0,
+  faults: chex.Array | None = None,
 ) -> chex.Array:
   """Draws the cells of some tiles and returns their conductances.
 
@@ -272,16 +273,20 @@ def cell_conductances(
     steps: from g_off to g_on.
     write: number of the programming: another one has the same chip's defects,
       and write errors of its own.
+    faults: measured ones beside those drawn, `[T, 2, R, C]`: 1 stuck on, -1
+      stuck off, 0 healthy.
 
   Returns:
     Conductances `[T, 2, R, C]` [S].
   """
-  return jax.vmap(_tile_conductances, (0, 0, None, None, None))(
-    keys, targets, device, steps, write
-  )
+
+  def one_tile(key, g, faults):
+    return _tile_conductances(key, g, faults, device, steps, write)
+
+  return jax.vmap(one_tile)(keys, targets, faults)
 
 
-def _tile_conductances(key, g, device, steps, write):
+def _tile_conductances(key, g, faults, device, steps, write):
   """One tile, `[2, R, C]`."""
 
   def stream(effect):
@@ -292,9 +297,12 @@ def _tile_conductances(key, g, device, steps, write):
 
   def stuck(g):
     rates = _stuck_rates(device)
-    if rates is None:
-      return g
-    return stick(g, _fault_draw(key, g.shape), *rates, device)
+    if rates is not None:
+      g = stick(g, _fault_draw(key, g.shape), *rates, device)
+    if faults is not None:
+      g = jnp.where(faults > 0, device.g_on, g)
+      g = jnp.where(faults < 0, device.g_off, g)
+    return g
 
   if device.stuck_cells_vary:
     g = stuck(g)

@@ -28,8 +28,9 @@ from hawis_jax.crossbar import devices
 # Size at which `_series` turns from halves to a polynomial (measured).
 _LEAF = 32
 
-# Row segments in which J grows. Its columns of rows to come are zero.
-_SEGMENTS = 2
+# J grows in two steps, as its columns of rows to come are zero, but in steps of
+# no fewer rows than this: each is a program to compile.
+_FEWEST_ROWS = 32
 
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -101,7 +102,7 @@ def _transfer(g, wire, load):
   largest, largest_at_load = _bounds(g, wire, load)
   y = jnp.zeros((columns, columns), g.dtype)
   j = jnp.zeros((columns, 0), g.dtype)
-  step = -(-rows // _SEGMENTS)
+  step = max(_FEWEST_ROWS, -(-rows // 2))
   for start in range(0, rows, step):
     stop = min(start + step, rows)
     j = jnp.pad(j, ((0, 0), (0, stop - start)))

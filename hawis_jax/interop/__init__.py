@@ -4,6 +4,7 @@ from hawis_jax.interop.chips import export_chip
 from hawis_jax.interop.chips import export_weights
 from hawis_jax.interop.chips import load_faults
 from hawis_jax.interop.chips import save_faults
+from hawis_jax.interop.netlist import spice_netlist
 from hawis_jax.interop.state_dicts import from_torch_state_dict
 from hawis_jax.interop.state_dicts import load_state_dict
 from hawis_jax.interop.state_dicts import rename
@@ -17,5 +18,6 @@ __all__ = (
   "load_state_dict",
   "rename",
   "save_faults",
+  "spice_netlist",
   "to_torch_state_dict",
 )

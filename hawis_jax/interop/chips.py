@@ -57,7 +57,6 @@ _FORMAT, _VERSION = "hawis_jax chip", 1
 _METADATA = "metadata"
 _FAULTS = "/faults"
 _SUFFIXES = (".npz", ".hdf5", ".h5")
-_FIRST = (1980, 1, 1, 0, 0, 0)  # of a zip file's dates: same chip, same bytes
 
 _cells = jax.jit(chip_lib.cells, static_argnames="bits")
 
@@ -368,11 +367,12 @@ def _write(path, arrays):
 
 def _write_npz(path, arrays):
   """As np.savez_compressed, which takes no layer called "file"."""
-  with zipfile.ZipFile(path, "w") as archive:
+  # Level 6, the usual one, takes twice as long for 7 % less.
+  with zipfile.ZipFile(
+    path, "w", zipfile.ZIP_DEFLATED, compresslevel=1
+  ) as archive:
     for name, array in arrays.items():
-      entry = zipfile.ZipInfo(f"{name}.npy", _FIRST)
-      entry.compress_type = zipfile.ZIP_DEFLATED
-      with archive.open(entry, "w", force_zip64=True) as file:
+      with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
         np.lib.format.write_array(file, array, allow_pickle=False)
 
 

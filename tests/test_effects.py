@@ -1,0 +1,675 @@
+"""Effects on cells against formulas in NumPy float64, and their scopes.
+
+Axes: 2 = (positive, negative) array, R rows and C columns of a tile.
+"""
+
+import dataclasses
+
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from hawis_jax import crossbar
+from hawis_jax.crossbar import defects
+
+_TILE = (64, 64)
+_SHAPE = (384, 256)  # of the weights: 24 tiles
+_GRID = (6, 4)
+# Effects on cells.
+_LEVELS = tuple(
+  name
+  for name in crossbar.DEFECTS
+  if name not in ("read_noise", "telegraph_noise")
+)
+_MEASURED = tuple(
+  name for name, device in crossbar.PRESETS.items() if device.write_error
+)
+_PCM_DRIFT = dict(
+  drift_mean=(-0.0155, 0.0244, 0.049, 0.1),
+  drift_std=(-0.0125, -0.0059, 0.008, 0.045),
+)
+# All effects, each with constants of its own that let no draw be clipped.
+_ALL = crossbar.Device(
+  stuck_on=0.1,
+  stuck_off=0.2,
+  dead_rows=0.1,
+  dead_columns=0.05,
+  variation=0.3,
+  gaussian_variation=0.1,
+  write_error=1.5,
+  write_sigma=(0.01, 0.05, -1e-5),
+  drift_time=1e5,
+  drift_mean=(-0.02, 0.3, 0.2, 0.5),
+  drift_std=(-0.004, 0.01, 0.005, 0.03),
+  legacy_noise=0.5,
+)
+
+_conductances = jax.jit(crossbar.conductances, static_argnames="bits")
+_effective = jax.jit(crossbar.effective_weights, static_argnames="bits")
+_program = jax.jit(crossbar.program, static_argnames="bits")
+_fault_states = jax.jit(defects.fault_states, static_argnums=1)
+_drift = jax.jit(defects.drift)
+
+
+def _key():
+  return jax.random.key(np.random.default_rng().integers(2**31))
+
+
+def _integers(shape=_SHAPE, bits=8):
+  """Random integer weights, the largest one among them."""
+  rng = np.random.default_rng()
+  if bits == 1:
+    return rng.choice([-1, 1], shape)
+  top = 2 ** (bits - 1) - 1
+  weights = rng.integers(-top, top + 1, shape)
+  weights.flat[0] = top
+  return weights
+
+
+def _pair(q):
+  """Integers of whole tiles -> levels `[2, row, col, R, C]` of their cells."""
+  (rows, columns), (r, c) = q.shape, _TILE
+  cut = q.reshape(rows // r, r, columns // c, c).transpose(0, 2, 1, 3)
+  return np.maximum(np.stack([cut, -cut]), 0)
+
+
+def _targets(q, device, steps=127):
+  return device.g_off + _pair(q) / steps * (device.g_on - device.g_off)
+
+
+def _traced(device):
+  """The same device with all effects on cells in its program, absent or not.
+
+  One compilation serves all levels; a test says that nothing else changes.
+  """
+  levels = {name: jnp.float32(getattr(device, name)) for name in _LEVELS}
+  padding = (0.0,) * (4 - len(device.write_sigma))
+  constants = dict(
+    write_sigma=device.write_sigma + padding, write_range=(0.0, 1.0)
+  )
+  return dataclasses.replace(device, **levels, **constants)
+
+
+def _chip(q, device, key, bits=8, write=0):
+  """Conductances `[2, row, col, R, C]` of a chip that holds the integers q."""
+  weights = jnp.asarray(q, jnp.float32)
+  g = _conductances(key, weights, device, bits=bits, write=write)
+  return np.stack(g).astype(np.float64)
+
+
+def _faults(key, device):
+  """1 stuck on, -1 stuck off, 0 healthy, as `_chip`."""
+  keys = defects.tile_keys(key, _GRID)
+  faults = np.asarray(_fault_states(keys, (2, *_TILE), device))
+  return np.moveaxis(faults.reshape(*_GRID, 2, *_TILE), 2, 0)
+
+
+def _sigma(device, g):
+  """Standard deviation of programming [S]."""
+  micro = np.polyval(device.write_sigma[::-1], 1e6 * g)
+  return 1e-6 * np.maximum(micro, 0) * device.write_error
+
+
+def _are_normal(z, lower=None, clipped=None):
+  """KS test of standard normal draws; where `clipped`, only z <= lower."""
+  shares = stats.norm.cdf(z)
+  if lower is not None:
+    below = np.random.default_rng().uniform(size=z.shape)
+    shares = np.where(clipped, below * stats.norm.cdf(lower), shares)
+  return _are_uniform(shares)
+
+
+def _are_uniform(shares):
+  return stats.kstest(np.ravel(shares), "uniform").pvalue > 1e-6
+
+
+def _is_binomial(events, p):
+  events = np.asarray(events)
+  return stats.binomtest(int(events.sum()), events.size, p).pvalue > 1e-6
+
+
+def _are_independent(a, b):
+  """Chi-square test of two arrays of bool."""
+  a, b = np.ravel(a), np.ravel(b)
+  table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
+  return stats.chi2_contingency(table).pvalue > 1e-6
+
+
+@pytest.mark.parametrize("name", _MEASURED)
+def test_write_error_is_the_measured_polynomial(name):
+  """Of the target's conductance; at 0 where it would be negative."""
+  device = crossbar.PRESETS[name]
+  q = _integers()
+  for level in (device.write_error, 3.0):
+    scaled = dataclasses.replace(device, write_error=level)
+    g = _chip(q, _traced(scaled), _key())
+    targets = _targets(q, device)
+    sigma = _sigma(scaled, targets)
+    assert sigma.min() > 0 and g.min() >= 0
+    assert _are_normal((g - targets) / sigma, -targets / sigma, g == 0), level
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 2.0])
+def test_gaussian_variation(sigma):
+  """max(G (1 + s n), 0) of every level."""
+  device = crossbar.Device(gaussian_variation=sigma)
+  q = _integers()
+  g = _chip(q, _traced(device), _key())
+  z = (g / _targets(q, device) - 1) / sigma
+  assert _are_normal(z, -1 / sigma, g == 0)
+  assert _is_binomial(g == 0, stats.norm.cdf(-1 / sigma))
+
+
+def _pcm_exponent(share):
+  """(mean, std) of PCM's exponent at G / g_on."""
+  mean = np.clip(-0.0155 * np.log(share) + 0.0244, 0.049, 0.1)
+  return mean, np.clip(-0.0125 * np.log(share) - 0.0059, 0.008, 0.045)
+
+
+@pytest.mark.parametrize(
+  "device, exponent",
+  [
+    (crossbar.Device(), lambda share: (0.1, 0.05)),
+    (crossbar.PRESETS["pcm"], _pcm_exponent),
+  ],
+  ids=["generic", "pcm"],
+)
+def test_drift_exponents(device, exponent):
+  """Each max(N(mu, sigma^2), 0), recovered from what a chip lost in a day."""
+  device = dataclasses.replace(device, write_error=0.0, drift_time=86400.0)
+  q = _integers()
+  g, targets = _chip(q, _traced(device), _key()), _targets(q, device)
+  found = -np.log(g / targets) / np.log(86400.0 / 20.0)
+  mean, std = exponent(targets / device.g_on)
+  # Some cells do not drift at all: their exponent was drawn below 0.
+  still = found < 1e-6
+  assert still.any()
+  assert _are_normal((found - mean) / std, -mean / std, still)
+
+
+@settings(max_examples=20)
+@given(
+  st.floats(1e-3, 1e3),
+  st.lists(st.floats(0, 1e6), min_size=3, max_size=3),
+)
+def test_drift_is_a_power_law_of_every_cell(start, periods):
+  """None up to t_0, then monotone, on one line of log G over log t."""
+  rng = np.random.default_rng()
+  g = rng.uniform(1e-7, 3e-4, 200).astype(np.float32)
+  normal = rng.normal(size=200).astype(np.float32)
+  device = crossbar.Device(drift_start=start, **_PCM_DRIFT)
+
+  def at(period):
+    after = dataclasses.replace(device, drift_time=jnp.float32(period * start))
+    return np.asarray(_drift(g, normal, after), np.float64)
+
+  mean, std = _pcm_exponent(g.astype(np.float64) / device.g_on)
+  exponent = np.maximum(mean + std * normal, 0)
+  before = g.astype(np.float64)
+  for period in sorted(periods):
+    now = at(period)
+    np.testing.assert_allclose(
+      now, g * np.maximum(period, 1.0) ** -exponent, rtol=1e-5
+    )
+    assert (now <= before).all()
+    before = now
+  for period in (0.0, 0.999):
+    np.testing.assert_array_equal(at(period), g)
+  assert (at(100.0) < g)[exponent > 1e-3].all()
+
+
+@pytest.mark.parametrize("rows, columns", [(0.1, 0.0), (0.0, 0.3), (0.2, 0.02)])
+def test_dead_lines_are_binomial(rows, columns):
+  """Whole lines of single arrays carry exactly nothing, others all."""
+  device = crossbar.Device(dead_rows=rows, dead_columns=columns)
+  q = _integers()
+  targets = _targets(q, device)
+  g = _chip(q, _traced(device), _key())
+  dead = g == 0
+  lines = dead.all(-1), dead.all(-2)
+  np.testing.assert_array_equal(
+    dead, lines[0][..., :, None] | lines[1][..., None, :]
+  )
+  np.testing.assert_allclose(g[~dead], targets[~dead], rtol=1e-6)
+  for line, rate in zip(lines, (rows, columns), strict=True):
+    assert line.shape == (2, *_GRID, 64)
+    if not rate:
+      assert not line.any()
+      continue
+    assert _is_binomial(line, rate)
+    # Between arrays of a pair, tiles, and neighbours.
+    assert _are_independent(line[0], line[1])
+    assert _are_independent(line[:, :-1], line[:, 1:])
+    assert _are_independent(line[:, :, :-1], line[:, :, 1:])
+    assert _are_independent(line[..., :-1], line[..., 1:])
+  if rows and columns:
+    assert _are_independent(*lines)
+
+
+def test_weights_on_dead_lines():
+  """What is left of a weight is its other cell."""
+  device = crossbar.Device(g_off=1e-5, dead_rows=0.4, dead_columns=0.3)
+  q, key = _integers(_TILE, bits=1), _key()
+  g = _chip(q, device, key, bits=1)[:, 0, 0]
+  live = ~((g == 0).all(-1, keepdims=True) | (g == 0).all(-2, keepdims=True))
+  levels = _targets(q, device, 1)[:, 0, 0] * live
+  expected = (levels[0] - levels[1]) / (device.g_on - device.g_off)
+  got = _effective(key, jnp.asarray(q, jnp.float32), device)
+  np.testing.assert_allclose(got, expected, rtol=1e-5)
+  assert len(np.unique(np.round(expected, 5))) == 7  # 0, +-1, ...
+
+
+def _legacy_shares(g, targets, device, step):
+  """Distribution function of the published noise: two normals, half each."""
+  density = 4 * 1.38e-23 * device.temperature
+  density += 2 * 1.6e-19 * device.read_voltage
+  thermal = targets * device.bandwidth * density / device.read_voltage**2
+  std = np.sqrt(thermal + (step / 3) ** 2)
+  a, b = device.telegraph
+  jump = targets * (b * targets + a) / (targets - b * targets - a)
+  z = (g - targets) / std
+  return (stats.norm.cdf(z) + stats.norm.cdf(z - jump / std)) / 2
+
+
+@pytest.mark.parametrize(
+  "constants",
+  [
+    {},
+    {"temperature": 5e3, "bandwidth": 1e12, "telegraph": (1e-7, 0.01)},
+    {"bandwidth": 1e13, "read_voltage": 1.0},
+  ],
+)
+def test_legacy_noise_is_the_published_formula(constants):
+  """G + sqrt(thermal + (step / 3)^2) n + telegraph with probability 1/2."""
+  device = crossbar.Device(legacy_noise=1.0, **constants)
+  q, key = _integers(), _key()
+  g, targets = _chip(q, _traced(device), key), _targets(q, device)
+  step = (device.g_on - device.g_off) / 127
+  assert _are_uniform(_legacy_shares(g, targets, device, step))
+  # A level is a factor of all that it adds.
+  half = _chip(q, _traced(dataclasses.replace(device, legacy_noise=0.5)), key)
+  np.testing.assert_allclose(
+    half - targets, (g - targets) / 2, rtol=0, atol=1e-6 * device.g_on
+  )
+
+
+def test_legacy_noise_of_binary_cells():
+  """Half of the off cells, a quarter of all, become negative."""
+  device = crossbar.Device(legacy_noise=1.0)
+  q = _integers(bits=1)
+  g, targets = _chip(q, device, _key(), bits=1), _targets(q, device, 1)
+  step = device.g_on - device.g_off
+  assert _are_uniform(_legacy_shares(g, targets, device, step))
+  off = targets < 1e-6
+  p = _legacy_shares(0.0, device.g_off, device, step)
+  assert p == pytest.approx(0.5, abs=0.003)
+  assert _is_binomial(g[off] < 0, p)
+  assert (g < 0).mean() == pytest.approx(0.25, abs=0.01)
+
+
+@settings(max_examples=20)
+@given(
+  st.floats(0.01, 5), st.floats(1e3, 1e9), st.floats(1, 1000), st.floats(0, 0.4)
+)
+def test_noise_a_read_is_the_formula(voltage, bandwidth, temperature, b):
+  """SI units in float32 lose nothing, down to no conductance at all."""
+  a = 1e-7
+  g = 10 ** np.random.default_rng().uniform(-8, -3, 50)
+  g = np.append(g, [0.0, 1.99 * a, 2.01 * a, a, a / (1 - b)])
+  device = crossbar.Device(
+    bandwidth=bandwidth, temperature=temperature, telegraph=(a, b)
+  )
+  got = defects.read_noise_std(jnp.asarray(g, jnp.float32), voltage, device)
+  k, q = 1.380649e-23, 1.602176634e-19
+  density = bandwidth * (4 * k * temperature + 2 * q * voltage)
+  np.testing.assert_allclose(got, np.sqrt(g * density) / voltage, rtol=1e-5)
+  got = defects.telegraph_step(jnp.asarray(g, jnp.float32), device)
+  expected = np.zeros_like(g)
+  far = g > 2 * a
+  expected[far] = (g * (b * g + a))[far] / (g - b * g - a)[far]
+  np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_stuck_cells_are_those_of_the_fault_states():
+  """Whatever they hold, and on chips of other effects too."""
+  q = np.where(_integers() > 0, 100, -100)
+  q[0, 0] = 127
+  key = _key()
+  faults = crossbar.Device(stuck_on=0.1, stuck_off=0.2)
+  several = dataclasses.replace(_ALL, dead_rows=0.0, dead_columns=0.0)
+  states = []
+  for device in (faults, several):
+    # No healthy cell is at an end for both of two opposite weights.
+    one, other = (_chip(sign * q, _traced(device), key) for sign in (1, -1))
+    on = (one == np.float32(device.g_on)) & (other == np.float32(device.g_on))
+    off = (one == np.float32(device.g_off)) & (
+      other == np.float32(device.g_off)
+    )
+    assert _is_binomial(on, 0.1) and _is_binomial(off, 0.2)
+    states.append(on * 1 - off)
+  np.testing.assert_array_equal(*states)
+  np.testing.assert_array_equal(_faults(key, faults), states[0])
+
+
+def test_stuck_cells_that_vary():
+  """Each is a varied cell that had the ends for a target."""
+  device = crossbar.Device(
+    stuck_on=0.3, stuck_off=0.3, variation=0.5, stuck_cells_vary=True
+  )
+  key = _key()
+  healthy = dataclasses.replace(device, stuck_on=0.0, stuck_off=0.0)
+  q = _integers()
+  factor = _chip(q, _traced(healthy), key) / _targets(q, device)
+  at = _chip(q, _traced(device), key) / factor
+  on, off = (np.isclose(at, g, rtol=1e-5) for g in (device.g_on, device.g_off))
+  states = _faults(key, device)
+  assert on[states > 0].all() and off[states < 0].all()
+  np.testing.assert_allclose(
+    at[states == 0], _targets(q, device)[states == 0], rtol=1e-5
+  )
+  # They do vary, as all others.
+  assert _are_normal(-np.log(factor)[states != 0] / 0.5)
+
+
+def test_a_new_write_changes_the_write_error_alone():
+  device = dataclasses.replace(_ALL, legacy_noise=0.0, drift_time=0.0)
+  q, key = _integers(), _key()
+
+  def chip(device, write):
+    return _chip(q, _traced(device), key, write=write)
+
+  first, second = chip(device, 0), chip(device, 1)
+  np.testing.assert_array_equal(first, chip(device, 0))
+  ends = np.float32(device.g_on), np.float32(device.g_off), 0
+  fixed = np.isin(first, ends)  # stuck, or on a dead line
+  assert 0.3 < fixed.mean() < 0.6
+  np.testing.assert_array_equal(first[fixed], second[fixed])
+  assert (first != second)[~fixed].mean() > 0.999
+  # The ratio of both writes is that of their errors: all else is the same.
+  written = dataclasses.replace(
+    device, variation=0.0, gaussian_variation=0.0, stuck_on=0.0, stuck_off=0.0
+  )
+  one, two = (chip(written, write)[~fixed] for write in (0, 1))
+  np.testing.assert_allclose(
+    first[~fixed] / second[~fixed], one / two, rtol=1e-5
+  )
+  targets = _targets(q, device)[~fixed]
+  a, b = ((g - targets) / _sigma(device, targets) for g in (one, two))
+  assert _are_normal(a) and _are_normal(b)
+  assert stats.pearsonr(a, b).pvalue > 1e-6
+  unwritten = dataclasses.replace(device, write_error=0.0)
+  np.testing.assert_array_equal(chip(unwritten, 0), chip(unwritten, 7))
+
+
+def _line(constants, g, device):
+  a, b, low, high = constants
+  return np.clip(a * np.log(g / device.g_on) + b, low, high)
+
+
+def _compose(levels, draws, device):
+  """All effects in their order, by formula, with given draws."""
+
+  def stuck(g):
+    g = np.where((draws["faults"] == 1) & there["stuck_on"], device.g_on, g)
+    return np.where(
+      (draws["faults"] == -1) & there["stuck_off"], device.g_off, g
+    )
+
+  there = {name: getattr(device, name) > 0 for name in _LEVELS}
+  g = stuck(levels) if device.stuck_cells_vary else levels
+  g = g + _sigma(device, g) * draws["write_error"]
+  g = g * np.exp(-device.variation * draws["variation"])
+  g = g * (1 + device.gaussian_variation * draws["gaussian_variation"])
+  exponent = _line(device.drift_mean, g, device)
+  exponent += _line(device.drift_std, g, device) * draws["drift_time"]
+  g = g * max(device.drift_time / device.drift_start, 1) ** -exponent
+  step = (device.g_on - device.g_off) / 127
+  jump = device.telegraph[1] / (1 - device.telegraph[1]) * g
+  noise = step / 3 * draws["legacy_noise"] + jump * draws["legacy_jump"]
+  g = g + device.legacy_noise * noise
+  g = g if device.stuck_cells_vary else stuck(g)
+  for line in ("dead_rows", "dead_columns"):
+    g = np.where(draws[line] & there[line], 0, g)
+  return g
+
+
+@pytest.fixture(scope="module")
+def drawn():
+  """(integers, key, {effect: its draws}), each of a chip with it alone."""
+  q, key, device = _integers(), _key(), _ALL
+  targets = _targets(q, device)
+
+  def alone(effect, **constants):
+    levels = dict.fromkeys(_LEVELS, 0.0)
+    levels[effect] = getattr(device, effect)
+    one = dataclasses.replace(device, **{**levels, **constants})
+    return _chip(q, _traced(one), key)
+
+  exponent = -np.log(alone("drift_time") / targets)
+  exponent /= np.log(device.drift_time / device.drift_start)
+  still, jumping = (
+    alone("legacy_noise", legacy_noise=1.0, telegraph=(0.0, b))
+    for b in (0.0, 0.5)
+  )
+  return (
+    q,
+    key,
+    {
+      "faults": _faults(key, device),
+      "dead_rows": alone("dead_rows") == 0,
+      "dead_columns": alone("dead_columns") == 0,
+      "write_error": (alone("write_error") - targets) / _sigma(device, targets),
+      "variation": -np.log(alone("variation") / targets) / device.variation,
+      "gaussian_variation": (alone("gaussian_variation") / targets - 1)
+      / device.gaussian_variation,
+      "drift_time": (exponent - _line(device.drift_mean, targets, device))
+      / _line(device.drift_std, targets, device),
+      "legacy_noise": (still - targets)
+      / ((device.g_on - device.g_off) / 127 / 3),
+      "legacy_jump": jumping - still > targets / 2,
+    },
+  )
+
+
+def test_every_effect_has_draws_of_its_own(drawn):
+  """Independent of all others', and between arrays, tiles and cells."""
+  _, _, draws = drawn
+
+  def are_uncorrelated(a, b):
+    return stats.pearsonr(np.ravel(a), np.ravel(b)).pvalue > 1e-6
+
+  assert _is_binomial(draws["legacy_jump"], 0.5)
+  for name in ("write_error", "variation", "gaussian_variation", "drift_time"):
+    assert _are_normal(draws[name]), name
+  cells = {
+    name: np.asarray(draw, np.float64)
+    for name, draw in draws.items()
+    if not name.startswith("dead")
+  }
+  for name, x in cells.items():
+    assert are_uncorrelated(x[0], x[1]), name
+    for shift in (1, 2, 3, 4):  # along tile rows, tile columns, R and C
+      assert are_uncorrelated(x, np.roll(x, 1, shift)), name
+    for other, y in cells.items():
+      # Magnitudes too: of draws that are the same but for their sign.
+      if name < other:
+        assert are_uncorrelated(x, y), (name, other)
+        assert are_uncorrelated(abs(x), y), (name, other)
+        assert are_uncorrelated(x, abs(y)), (name, other)
+    for line, axis in (("dead_rows", -1), ("dead_columns", -2)):
+      dead = draws[line].all(axis).astype(float)
+      assert are_uncorrelated(x.mean(axis), dead), (line, name)
+
+
+@pytest.mark.parametrize("vary", [False, True])
+@settings(max_examples=15)
+@given(there=st.sets(st.sampled_from(_LEVELS)))
+def test_effects_keep_their_draws_and_their_order(drawn, vary, there):
+  """Any effects together are the formulas, with the draws of each alone."""
+  q, key, draws = drawn
+  device = dataclasses.replace(
+    _ALL,
+    stuck_cells_vary=vary,
+    telegraph=(0.0, 0.3),
+    **dict.fromkeys(set(_LEVELS) - there, 0.0),
+  )
+  expected = _compose(_targets(q, device), draws, device)
+  got = _chip(q, _traced(device), key)
+  np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * device.g_on)
+
+
+def test_an_absent_effect_is_one_of_level_0():
+  """Bit for bit, though one is in the program and the other is not."""
+  q, key = _integers(), _key()
+  names = np.random.default_rng().permutation(_LEVELS)
+  # Some are absent, then the others, then all.
+  for absent in (names[::2], names[1::2], names):
+    zeros = dict(zip(absent, (0, 0.0, None) * 3, strict=False))
+    device = dataclasses.replace(_ALL, **zeros)
+    leaves = len(jax.tree.leaves(_ALL)) - len(absent)
+    assert len(jax.tree.leaves(device)) == leaves
+    got = _chip(q, device, key)
+    traced = dataclasses.replace(device, **dict.fromkeys(absent, 0.0))
+    np.testing.assert_array_equal(got, _chip(q, _traced(traced), key), absent)
+    assert len(np.unique(got)) > 100
+
+
+@pytest.mark.parametrize(
+  "bits, cell_bits, absent",
+  [(8, 2, ()), (1, 0, ("stuck_on", "stuck_off", "variation", "legacy_noise"))],
+)
+def test_narrower_nets_share_all_draws_of_the_cells_they_share(
+  bits, cell_bits, absent
+):
+  """A cell's conductance follows from the chip and from what it holds."""
+  device = dataclasses.replace(
+    _ALL,
+    cell_bits=cell_bits,
+    tile_shape=(32, 16),
+    **dict.fromkeys(absent, 0.0),
+  )
+  wide = {
+    "a": {"kernel": _integers((3, 3, 9, 40), bits)},
+    "b": {"c": {"kernel": _integers((50, 20), bits)}},
+  }
+  widths = {"a": (5, 33), "b": (50, 7)}
+
+  def narrow(path, kernel):
+    c_in, c_out = widths[path[0].key]
+    return kernel[..., :c_in, :c_out]
+
+  small = jax.tree_util.tree_map_with_path(narrow, wide)
+  key = _key()
+  large, small = (
+    _program(
+      key,
+      {"params": jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), net)},
+      device,
+      bits=bits,
+      write=3,
+    )["crossbar"]
+    for net in (wide, small)
+  )
+  large = jax.tree_util.tree_map_with_path(narrow, large)
+  assert len(jax.tree.leaves(small)) == 2
+  for ours, theirs in zip(
+    jax.tree.leaves(small), jax.tree.leaves(large), strict=True
+  ):
+    # The order in which slices add up is the compiler's.
+    atol = 0 if cell_bits == 0 else 1e-4
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
+    assert len(np.unique(np.round(ours, 3))) > 30
+
+
+def test_mean_output_at_the_published_rates():
+  """E[w_eff w] = 1 - zeros - 2 flips = 1 - p_on - p_off, and so do outputs."""
+  device = crossbar.PRESETS["hawis_published"]
+  on, off = device.stuck_on, device.stuck_off
+  zeros, flips = on * (1 - off) + off * (1 - on), on * off
+  mean = 1 - zeros - 2 * flips
+  assert mean == pytest.approx(1 - 0.0175 - 0.0904)
+  variance = (1 - zeros) - mean**2  # of w_eff w, which is -1, 0 or 1
+  w = _integers((1024, 512), bits=1)
+  got = np.asarray(_effective(_key(), jnp.asarray(w, jnp.float32), device))
+  error = (got * w).mean() - mean
+  assert abs(error) < 5 * np.sqrt(variance / w.size)
+  inputs = np.random.default_rng().integers(0, 2, 1024)
+  off_by = inputs @ got - mean * (inputs @ w)
+  assert _are_normal(off_by / np.sqrt(variance * inputs.sum()))
+
+
+_DIFFERENTIABLE = (
+  "variation",
+  "gaussian_variation",
+  "write_error",
+  "drift_time",
+  "legacy_noise",
+)
+
+
+@pytest.fixture
+def x64():
+  with jax.enable_x64(True):
+    yield
+
+
+def test_weights_have_gradients_with_respect_to_levels(x64):
+  """Against finite differences, all effects together."""
+  q, key = jnp.asarray(_integers(_TILE), jnp.float64), _key()
+  rng = np.random.default_rng()
+  direction = jnp.asarray(rng.normal(size=_TILE))
+  # Differences across the ends of the clipped lines would be none.
+  smooth = dataclasses.replace(
+    _ALL, drift_mean=(-0.02, 0.3, -9.0, 9.0), drift_std=(-0.004, 0.01, 0.0, 9.0)
+  )
+
+  @jax.jit
+  @jax.value_and_grad
+  def loss(levels):
+    device = dataclasses.replace(smooth, **levels)
+    weights = crossbar.effective_weights(key, q, device, bits=8)
+    return (weights * direction).sum()
+
+  levels = {name: jnp.float64(getattr(_ALL, name)) for name in _DIFFERENTIABLE}
+  _, slopes = loss(levels)
+  for name in _DIFFERENTIABLE:
+    step = 1e-6 * levels[name]
+    ends = [loss({**levels, name: levels[name] + s})[0] for s in (step, -step)]
+    expected = (ends[0] - ends[1]) / (2 * step)
+    assert abs(slopes[name]) > 0, name
+    np.testing.assert_allclose(slopes[name], expected, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.xfail(reason="pairs on target are integers, of slope 0")
+def test_weights_have_gradients_at_level_0():
+  """d/dgamma (G+ - G-) = G- n- - G+ n+, from the first bit of variation."""
+  q, key = jnp.asarray(_integers(_TILE, bits=1), jnp.float32), _key()
+
+  @jax.jit
+  def slope(gamma):
+    def weights(gamma):
+      device = crossbar.Device(variation=gamma)
+      return crossbar.effective_weights(key, q, device)
+
+    return jax.jvp(weights, (gamma,), (jnp.ones_like(gamma),))[1]
+
+  np.testing.assert_allclose(slope(0.0), slope(1e-5), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.xfail(reason="pairs stuck on their targets count as healthy")
+def test_stuck_cells_pass_no_gradient():
+  """Whether or not they are stuck where they should be."""
+  q, key = jnp.asarray(_integers(_TILE, bits=1), jnp.float32), _key()
+  device = crossbar.Device(stuck_on=0.5, stuck_off=0.5)
+
+  @jax.jit
+  @jax.grad
+  def slope(q):
+    return crossbar.effective_weights(key, q, device).sum()
+
+  np.testing.assert_array_equal(slope(q), 0)

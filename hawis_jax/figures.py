@@ -96,7 +96,10 @@ def _sweep(panel, sweep, axis, style):
   levels = axis.scale * np.array(sweep["level"])
   low, high = _percent(sweep["ci95"]).T
   color = style.color
-  panel.fill_between(levels, low, high, color=color, alpha=0.25, lw=0)
+  if len(levels) > 1:
+    panel.fill_between(levels, low, high, color=color, alpha=0.25, lw=0)
+  else:
+    panel.vlines(levels, low, high, color=color, alpha=0.4, lw=4)
   panel.plot(levels, _percent(sweep["p5"]), color=color, ls="--", lw=0.8)
   panel.plot(levels, _percent(sweep["mean"]), color=color, marker=style.marker)
 

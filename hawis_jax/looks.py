@@ -137,6 +137,7 @@ AXES = {
   "load_resistance": Axis(
     "IR drop", r"load resistance [$\Omega$]", 1, "loads of {:g} Ω"
   ),
+  "fault_map": Axis("Measured faults", "", 1, "the measured faults"),
   "adc_bits": Axis("Converters", "bits (0: ideal)", 1, "{:g}-bit converters"),
 }
 
@@ -190,7 +191,9 @@ def axis(scenario: str) -> Axis:
     return found
   braces = name.replace("{", "{{").replace("}", "}}")
   return dataclasses.replace(
-    found, title=f"{name}", short=f"{braces}: {found.short}"
+    found,
+    title=name[0].upper() + name[1:],
+    short=f"{braces}: {found.short}",
   )
 
 

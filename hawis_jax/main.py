@@ -57,6 +57,8 @@ def main(argv: list[str]) -> None:
   experiment = experiment_lib.prepare(config)
   if "train" in stages:
     train.check_teacher(experiment)
+  if "robustness" in stages:
+    sweep.check_chips(experiment)
   with files.locked(workdir):
     config_lib.settle(config, workdir)
     with metrics_lib.Metrics(workdir) as metrics:

@@ -6,7 +6,7 @@ other chips, on how chips are chunked, or on the other candidates.
 Axes: S chips, P candidates (width vectors), N batches, B images, L layers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
 import math
@@ -65,6 +65,7 @@ def score_chips(
   devices: crossbar.Device,
   calibration: chex.Array | None = None,
   chips_per_step: int = 0,
+  faults: Mapping[str, chex.Array] | None = None,
 ) -> Scores:
   """Scores P candidates of one super-net on S chips; pure, to be jitted.
 
@@ -83,13 +84,16 @@ def score_chips(
     calibration: uint8 `[N, B, H, W, C]`: recalibrate BN on every chip with
       these images ("chip" mode); None: keep `batch_stats` ("fixed" mode).
     chips_per_step: chips vmapped at once; 0: best for the backend.
+    faults: measured ones that all chips have, see `crossbar.program`.
   """
   weights = _weights(variables)
   num = 1 if widths is None else widths.shape[0]
 
   def score_chip(chip):
     key, device = chip
-    net = crossbar.program(key, weights, device, module.weight_bits)
+    net = crossbar.program(
+      key, weights, device, module.weight_bits, faults=faults
+    )
 
     def recalibrated(widths, _):
       inputs = jax.vmap(module.encode)(calibration)
@@ -154,6 +158,7 @@ def evaluate_chips(
   *,
   calibration: chex.Array | None = None,
   chips_per_step: int = 0,
+  faults: Mapping[str, chex.Array] | None = None,
 ) -> np.ndarray:
   """Accuracy of one trained net on `num_chips` chips of a device.
 
@@ -170,6 +175,7 @@ def evaluate_chips(
     num_chips: S.
     calibration: see `score_chips`.
     chips_per_step: see `score_chips`.
+    faults: see `score_chips`.
 
   Returns:
     float32 `[S]` accuracies.
@@ -190,6 +196,7 @@ def evaluate_chips(
     devices,
     calibration,
     chips_per_step,
+    faults,
   )
   count = np.float32(np.sum(batches.mask))
   return np.asarray(scores.hits[:, 0]).astype(np.float32) / count

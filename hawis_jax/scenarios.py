@@ -2,15 +2,18 @@
 
 A scenario is a mapping {field of the device: a number, or a tuple of them}; a
 tuple is swept, tuples of one scenario together, and everything else of the
-device is as it is. `name` is optional. Examples:
+device is as it is. `name` is optional; so is `fault_map`, a file of a measured
+chip's faults (see `interop.load_faults`). Examples:
 
   {"stuck_off": (0.0, 0.05, 0.1)}
   {"name": "both faults", "stuck_off": (0.0, 0.09), "stuck_on": (0.0, 0.018)}
   {"wire_resistance": (0.78, 1.6, 4.7), "load_resistance": 4.0}
+  {"name": "chip 7", "fault_map": "chip7.npz", "write_error": 1.0}
 """
 
 from collections.abc import Mapping
 import dataclasses
+import pathlib
 from typing import Any
 
 from hawis_jax import crossbar
@@ -22,14 +25,16 @@ class Level:
   """One device of a scenario.
 
   Attributes:
-    value: of the scenario's first swept field.
+    value: of the scenario's first swept field; 0 of a fault map alone.
     device: with all of the scenario's fields.
     is_random: whether chips differ.
+    fault_map: file of measured faults; "": none.
   """
 
   value: float
   device: crossbar.Device
   is_random: bool
+  fault_map: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +67,16 @@ def parse(
     raise errors.InputError(
       f"{field}: got {scenario!r}, allowed is a dict of device parameters"
     )
-  values = {k: v for k, v in scenario.items() if k != "name"}
+  words = ("name", "fault_map")
+  values = {k: v for k, v in scenario.items() if k not in words}
+  fault_map = scenario.get("fault_map", "")
+  if fault_map and not pathlib.Path(fault_map).is_file():
+    raise errors.InputError(
+      f"{field}.fault_map: got {fault_map!r}, needed is a file"
+    )
   swept = {k: v for k, v in values.items() if isinstance(v, tuple | list)}
   numbers = [k for k, v in values.items() if type(v) in (int, float)]
-  if not swept and not numbers:
+  if not swept and not numbers and not fault_map:
     raise errors.InputError(
       f"{field}: got {dict(scenario)!r}, needed is an effect with a level"
     )
@@ -75,7 +86,7 @@ def parse(
       f"{field}: got {' and '.join(str(len(v)) for v in swept.values())} "
       f"levels of {', '.join(swept)}, needed is one number of them, at least 1"
     )
-  effect = next(iter(swept), None) or numbers[0]
+  effect = next(iter([*swept, *numbers]), "fault_map")
   levels = []
   for place in range(max(counts, default=1)):
     at = {k: v[place] if k in swept else v for k, v in values.items()}
@@ -83,7 +94,7 @@ def parse(
     is_random = any(
       crossbar.is_present(getattr(device, k)) for k in crossbar.DEFECTS
     )
-    levels.append(Level(at[effect], device, is_random))
+    levels.append(Level(at.get(effect, 0.0), device, is_random, fault_map))
   if len({level.value for level in levels}) < len(levels):
     raise errors.InputError(
       f"{field}.{effect}: got {tuple(swept[effect])!r}, needed are distinct "
@@ -98,5 +109,7 @@ def _key(scenario, values, effect):
     for k, v in values.items()
     if k != effect
   ]
+  if scenario.get("fault_map"):
+    others.append(pathlib.Path(scenario["fault_map"]).name)
   name = str(scenario.get("name") or ", ".join(others))
   return f"{name}: {effect}" if name else effect

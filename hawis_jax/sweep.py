@@ -4,22 +4,27 @@ All nets meet the same chips: chip s has the same key for every net, scenario
 and level.
 """
 
+import dataclasses
 import pathlib
 from typing import NamedTuple
 
+import jax
 import ml_collections
 import numpy as np
 
 from hawis_jax import config as config_lib
 from hawis_jax import cost
+from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import files
+from hawis_jax import interop
 from hawis_jax import metrics as metrics_lib
 from hawis_jax import nets
 from hawis_jax import robustness
 from hawis_jax import scenarios
 from hawis_jax import train
+from hawis_jax import variables as variables_lib
 
 
 def run(
@@ -66,21 +71,8 @@ def run(
     if step.level is None:
       progress.report(number, {"accuracy": entry["clean"]})
       continue
-    device = step.level.device
-    if device.adc_bits and device.adc_range == "calibrated":
-      images = _calibration_images(experiment)
-      variables = robustness.calibrate_converters(
-        module, variables, images, device
-      )
-    accuracy = robustness.evaluate_chips(
-      experiment.key("robustness"),
-      module,
-      variables,
-      batches,
-      device,
-      config.robustness.chips if step.level.is_random else 1,
-      calibration=calibration,
-      chips_per_step=config.robustness.chips_per_step,
+    accuracy = _evaluate(
+      step.level, module, variables, batches, calibration, experiment
     )
     entry["sweeps"].setdefault(step.scenario, []).append(
       {
@@ -94,12 +86,58 @@ def run(
   return result
 
 
-def _calibration_images(experiment):
-  """One batch of training images, for ranges of converters."""
-  config = experiment.config.robustness
-  count = min(config.batch_size, config.calibration_images)
-  source = experiment.splits.train
-  return experiment.evaluation(source, count, count).image[0]
+def _evaluate(level, module, variables, batches, calibration, experiment):
+  """Accuracy of a net on the chips of one level, float32 `[S]`."""
+  config, device = experiment.config.robustness, level.device
+  if device.adc_bits and device.adc_range == "calibrated":
+    count = min(config.batch_size, config.calibration_images)
+    images = experiment.evaluation(experiment.splits.train, count, count).image
+    variables = robustness.calibrate_converters(
+      module, variables, images[0], device
+    )
+  return robustness.evaluate_chips(
+    experiment.key("robustness"),
+    module,
+    variables,
+    batches,
+    device,
+    config.chips if level.is_random else 1,
+    calibration=calibration,
+    chips_per_step=config.chips_per_step,
+    faults=interop.load_faults(level.fault_map) if level.fault_map else None,
+  )
+
+
+def check_chips(experiment: experiment_lib.Experiment) -> None:
+  """Checks that the scenarios' devices can hold and read the nets.
+
+  Of the found net, whose widths are not known yet, the widest one is checked.
+
+  Raises:
+    InputError: a sense amplifier for a column of several tiles, or measured
+      faults that do not fit.
+  """
+  for step in todo_list(experiment.config):
+    level = step.level
+    if level is None or not (level.fault_map or level.device.adc_bits == 1):
+      continue
+    module = train.widest_module(step.net, experiment)
+    faults = interop.load_faults(level.fault_map) if level.fault_map else None
+    params = variables_lib.shapes(module, experiment.splits.image_shape)
+    device = dataclasses.replace(level.device, adc_range="full_scale")
+
+    def program(
+      key, params, device=device, bits=module.weight_bits, faults=faults
+    ):
+      variables = {"params": params}
+      return crossbar.program(key, variables, device, bits, faults=faults)
+
+    try:
+      jax.eval_shape(program, jax.random.key(0), params["params"])
+    except errors.InputError as error:
+      raise errors.InputError(
+        f"config.robustness.scenarios, {step.scenario}, net {step.net}: {error}"
+      ) from error
 
 
 def load_result(workdir: pathlib.Path) -> dict:

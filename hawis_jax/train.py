@@ -100,10 +100,22 @@ def net_module(
     widths = tuple(int(w) for w in experiment.space.check(found, field))
   else:
     widths = experiment.widths[name.widths]
-  if name.kind == nets.BINARY:
+  return _of_kind(name.kind, widths, experiment)
+
+
+def widest_module(net: str, experiment: experiment_lib.Experiment) -> nn.Module:
+  """`net_module`, but the found net as wide as the space allows."""
+  name = nets.parse(net)
+  widths = experiment.widths.get(name.widths)
+  if widths is None:
+    widths = experiment.space.max_widths
+  return _of_kind(name.kind, widths, experiment)
+
+
+def _of_kind(kind, widths, experiment):
+  if kind == nets.BINARY:
     return experiment.network(widths)
-  bits = 8 if name.kind == nets.INT8 else None
-  return experiment.counterpart(widths, bits)
+  return experiment.counterpart(widths, 8 if kind == nets.INT8 else None)
 
 
 def train_net(

@@ -21,7 +21,8 @@ def _config(name, *preset):
 
 
 @pytest.mark.parametrize(
-  "name", ["digits", "cifar10_resnet20", "cifar10_resnet32"]
+  "name",
+  ["digits", "cifar10_resnet20", "cifar10_resnet32", "tolerance_resnet20"],
 )
 def test_the_whole_way(name):
   config = _config(name)
@@ -44,6 +45,20 @@ def test_every_published_vector_has_a_recipe(preset, tmp_path):
   assert not config_lib.searches(config)
   assert len(widths.PRESETS[preset]) == config.network.depth - 1
   assert preset in nets.vector_names(config.network.depth)
+
+
+def test_the_tolerance_test_sweeps_what_was_published():
+  config = _config("tolerance_resnet20", "hawis_a")
+  config_lib.validate(config)
+  assert config.train.nets[0] == "resnet20_hawis_a"
+  sweeps = {s.key: s.levels for s in config_lib.sweeps(config)}
+  for effect, most in (("stuck_on", 0.02), ("stuck_off", 0.1)):
+    values = [level.value for level in sweeps[effect]]
+    assert values[0] == 0 and values[-1] == most
+  assert sweeps["variation"][-1].device.variation == 1.1
+  wires = sweeps["IR drop, loads of 4 ohm: wire_resistance"]
+  assert wires[-1].device.wire_resistance == 28.0
+  assert not any(level.is_random for level in wires)
 
 
 def test_an_unknown_preset_is_named():

@@ -21,6 +21,7 @@ from hawis_jax.crossbar.devices import without_defects
 from hawis_jax.crossbar.devices import without_effects
 from hawis_jax.crossbar.presets import preset
 from hawis_jax.crossbar.presets import PRESETS
+from hawis_jax.crossbar.presets import WIRE_RESISTANCES
 from hawis_jax.crossbar.wires import wire_transfer
 
 __all__ = (
@@ -28,6 +29,7 @@ __all__ = (
   "EFFECTS",
   "PRESETS",
   "SCENARIO_FIELDS",
+  "WIRE_RESISTANCES",
   "Cells",
   "Device",
   "cells",

@@ -15,6 +15,7 @@ import pytest
 
 from hawis_jax import data
 from hawis_jax import files
+from hawis_jax import interop
 from hawis_jax import main
 from hawis_jax import metrics
 from hawis_jax import pretrain
@@ -524,3 +525,55 @@ def test_an_unwritable_workdir_is_named(run, tmp_path, capsys):
   (tmp_path / "file").write_text("in the way")
   assert run(tmp_path / "file" / "run") == 2
   assert f"can't write {tmp_path / 'file'}" in capsys.readouterr().err
+
+
+_READ_OUT = (
+  "({'wire_resistance':(0.0,5.0),'load_resistance':4.0},"
+  "{'adc_bits':(4,),'adc_range':'calibrated'},"
+  "{'read_noise':(50.0,),'adc_bits':6},"
+  "{'name':'chip 7','fault_map':'FAULTS'})"
+)
+
+
+def _fault_map(path, shape):
+  """A measured chip whose stem has no current at all."""
+  interop.save_faults(path, {"stem": np.full(shape, -1, np.int8)})
+  return {
+    "train.nets": "('baseline_1x','baseline_1x_int8')",
+    "robustness.calibration_images": 64,
+    "robustness.scenarios": _READ_OUT.replace("FAULTS", str(path)),
+  }
+
+
+def test_every_way_of_read_out_runs_to_the_end(run, tmp_path, capsys):
+  """Binary and 8-bit nets; one chip where nothing is random."""
+  fields = _fault_map(tmp_path / "chip7.npz", (1, 5, 1, 2, 64, 64))
+  workdir = tmp_path / "run"
+  assert run(workdir, **fields) == 0, capsys.readouterr().err
+  result = json.loads((workdir / "robustness" / "result.json").read_text())
+  for net in result["nets"].values():
+    levels = {key: entries for key, entries in net["sweeps"].items()}
+    assert list(levels) == [
+      "load_resistance = 4.0: wire_resistance",
+      "adc_range = calibrated: adc_bits",
+      "adc_bits = 6: read_noise",
+      "chip 7: fault_map",
+    ]
+    chips = [[e["chips"] for e in entries] for entries in levels.values()]
+    assert chips == [[1, 1], [1], [4], [1]]
+    # A dead stem makes all images alike.
+    (dead,) = levels["chip 7: fault_map"]
+    assert dead["mean"] < 0.2
+  page = (workdir / "report" / "index.html").read_text()
+  assert "load_resistance = 4.0: wires of 5" in page
+  assert "the measured faults" in page
+
+
+def test_a_fault_map_that_does_not_fit_is_refused_first(run, tmp_path, capsys):
+  fields = _fault_map(tmp_path / "small.npz", (1, 1, 1, 2, 64, 64))
+  workdir = tmp_path / "run"
+  assert run(workdir, **fields) == 2
+  error = capsys.readouterr().err
+  assert "net baseline_1x: faults of stem: got an array of shape (1, 1" in error
+  assert error.count("\n") == 1
+  assert not workdir.exists()

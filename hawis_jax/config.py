@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -295,7 +296,7 @@ def device(config: ml_collections.ConfigDict) -> crossbar.Device:
   preset = changes.pop("preset")
   if preset in crossbar.PRESETS:
     base = crossbar.preset(preset)
-  elif pathlib.Path(preset).is_file():
+  elif os.path.isfile(preset):
     base = crossbar.from_json(preset)
   else:
     allowed = f"a file, or one of {', '.join(crossbar.PRESETS)}"
@@ -375,8 +376,12 @@ def settle(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     InputError: lists the differences; or the folder can't be written.
   """
   path = workdir / "config.json"
-  # The device is written out: a preset or a file of one may change.
-  resolved = {"device.resolved": dataclasses.asdict(device(config))}
+  # What may change under the same name: a preset, a file of a device or chip.
+  maps = {level.fault_map for s in sweeps(config) for level in s.levels} - {""}
+  resolved = {
+    "device.resolved": dataclasses.asdict(device(config)),
+    "robustness.fault_maps": {m: files.digest(m) for m in sorted(maps)},
+  }
   now = json.loads(json.dumps(flatten(config) | resolved))
   before = files.read_json(path) if path.exists() else now
   changed = [

@@ -90,7 +90,7 @@ def seal(folder: pathlib.Path) -> None:
   """Writes down the digest of every file in a folder."""
   paths = sorted(path for path in folder.rglob("*") if path.is_file())
   digests = {
-    path.relative_to(folder).as_posix(): _digest(path) for path in paths
+    path.relative_to(folder).as_posix(): digest(path) for path in paths
   }
   write_json(folder / _SEAL, digests)
 
@@ -99,8 +99,8 @@ def fault(folder: pathlib.Path) -> str | None:
   """Returns what has happened to a sealed folder, None if nothing."""
   try:
     digests = read_json(folder / _SEAL)
-    for name, digest in digests.items():
-      if _digest(folder / name) != digest:
+    for name, sealed in digests.items():
+      if digest(folder / name) != sealed:
         return f"{folder / name}: content changed"
   except (errors.InputError, OSError, AttributeError) as error:
     return str(error)
@@ -119,6 +119,7 @@ def write_errors(path: str | os.PathLike) -> Iterator[None]:
     raise errors.InputError(f"can't write {path}: {error}") from error
 
 
-def _digest(path):
-  with path.open("rb") as file:
+def digest(path: str | os.PathLike) -> str:
+  """Returns the SHA-256 of a file, in hexadecimal."""
+  with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()

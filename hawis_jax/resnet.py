@@ -4,7 +4,7 @@ Widths are inputs of the traced program: channels beyond a layer's width are
 masked to zero *after* batch normalisation (a dead channel would otherwise
 output BN's shift and could fire), so one compilation serves all width vectors.
 A fixed net is the super-net at its own widths: with `widths=None` all masks are
-None, and nothing is spent on them (benchmarks/masks.py).
+None, and nothing is spent on them (benchmarks/train_step.py).
 
 Networks: HAWIS (ASP-DAC 2022), as in its published code.
 

@@ -13,6 +13,7 @@ chip's faults (see `interop.load_faults`). Examples:
 
 from collections.abc import Mapping
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -70,7 +71,8 @@ def parse(
   words = ("name", "fault_map")
   values = {k: v for k, v in scenario.items() if k not in words}
   fault_map = scenario.get("fault_map", "")
-  if fault_map and not pathlib.Path(fault_map).is_file():
+  is_path = isinstance(fault_map, str | os.PathLike)
+  if not is_path or (fault_map and not os.path.isfile(fault_map)):
     raise errors.InputError(
       f"{field}.fault_map: got {fault_map!r}, needed is a file"
     )
@@ -87,6 +89,12 @@ def parse(
       f"levels of {', '.join(swept)}, needed is one number of them, at least 1"
     )
   effect = next(iter([*swept, *numbers]), "fault_map")
+  for value in swept.get(effect, ()):
+    if type(value) in (bool, str) or value is None:
+      raise errors.InputError(
+        f"{field}.{effect}: got {value!r} for a level, needed are numbers; "
+        "other fields may be swept beside them"
+      )
   levels = []
   for place in range(max(counts, default=1)):
     at = {k: v[place] if k in swept else v for k, v in values.items()}

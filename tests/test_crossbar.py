@@ -17,6 +17,7 @@ from hawis_jax import quantization
 from hawis_jax import resnet
 from hawis_jax import variables
 from hawis_jax.crossbar import tiles
+from hawis_jax.crossbar import wires
 
 _IDEAL = crossbar.Device()
 _effective = jax.jit(crossbar.effective_weights, static_argnames="bits")
@@ -75,6 +76,26 @@ def test_padding_cells_are_off():
     np.asarray(g_pos[0, 0, :, :10]) > 1e-4,
     np.asarray(tiles.kernel_to_matrix(weights))[:64] > 0,
   )
+
+
+def test_padding_cells_count_in_ir_drop():
+  """A tile that is partly used loses what the whole array loses."""
+  device = crossbar.Device(
+    g_off=1e-4, wire_resistance=2.0, load_resistance=5.0, tile_shape=(32, 24)
+  )
+  weights = _signs((20, 10))
+  got = np.asarray(_effective(_key(), weights, device))
+  unit = device.g_on - device.g_off
+  whole, used = 0, 0
+  for sign in (1, -1):
+    g = np.where(sign * np.asarray(weights) > 0, device.g_on, device.g_off)
+    array = np.full((32, 24), device.g_off)
+    array[:20, :10] = g
+    whole += sign * np.asarray(wires.transfer(jnp.asarray(array), 2.0, 5.0))
+    used += sign * np.asarray(wires.transfer(jnp.asarray(g), 2.0, 5.0))
+  np.testing.assert_allclose(got, whole[:20, :10] / unit, atol=1e-5)
+  assert np.abs(got - used / unit).max() > 0.01
+  assert (np.abs(got) < 0.99).all()
 
 
 @pytest.mark.parametrize(

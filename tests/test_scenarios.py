@@ -130,6 +130,34 @@ def test_chips_differ_where_anything_is_random(effect):
   assert not level.is_random
 
 
+def test_measured_faults(tmp_path):
+  """A level of its own, or those of what is swept on the measured chip."""
+  path = tmp_path / "chip7.npz"
+  path.write_bytes(b"")
+  measured = {"fault_map": str(path)}
+  found = _parse(measured)
+  assert found.key == "chip7.npz: fault_map"
+  assert found.levels == (scenarios.Level(0.0, _BASE, False, str(path)),)
+  found = _parse({**measured, "variation": (0.0, 0.3), "adc_bits": 4})
+  assert found.key == "adc_bits = 4, chip7.npz: variation"
+  assert [level.value for level in found.levels] == [0.0, 0.3]
+  assert [level.is_random for level in found.levels] == [False, True]
+  assert all(level.fault_map == str(path) for level in found.levels)
+  assert _parse({**measured, "name": "chip 7"}).key == "chip 7: fault_map"
+  # None is named where there is none.
+  assert _parse({"variation": 0.3, "fault_map": ""}).key == "variation"
+  for other in (str(tmp_path / "no.npz"), str(tmp_path)):
+    _refused(
+      {"variation": 0.3, "fault_map": other},
+      f"here.fault_map: got {other!r}, needed is a file",
+    )
+
+
+@pytest.mark.parametrize("value", [7, ("a.npz", "b.npz")])
+def test_measured_faults_that_are_no_path(value):
+  _refused({"fault_map": value}, f"here.fault_map: got {value!r}")
+
+
 @pytest.mark.parametrize(
   "scenario", [0.1, None, "stuck_off", ("stuck_off",), [("stuck_off", 0.1)]]
 )
@@ -191,9 +219,6 @@ def test_levels_are_distinct(scenario):
   _refused(scenario, f"here.{effect}: got {got!r}, needed are distinct levels")
 
 
-@pytest.mark.xfail(
-  raises=pytest.fail.Exception, reason="the page can't draw such levels"
-)
 @pytest.mark.parametrize(
   "scenario",
   [
@@ -220,10 +245,13 @@ def test_fields_beside_the_swept_one_may_repeat():
     ({"preset": "pcm", "variation": 1}, ["here: got 'preset', allowed are"]),
     ({"tile_shape": (32, 64)}, ["here: got 'tile_shape', allowed are g_on"]),
     ({"stuck_off": (0.1, 1.5)}, ["here.stuck_off: got 1.5, allowed is a sha"]),
-    ({"stuck_off": (0.1, "x")}, ["here.stuck_off: got 'x', allowed is a sha"]),
+    (
+      {"stuck_off": (0.1, "x")},
+      ["here.stuck_off: got 'x' for a level, needed"],
+    ),
     ({"stuck_off": ([0.1],)}, ["here.stuck_off: got [0.1], allowed is a sha"]),
     ({"stuck_off": (0.1, float("nan"))}, ["here.stuck_off: got nan, allowed"]),
-    ({"stuck_off": (True,)}, ["here.stuck_off: got True, allowed is a share"]),
+    ({"stuck_off": (True,)}, ["here.stuck_off: got True for a level, needed"]),
     ({"adc_bits": (4, 4.5)}, ["here.adc_bits: got 4.5, allowed is an integer"]),
     ({"variation": 0.1, "adc_bits": 17}, ["here.adc_bits: got 17, allowed is"]),
     ({"adc_bits": 4, "adc_range": "no"}, ["here.adc_range: got 'no', allowed"]),

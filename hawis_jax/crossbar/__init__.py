@@ -1,9 +1,9 @@
 """Crossbar physics: devices, tiles, effects, wires, and the chips of them."""
 
-from hawis_jax.crossbar.chip import Cells
-from hawis_jax.crossbar.chip import cells
+from hawis_jax.crossbar.cells import Cells
+from hawis_jax.crossbar.cells import chip_cells
+from hawis_jax.crossbar.cells import conductances
 from hawis_jax.crossbar.chip import check_readout
-from hawis_jax.crossbar.chip import conductances
 from hawis_jax.crossbar.chip import effective_weights
 from hawis_jax.crossbar.chip import for_images
 from hawis_jax.crossbar.chip import program
@@ -32,7 +32,7 @@ __all__ = (
   "WIRE_RESISTANCES",
   "Cells",
   "Device",
-  "cells",
+  "chip_cells",
   "check_readout",
   "conductances",
   "effective_weights",

@@ -1,16 +1,10 @@
-"""Chips: program weights, or a whole net, into defective crossbars.
-
-A weight is an integer q in [-L, L] on a differential pair of cells, each with
-L + 1 levels from g_off to g_on: G+ is at level max(q, 0), G- at max(-q, 0). Of
-1 bit: L = 1 and +1 -> (g_on, g_off), -1 -> (g_off, g_on); of 8 bits: L = 127.
-With `Device.cell_bits` = c, |q| is cut into slices of c bits, each a pair of
-cells of 2^c levels in tiles of its own.
+"""Chips: a whole net, or a layer of it, on defective crossbars.
 
 Cells are ohmic and wires are linear, so between a weight and the current of its
 column all is one effective weight L (I+ - I-) / (V (g_on - g_off)). Where
 read-out is ideal too, one effective kernel a layer represents the chip exactly
 ("fold"); converters, and noise drawn anew at every read, need its tiles one by
-one ("tiled", see `readout`).
+one ("tiled", see `readout`). What cells hold: see `cells`.
 
 All is differentiable: a cell passes its weight's gradient as its conductance
 depends on the weight, the binarisers' straight-through gradients included; a
@@ -20,7 +14,7 @@ Axes: T tiles of all slices of all layers, R rows and C columns of a tile.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 from flax import traverse_util
@@ -28,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hawis_jax import binary
 from hawis_jax import errors
 from hawis_jax import quantization
+from hawis_jax.crossbar import cells as cells_lib
 from hawis_jax.crossbar import converters
 from hawis_jax.crossbar import defects
 from hawis_jax.crossbar import devices
@@ -42,98 +36,6 @@ from hawis_jax.crossbar import wires
 _READS = 2**30 - 1
 # Arrays whose IR drop is solved at a time: 64 x 64 cells take 0.2 MB each.
 _WIRED_ARRAYS = 128
-
-
-def conductances(
-  key: chex.PRNGKey,
-  weights: chex.Array,
-  device: devices.Device,
-  bits: int = 1,
-  write: chex.Numeric = 0,
-) -> tuple[chex.Array, chex.Array]:
-  """Programs one layer into the tiles of one chip.
-
-  Args:
-    key: of one layer of one chip; consumed.
-    weights: latent kernel `[kh, kw, C_in, C_out]` or `[C_in, C_out]`.
-    device: see `Device`.
-    bits: 1: the weights' signs count (both cells of an exact 0 are off, as
-      those of padding); 2 to 8: their integers, as of
-      `quantization` with the kernel's own maximum.
-    write: number of the programming, see `defects.cell_conductances`.
-
-  Returns:
-    (g_pos, g_neg), each `[row_tiles, col_tiles, R, C]` [S]; of weights that are
-    sliced, `[slices, row_tiles, col_tiles, R, C]`, least significant first.
-    Cells beyond the matrix are programmed to g_off in both arrays.
-
-  Raises:
-    InputError: other bits.
-  """
-  cut = _cut(weights, device, bits)
-  _, g = _program_cells([key], [cut], device, bits, write)
-  g = g.reshape(*cut.shape[:3], *g.shape[1:])
-  if cut.shape[0] == 1:
-    g = g[0]
-  return g[..., 0, :, :], g[..., 1, :, :]
-
-
-class Cells(NamedTuple):
-  """A layer's cells, `[slices, row_tiles, col_tiles, 2, R, C]` each.
-
-  Axis 2: the positive and the negative array. Slices: see `Device.cell_bits`,
-  least significant first. Cells beyond the matrix are targeted at g_off.
-
-  Attributes:
-    targets: what is programmed [S].
-    conductances: what is there [S].
-    faults: int8, 1 stuck on, -1 stuck off, 0 healthy.
-    steps: of every cell, from g_off to g_on (a scalar).
-  """
-
-  targets: chex.Array
-  conductances: chex.Array
-  faults: chex.Array
-  steps: chex.Numeric
-
-
-def cells(
-  key: chex.PRNGKey,
-  variables: dict,
-  device: devices.Device,
-  bits: int = 1,
-  write: chex.Numeric = 0,
-  faults: Mapping[str, chex.Array] | None = None,
-) -> dict[str, Cells]:
-  """Returns the cells of the chip that `program` makes of the same arguments.
-
-  Args, as `program`.
-
-  Returns:
-    {"scope/layer": its cells}.
-
-  Raises:
-    InputError: other bits; faults that don't fit.
-  """
-  kernels = _kernels(variables["params"])
-  keys = [jax.random.fold_in(key, layer) for layer in range(len(kernels))]
-  names = ["/".join(path) for path in kernels]
-  cuts = [_cut(kernel, device, bits) for kernel in kernels.values()]
-  measured = _measured_faults(faults, names, cuts)
-  targets, g = _program_cells(keys, cuts, device, bits, write, measured)
-  states = defects.fault_states(_tile_keys(keys, cuts), g.shape[1:], device)
-  if measured is not None:
-    states = jnp.where(measured == 0, states, measured)
-  _, steps = _cell_slices(device, bits)
-  ends = np.cumsum([int(np.prod(cut.shape[:3])) for cut in cuts])[:-1]
-  parts = [jnp.split(array, ends) for array in (targets, g, states)]
-  return {
-    name: Cells(
-      *(part.reshape(*cut.shape[:3], *part.shape[1:]) for part in layer),
-      steps,
-    )
-    for name, cut, *layer in zip(names, cuts, *parts, strict=True)
-  }
 
 
 def effective_weights(
@@ -192,7 +94,7 @@ def program(
     InputError: other bits: a float net can't be programmed; a sense amplifier
       for a column of several tiles; no calibrated range; faults that don't fit.
   """
-  kernels = _kernels(variables["params"])
+  kernels = cells_lib.kernels_of(variables["params"])
   check_readout(kernels, device)
   keys = [jax.random.fold_in(key, layer) for layer in range(len(kernels))]
   names = ["/".join(path) for path in kernels]
@@ -253,7 +155,7 @@ def check_readout(params: Mapping[Any, Any], device: devices.Device) -> None:
   """
   if isinstance(device.adc_bits, jax.Array) or device.adc_bits != 1:
     return
-  for path, kernel in _kernels(params).items():
+  for path, kernel in cells_lib.kernels_of(params).items():
     rows, most = kernel.size // kernel.shape[-1], device.tile_shape[0]
     if rows > most:
       raise errors.InputError(
@@ -263,123 +165,16 @@ def check_readout(params: Mapping[Any, Any], device: devices.Device) -> None:
       )
 
 
-def _kernels(params):
-  """{path of the layer: kernel}, sorted: a layer's place gives its key."""
-  if all(isinstance(path, tuple) for path in params):
-    return params
-  flat = traverse_util.flatten_dict(params)
-  return {
-    path[:-1]: flat[path] for path in sorted(flat) if path[-1] == "kernel"
-  }
-
-
-def _cell_slices(device, bits):
-  """(number of slices, steps of a cell from g_off to g_on)."""
-  if bits == 1:
-    return 1, 1
-  if not device.cell_bits:
-    return 1, quantization.largest(bits) + device.spare_level
-  return -(-(bits - 1) // device.cell_bits), 2**device.cell_bits - 1
-
-
-def _largest_digit(device, bits):
-  """Of one slice of a weight."""
-  slices, steps = _cell_slices(device, bits)
-  return steps if slices > 1 else quantization.largest(bits)
-
-
-def _cut(kernel, device, bits):
-  """Integers `[slices, row_tiles, col_tiles, R, C]`; 0 where no weight is."""
-  if bits not in range(1, 9):
-    raise errors.InputError(
-      f"bits of a crossbar's weights: got {bits}, allowed are 1 to 8"
-    )
-  if bits == 1:
-    integers = binary.binarize_weights(kernel, zero=0)
-  else:
-    step = quantization.scale(jnp.abs(kernel).max(), bits)
-    integers = quantization.quantize(kernel, step, bits)
-  matrix = tiles.kernel_to_matrix(integers)
-  matrix = matrix[None]
-  slices, steps = _cell_slices(device, bits)
-  if slices > 1:
-    place = (steps + 1.0) ** np.arange(slices).reshape(-1, 1, 1)
-    digit = jnp.floor(jnp.abs(matrix) / place) % (steps + 1)
-    matrix = jnp.sign(matrix) * digit
-  return jax.vmap(lambda x: tiles.split(x, device.tile_shape))(matrix)
-
-
-def _program_cells(keys, cuts, device, bits, write, faults=None):
-  """Returns (targets, conductances) of all layers' cells, `[T, 2, R, C]`.
-
-  All layers' tiles are drawn in one call: a draw a layer multiplies the compile
-  time of a deep net.
-  """
-  integers = _stack(cuts)
-  # Not a maximum, for its gradient at 0: the positive cell's, as published.
-  positive = integers >= 0
-  levels = jnp.where(
-    jnp.stack([positive, ~positive], axis=1),
-    jnp.stack([integers, -integers], axis=1),
-    0,
-  )
-  _, steps = _cell_slices(device, bits)
-  targets = defects.target_conductances(levels, steps, device)
-  g = defects.cell_conductances(
-    _tile_keys(keys, cuts), targets, device, steps, write, faults
-  )
-  return targets, g
-
-
-def _tile_keys(keys, cuts):
-  """Of all layers' tiles, `[T]`."""
-  tile_keys = [
-    defects.tile_keys(key, cut.shape[1:3], cell_slice)
-    for key, cut in zip(keys, cuts, strict=True)
-    for cell_slice in range(cut.shape[0])
-  ]
-  return jnp.concatenate(tile_keys)
-
-
-def _measured_faults(faults, names, cuts):
-  """All layers' measured faults, int8 `[T, 2, R, C]`; None: none.
-
-  A wider net's map serves a narrower one: its cells are the first ones.
-  """
-  if faults is None:
-    return None
-  unknown = sorted(set(faults) - set(names))
-  if unknown:
-    raise errors.InputError(
-      f"faults: got layer {unknown[0]!r}, allowed are {', '.join(names)}"
-    )
-  states = []
-  for name, cut in zip(names, cuts, strict=True):
-    needed = (*cut.shape[:3], 2, *cut.shape[3:])
-    array = faults.get(name, np.zeros(needed, np.int8))
-    fits = array.ndim == 6 and array.shape[3:] == needed[3:]
-    if not fits or any(a < b for a, b in zip(array.shape, needed, strict=True)):
-      raise errors.InputError(
-        f"faults of {name}: got an array of shape {tuple(array.shape)}, needed "
-        f"is at least {needed} (slices, row tiles, column tiles, 2, rows, "
-        "columns)"
-      )
-    slices, row_tiles, col_tiles = needed[:3]
-    array = jnp.sign(jnp.asarray(array)[:slices, :row_tiles, :col_tiles])
-    states.append(array.astype(jnp.int8).reshape(-1, *needed[3:]))
-  return jnp.concatenate(states)
-
-
 def _layers(keys, kernels, device, bits, write, faults=None, names=()):
   """A dict a layer of what its cells amount to.
 
   `weights` and, with noise a read, its `variances`: in units of a digit of 1,
   `[slices, row_tiles, R, C_out]`; `place`: value of a digit, `[slices]`.
   """
-  cuts = [_cut(kernel, device, bits) for kernel in kernels]
-  faults = _measured_faults(faults, names, cuts)
-  targets, g = _program_cells(keys, cuts, device, bits, write, faults)
-  slices, steps = _cell_slices(device, bits)
+  cuts = [cells_lib.cut_kernel(kernel, device, bits) for kernel in kernels]
+  faults = cells_lib.measured_faults(faults, names, cuts)
+  targets, g = cells_lib.program_tiles(keys, cuts, device, bits, write, faults)
+  slices, steps = cells_lib.cell_slices(device, bits)
   unit = steps / (device.g_on - device.g_off)
   place = (steps + 1.0) ** np.arange(slices)
   if any(
@@ -391,9 +186,13 @@ def _layers(keys, kernels, device, bits, write, faults=None, names=()):
     current = g
     weights = (g[:, 0] - g[:, 1]) * unit
     # Pairs on target are their integers, which the product would round.
-    weights = jnp.where((g == targets).all(1), _stack(cuts), weights)
+    rounding = jnp.where(
+      (g == targets).all(1), cells_lib.stack_tiles(cuts) - weights, 0
+    )
+    weights = weights + jax.lax.stop_gradient(rounding)
   found = {"weights": weights}
   if devices.is_present(device.read_noise):
+    current = jnp.maximum(current, 0)  # wires' rounding
     std = defects.read_noise_std(current, device.read_voltage, device)
     std = std * (unit * device.read_noise)
     found["variances"] = jnp.square(std).sum(1)
@@ -461,15 +260,10 @@ def _converter(path, variables, device, bits):
         "range; use robustness.calibrate_converters, or 'full_scale'"
       )
     return converters.calibrated(device.adc_bits, ranges["range"])
-  most = device.tile_shape[0] * _largest_digit(device, bits)
+  most = device.tile_shape[0] * cells_lib.largest_digit(device, bits)
   if device.analog_inputs:
     most *= quantization.largest(bits)
   return converters.full_scale(device.adc_bits, most)
-
-
-def _stack(cuts):
-  """All layers' tiles, `[T, R, C]`."""
-  return jnp.concatenate([cut.reshape(-1, *cut.shape[3:]) for cut in cuts])
 
 
 def _join_columns(cut, kernel):

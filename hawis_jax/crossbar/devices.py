@@ -14,6 +14,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -309,6 +310,10 @@ def validate(device: Device, name: str = "device") -> Device:
       fail(field, "True or False")
   if device.adc_range not in ADC_RANGES:
     fail("adc_range", f"one of {', '.join(ADC_RANGES)}")
+  if not (device.telegraph[0] > 0 and 0 <= device.telegraph[1] < 0.5):
+    fail("telegraph", "(a, b) with a > 0 and 0 <= b < 0.5")
+  if device.write_range[0] > device.write_range[1]:
+    fail("write_range", "(least, greatest)")
   for field in ("drift_mean", "drift_std"):
     if getattr(device, field)[2] > getattr(device, field)[3]:
       fail(field, "(a, b, low, high) with low <= high")
@@ -326,7 +331,8 @@ def validate(device: Device, name: str = "device") -> Device:
 
 
 def _is_finite(x):
-  return type(x) in (int, float) and math.isfinite(x)
+  # Not math.isfinite, which fails on integers beyond all floats.
+  return type(x) in (int, float) and abs(x) <= sys.float_info.max
 
 
 def _check_combinations(device, name):

@@ -111,7 +111,7 @@ def preset(name: Any, field: str = "preset") -> Device:
   Raises:
     InputError: there is none of this name; `field` is for the message.
   """
-  if name not in PRESETS:
+  if not isinstance(name, str) or name not in PRESETS:
     raise errors.InputError(
       f"{field}: got {name!r}, allowed are {', '.join(PRESETS)}"
     )

@@ -1,10 +1,10 @@
 """Other programs' formats, in and out."""
 
 from hawis_jax.interop.chips import export_chip
-from hawis_jax.interop.chips import export_weights
-from hawis_jax.interop.chips import load_faults
-from hawis_jax.interop.chips import save_faults
+from hawis_jax.interop.fault_maps import load_faults
+from hawis_jax.interop.fault_maps import save_faults
 from hawis_jax.interop.netlist import spice_netlist
+from hawis_jax.interop.state_dicts import export_weights
 from hawis_jax.interop.state_dicts import from_torch_state_dict
 from hawis_jax.interop.state_dicts import load_state_dict
 from hawis_jax.interop.state_dicts import rename

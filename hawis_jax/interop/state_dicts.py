@@ -17,9 +17,11 @@ from flax import linen as nn
 from flax import traverse_util
 import jax.numpy as jnp
 import numpy as np
+from safetensors import numpy as safetensors
 
 from hawis_jax import errors
 from hawis_jax import variables as variables_lib
+from hawis_jax.interop import array_files
 
 # What a published code wraps its model or its state dict in.
 _PREFIX = re.compile(r"((module|_orig_mod)\.)*")
@@ -97,8 +99,6 @@ def _read_npz(path):
 
 
 def _read_safetensors(path):
-  from safetensors import numpy as safetensors
-
   return safetensors.load_file(path)
 
 
@@ -221,6 +221,31 @@ def to_torch_state_dict(variables: Mapping) -> dict[str, np.ndarray]:
     )
     for path, leaf in flat.items()
   }
+
+
+def export_weights(path: str | os.PathLike, variables: Mapping) -> None:
+  """Writes a net's `params` and `batch_stats` under published PyTorch names.
+
+  Args:
+    path: .safetensors, for `from_torch_state_dict`; replaced if it is there.
+    variables: of any network.
+
+  Raises:
+    InputError: another suffix; no variables; the file can't be written.
+  """
+  path = array_files.checked_path(path, (".safetensors",))
+  state = to_torch_state_dict(variables)
+  if not state:
+    raise errors.InputError(
+      f"variables: got {', '.join(variables) or 'none'}, needed are params or "
+      "batch_stats"
+    )
+  # Not ascontiguousarray, which makes a vector of a scalar.
+  state = {name: np.asarray(x, order="C") for name, x in state.items()}
+  # Readers of PyTorch's ask for this mark.
+  data = safetensors.save(state, {"format": "pt"})
+  with array_files.replaced(path) as partial:
+    partial.write_bytes(data)
 
 
 def _shorten(state):

@@ -152,6 +152,40 @@ def _scaled_product_backward(product, saved, g):
 scaled_product.defvjp(_scaled_product_forward, _scaled_product_backward)
 
 
+@jax.custom_vjp
+def divide_gradient(x: chex.Array, factor: chex.Array) -> chex.Array:
+  """Returns `x`, whose gradient is divided by `factor` (no gradient itself)."""
+  del factor
+  return x
+
+
+def _divide_gradient_forward(x, factor):
+  return x, factor
+
+
+def _divide_gradient_backward(factor, g):
+  return g / factor, jnp.zeros_like(factor)
+
+
+divide_gradient.defvjp(_divide_gradient_forward, _divide_gradient_backward)
+
+
+def exact(
+  product: Callable[[chex.Array, chex.Array], chex.Array],
+) -> Callable[[chex.Array, chex.Array], chex.Array]:
+  """Returns `product` in full float32: for a chip's weights, no integers.
+
+  By default accelerators round operands to fewer bits, which bits and signs
+  survive and conductances do not.
+  """
+
+  def precise(left, right):
+    with jax.default_matmul_precision("highest"):
+      return product(left, right)
+
+  return precise
+
+
 def in_bfloat16(
   product: Callable[[chex.Array, chex.Array], chex.Array],
 ) -> Callable[[chex.Array, chex.Array], chex.Array]:

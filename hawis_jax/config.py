@@ -106,7 +106,8 @@ def default() -> ml_collections.ConfigDict:
   r.updates = 100  # policy updates
   r.proposals = 64  # width vectors proposed an update
   r.chips = 4  # chips a scenario and update, shared by all proposals
-  # Scenario mix of the reward: fields of the device; all weigh the same.
+  # Scenario mix of the reward: fields of the device but for its wires; all
+  # weigh the same. The search scores without IR drop.
   r.scenarios = (
     dict(stuck_on=0.0175, stuck_off=0.0904),
     dict(variation=0.5),
@@ -309,9 +310,11 @@ def device(config: ml_collections.ConfigDict) -> crossbar.Device:
 def search_devices(config: ml_collections.ConfigDict) -> list[crossbar.Device]:
   """The devices of `config.search.scenarios`, checked; the last is ideal.
 
-  The ideal one has the wires and converters of `config.device`.
+  The search scores without IR drop: cells of a super-net that a candidate does
+  not have would load the wires of those that it has.
   """
   base, scenarios = device(config), config.search.scenarios
+  base = dataclasses.replace(base, wire_resistance=0.0, load_resistance=0.0)
   if not scenarios or not all(isinstance(s, Mapping) for s in scenarios):
     allowed = "a tuple of one or more dicts of device parameters"
     raise _error("search.scenarios", scenarios, allowed)
@@ -320,7 +323,7 @@ def search_devices(config: ml_collections.ConfigDict) -> list[crossbar.Device]:
       base,
       scenario,
       f"config.search.scenarios[{index}]",
-      crossbar.SCENARIO_FIELDS,
+      [f for f in crossbar.SCENARIO_FIELDS if "_resistance" not in f],
     )
     for index, scenario in enumerate(scenarios)
   ]
@@ -329,11 +332,15 @@ def search_devices(config: ml_collections.ConfigDict) -> list[crossbar.Device]:
       field = f"search.scenarios[{index}], adc_range"
       allowed = "full_scale: the super-net has no widths to calibrate for"
       raise _error(field, one.adc_range, allowed)
+    if one.adc_bits == 1 and searches(config):
+      allowed = "0 or 2 to 16: signs of parts of a column don't add up"
+      raise _error(f"search.scenarios[{index}], adc_bits", 1, allowed)
+  devices.append(crossbar.without_effects(base))
   try:
-    crossbar.stack([*devices, base])
+    crossbar.stack(devices)
   except errors.InputError as error:
     raise errors.InputError(f"config.search.scenarios: {error}") from error
-  return [*devices, base]
+  return devices
 
 
 def sweeps(

@@ -106,7 +106,8 @@ def _net_definitions(content):
   if wording.of_kind(content, 8):
     terms["8-bit net"] = (
       "Standard ResNet of the same widths with 8-bit weights and activations. "
-      "A weight is one differential pair of analog cells, of up to 127 steps. "
+      "A weight is one differential pair of analog cells, of up to 127 steps, "
+      "or a pair a slice where the device has cells of few bits. "
       "Its converters are ideal, and no cost here counts them."
     )
   if wording.of_kind(content, 32):
@@ -134,8 +135,8 @@ def _accuracy_definitions(content):
       "Over chips, linearly interpolated: one chip in twenty is worse."
     ),
     "Clean accuracy": (
-      "Without defects. Its 95 % Wilson interval covers the draw of test "
-      "images."
+      "Without defects, with ideal wires and converters. Its 95 % Wilson "
+      "interval covers the draw of test images."
     ),
   }
   if content["comparisons"]:

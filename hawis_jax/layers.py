@@ -138,9 +138,10 @@ class BinaryConv(nn.Module):
       )
     bits = bits.astype(kernel.dtype)
     if self.has_variable("crossbar", "kernels"):
-      return read_tiles(self, product, bits) * alpha
+      return read_tiles(self, product, bits, alpha) * alpha
     if self.has_variable("crossbar", "weight"):
       weights = self.get_variable("crossbar", "weight")
+      product = binary.exact(product)
     else:
       # An exact 0, which only rounded imports hold, stays 0 as in the published
       # code: a pair of cells that are both off.
@@ -154,6 +155,7 @@ def read_tiles(
   layer: nn.Module,
   product: readout.Product,
   x: chex.Array,
+  alpha: chex.Array | None = None,
 ) -> chex.Array:
   """A layer's product on its chip, tile by tile (see `crossbar.readout`).
 
@@ -164,8 +166,13 @@ def read_tiles(
     layer: has the chip's variables.
     product: of the layer.
     x: its input.
+    alpha: what the result will be multiplied by, to be kept out of the weights'
+      gradients as in `binary.scaled_product`; None: nothing is kept out.
   """
-  chip = layer.variables["crossbar"]
+  chip, product = layer.variables["crossbar"], binary.exact(product)
+  if alpha is not None:
+    kernels = binary.divide_gradient(chip["kernels"], alpha)
+    chip = {**chip, "kernels": kernels}
   if layer.is_mutable_collection("converters"):
     percentile = layer.get_variable("converters", "percentile")
     most = readout.sums_percentile(product, x, chip, percentile)

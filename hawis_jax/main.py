@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
   if "train" in stages:
     train.check_teacher(experiment)
   if "robustness" in stages:
-    sweep.check_chips(experiment)
+    sweep.check_chips(experiment, workdir)
   with files.locked(workdir):
     config_lib.settle(config, workdir)
     with metrics_lib.Metrics(workdir) as metrics:

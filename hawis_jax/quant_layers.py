@@ -63,6 +63,8 @@ class QuantConv(nn.Module):
       if self.has_variable("crossbar", "kernels"):
         sums = layers.read_tiles(self, product, x)
       else:
+        on_chip = self.has_variable("crossbar", "weight")
+        product = binary.exact(product) if on_chip else product
         sums = product(x, weights)
       y = sums * (step_x * step_w)
     if not self.size:

@@ -1,7 +1,9 @@
 """Monte Carlo over chips: the accuracy of nets on defective crossbars.
 
 Chip s of a run is the key fold_in(key, s): its result does not depend on the
-other chips, on how chips are chunked, or on the other candidates.
+other chips, on how chips are chunked, or on the other candidates. Noise a read
+follows from the image's number, and is drawn tile by tile where any chip that
+is scored with it has converters.
 
 Axes: S chips, P candidates (width vectors), N batches, B images, L layers.
 """
@@ -97,10 +99,7 @@ def score_chips(
 
     def recalibrated(widths, _):
       inputs = jax.vmap(module.encode)(calibration)
-      # Noise of reads of its own, before that of the images.
-      numbers = -1 - jnp.arange(inputs.shape[1])
-      noisy = crossbar.for_images(net, numbers)
-      return variables_lib.recalibrate(module, noisy, inputs, widths)
+      return variables_lib.recalibrate(module, net, inputs, widths)
 
     norms = batch_stats
     if calibration is not None:
@@ -183,7 +182,7 @@ def evaluate_chips(
   Raises:
     InputError: the device can't read the net.
   """
-  crossbar.check_readout(variables["params"], device)
+  crossbar.check_readout(variables["params"], device, module.weight_bits)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_chips))
   devices = crossbar.stack([device] * num_chips)
   scores = _score_chips(

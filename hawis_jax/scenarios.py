@@ -71,13 +71,18 @@ def parse(
   words = ("name", "fault_map")
   values = {k: v for k, v in scenario.items() if k not in words}
   fault_map = scenario.get("fault_map", "")
-  is_path = isinstance(fault_map, str | os.PathLike)
-  if not is_path or (fault_map and not os.path.isfile(fault_map)):
+  if not isinstance(fault_map, str) or (
+    fault_map and not os.path.isfile(fault_map)
+  ):
     raise errors.InputError(
       f"{field}.fault_map: got {fault_map!r}, needed is a file"
     )
   swept = {k: v for k, v in values.items() if isinstance(v, tuple | list)}
-  numbers = [k for k, v in values.items() if type(v) in (int, float)]
+  numbers = [
+    k
+    for k, v in values.items()
+    if isinstance(v, int | float) and not isinstance(v, bool)
+  ]
   if not swept and not numbers and not fault_map:
     raise errors.InputError(
       f"{field}: got {dict(scenario)!r}, needed is an effect with a level"

@@ -108,10 +108,12 @@ def _evaluate(level, module, variables, batches, calibration, experiment):
   )
 
 
-def check_chips(experiment: experiment_lib.Experiment) -> None:
+def check_chips(
+  experiment: experiment_lib.Experiment, workdir: pathlib.Path
+) -> None:
   """Checks that the scenarios' devices can hold and read the nets.
 
-  Of the found net, whose widths are not known yet, the widest one is checked.
+  As long as the found net's widths are not known, the widest one is checked.
 
   Raises:
     InputError: a sense amplifier for a column of several tiles, or measured
@@ -121,7 +123,10 @@ def check_chips(experiment: experiment_lib.Experiment) -> None:
     level = step.level
     if level is None or not (level.fault_map or level.device.adc_bits == 1):
       continue
-    module = train.widest_module(step.net, experiment)
+    if (workdir / "search" / "result.json").exists():
+      module = train.net_module(step.net, experiment, workdir)
+    else:
+      module = train.widest_module(step.net, experiment)
     faults = interop.load_faults(level.fault_map) if level.fault_map else None
     params = variables_lib.shapes(module, experiment.splits.image_shape)
     device = dataclasses.replace(level.device, adc_range="full_scale")
@@ -201,9 +206,11 @@ def _describe(net, module, variables, experiment):
   if kind == nets.BINARY:
     net_cost = experiment.cost(module.max_widths)
     size = {name: int(amount) for name, amount in net_cost._asdict().items()}
-  elif kind == nets.INT8:  # one pair of analog cells a weight
-    tile_shape = experiment.device.tile_shape
-    size |= cost.stored_weights(variables["params"], tile_shape)
+  elif kind == nets.INT8:
+    device = experiment.device
+    size |= cost.stored_weights(variables["params"], device.tile_shape)
+    # Slices of a weight lie in arrays of their own.
+    size["arrays"] *= crossbar.cell_slices(device, module.weight_bits)[0]
   return {
     "widths": list(module.max_widths),
     "weight_bits": _WEIGHT_BITS[kind],

@@ -177,6 +177,9 @@ def making(content: dict) -> dict[str, str]:
   """{part: how it was set} of the run."""
   config, device = content["config"], content["device"]
   rows, columns = device["tile_shape"]
+  cells = "; a weight is a differential pair of cells"
+  if device["cell_bits"] and of_kind(content, 8):
+    cells += f", of 8 bits a pair for every {device['cell_bits']} of them"
   norm = {
     "fixed": "statistics of the defect-free net",
     "chip": "statistics recalibrated on every chip",
@@ -184,8 +187,8 @@ def making(content: dict) -> dict[str, str]:
   parts = {
     "Device": (
       f"{config['device.preset']}: G_on = {1e6 * device['g_on']:g} µS, G_off = "
-      f"{1e6 * device['g_off']:g} µS; arrays of {rows} x {columns} cells; a "
-      f"weight is a differential pair of cells; {_periphery(device)}"
+      f"{1e6 * device['g_off']:g} µS; arrays of {rows} x {columns} cells{cells}"
+      f"; {_periphery(device)}"
     ),
     "Chips": (
       f"{chips(content)} a level, net and scenario, one without random "
@@ -197,7 +200,8 @@ def making(content: dict) -> dict[str, str]:
     parts["Search"] = (
       f"{config['search.updates']:,} updates of {config['search.proposals']:,} "
       f"width vectors a method, scored on {config['search.chips']:,} chips a "
-      f"scenario and {config['search.images']:,} validation images; finalists "
+      f"scenario and {config['search.images']:,} validation images, without IR "
+      "drop; finalists "
       f"on {config['search.finalist_chips']:,} chips a scenario and all "
       f"{config['data.validation_images']:,} validation images"
     )

@@ -58,6 +58,8 @@ def _refused(device, *parts):
 
 
 def _with(**changes):
+  if changes.get("write_error"):  # needs a polynomial
+    changes = {"write_sigma": (1.0,), **changes}
   return dataclasses.replace(_IDEAL, **changes)
 
 
@@ -216,6 +218,10 @@ def test_words_and_shapes(field, values, allowed):
       "write_error are targets from 1e-06 to 0.001 S",
     ),
     (
+      dict(write_error=2.0, write_sigma=(0.0, 0.0)),
+      "x.write_error: got 2, allowed is 0 without a measured write_sigma",
+    ),
+    (
       dict(write_error=1.0, write_range=(0.0, 3e-4)),
       "allowed with write_error are targets from 0 to 0.0003 S",
     ),
@@ -316,7 +322,7 @@ def test_files_start_from_a_preset(file):
   assert found == dataclasses.replace(pcm, tile_shape=(8, 16))
   # A field of the file goes before the preset's, in whatever order.
   found = crossbar.from_json(file({"write_error": None, "preset": "pcm"}))
-  assert found == dataclasses.replace(pcm, write_error=None)
+  assert found == dataclasses.replace(pcm, write_error=0.0)
 
 
 @pytest.mark.parametrize(
@@ -640,21 +646,32 @@ def test_bad_configured_fields_are_named():
 
 
 def test_search_devices_are_the_scenarios_and_the_ideal():
+  """Without wires: a candidate's masked cells would load them."""
   config = _config()
   config.device.wire_resistance = 2.0
+  config.device.adc_bits = 6
   config.search.scenarios = (
     dict(stuck_off=0.1, stuck_on=0.02),
-    dict(variation=0.5, wire_resistance=0.0),
+    dict(variation=0.5, adc_bits=4),
   )
-  base = dataclasses.replace(
-    crossbar.without_defects(crossbar.PRESETS["hawis_published"]),
-    wire_resistance=2.0,
-  )
+  base = crossbar.without_defects(crossbar.PRESETS["hawis_published"])
   assert config_lib.search_devices(config) == [
-    dataclasses.replace(base, stuck_off=0.1, stuck_on=0.02),
-    dataclasses.replace(base, variation=0.5, wire_resistance=0.0),
+    dataclasses.replace(base, stuck_off=0.1, stuck_on=0.02, adc_bits=6),
+    dataclasses.replace(base, variation=0.5, adc_bits=4),
     base,
   ]
+
+
+def test_no_search_with_wires_or_sense_amplifiers():
+  config = _config()
+  config.train.nets = ("found",)
+  for scenario, message in (
+    (dict(wire_resistance=1.0), "[0]: got 'wire_resistance', allowed are"),
+    (dict(adc_bits=1), "[0], adc_bits: got 1, allowed is 0 or 2 to 16"),
+  ):
+    config.search.scenarios = (scenario,)
+    message = f"config.search.scenarios{message}"
+    _complains(config_lib.search_devices, config, message)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hawis_jax import binary
 from hawis_jax import counterparts
 from hawis_jax import crossbar
 from hawis_jax import errors
+from hawis_jax import layers
 from hawis_jax import resnet
 from hawis_jax import robustness
 from hawis_jax import variables as variables_lib
@@ -306,13 +307,16 @@ def test_bad_readouts_are_refused(net):
   with pytest.raises(errors.InputError, match="head has no range"):
     crossbar.program(_key(), variables, calibrated, module.weight_bits)
   sense = crossbar.Device(adc_bits=1)
-  with pytest.raises(errors.InputError, match="has 108 rows; allowed"):
+  refused = "has 108 rows" if module.weight_bits == 1 else "bit planes don't"
+  with pytest.raises(errors.InputError, match=refused):
     crossbar.program(_key(), variables, sense, module.weight_bits)
   batches = robustness.Batches(
     images[None], jnp.zeros((1, 12), int), jnp.ones((1, 12), bool)
   )
   with pytest.raises(errors.InputError, match="a sense amplifier"):
     robustness.evaluate_chips(_key(), module, variables, batches, sense, 2)
+  with pytest.raises(errors.InputError, match="allowed for 8-bit weights"):
+    crossbar.check_readout({}, sense, bits=8)
   for device in (crossbar.Device(adc_bits=4), crossbar.Device(read_noise=1.0)):
     with pytest.raises(errors.InputError, match="no linear map"):
       crossbar.effective_weights(_key(), jnp.ones((3, 3)), device)
@@ -329,16 +333,70 @@ def test_read_noise_is_that_of_the_currents():
     readout.read(binary.multiply, jnp.tile(x, (images, 1)), noisy), np.float64
   )
   ideal = np.asarray(x) @ np.sign(kernel)
-  # A pair is one cell on, one off; every active row has both.
-  k, q, charge = 1.380649e-23, 1.602176634e-19, 0.2
-  per_row = (device.g_on + device.g_off) * 1e8 * (4 * k * 300 + 2 * q * charge)
-  std = 300 * np.sqrt(float(x.sum()) * per_row) / 0.2
+  # A pair is one cell on, one off; shot noise is that of driven rows, thermal
+  # noise that of all rows, those without weights included.
+  k, q, volts = 1.380649e-23, 1.602176634e-19, 0.2
+  pair = device.g_on + device.g_off
+  rest = 2 * device.g_off * (128 - 70)
+  variance = 4 * k * 300 * (70 * pair + rest) + 2 * q * volts * x.sum() * pair
+  std = 300 * np.sqrt(float(variance) * 1e8) / volts
   std /= device.g_on - device.g_off
   z = (got - ideal) / std
   assert stats.kstest(z.ravel(), "norm").pvalue > 1e-6
   # New at every read, and independent between columns and images.
   assert abs(np.corrcoef(z.T)[np.triu_indices(30, 1)]).max() < 0.1
   assert abs(np.corrcoef(z[:-1, 0], z[1:, 0])[0, 1]) < 0.08
+
+
+def test_undriven_rows_have_thermal_noise_alone():
+  device = crossbar.Device(read_noise=1.0, read_voltage=0.1, adc_bits=16)
+  kernel, chip = _layer((64, 64), device)
+  images = 500
+  chip = crossbar.for_images(chip, jnp.arange(images))["crossbar"]["layer"]
+  del chip["converter"]
+  got = readout.read(binary.multiply, jnp.zeros((images, 64)), chip)
+  pairs = 64 * (device.g_on + device.g_off)
+  std = np.sqrt(4 * 1.380649e-23 * 300 * pairs * device.bandwidth) / 0.1
+  z = np.asarray(got, np.float64) * (device.g_on - device.g_off) / std
+  assert stats.kstest(z.ravel(), "norm").pvalue > 1e-6
+
+
+@pytest.mark.parametrize(
+  "effects", [{}, dict(read_noise=1.0), dict(telegraph_noise=1.0)]
+)
+def test_both_ways_have_the_same_gradients(effects):
+  """Of inputs and latent weights, also where all inputs are 0."""
+  layer = layers.BinaryConv(8)
+  x = _bits((2, 6, 6, 9)).at[0, :4, :4].set(0)
+  params = layer.init(_key(), x, None, None)["params"]
+  key = _key()
+
+  @functools.partial(jax.jit, static_argnames="effects")
+  @functools.partial(jax.grad, argnums=(0, 1))
+  def slopes(params, x, effects):
+    device = crossbar.Device(variation=0.3, **dict(effects))
+    chip = crossbar.program(key, {"params": {"layer": params}}, device)
+    chip = crossbar.for_images(chip, jnp.arange(2))["crossbar"]["layer"]
+    variables = {"params": params, "crossbar": chip}
+    return jnp.sin(layer.apply(variables, x, None, None)).sum()
+
+  fold = slopes(params, x, ())
+  tiled = slopes(params, x, tuple({"adc_bits": 16, **effects}.items()))
+  for one, other in zip(
+    jax.tree.leaves(fold), jax.tree.leaves(tiled), strict=True
+  ):
+    assert np.isfinite(other).all() and np.abs(one).max() > 0
+    np.testing.assert_allclose(other, one, atol=0.02 * np.abs(one).max())
+
+
+def test_bit_serial_inputs_have_the_gradient_of_the_product():
+  device = crossbar.Device(adc_bits=16)
+  kernel, chip = _layer((30, 7), device, bits=8)
+  chip = chip["crossbar"]["layer"]
+  x = jnp.asarray(np.random.default_rng().integers(-127, 128, (5, 30)), float)
+  slope = jax.grad(lambda x: readout.read(binary.multiply, x, chip).sum())(x)
+  q = np.round(kernel / (np.abs(kernel).max() / 127))
+  np.testing.assert_allclose(slope, np.tile(q.sum(1), (5, 1)), rtol=1e-4)
 
 
 def test_telegraph_noise_is_that_of_cells_that_switch():

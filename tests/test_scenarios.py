@@ -116,7 +116,7 @@ def test_levels_keep_their_order():
 
 @pytest.mark.parametrize("effect", crossbar.EFFECTS)
 def test_chips_differ_where_anything_is_random(effect):
-  ideal = crossbar.Device()
+  ideal = crossbar.Device(write_sigma=(1.0,))
   first, second = _parse({effect: (0, 1)}, ideal).levels
   random = effect in crossbar.DEFECTS
   assert (first.is_random, second.is_random) == (False, random)

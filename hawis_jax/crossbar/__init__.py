@@ -1,5 +1,6 @@
 """Crossbar physics: devices, tiles, effects, wires, and the chips of them."""
 
+from hawis_jax.crossbar.cells import cell_slices
 from hawis_jax.crossbar.cells import Cells
 from hawis_jax.crossbar.cells import chip_cells
 from hawis_jax.crossbar.cells import conductances
@@ -32,6 +33,7 @@ __all__ = (
   "WIRE_RESISTANCES",
   "Cells",
   "Device",
+  "cell_slices",
   "chip_cells",
   "check_readout",
   "conductances",

@@ -95,7 +95,7 @@ def program(
       for a column of several tiles; no calibrated range; faults that don't fit.
   """
   kernels = cells_lib.kernels_of(variables["params"])
-  check_readout(kernels, device)
+  check_readout(kernels, device, bits)
   keys = [jax.random.fold_in(key, layer) for layer in range(len(kernels))]
   names = ["/".join(path) for path in kernels]
   layers = _layers(
@@ -143,18 +143,26 @@ def for_images(variables: dict, images: chex.Array) -> dict:
   return {**variables, "crossbar": traverse_util.unflatten_dict(chip | keys)}
 
 
-def check_readout(params: Mapping[Any, Any], device: devices.Device) -> None:
+def check_readout(
+  params: Mapping[Any, Any], device: devices.Device, bits: int = 1
+) -> None:
   """Checks that a device can read all layers of a net.
 
   Args:
     params: of the network; or {path: kernel}.
     device: see `Device`; nothing is checked if its converter is traced.
+    bits: of the network's weights.
 
   Raises:
-    InputError: a sense amplifier would read a part of a column.
+    InputError: a sense amplifier would read a part of a column or of a weight.
   """
   if isinstance(device.adc_bits, jax.Array) or device.adc_bits != 1:
     return
+  if bits > 1:
+    raise errors.InputError(
+      f"adc_bits: got 1, a sense amplifier, allowed for {bits}-bit weights and "
+      "inputs are 0 and 2 to 16: signs of bit planes don't add up"
+    )
   for path, kernel in cells_lib.kernels_of(params).items():
     rows, most = kernel.size // kernel.shape[-1], device.tile_shape[0]
     if rows > most:
@@ -168,8 +176,9 @@ def check_readout(params: Mapping[Any, Any], device: devices.Device) -> None:
 def _layers(keys, kernels, device, bits, write, faults=None, names=()):
   """A dict a layer of what its cells amount to.
 
-  `weights` and, with noise a read, its `variances`: in units of a digit of 1,
-  `[slices, row_tiles, R, C_out]`; `place`: value of a digit, `[slices]`.
+  `weights` and, with noise a read, its `variances`, times inputs, and the
+  `thermal` one of whole columns: in units of a digit of 1, `[slices, row_tiles,
+  R, C_out]` (R = 1 of the last); `place`: value of a digit, `[slices]`.
   """
   cuts = [cells_lib.cut_kernel(kernel, device, bits) for kernel in kernels]
   faults = cells_lib.measured_faults(faults, names, cuts)
@@ -192,10 +201,12 @@ def _layers(keys, kernels, device, bits, write, faults=None, names=()):
     weights = weights + jax.lax.stop_gradient(rounding)
   found = {"weights": weights}
   if devices.is_present(device.read_noise):
-    current = jnp.maximum(current, 0)  # wires' rounding
-    std = defects.read_noise_std(current, device.read_voltage, device)
-    std = std * (unit * device.read_noise)
-    found["variances"] = jnp.square(std).sum(1)
+    current = current.sum(1)
+    factor = jnp.square(unit * device.read_noise)
+    thermal, shot = defects.read_noise_variances(current, device)
+    # Shot noise is that of driven rows, thermal noise that of all cells.
+    found["variances"] = factor * shot
+    found["thermal"] = factor * thermal.sum(-2, keepdims=True)
   if devices.is_present(device.telegraph_noise):
     # Half the time a cell is one step up: mean 1/2, variance 1/4.
     step = defects.telegraph_step(g, device) * (unit * device.telegraph_noise)
@@ -208,8 +219,8 @@ def _layers(keys, kernels, device, bits, write, faults=None, names=()):
     {
       "place": jnp.asarray(place, kernel.dtype),
       **{
-        name: _join_columns(parts[name][layer].reshape(cut.shape), kernel)
-        for name in parts
+        name: _join_columns(part[layer], cut, kernel)
+        for name, part in parts.items()
       },
     }
     for layer, (cut, kernel) in enumerate(zip(cuts, kernels, strict=True))
@@ -234,16 +245,20 @@ def _tiled(layer, kernel, one_read):
   """
   place = layer["place"]
   names = [name for name in ("weights", "variances") if name in layer]
+  thermal = layer.get("thermal")
   if one_read:
     layer = {
       name: layer[name].reshape(len(place), 1, -1, kernel.shape[-1])
       for name in names
     }
+    thermal = None if thermal is None else thermal.sum(1, keepdims=True)
   row_tiles = layer["weights"].shape[1]
   read = {"factors": jnp.repeat(place, row_tiles)}
   for name in names:
     kernels, starts = readout.read_kernels(layer[name], kernel.shape)
     read[{"weights": "kernels"}.get(name, name)] = kernels
+  if thermal is not None:
+    read["thermal"] = thermal.reshape(-1, kernel.shape[-1])
   read = {name: value.astype(kernel.dtype) for name, value in read.items()}
   return {**read, "starts": jnp.asarray(starts)}
 
@@ -266,8 +281,10 @@ def _converter(path, variables, device, bits):
   return converters.full_scale(device.adc_bits, most)
 
 
-def _join_columns(cut, kernel):
-  """`[slices, row_tiles, col_tiles, R, C]` -> `[..., row_tiles, R, C_out]`."""
-  slices, row_tiles, _, rows, _ = cut.shape
-  joined = cut.transpose(0, 1, 3, 2, 4).reshape(slices, row_tiles, rows, -1)
+def _join_columns(stacked, cut, kernel):
+  """Tiles `[T, R, C]` of one layer -> `[slices, row_tiles, R, C_out]`."""
+  slices, row_tiles, col_tiles = cut.shape[:3]
+  rows, columns = stacked.shape[1:]
+  joined = stacked.reshape(slices, row_tiles, col_tiles, rows, columns)
+  joined = joined.transpose(0, 1, 3, 2, 4).reshape(slices, row_tiles, rows, -1)
   return joined[..., : kernel.shape[-1]]

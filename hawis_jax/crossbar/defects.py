@@ -190,23 +190,23 @@ def _is_stuck(uniform, stuck_on, stuck_off):
   return uniform < stuck_on, uniform >= 1 - stuck_off
 
 
-def read_noise_std(
-  g: chex.Array,
-  voltage: chex.Numeric,
-  device: devices.Device,
-  constants: tuple[float, float] = (BOLTZMANN, ELEMENTARY_CHARGE),
-) -> chex.Array:
-  """Thermal and shot noise of a conductance [S]: sqrt(G df (4kT + 2qV)) / V.
+def read_noise_variances(
+  g: chex.Array, device: devices.Device
+) -> tuple[chex.Array, chex.Array]:
+  """Thermal and shot noise of a conductance: variances [S^2] of a read at V.
+
+  4 k T G df / V^2, which a cell has whether or not its row is driven, and
+  2 q V G df / V^2 (Johnson; Schottky). Small negative G count as 0.
 
   Args:
     g: conductances [S].
-    voltage: of the read [V].
-    device: `bandwidth`, `temperature`.
-    constants: (k [J / K], q [C]).
+    device: `bandwidth`, `temperature`, `read_voltage`.
   """
-  k, q = constants
-  density = 4 * k * device.temperature + 2 * q * voltage
-  return jnp.sqrt(g * device.bandwidth * density) / voltage
+  voltage = device.read_voltage
+  scaled = jnp.maximum(g, 0) * device.bandwidth / voltage**2
+  thermal = 4 * BOLTZMANN * device.temperature
+  shot = 2 * ELEMENTARY_CHARGE * voltage
+  return scaled * thermal, scaled * shot
 
 
 def telegraph_step(g: chex.Array, device: devices.Device) -> chex.Array:
@@ -235,9 +235,9 @@ def legacy_noise(
 ) -> chex.Array:
   """The published test's noise, oddities included: for comparison only.
 
-  G + sqrt(read noise^2 + (step / 3)^2) n, plus dG where u < 1/2. Of a binary
-  net the step is the whole range, so that a quarter of the cells become
-  negative; dG is not kept from its pole. Where V is 0, no normal noise.
+  G + sqrt(G df (4kT + 2qV) / V^2 + (step / 3)^2) n, plus dG where u < 1/2. Of
+  a binary net the step is the whole range, so that a quarter of the cells
+  become negative; dG is not kept from its pole. Where V is 0, no normal noise.
 
   Args:
     g: conductances [S].
@@ -249,8 +249,10 @@ def legacy_noise(
   """
   there = voltage > 0
   safe = jnp.where(there, voltage, 1.0)
-  thermal = read_noise_std(g, safe, device, _LEGACY_CONSTANTS)
-  std = jnp.where(there, jnp.sqrt(thermal**2 + (step / 3) ** 2), 0)
+  k, q = _LEGACY_CONSTANTS
+  density = 4 * k * device.temperature + 2 * q * safe
+  read = g * device.bandwidth * density / safe**2
+  std = jnp.where(there, jnp.sqrt(read + (step / 3) ** 2), 0)
   a, b = device.telegraph
   telegraph = g * ((b * g + a) / (g - b * g - a))
   return g + std * normal + jnp.where(uniform < 0.5, telegraph, 0)

@@ -332,12 +332,18 @@ def validate(device: Device, name: str = "device") -> Device:
 
 def _is_finite(x):
   # Not math.isfinite, which fails on integers beyond all floats.
-  return type(x) in (int, float) and abs(x) <= sys.float_info.max
+  number = isinstance(x, int | float) and not isinstance(x, bool)
+  return number and abs(x) <= sys.float_info.max
 
 
 def _check_combinations(device, name):
   """What the formulas do not cover is refused, with the reason."""
   low, high = device.write_range
+  if is_present(device.write_error) and not any(device.write_sigma):
+    raise errors.InputError(
+      f"{name}.write_error: got {device.write_error:g}, allowed is 0 without a "
+      "measured write_sigma: choose a preset that has one, or set it"
+    )
   if is_present(device.write_error) and not (
     low <= device.g_off and device.g_on <= high
   ):
@@ -410,4 +416,8 @@ def with_fields(
       raise errors.InputError(
         f"{name}: got {field!r}, allowed are {', '.join(allowed)}{hint}"
       )
+  values = {
+    field: 0.0 if value is None and field in EFFECTS else value
+    for field, value in values.items()
+  }
   return validate(dataclasses.replace(device, **values), name)

@@ -72,7 +72,8 @@ def read(
     layer: what `chip.program` made of it: `kernels`, `starts`, `factors`; a
       `converter` where there are any; `planes` where the bits of integers are
       applied one after the other; `variances` and `read_keys` (`[B]`, from
-      `chip.for_images`) where there is noise a read.
+      `chip.for_images`) where there is noise a read; `thermal`, the variance of
+      a column whatever its inputs.
 
   Returns:
     The layer's output, in units of one weight of 1 at one input of 1.
@@ -119,7 +120,9 @@ def _scan(product, x, layer, carry, accumulate):
   def plane(carry, inputs):
     index, value = inputs
     shifted = jnp.floor((x % 2**values.size) / 2.0**index)
-    bits = (shifted % 2).astype(x.dtype)
+    bits = jax.lax.stop_gradient(shifted % 2).astype(x.dtype)
+    # Straight through: x's gradient is that of the bit that is worth 1.
+    bits += jnp.where(index == 0, x - jax.lax.stop_gradient(x), 0)
     return _scan_reads(
       product, bits, layer, index, value, carry, accumulate
     ), None
@@ -137,6 +140,8 @@ def _scan_reads(product, bits, layer, plane, value, carry, accumulate):
   }
   if "variances" in layer:
     reads["variances"] = layer["variances"]
+  if "thermal" in layer:
+    reads["thermal"] = layer["thermal"]
 
   def step(carry, read):
     inputs = jax.lax.dynamic_slice_in_dim(
@@ -145,12 +150,21 @@ def _scan_reads(product, bits, layer, plane, value, carry, accumulate):
     sums = product(inputs, read["kernels"])
     if "variances" in read:
       # Of a sum of independent normal currents: the sum of their variances.
-      variance = jnp.maximum(product(inputs, read["variances"]), 0)
+      variance = product(inputs, read["variances"])
+      if "thermal" in read:
+        columns = (1,) * (variance.ndim - 1) + (-1,)
+        variance = variance + read["thermal"].reshape(columns)
       keys = jax.vmap(jax.random.fold_in, (0, None))(
         layer["read_keys"], read["number"]
       )
       normal = jax.vmap(lambda k: jax.random.normal(k, sums.shape[1:]))(keys)
-      sums = sums + jnp.sqrt(variance) * normal.astype(sums.dtype)
+      sums = sums + _sqrt(variance) * normal.astype(sums.dtype)
     return accumulate(carry, sums, value * read["factors"]), None
 
   return jax.lax.scan(step, carry, reads)[0]
+
+
+def _sqrt(x):
+  """Root, with gradient 0 at 0, where inputs of 0 leave no noise."""
+  there = x > 0
+  return jnp.where(there, jnp.sqrt(jnp.where(there, x, 1)), 0)

@@ -334,10 +334,20 @@ def test_noise_a_read_is_the_formula(voltage, bandwidth, temperature, b):
   device = crossbar.Device(
     bandwidth=bandwidth, temperature=temperature, telegraph=(a, b)
   )
-  got = defects.read_noise_std(jnp.asarray(g, jnp.float32), voltage, device)
+  device = dataclasses.replace(device, read_voltage=voltage)
+  thermal, shot = defects.read_noise_variances(
+    jnp.asarray(g, jnp.float32), device
+  )
   k, q = 1.380649e-23, 1.602176634e-19
-  density = bandwidth * (4 * k * temperature + 2 * q * voltage)
-  np.testing.assert_allclose(got, np.sqrt(g * density) / voltage, rtol=1e-5)
+  for got, density in (
+    (thermal, 4 * k * temperature),
+    (shot, 2 * q * voltage),
+  ):
+    expected = g * bandwidth * density / voltage**2
+    # A root is what is drawn with: what underflows is no noise.
+    np.testing.assert_allclose(
+      np.sqrt(got), np.sqrt(expected), rtol=1e-5, atol=1e-18
+    )
   got = defects.telegraph_step(jnp.asarray(g, jnp.float32), device)
   expected = np.zeros_like(g)
   far = g > 2 * a

@@ -351,7 +351,7 @@ def test_bad_fault_maps(tmp_path, faults, match):
   call = lambda: interop.export_chip(  # noqa: E731
     path, _key(), _net(), _device(), faults=faults
   )
-  _bad(f"faults{match}", path, call)
+  _bad(f"faults: {match}", path, call)
   np.savez(path, **faults)
   match = f"{re.escape(str(path))}: {match}"
   _bad(match, path, lambda: interop.load_faults(path))

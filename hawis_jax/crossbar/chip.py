@@ -194,10 +194,9 @@ def _layers(keys, kernels, device, bits, write, faults=None, names=()):
   else:
     current = g
     weights = (g[:, 0] - g[:, 1]) * unit
-    # Pairs on target are their integers, which the product would round.
-    rounding = jnp.where(
-      (g == targets).all(1), cells_lib.stack_tiles(cuts) - weights, 0
-    )
+    # Pairs of cells on target or stuck are integers, which the product rounds.
+    integers, known = _known_weights(g, targets, cuts, device, steps)
+    rounding = jnp.where(known, integers - weights, 0)
     weights = weights + jax.lax.stop_gradient(rounding)
   found = {"weights": weights}
   if devices.is_present(device.read_noise):
@@ -225,6 +224,16 @@ def _layers(keys, kernels, device, bits, write, faults=None, names=()):
     }
     for layer, (cut, kernel) in enumerate(zip(cuts, kernels, strict=True))
   ]
+
+
+def _known_weights(g, targets, cuts, device, steps):
+  """(integers, where they hold) of pairs on target or stuck, `[T, R, C]`."""
+  digits = cells_lib.stack_tiles(cuts)
+  digits = jnp.stack([jnp.maximum(digits, 0), jnp.maximum(-digits, 0)], axis=1)
+  is_on, is_off = g == device.g_on, g == device.g_off
+  digits = jnp.where(is_on, steps, jnp.where(is_off, 0, digits))
+  known = (is_on | is_off | (g == targets)).all(1)
+  return digits[:, 0] - digits[:, 1], known
 
 
 def _folded(layer, kernel):

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from hawis_jax.crossbar import devices
+from hawis_jax.crossbar import draws
 
 # Key stream of each effect: never renumber, chips would change.
 _FAULT, _VARIATION, _GAUSSIAN, _DRIFT, _ROWS, _COLUMNS, _LEGACY, _WRITE = range(
@@ -174,7 +175,9 @@ def fault_states(
 
 
 def _fault_draw(tile_key, shape):
-  return jax.random.uniform(jax.random.fold_in(tile_key, _FAULT), shape)
+  return draws.uniform(
+    draws.words(jax.random.fold_in(tile_key, _FAULT), shape)
+  )
 
 
 def _stuck_rates(device):
@@ -295,7 +298,7 @@ def _tile_conductances(key, g, faults, device, steps, write):
     return jax.random.fold_in(key, effect)
 
   def normal(effect):
-    return jax.random.normal(stream(effect), g.shape)
+    return draws.normal(draws.words(stream(effect), g.shape))
 
   def stuck(g):
     rates = _stuck_rates(device)
@@ -310,7 +313,8 @@ def _tile_conductances(key, g, faults, device, steps, write):
     g = stuck(g)
   if devices.is_present(device.write_error):
     written = jax.random.fold_in(stream(_WRITE), write)
-    g = write_error(g, jax.random.normal(written, g.shape), device)
+    normals = draws.normal(draws.words(written, g.shape))
+    g = write_error(g, normals, device)
   if devices.is_present(device.variation):
     g = lognormal_variation(g, normal(_VARIATION), device.variation)
   if devices.is_present(device.gaussian_variation):
@@ -318,7 +322,8 @@ def _tile_conductances(key, g, faults, device, steps, write):
   if devices.is_present(device.drift_time):
     g = drift(g, normal(_DRIFT), device)
   if devices.is_present(device.legacy_noise):
-    uniform = jax.random.uniform(jax.random.split(stream(_LEGACY))[1], g.shape)
+    other = jax.random.split(stream(_LEGACY))[1]
+    uniform = draws.uniform(draws.words(other, g.shape))
     step = (device.g_on - device.g_off) / steps
     noisy = legacy_noise(
       g, normal(_LEGACY), uniform, device.read_voltage, step, device
@@ -333,6 +338,6 @@ def _tile_conductances(key, g, faults, device, steps, write):
     if devices.is_present(level):
       lines = list(g.shape)
       lines[axis] = 1
-      dead = jax.random.uniform(stream(effect), lines) < level
+      dead = draws.uniform(draws.words(stream(effect), lines)) < level
       g = jnp.where(dead, 0, g)
   return g

@@ -1,0 +1,47 @@
+"""Random numbers of cells: counter-based, one hash for a pair of cells.
+
+A block of Threefry-2x32 (Salmon et al., SC 2011) gives 64 bits. A cell's word
+is half of the block whose counter is the cell's place in its tile; the other
+half is that of its partner in the differential pair. So a number depends on key
+and place alone, at half the work of `jax.random`, which spends a block a word.
+
+Axes: 2 = (positive, negative) array, R rows and C columns of a tile.
+"""
+
+import math
+
+import chex
+import jax
+from jax.extend import random as jax_random
+import jax.numpy as jnp
+import numpy as np
+
+
+def words(key: chex.PRNGKey, shape: tuple[int, ...]) -> chex.Array:
+  """Returns 32 random bits a cell, uint32 of `shape`.
+
+  Args:
+    key: of any implementation; consumed.
+    shape: (2, R, C); a longer tile starts with the words of a shorter one of as
+      many columns.
+  """
+  pair = jax.random.key_data(key)
+  if pair.shape != (2,):  # no Threefry key
+    pair = jax.random.bits(key, (2,), jnp.uint32)
+  place = jnp.arange(math.prod(shape[1:]), dtype=jnp.uint32)
+  counts = jnp.concatenate([jnp.zeros_like(place), place])
+  return jax_random.threefry_2x32(pair, counts).reshape(shape)
+
+
+def uniform(bits: chex.Array) -> chex.Array:
+  """float32 in [0, 1), multiples of 2^-24, from uint32 `bits`."""
+  return (bits >> 8).astype(jnp.float32) * np.float32(2**-24)
+
+
+def normal(bits: chex.Array) -> chex.Array:
+  """float32 of N(0, 1), symmetric, up to 5.4 in magnitude, from `bits`."""
+  centred = (bits >> 8).astype(jnp.int32) - 2**23
+  inside = centred.astype(jnp.float32) * np.float32(2**-23)
+  return np.float32(math.sqrt(2)) * jax.lax.erf_inv(
+    inside + np.float32(2**-24)
+  )

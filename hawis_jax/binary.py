@@ -130,10 +130,11 @@ def scaled_product(
     weights: right operand.
     alpha: scalar, or one an output channel; gets no gradient.
   """
-  return _scale(product(bits, weights), alpha)
+  return scale(product(bits, weights), alpha)
 
 
-def _scale(x, alpha):
+def scale(x: chex.Array, alpha: chex.Array) -> chex.Array:
+  """Returns `x` `[..., C]` times alpha, a scalar or `[C]`."""
   if alpha.ndim:
     alpha = alpha.reshape((1,) * (x.ndim - 1) + (-1,))
   return x * alpha
@@ -146,7 +147,7 @@ def _scaled_product_forward(product, bits, weights, alpha):
 def _scaled_product_backward(product, saved, g):
   bits, weights, alpha = saved
   _, pull_back = jax.vjp(product, bits, weights)
-  return pull_back(_scale(g, alpha))[0], pull_back(g)[1], jnp.zeros_like(alpha)
+  return pull_back(scale(g, alpha))[0], pull_back(g)[1], jnp.zeros_like(alpha)
 
 
 scaled_product.defvjp(_scaled_product_forward, _scaled_product_backward)
@@ -168,22 +169,6 @@ def _divide_gradient_backward(factor, g):
 
 
 divide_gradient.defvjp(_divide_gradient_forward, _divide_gradient_backward)
-
-
-def exact(
-  product: Callable[[chex.Array, chex.Array], chex.Array],
-) -> Callable[[chex.Array, chex.Array], chex.Array]:
-  """Returns `product` in full float32: for a chip's weights, no integers.
-
-  By default accelerators round operands to fewer bits, which bits and signs
-  survive and conductances do not.
-  """
-
-  def precise(left, right):
-    with jax.default_matmul_precision("highest"):
-      return product(left, right)
-
-  return precise
 
 
 def in_bfloat16(

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from hawis_jax import binary
+from hawis_jax import bitplanes
+from hawis_jax.crossbar import products
 from hawis_jax.crossbar import readout
 
 BN_EPSILON = 1e-5
@@ -45,11 +47,18 @@ class Options:
 PUBLISHED = Options()
 
 
+def batch_norm_gain(scale: chex.Array, variance: chex.Array) -> chex.Array:
+  """What batch normalisation multiplies by, `[C]`."""
+  return scale * jax.lax.rsqrt(variance + BN_EPSILON)
+
+
 class BatchNorm(nn.Module):
   """Batch normalisation over all axes but the last.
 
   Training normalises with the batch's biased variance; where `batch_stats` is
   mutable, running averages are updated with the unbiased one, as in PyTorch.
+  A variable in `scales` is the gain, where it is known (see
+  `variables.with_scales`).
 
   Attributes:
     momentum: weight of the old running average; 0 keeps the batch's moments,
@@ -69,7 +78,11 @@ class BatchNorm(nn.Module):
       mean = self.variable("batch_stats", "mean", jnp.zeros, (size,))
       var = self.variable("batch_stats", "var", jnp.ones, (size,))
     if not train:
-      return self._normalize(x, mean.value, var.value, scale, bias)
+      if self.has_variable("scales", "gain"):
+        gain = self.get_variable("scales", "gain")
+      else:
+        gain = batch_norm_gain(scale, var.value)
+      return self._normalize(x, mean.value, gain, bias)
     axes = tuple(range(x.ndim - 1))
     batch_mean = x.mean(axes)
     batch_var = jnp.square(x - batch_mean.reshape((1,) * len(axes) + (-1,)))
@@ -80,10 +93,10 @@ class BatchNorm(nn.Module):
       unbiased = batch_var * (count / max(count - 1, 1) if keep else 1)
       mean.value = keep * mean.value + (1 - keep) * batch_mean
       var.value = keep * var.value + (1 - keep) * unbiased
-    return self._normalize(x, batch_mean, batch_var, scale, bias)
+    gain = batch_norm_gain(scale, batch_var)
+    return self._normalize(x, batch_mean, gain, bias)
 
-  def _normalize(self, x, mean, var, scale, bias):
-    gain = scale * jax.lax.rsqrt(var + BN_EPSILON)
+  def _normalize(self, x, mean, gain, bias):
     return (x - _as_channels(mean, x)) * _as_channels(gain, x) + _as_channels(
       bias, x
     )
@@ -93,7 +106,8 @@ class BinaryConv(nn.Module):
   """1-bit convolution of bits; `size` 0 is a linear layer on `[B, C]`.
 
   Variables in the collection `crossbar` (see `crossbar.program`) replace the
-  signs by one chip: its effective weights, or its tiles.
+  signs by one chip: its effective weights, its bit planes or its tiles. One in
+  `scales` is alpha, where it is known (see `variables.with_scales`).
 
   Attributes:
     features: C_out.
@@ -127,21 +141,32 @@ class BinaryConv(nn.Module):
     kernel = self.param(
       "kernel", he_normal, (*taps, bits.shape[-1], self.features)
     )
-    alpha = binary.weight_scale(
-      kernel, in_mask, out_mask, self.options.channel_scale
-    )
-    product = binary.multiply
+    if self.has_variable("scales", "alpha"):
+      alpha = self.get_variable("scales", "alpha")
+    else:
+      alpha = binary.weight_scale(
+        kernel, in_mask, out_mask, self.options.channel_scale
+      )
+    window = {}
     if self.size:
       padding = self.size // 2 if self.padding is None else self.padding
-      product = functools.partial(
-        binary.convolve, strides=self.strides, padding=padding
-      )
+      window = dict(strides=self.strides, padding=padding)
+    if self.has_variable("crossbar", "used"):
+      planes = [
+        self.get_variable("crossbar", name) for name in ("used", "negative")
+      ]
+      product = bitplanes.convolve if window else bitplanes.multiply
+      return binary.scale(product(bits, planes, **window), alpha)
+    product = binary.multiply
+    if window:
+      product = functools.partial(binary.convolve, **window)
     bits = bits.astype(kernel.dtype)
     if self.has_variable("crossbar", "kernels"):
       return read_tiles(self, product, bits, alpha) * alpha
     if self.has_variable("crossbar", "weight"):
       weights = self.get_variable("crossbar", "weight")
-      product = binary.exact(product)
+      product = products.on_chips(product)
+      bits = bits.astype(weights.dtype)  # bfloat16 holds integers exactly
     else:
       # An exact 0, which only rounded imports hold, stays 0 as in the published
       # code: a pair of cells that are both off.
@@ -169,7 +194,7 @@ def read_tiles(
     alpha: what the result will be multiplied by, to be kept out of the weights'
       gradients as in `binary.scaled_product`; None: nothing is kept out.
   """
-  chip, product = layer.variables["crossbar"], binary.exact(product)
+  chip, product = layer.variables["crossbar"], products.on_chips(product)
   if alpha is not None:
     kernels = binary.divide_gradient(chip["kernels"], alpha)
     chip = {**chip, "kernels": kernels}

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from hawis_jax import binary
 from hawis_jax import layers
 from hawis_jax import quantization
+from hawis_jax.crossbar import products
 
 
 class QuantConv(nn.Module):
@@ -64,7 +65,7 @@ class QuantConv(nn.Module):
         sums = layers.read_tiles(self, product, x)
       else:
         on_chip = self.has_variable("crossbar", "weight")
-        product = binary.exact(product) if on_chip else product
+        product = products.on_chips(product) if on_chip else product
         sums = product(x, weights)
       y = sums * (step_x * step_w)
     if not self.size:

@@ -8,7 +8,7 @@ is scored with it has converters.
 Axes: S chips, P candidates (width vectors), N batches, B images, L layers.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import math
@@ -23,6 +23,7 @@ import numpy as np
 from scipy import stats
 
 from hawis_jax import crossbar
+from hawis_jax import montecarlo
 from hawis_jax import variables as variables_lib
 
 CVAR_SHARE = 0.25
@@ -142,11 +143,6 @@ def score_chips(
   )
 
 
-_score_chips = jax.jit(
-  score_chips, static_argnames=("module", "chips_per_step")
-)
-
-
 def evaluate_chips(
   key: chex.PRNGKey,
   module: nn.Module,
@@ -156,13 +152,16 @@ def evaluate_chips(
   num_chips: int,
   *,
   calibration: chex.Array | None = None,
-  chips_per_step: int = 0,
   faults: Mapping[str, chex.Array] | None = None,
+  layers: Sequence[str] | None = None,
+  limits: montecarlo.Limits = montecarlo.FREE,
+  devices: Sequence[jax.Device] | None = None,
 ) -> np.ndarray:
   """Accuracy of one trained net on `num_chips` chips of a device.
 
   Nets evaluated with the same key share chips: the defects of the cells that
-  both use are the same.
+  both use are the same. A chip's accuracy does not depend, to the bit, on the
+  others, on `limits`, on batches or on `devices`.
 
   Args:
     key: of the run; chip s is fold_in(key, s).
@@ -172,33 +171,52 @@ def evaluate_chips(
     batches: test images.
     device: every chip's device.
     num_chips: S.
-    calibration: see `score_chips`.
-    chips_per_step: see `score_chips`.
-    faults: see `score_chips`.
+    calibration: uint8 `[N, B, H, W, C]`: recalibrate BN on every chip with
+      these images ("chip" mode); None: keep `batch_stats` ("fixed" mode).
+    faults: measured ones that all chips have, see `crossbar.program`.
+    layers: patterns of the layers on chips, see `crossbar.program`; None: all.
+    limits: of chips, images and memory a step.
+    devices: to run on; None: all.
 
   Returns:
     float32 `[S]` accuracies.
 
   Raises:
-    InputError: the device can't read the net.
+    InputError: the device can't read the net; a variable is not finite; one
+      chip does not fit the memory.
   """
-  crossbar.check_readout(variables["params"], device, module.weight_bits)
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_chips))
-  devices = crossbar.stack([device] * num_chips)
-  scores = _score_chips(
+  if calibration is not None:
+    calibration = jnp.reshape(calibration, (-1, *calibration.shape[2:]))
+  setting = montecarlo.Setting(
     module,
-    _weights(variables),
-    None,
-    jax.tree.map(lambda x: x[None], variables["batch_stats"]),
-    batches,
-    keys,
-    devices,
-    calibration,
-    chips_per_step,
+    variables,
+    device,
     faults,
+    None if layers is None else tuple(layers),
+    calibration,
   )
-  count = np.float32(np.sum(batches.mask))
-  return np.asarray(scores.hits[:, 0]).astype(np.float32) / count
+  image, label = unpadded(batches)
+  chunks = montecarlo.classify(
+    key,
+    setting,
+    image,
+    label,
+    range(num_chips),
+    limits=limits,
+    devices=devices,
+  )
+  hits = np.concatenate([chunk.sum(1) for chunk in chunks])
+  return hits.astype(np.float32) / np.float32(len(label))
+
+
+def unpadded(batches: Batches) -> tuple[np.ndarray, np.ndarray]:
+  """(images uint8 `[N, H, W, C]`, labels `[N]`) of batches."""
+  mask = np.asarray(batches.mask).reshape(-1)
+  image, label = (np.asarray(x) for x in (batches.image, batches.label))
+  return (
+    image.reshape(-1, *image.shape[2:])[mask],
+    label.reshape(-1)[mask],
+  )
 
 
 def calibrate_converters(

@@ -12,6 +12,7 @@ from scipy import stats
 
 from hawis_jax import binary
 from hawis_jax import crossbar
+from hawis_jax import montecarlo
 from hawis_jax import resnet
 from hawis_jax import robustness
 from hawis_jax import variables as variables_lib
@@ -77,7 +78,9 @@ def test_accuracy_is_that_of_the_programmed_net(net):
 def test_chips_do_not_depend_on_how_they_are_batched(net):
   reference = _evaluate(net)
   np.testing.assert_array_equal(reference[:2], _evaluate(net, num_chips=2))
-  np.testing.assert_array_equal(reference, _evaluate(net, chips_per_step=3))
+  np.testing.assert_array_equal(
+    reference, _evaluate(net, limits=montecarlo.Limits(chips=3, images=16))
+  )
   np.testing.assert_array_equal(reference, _evaluate(net, batch_size=7))
 
 

@@ -7,6 +7,8 @@ from hawis_jax.crossbar.cells import conductances
 from hawis_jax.crossbar.chip import check_readout
 from hawis_jax.crossbar.chip import effective_weights
 from hawis_jax.crossbar.chip import for_images
+from hawis_jax.crossbar.chip import FORMS
+from hawis_jax.crossbar.chip import is_ternary
 from hawis_jax.crossbar.chip import program
 from hawis_jax.crossbar.devices import DEFECTS
 from hawis_jax.crossbar.devices import Device
@@ -14,6 +16,7 @@ from hawis_jax.crossbar.devices import EFFECTS
 from hawis_jax.crossbar.devices import from_json
 from hawis_jax.crossbar.devices import is_present
 from hawis_jax.crossbar.devices import needs_tiles
+from hawis_jax.crossbar.devices import only_sticks
 from hawis_jax.crossbar.devices import SCENARIO_FIELDS
 from hawis_jax.crossbar.devices import stack
 from hawis_jax.crossbar.devices import validate
@@ -28,6 +31,7 @@ from hawis_jax.crossbar.wires import wire_transfer
 __all__ = (
   "DEFECTS",
   "EFFECTS",
+  "FORMS",
   "PRESETS",
   "SCENARIO_FIELDS",
   "WIRE_RESISTANCES",
@@ -41,7 +45,9 @@ __all__ = (
   "for_images",
   "from_json",
   "is_present",
+  "is_ternary",
   "needs_tiles",
+  "only_sticks",
   "preset",
   "program",
   "stack",

@@ -103,9 +103,7 @@ def chip_cells(
   cuts = [cut_kernel(kernel, device, bits) for kernel in kernels.values()]
   measured = measured_faults(faults, names, cuts)
   targets, g = program_tiles(keys, cuts, device, bits, write, measured)
-  states = defects.fault_states(_tile_keys(keys, cuts), g.shape[1:], device)
-  if measured is not None:
-    states = jnp.where(measured == 0, states, measured)
+  states = fault_states(keys, cuts, device, measured)
   _, steps = cell_slices(device, bits)
   ends = np.cumsum([int(np.prod(cut.shape[:3])) for cut in cuts])[:-1]
   parts = [jnp.split(array, ends) for array in (targets, g, states)]
@@ -192,6 +190,39 @@ def program_tiles(
     _tile_keys(keys, cuts), targets, device, steps, write, faults
   )
   return targets, g
+
+
+def fault_states(
+  keys: Sequence[chex.PRNGKey],
+  cuts: Sequence[chex.Array],
+  device: devices.Device,
+  measured: chex.Array | None = None,
+) -> chex.Array:
+  """Which cells of all layers are stuck, `[T, 2, R, C]`.
+
+  int8: 1 stuck on, -1 stuck off, 0 healthy. Args, as `program_tiles`.
+  """
+  shape = (2, *cuts[0].shape[-2:])
+  states = defects.fault_states(_tile_keys(keys, cuts), shape, device)
+  return states if measured is None else jnp.where(measured, measured, states)
+
+
+def ternary_weights(
+  keys: Sequence[chex.PRNGKey],
+  cuts: Sequence[chex.Array],
+  device: devices.Device,
+  faults: chex.Array | None = None,
+) -> chex.Array:
+  """All layers' 1-bit weights where cells are stuck at most, int8 `[T, R, C]`.
+
+  -1, 0 or 1: the integers that the conductances of `program_tiles` amount to.
+  Args, as there; no gradient.
+  """
+  states = fault_states(keys, cuts, device, faults)
+  signs = stack_tiles(cuts)[:, None]
+  targets = jnp.concatenate([signs > 0, signs < 0], axis=1)
+  is_on = jnp.where(states == 0, targets, states > 0).astype(jnp.int8)
+  return is_on[:, 0] - is_on[:, 1]
 
 
 def measured_faults(

@@ -4,16 +4,19 @@ Cells are ohmic and wires are linear, so between a weight and the current of its
 column all is one effective weight L (I+ - I-) / (V (g_on - g_off)). Where
 read-out is ideal too, one effective kernel a layer represents the chip exactly
 ("fold"); converters, and noise drawn anew at every read, need its tiles one by
-one ("tiled", see `readout`). What cells hold: see `cells`.
+one ("tiled", see `readout`). Where cells of a binary net stick and nothing else
+is wrong, the effective weights are -1, 0 and 1, and two bit planes hold them
+("planes", see `bitplanes`). What cells hold: see `cells`.
 
-All is differentiable: a cell passes its weight's gradient as its conductance
-depends on the weight, the binarisers' straight-through gradients included; a
-stuck cell and a sliced weight get none.
+All but the planes is differentiable: a cell passes its weight's gradient as its
+conductance depends on the weight, the binarisers' straight-through gradients
+included; a stuck cell and a sliced weight get none.
 
 Axes: T tiles of all slices of all layers, R rows and C columns of a tile.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+import fnmatch
 from typing import Any
 
 import chex
@@ -22,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hawis_jax import bitplanes
 from hawis_jax import errors
 from hawis_jax import quantization
 from hawis_jax.crossbar import cells as cells_lib
@@ -34,6 +38,7 @@ from hawis_jax.crossbar import wires
 
 # Of a layer's key, for noise a read: beyond its tile rows, before its slices.
 _READS = 2**30 - 1
+FORMS = ("float32", "bfloat16", "planes")  # of a chip's weights
 # Arrays whose IR drop is solved at a time: 64 x 64 cells take 0.2 MB each.
 _WIRED_ARRAYS = 128
 
@@ -70,6 +75,9 @@ def program(
   bits: int = 1,
   write: chex.Numeric = 0,
   faults: Mapping[str, chex.Array] | None = None,
+  *,
+  layers: Sequence[str] | None = None,
+  form: str = "float32",
 ) -> dict:
   """Programs every kernel of a net into one chip.
 
@@ -83,28 +91,40 @@ def program(
     faults: of a measured chip, beside those drawn, {"scope/layer": int8
       `[slices, row_tiles, col_tiles, 2, R, C]`}, at least the layer's tiles: 1
       where a cell is stuck on, -1 where it is stuck off, else 0.
+    layers: patterns, as "stage3_*", of the layers to program: the others are
+      computed exactly. None: all.
+    form: of the weights: "float32"; or, where `is_ternary`, "bfloat16" (same
+      integers, no gradients) or "planes".
 
   Returns:
     `variables` with a collection `crossbar` that holds under each layer's path
-    its effective kernel `weight`, or what `readout.read` needs; `params` (hence
-    scales and biases, which are digital) are unchanged. Noise a read also needs
-    `for_images`.
+    its effective kernel `weight`; or what `readout.read` needs; or the planes
+    `used` and `negative` (see `bitplanes`). `params` (hence scales and biases,
+    which are digital) are unchanged. Noise a read also needs `for_images`.
 
   Raises:
     InputError: other bits: a float net can't be programmed; a sense amplifier
-      for a column of several tiles; no calibrated range; faults that don't fit.
+      for a column of several tiles; no calibrated range; faults that don't fit;
+      no layer matches; a form that can't hold the weights.
   """
   kernels = cells_lib.kernels_of(variables["params"])
+  keys = {
+    path: jax.random.fold_in(key, place) for place, path in enumerate(kernels)
+  }
+  kernels = _matching(kernels, layers)
+  keys = [keys[path] for path in kernels]
   check_readout(kernels, device, bits)
-  keys = [jax.random.fold_in(key, layer) for layer in range(len(kernels))]
   names = ["/".join(path) for path in kernels]
-  layers = _layers(
-    keys, list(kernels.values()), device, bits, write, faults, names
+  programmed = _layers(
+    keys, list(kernels.values()), device, bits, write, faults, names, form
   )
   chip = {}
-  for path, layer_key, layer in zip(kernels, keys, layers, strict=True):
+  for path, layer_key, layer in zip(kernels, keys, programmed, strict=True):
     kernel = kernels[path]
-    if devices.needs_tiles(device):
+    if form == "planes":
+      planes = bitplanes.weight_planes(_folded(layer, kernel))
+      entries = dict(zip(("used", "negative"), planes, strict=True))
+    elif devices.needs_tiles(device):
       converted = devices.is_present(device.adc_bits)
       entries = _tiled(layer, kernel, one_read=not converted)
       if converted:
@@ -114,7 +134,10 @@ def program(
       if "variances" in entries:
         entries["read_key"] = jax.random.fold_in(layer_key, _READS)
     else:
-      entries = {"weight": _folded(layer, kernel)}
+      weight = _folded(layer, kernel)
+      if form == "bfloat16":
+        weight = weight.astype(jnp.bfloat16)
+      entries = {"weight": weight}
     chip.update({(*path, name): value for name, value in entries.items()})
   return {**variables, "crossbar": traverse_util.unflatten_dict(chip)}
 
@@ -173,7 +196,39 @@ def check_readout(
       )
 
 
-def _layers(keys, kernels, device, bits, write, faults=None, names=()):
+def is_ternary(device: devices.Device, bits: int = 1) -> bool:
+  """Whether effective weights are -1, 0 or 1: 1-bit ones, cells that stick."""
+  return bits == 1 and devices.only_sticks(device)
+
+
+def _matching(kernels, patterns):
+  """The kernels whose layers match one of some patterns."""
+  if patterns is None:
+    return kernels
+  names = {path: "/".join(path) for path in kernels}
+  for pattern in patterns:
+    if not fnmatch.filter(names.values(), pattern):
+      raise errors.InputError(
+        f"layers: got {pattern!r}, allowed are patterns that match some of "
+        f"{', '.join(names.values())}"
+      )
+  return {
+    path: kernel
+    for path, kernel in kernels.items()
+    if any(fnmatch.fnmatchcase(names[path], pattern) for pattern in patterns)
+  }
+
+
+def _layers(
+  keys,
+  kernels,
+  device,
+  bits,
+  write,
+  faults=None,
+  names=(),
+  form="float32",
+):
   """A dict a layer of what its cells amount to.
 
   `weights` and, with noise a read, its `variances`, times inputs, and the
@@ -182,6 +237,15 @@ def _layers(keys, kernels, device, bits, write, faults=None, names=()):
   """
   cuts = [cells_lib.cut_kernel(kernel, device, bits) for kernel in kernels]
   faults = cells_lib.measured_faults(faults, names, cuts)
+  if form != "float32":
+    if form not in FORMS or not is_ternary(device, bits):
+      raise errors.InputError(
+        f"form: got {form!r}, allowed are {', '.join(FORMS)}; others than "
+        "float32 for 1-bit weights on a device of which stuck_on and stuck_off "
+        "are the only effects"
+      )
+    weights = cells_lib.ternary_weights(keys, cuts, device, faults)
+    return _by_layer({"weights": weights}, np.ones(1), cuts, kernels)
   targets, g = cells_lib.program_tiles(keys, cuts, device, bits, write, faults)
   slices, steps = cells_lib.cell_slices(device, bits)
   unit = steps / (device.g_on - device.g_off)
@@ -212,6 +276,11 @@ def _layers(keys, kernels, device, bits, write, faults=None, names=()):
     found["weights"] += 0.5 * (step[:, 0] - step[:, 1])
     variances = 0.25 * jnp.square(step).sum(1)
     found["variances"] = found.get("variances", 0) + variances
+  return _by_layer(found, place, cuts, kernels)
+
+
+def _by_layer(found, place, cuts, kernels):
+  """Arrays of all layers' tiles -> a dict a layer, see `_layers`."""
   ends = np.cumsum([int(np.prod(cut.shape[:3])) for cut in cuts])[:-1]
   parts = {name: jnp.split(array, ends) for name, array in found.items()}
   return [

@@ -175,9 +175,7 @@ def fault_states(
 
 
 def _fault_draw(tile_key, shape):
-  return draws.uniform(
-    draws.words(jax.random.fold_in(tile_key, _FAULT), shape)
-  )
+  return draws.uniform(draws.words(jax.random.fold_in(tile_key, _FAULT), shape))
 
 
 def _stuck_rates(device):

@@ -232,6 +232,15 @@ def needs_tiles(device: Device) -> bool:
   return any(map(is_present, levels))
 
 
+def only_sticks(device: Device) -> bool:
+  """Whether stuck cells are all that is wrong with its chips."""
+  return not any(
+    is_present(getattr(device, field))
+    for field in EFFECTS
+    if field not in ("stuck_on", "stuck_off")
+  )
+
+
 # (low, high, what it is); both ends allowed.
 _NUMBERS = {
   "g_on": (0, math.inf, "a conductance [S]"),

@@ -42,6 +42,4 @@ def normal(bits: chex.Array) -> chex.Array:
   """float32 of N(0, 1), symmetric, up to 5.4 in magnitude, from `bits`."""
   centred = (bits >> 8).astype(jnp.int32) - 2**23
   inside = centred.astype(jnp.float32) * np.float32(2**-23)
-  return np.float32(math.sqrt(2)) * jax.lax.erf_inv(
-    inside + np.float32(2**-24)
-  )
+  return np.float32(math.sqrt(2)) * jax.lax.erf_inv(inside + np.float32(2**-24))

@@ -1,0 +1,381 @@
+"""The Monte Carlo engine: which images a net classifies on which chips.
+
+Chips are evaluated in chunks. A chunk is programmed, then images stream past
+it, one block after the other; what a block's chips share (its code, and all up
+to the first layer whose weights differ) is computed once. Devices of a mesh
+take shares of chips and images and run one local program.
+
+Chip s is the key fold_in(key, s), and its images are classified in blocks of a
+size that follows from the image and the backend alone. So what a chip
+classifies does not depend, to the bit, on chunks, segments or devices.
+
+Axes: S chips, K chips of a chunk, N images, M blocks of B images.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import chex
+from flax import linen as nn
+from flax import traverse_util
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+from hawis_jax import crossbar
+from hawis_jax import errors
+from hawis_jax import sharding
+from hawis_jax import variables as variables_lib
+
+# Pixels and images of a block: the fastest (benchmarks/monte_carlo.py).
+_BLOCK_PIXELS = {"cpu": 16 * 32 * 32}
+_ACCELERATOR_PIXELS = 512 * 32 * 32
+_MOST_IMAGES = {"cpu": 128}
+_ACCELERATOR_IMAGES = 1024
+_CHIPS = 4  # of a chunk, a device
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What a chunk may take; results don't depend on it.
+
+  Attributes:
+    chips: of a chunk, a device; 0: as many as is fast.
+    images: that are on the devices at a time, about.
+    memory: of a device [bytes]; 0: all that it has.
+  """
+
+  chips: int = 0
+  images: int = 1024
+  memory: float = 0
+
+
+FREE = Limits()
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What all chips have in common.
+
+  Attributes:
+    module: the net.
+    variables: its `params` and `batch_stats`; `converters` where the device's
+      range is calibrated.
+    device: every chip's device.
+    faults: measured ones of all chips, see `crossbar.program`.
+    layers: patterns of the layers on chips, see `crossbar.program`.
+    calibration: uint8 `[N, H, W, C]`: recalibrate BN on every chip with these
+      images; None: keep `batch_stats`.
+  """
+
+  module: nn.Module
+  variables: dict
+  device: crossbar.Device
+  faults: Mapping[str, chex.Array] | None = None
+  layers: tuple[str, ...] | None = None
+  calibration: chex.Array | None = None
+
+
+def classify(
+  key: chex.PRNGKey,
+  setting: Setting,
+  images: np.ndarray,
+  labels: np.ndarray,
+  chips: range,
+  *,
+  limits: Limits = FREE,
+  devices: Sequence[jax.Device] | None = None,
+  progress: Callable[[float], None] | None = None,
+) -> Iterator[np.ndarray]:
+  """Yields a chunk of chips' hits at a time: bool `[K, N]`, in order.
+
+  Args:
+    key: of the run; chip s is fold_in(key, s).
+    setting: the net and its chips.
+    images: uint8 `[N, H, W, C]`; they stay on the host.
+    labels: int `[N]`.
+    chips: numbers of the chips, e.g. range(64).
+    limits: see `Limits`.
+    devices: to run on; None: all.
+    progress: called with the chips that are done, parts of a chunk included.
+
+  Raises:
+    InputError: the device can't read the net; a variable is not finite; one
+      chip does not fit the memory.
+  """
+  _check(setting)
+  mesh = sharding.evaluation_mesh(len(chips), devices)
+  shared = _shared(setting)
+  plan = _plan(setting, shared, images, len(chips), mesh, limits)
+  for start in range(0, len(chips), plan.chunk):
+    numbers = chips[start : start + plan.chunk]
+    # The last chunk is filled up: another shape would be another program.
+    padded = np.resize(np.asarray(numbers, np.int32), plan.chunk)
+    programmed = plan.program(key, padded)
+    hits = np.empty((len(numbers), len(images)), bool)
+    for first in range(0, len(images), plan.segment):
+      part = slice(first, first + plan.segment)
+      blocks = _blocks(images[part], labels[part], first, plan)
+      got = plan.evaluate(shared, programmed, *blocks)
+      count = min(plan.segment, len(images) - first)
+      hits[:, part] = np.asarray(got)[: len(numbers), :count]
+      if progress:
+        done = (first + count) / len(images) * len(numbers)
+        progress(start + done)
+    yield hits
+
+
+def _check(setting):
+  """Raises InputError before long work."""
+  crossbar.check_readout(
+    setting.variables["params"], setting.device, setting.module.weight_bits
+  )
+  flat = traverse_util.flatten_dict(dict(setting.variables), sep="/")
+  for name, value in flat.items():
+    if not np.isfinite(value).all():
+      raise errors.InputError(
+        f"variables, {name}: got a value that is not finite; nothing that a "
+        "chip computes with it would mean anything"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """How chips are evaluated.
+
+  Attributes:
+    chunk: K.
+    block: B.
+    segment: images a call.
+    program: (key, numbers `[K]`) -> chips.
+    evaluate: (shared, chips, images, labels, numbers) -> hits.
+  """
+
+  chunk: int
+  block: int
+  segment: int
+  program: Callable[..., Any]
+  evaluate: Callable[..., Any]
+
+
+def block_size(image_shape: Sequence[int]) -> int:
+  """B, for images of (H, W, C)."""
+  backend = jax.default_backend()
+  pixels = _BLOCK_PIXELS.get(backend, _ACCELERATOR_PIXELS)
+  most = _MOST_IMAGES.get(backend, _ACCELERATOR_IMAGES)
+  return max(1, min(pixels // (image_shape[0] * image_shape[1]), most))
+
+
+def weights_form(device: crossbar.Device, bits: int) -> str:
+  """The fastest exact form of a chip's weights on this backend."""
+  if not crossbar.is_ternary(device, bits):
+    return "float32"
+  return "planes" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def _plan(setting, shared, images, num_chips, mesh, limits):
+  """Takes as many chips a chunk as fit the memory, halving from the best."""
+  sample, data = mesh.devices.shape
+  block = block_size(images.shape[1:])
+  images_a_step = block * data
+  most = -(-len(images) // images_a_step) * images_a_step
+  segment = min(-(-limits.images // images_a_step) * images_a_step, most)
+  steps = (segment // block, block)
+  form = weights_form(setting.device, setting.module.weight_bits)
+  chips = min(limits.chips or _CHIPS, -(-num_chips // sample))
+  memory = limits.memory or sharding.memory_bytes(mesh)
+  device = jax.tree.map(np.float32, setting.device)
+  net = (setting.variables, device, setting.faults, setting.calibration)
+  compile_ = functools.partial(
+    _compile, module=setting.module, layers=setting.layers, form=form, mesh=mesh
+  )
+  while True:
+    numbers = np.empty(chips * sample, np.int32)
+    program = compile_("program", *_abstract(jax.random.key(0), numbers, *net))
+    evaluate = compile_(
+      "evaluate",
+      *_abstract(
+        shared,
+        program.out,
+        np.empty((*steps, *images.shape[1:]), np.uint8),
+        np.empty(steps, np.int32),
+        np.empty(steps, np.int32),
+      ),
+    )
+    needed = max(program.memory, evaluate.memory)
+    if needed <= memory:
+      break
+    if chips == 1:
+      raise errors.InputError(
+        f"memory: got {memory / 1e9:.3g} GB a device, needed for one chip and "
+        f"{segment} images are {needed / 1e9:.3g} GB"
+      )
+    chips //= 2
+  return _Plan(
+    chunk=chips * sample,
+    block=block,
+    segment=segment,
+    program=lambda key, numbers: program(key, numbers, *net),
+    evaluate=evaluate,
+  )
+
+
+def _abstract(*arguments):
+  """Their shapes and types: (leaves, structure), to be hashed."""
+  leaves, structure = jax.tree.flatten(
+    jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+  )
+  return tuple(leaves), structure
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compiled:
+  """The same local program on every device of a mesh.
+
+  Attributes:
+    executable: what XLA made of it.
+    shardings: of its arguments.
+    out: shapes and types of its result.
+    memory: that one device needs [bytes].
+  """
+
+  executable: Any
+  shardings: tuple[NamedSharding, ...]
+  out: Any
+  memory: int
+
+  def __call__(self, *arguments):
+    pairs = zip(arguments, self.shardings, strict=True)
+    return self.executable(*(jax.device_put(x, where) for x, where in pairs))
+
+
+@functools.lru_cache(maxsize=64)
+def _compile(function, leaves, structure, *, module, layers, form, mesh):
+  """Compiles `_program` or `_evaluate` for arguments of `_abstract`."""
+  arguments = jax.tree.unflatten(structure, leaves)
+  if function == "program":
+    local = functools.partial(_program, module, layers, form)
+    specs = (P(), P(sharding.SAMPLE), *[P()] * 4)
+    out = P(sharding.SAMPLE)
+  else:
+    vmapped = form == "planes" or layers is not None
+    local = functools.partial(_evaluate, module, vmapped)
+    specs = (P(), P(sharding.SAMPLE), *[P(sharding.DATA)] * 3)
+    out = P(sharding.SAMPLE, sharding.DATA)
+  sharded = jax.shard_map(
+    local, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False
+  )
+  shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+  lowered = jax.jit(sharded, in_shardings=shardings).lower(*arguments)
+  executable = lowered.compile()
+  sizes = executable.memory_analysis()
+  memory = (
+    sizes.argument_size_in_bytes
+    + sizes.output_size_in_bytes
+    + sizes.temp_size_in_bytes
+  )
+  return _Compiled(executable, shardings, lowered.out_info, memory)
+
+
+def _shared(setting):
+  """The variables that all chips share."""
+  form = weights_form(setting.device, setting.module.weight_bits)
+  names = ("params", "batch_stats", "converters")
+  shared = {k: v for k, v in setting.variables.items() if k in names}
+  if setting.calibration is not None:
+    shared.pop("batch_stats", None)
+  if form == "planes" and setting.layers is not None:
+    # Layers that are not on chips are counted too.
+    ideal = crossbar.without_effects(setting.device)
+    shared = crossbar.program(jax.random.key(0), shared, ideal, form=form)
+  return _with_scales(setting.module, shared)
+
+
+_with_scales = jax.jit(variables_lib.with_scales, static_argnums=0)
+
+
+def _chip(key, setting, form):
+  """What one chip has of its own: its weights, and recalibrated statistics."""
+  module = setting.module
+  net = {k: v for k, v in setting.variables.items() if k != "batch_stats"}
+  net = crossbar.program(
+    key,
+    net,
+    setting.device,
+    module.weight_bits,
+    faults=setting.faults,
+    layers=setting.layers,
+    form=form,
+  )
+  own = {"crossbar": net["crossbar"]}
+  if setting.calibration is not None:
+    inputs = setting.calibration
+    block = max(
+      size
+      for size in range(1, block_size(inputs.shape[1:]) + 1)
+      if len(inputs) % size == 0
+    )
+    inputs = inputs.reshape(-1, block, *inputs.shape[1:])
+    net["batch_stats"] = variables_lib.recalibrate(
+      module, net, jax.lax.map(module.encode, inputs)
+    )
+    net = variables_lib.with_scales(module, net)
+    own |= {name: net[name] for name in ("batch_stats", "scales")}
+  return own
+
+
+def _program(module, layers, form, key, numbers, *net):
+  """The chips of one device, `[K]` of every leaf."""
+  variables, device, faults, calibration = net
+  setting = Setting(module, variables, device, faults, layers, calibration)
+
+  def one(number):
+    return _chip(jax.random.fold_in(key, number), setting, form)
+
+  return jax.lax.map(one, numbers)
+
+
+def _blocks(images, labels, first, plan):
+  """A segment in blocks: uint8 `[M, B, H, W, C]`, labels and numbers `[M, B]`.
+
+  Padding has label -1, which no class has.
+  """
+  pad = plan.segment - len(images)
+  images = np.concatenate(
+    [images, np.zeros((pad, *images.shape[1:]), np.uint8)]
+  )
+  labels = np.concatenate([labels, np.full(pad, -1)]).astype(np.int32)
+  numbers = np.arange(first, first + plan.segment, dtype=np.int32)
+  shape = (-1, plan.block)
+  return (
+    images.reshape(*shape, *images.shape[1:]),
+    labels.reshape(shape),
+    numbers.reshape(shape),
+  )
+
+
+def _evaluate(module, vmapped, shared, chips, images, labels, numbers):
+  """Hits of the chips of one device, bool `[K, M B]`."""
+
+  def block(inputs):
+    images, labels, numbers = inputs
+    code = module.encode(images)
+
+    def one(own):
+      net = _merge(shared, own)
+      net = crossbar.for_images(net, numbers)
+      return module.apply(net, code, train=False).argmax(-1) == labels
+
+    return jax.vmap(one)(chips) if vmapped else jax.lax.map(one, chips)
+
+  hits = jax.lax.map(block, (images, labels, numbers))
+  return hits.swapaxes(0, 1).reshape(hits.shape[1], -1)
+
+
+def _merge(shared, own):
+  """All variables of one chip."""
+  flat = traverse_util.flatten_dict(shared) | traverse_util.flatten_dict(own)
+  return traverse_util.unflatten_dict(flat)

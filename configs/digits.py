@@ -35,5 +35,4 @@ def get_config():
   c.train.optimizer.learning_rate = 1e-2
   c.train.optimizer.schedule = "cosine"
   c.robustness.chips = 32
-  c.robustness.batch_size = 360
   return c

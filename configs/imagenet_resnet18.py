@@ -45,5 +45,4 @@ def get_config(preset: str = "hawis_a"):
   c.train.optimizer.milestones = (30 / 75, 50 / 75, 65 / 75)
   c.train.optimizer.momentum = 0.9
   c.robustness.images = 5_000
-  c.robustness.batch_size = 100
   return c

@@ -32,7 +32,6 @@ def get_config(preset: str = ""):
     "baseline_1x",
     "baseline_1x_int8",
   )
-  c.robustness.batch_size = 100
   c.robustness.calibration_images = 100
   c.robustness.scenarios = (
     dict(stuck_on=(0.0, 0.005, 0.01, 0.015, 0.02)),

@@ -25,7 +25,9 @@ FREE_FIELDS = (
   "checkpoint_seconds",
   "data.data_dir",
   "data.read_threads",
+  "robustness.batch_size",
   "robustness.chips_per_step",
+  "robustness.memory_gb",
 )
 
 # Stages with artefacts of their own in <workdir>/<stage>, in order.
@@ -152,14 +154,20 @@ def default() -> ml_collections.ConfigDict:
   t.int8 = "trained"  # or "quantized": from the float net, earlier in `nets`
 
   c.robustness = b = ml_collections.ConfigDict()
-  b.chips = 64  # chips a level
+  b.chips = 64  # chips a level; with target_ci the first ones
+  # Half-width of the mean's 95 % interval [share of images] down to which chips
+  # are added, `max_chips` at most; 0: none are.
+  b.target_ci = 0.0
+  b.max_chips = 1024
   b.images = 0  # of the test images, the first; 0: all
-  b.batch_size = 256  # images a forward pass
   # BN statistics: "fixed" of the ideal net, or "chip": recalibrated on each
   # chip. The search always scores with "fixed".
   b.batch_norm = "fixed"
   b.calibration_images = 256  # training images of "chip"'s recalibration
-  b.chips_per_step = 0  # chips vmapped at once; 0 = best for the backend
+  # How it is computed; results are the same to the bit.
+  b.batch_size = 1024  # images that are on the devices at a time, about
+  b.chips_per_step = 0  # chips of a device at a time; 0: as many as is fast
+  b.memory_gb = 0.0  # of a device's memory that may be used; 0: all
   # Sweeps: fields of the device (see crossbar.Device), levels in a tuple; each
   # may have a "name", and more than one field (see scenarios.py).
   b.scenarios = (
@@ -203,18 +211,17 @@ def validate(config: ml_collections.ConfigDict) -> None:
       config.pretrain.warmup_steps,
       f"at most pretrain.steps = {config.pretrain.steps}",
     )
-  for section in ("search", "robustness"):
-    images, batch = (
-      config[section][name] for name in ("calibration_images", "batch_size")
+  images, batch = config.search.calibration_images, config.search.batch_size
+  if images % batch:
+    raise _error(
+      "search.calibration_images",
+      images,
+      f"a multiple of search.batch_size = {batch}",
     )
-    if section == "robustness" and config.robustness.batch_norm == "fixed":
-      continue
-    if images % batch:
-      raise _error(
-        f"{section}.calibration_images",
-        images,
-        f"a multiple of {section}.batch_size = {batch}",
-      )
+  chips = config.robustness.chips
+  if config.robustness.target_ci and config.robustness.max_chips < chips:
+    allowed = f"at least robustness.chips = {chips}"
+    raise _error("robustness.max_chips", config.robustness.max_chips, allowed)
   _check_training(config)
   if searches(config):
     width_space(config)

@@ -127,9 +127,14 @@ def _accuracy_definitions(content):
       "scenario and level."
     ),
     "Mean [95 % interval]": (
-      "Mean accuracy over chips with its 95 % Student-t interval. It covers "
-      "the draw of chips only: not test-set error, not the randomness of "
-      "training. Accuracies are percentages of the test images."
+      "Mean accuracy over chips with its 95 % studentised bootstrap interval "
+      "(Student's t below 16 chips). It covers the draw of chips only: not "
+      "test-set error, not the randomness of training. Accuracies are "
+      "percentages of the test images."
+    ),
+    "Test set ±": (
+      "1.96 standard errors of the mean from the draw of test images alone, by "
+      "a two-way analysis of variance of chips and images."
     ),
     "5th percentile (5th pct.)": (
       "Over chips, linearly interpolated: one chip in twenty is worse."
@@ -143,9 +148,10 @@ def _accuracy_definitions(content):
     name = looks.net_name(content["reference"])
     terms[f"{wording.capital(name)} - other net"] = (
       "Mean over chips of the paired difference in percentage points, with "
-      "its 95 % Student-t interval. Ahead or behind: the interval leaves out "
-      "0; undecided: it doesn't. Every interval stands for itself, without "
-      "correction for their number."
+      "its 95 % studentised bootstrap interval. Ahead or behind: the interval "
+      "leaves out 0; undecided: it doesn't. Every interval stands for itself, "
+      'without correction for their number. "Unpaired" is how many times '
+      "wider Welch's interval is, as if the nets had met different chips."
     )
   return terms
 

@@ -129,6 +129,13 @@ class Experiment:
       **data.evaluation_batches(source, batch_size, limit)
     )
 
+  def unpadded(
+    self, source: data.Source, limit: int | None = None
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """(images uint8 `[N, H, W, C]`, labels `[N]`), the first `limit`."""
+    count = min(limit or len(source), len(source))
+    return robustness.unpadded(self.evaluation(source, count, count))
+
   def evaluation_stream(
     self, source: data.Source, batch_size: int, limit: int | None = None
   ) -> Iterator[robustness.Batches]:

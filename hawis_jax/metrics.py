@@ -160,6 +160,11 @@ class Progress:
         self._board.add_scalar(name, value, step)
     self._show(step, values)
 
+  def show(self, step: float, values: Mapping[str, float]) -> None:
+    """Shows progress within a step, without recording it."""
+    if self._metrics.recording:
+      self._show(int(step), values)
+
   def close(self) -> None:
     """Ends the line of progress and the TensorBoard file."""
     if self._open_line:

@@ -197,7 +197,8 @@ def _chip_tables(content, select):
     return ""
   accuracy = _table(
     f"Accuracy on defective chips, {wording.chips(content)} each: "
-    "mean, its 95 % interval, and 5th percentile of the chips.",
+    "mean, its 95 % interval over chips, 5th percentile of the chips, and what "
+    "the draw of test images adds: 1.96 standard errors.",
     ("defects", *(f"{looks.net_name(name)} [%]" for name in nets)),
     [
       (
@@ -214,14 +215,15 @@ def _accuracy(net, scenario, level):
   sweep = net["sweeps"].get(scenario, {"level": []})
   if level not in sweep["level"]:
     return "-"
-  chips, mean, interval, p5 = (
+  chips, mean, interval, p5, errors = (
     sweep[column][sweep["level"].index(level)]
-    for column in ("chips", "mean", "ci95", "p5")
+    for column in ("chips", "mean", "ci95", "p5", "standard_errors")
   )
+  images = f"test set ±{wording.percent(1.96 * errors['images'])}"
   if chips == 1:
-    return f"{wording.percent(mean)}\nall chips alike"
+    return f"{wording.percent(mean)}\nall chips alike\n{images}"
   mean = wording.estimate(mean, interval)
-  return f"{mean}\n5th pct. {wording.percent(p5)}"
+  return f"{mean}\n5th pct. {wording.percent(p5)}\n{images}"
 
 
 def _difference_table(content, rows):
@@ -238,7 +240,8 @@ def _difference_table(content, rows):
   name = looks.net_name(content["reference"])
   return _table(
     f"{wording.capital(name)} minus the other net, paired over chips: mean "
-    "with its 95 % interval [points].",
+    "with its 95 % interval [points]; how wide the interval of different chips "
+    "would be.",
     ("defects", *(f"minus {looks.net_name(rival)}" for rival in rivals)),
     [
       (
@@ -251,7 +254,11 @@ def _difference_table(content, rows):
 
 
 def _difference(pair):
-  return f"{wording.difference(pair)}\n{pair['verdict']}" if pair else "-"
+  if not pair:
+    return "-"
+  wider = pair["narrowing"]
+  unpaired = f"\nunpaired {wider:.1f}x as wide" if wider else ""
+  return f"{wording.difference(pair)}\n{pair['verdict']}{unpaired}"
 
 
 def _search(content):

@@ -15,7 +15,6 @@ import re
 import shlex
 import sys
 
-import numpy as np
 from scipy import stats
 
 from hawis_jax import config as config_lib
@@ -23,15 +22,15 @@ from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import figures
 from hawis_jax import files
+from hawis_jax import intervals
 from hawis_jax import looks
 from hawis_jax import metrics as metrics_lib
 from hawis_jax import page
-from hawis_jax import robustness
 from hawis_jax import search
 from hawis_jax import sweep
 from hawis_jax import wording
 
-_FORMAT = 5  # of report.json and the page; a new one remakes old reports
+_FORMAT = 6  # of report.json and the page; a new one remakes old reports
 _ORDER = ("found", "uniform", "baseline_1x")  # others follow
 
 
@@ -184,7 +183,10 @@ def _searched(experiment, workdir):
   result = search.load_result(workdir)
   best = [result["finalists"][m][0]["chips"] for m in ("policy", "random")]
   return {
-    "search": {**result, "policy_minus_random": paired_difference(*best)},
+    "search": {
+      **result,
+      "policy_minus_random": intervals.paired_difference(*best),
+    },
     "space": [list(layer) for layer in experiment.space.choices],
   }
 
@@ -240,7 +242,20 @@ def _net(result):
   """What is shown of one net: `result` with a column a statistic."""
   images = result["test_images"]
   hits = stats.binomtest(round(result["clean"] * images), images)
-  columns = ("level", "chips", "mean", "ci95", "std", "p5", "cvar")
+  columns = (
+    "level",
+    "chips",
+    "mean",
+    "ci95",
+    "std",
+    "median",
+    "p5",
+    "cvar",
+    "worst",
+    "best",
+    "intervals",
+    "standard_errors",
+  )
   return {
     **result,
     "clean_ci95": list(hits.proportion_ci(method="wilson")),
@@ -268,29 +283,9 @@ def _comparisons(reference, results):
               "rival": rival,
               "scenario": scenario,
               "level": level,
-              **paired_difference(entry["accuracy"], theirs[level]["accuracy"]),
+              **intervals.paired_difference(
+                entry["accuracy"], theirs[level]["accuracy"]
+              ),
             }
           )
   return comparisons
-
-
-def paired_difference(first: list[float], second: list[float]) -> dict:
-  """Mean of first - second over the chips that both were measured on.
-
-  Args:
-    first: accuracies of chips 0, 1, ...
-    second: of the same chips; a longer list's last chips are left out.
-
-  Returns:
-    chips, difference, ci95 (95 % Student-t interval of the mean over chips) and
-    verdict: "ahead", "behind", or "undecided" where 0 is inside the interval.
-  """
-  chips = min(len(first), len(second))
-  summary = robustness.summarize(np.subtract(first[:chips], second[:chips]))
-  low, high = summary["ci95"]
-  return {
-    "chips": chips,
-    "difference": summary["mean"],
-    "ci95": [low, high],
-    "verdict": "ahead" if low > 0 else "behind" if high < 0 else "undecided",
-  }

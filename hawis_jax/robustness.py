@@ -11,7 +11,6 @@ Axes: S chips, P candidates (width vectors), N batches, B images, L layers.
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import functools
-import math
 from typing import NamedTuple
 
 import chex
@@ -20,13 +19,24 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from hawis_jax import crossbar
 from hawis_jax import montecarlo
 from hawis_jax import variables as variables_lib
+from hawis_jax.intervals import cvar
+from hawis_jax.intervals import summarize
 
-CVAR_SHARE = 0.25
+__all__ = (
+  "Batches",
+  "Scores",
+  "calibrate_converters",
+  "cvar",
+  "evaluate_chips",
+  "ideal_accuracy",
+  "score_chips",
+  "summarize",
+  "unpadded",
+)
 
 
 class Batches(NamedTuple):
@@ -295,33 +305,3 @@ def _hits(module, variables, batch):
   inputs = module.encode(batch.image)
   logits = module.apply(variables, inputs, train=False)
   return ((logits.argmax(-1) == batch.label) & batch.mask).sum()
-
-
-def cvar(values: chex.Array, axis: int = 0) -> chex.Array:
-  """Mean of the worst quarter (at least one) of `values` along `axis`."""
-  count = math.ceil(CVAR_SHARE * values.shape[axis])
-  worst = jnp.sort(values, axis=axis)
-  return jax.lax.slice_in_dim(worst, 0, count, axis=axis).mean(axis)
-
-
-def summarize(accuracy: np.ndarray) -> dict:
-  """Summary of `[S]` chips' accuracies.
-
-  Returns:
-    chips S, mean, std (n - 1), p5 (5th percentile), cvar (mean of the worst
-    quarter) and ci95, the 95 % Student-t interval of the mean (low, high) over
-    chips; test-set error is not in it.
-  """
-  accuracy = np.asarray(accuracy, np.float64)
-  count = len(accuracy)
-  mean = float(accuracy.mean())
-  std = float(accuracy.std(ddof=1)) if count > 1 else 0.0
-  half = float(stats.t.ppf(0.975, max(count - 1, 1))) * std / math.sqrt(count)
-  return dict(
-    chips=count,
-    mean=mean,
-    std=std,
-    p5=float(np.percentile(accuracy, 5)),
-    cvar=float(np.sort(accuracy)[: math.ceil(CVAR_SHARE * count)].mean()),
-    ci95=(mean - half, mean + half),
-  )

@@ -2,12 +2,14 @@
 
 A scenario is a mapping {field of the device: a number, or a tuple of them}; a
 tuple is swept, tuples of one scenario together, and everything else of the
-device is as it is. `name` is optional; so is `fault_map`, a file of a measured
-chip's faults (see `interop.load_faults`). Examples:
+device is as it is. Optional are `name`; `fault_map`, a file of a measured
+chip's faults (see `interop.load_faults`); and `layers`, patterns of the layers
+that are on chips, while the others are computed exactly. Examples:
 
   {"stuck_off": (0.0, 0.05, 0.1)}
   {"name": "both faults", "stuck_off": (0.0, 0.09), "stuck_on": (0.0, 0.018)}
   {"wire_resistance": (0.78, 1.6, 4.7), "load_resistance": 4.0}
+  {"stuck_off": (0.05, 0.1), "layers": ("stage3_*", "head")}
   {"name": "chip 7", "fault_map": "chip7.npz", "write_error": 1.0}
 """
 
@@ -30,12 +32,14 @@ class Level:
     device: with all of the scenario's fields.
     is_random: whether chips differ.
     fault_map: file of measured faults; "": none.
+    layers: patterns of the layers on chips; None: all.
   """
 
   value: float
   device: crossbar.Device
   is_random: bool
   fault_map: str = ""
+  layers: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +72,7 @@ def parse(
     raise errors.InputError(
       f"{field}: got {scenario!r}, allowed is a dict of device parameters"
     )
-  words = ("name", "fault_map")
+  words = ("name", "fault_map", "layers")
   values = {k: v for k, v in scenario.items() if k not in words}
   fault_map = scenario.get("fault_map", "")
   if not isinstance(fault_map, str) or (
@@ -77,6 +81,7 @@ def parse(
     raise errors.InputError(
       f"{field}.fault_map: got {fault_map!r}, needed is a file"
     )
+  layers = _layers(scenario.get("layers"), field)
   swept = {k: v for k, v in values.items() if isinstance(v, tuple | list)}
   numbers = [
     k
@@ -107,7 +112,9 @@ def parse(
     is_random = any(
       crossbar.is_present(getattr(device, k)) for k in crossbar.DEFECTS
     )
-    levels.append(Level(at.get(effect, 0.0), device, is_random, fault_map))
+    levels.append(
+      Level(at.get(effect, 0.0), device, is_random, fault_map, layers)
+    )
   if len({level.value for level in levels}) < len(levels):
     raise errors.InputError(
       f"{field}.{effect}: got {tuple(swept[effect])!r}, needed are distinct "
@@ -116,12 +123,27 @@ def parse(
   return Scenario(_key(scenario, values, effect), tuple(levels))
 
 
+def _layers(patterns, field):
+  """Checked patterns of layers; None: none given."""
+  if patterns is None:
+    return None
+  is_list = isinstance(patterns, tuple | list) and len(patterns) > 0
+  if not is_list or not all(isinstance(x, str) and x for x in patterns):
+    raise errors.InputError(
+      f"{field}.layers: got {patterns!r}, needed is a tuple of names or "
+      'patterns of layers, e.g. ("stage3_*", "head")'
+    )
+  return tuple(patterns)
+
+
 def _key(scenario, values, effect):
   others = [
     k if isinstance(v, tuple | list) else f"{k} = {v}"
     for k, v in values.items()
     if k != effect
   ]
+  if scenario.get("layers"):
+    others.append(f"in {' '.join(scenario['layers'])}")
   if scenario.get("fault_map"):
     others.append(pathlib.Path(scenario["fault_map"]).name)
   name = str(scenario.get("name") or ", ".join(others))

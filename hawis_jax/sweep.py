@@ -5,6 +5,7 @@ and level.
 """
 
 import dataclasses
+import functools
 import pathlib
 from typing import NamedTuple
 
@@ -19,12 +20,16 @@ from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import files
 from hawis_jax import interop
+from hawis_jax import intervals
 from hawis_jax import metrics as metrics_lib
+from hawis_jax import montecarlo
 from hawis_jax import nets
 from hawis_jax import robustness
 from hawis_jax import scenarios
 from hawis_jax import train
 from hawis_jax import variables as variables_lib
+
+_FORMAT = 2  # of result.json: a new one where chips or their keys change
 
 
 def run(
@@ -34,29 +39,27 @@ def run(
 ) -> dict:
   """Sweeps what is left of the nets; returns robustness/result.json.
 
-  The file is rewritten after every level, so an interrupted sweep goes on.
+  The file is rewritten after every level, and partial.json after every chunk of
+  chips, so an interrupted sweep loses a chunk at most.
   """
   config = experiment.config
   path = workdir / "robustness" / "result.json"
-  result = files.read_json(path) if path.exists() else {"nets": {}}
+  result = _stored(path)
   todo = todo_list(config)
   done = [step for step in todo if _is_done(result, step)]
   if len(done) == len(todo):
     return result
-  progress = metrics.stage("robustness", total=len(todo), start=len(done))
-  images = config.robustness.images or None
-  batches = experiment.evaluation(
-    experiment.splits.test, config.robustness.batch_size, images
+  most = config.robustness.chips
+  if config.robustness.target_ci:
+    most = config.robustness.max_chips
+  ends = np.cumsum([_chips(step, most) for step in todo]).tolist()
+  start = sum(_chips(step, most) for step in done)
+  progress = metrics.stage("robustness", total=ends[-1], start=start)
+  images = experiment.unpadded(
+    experiment.splits.test, config.robustness.images or None
   )
-  calibration = None
-  if config.robustness.batch_norm == "chip":
-    calibration = experiment.evaluation(
-      experiment.splits.train,
-      config.robustness.batch_size,
-      config.robustness.calibration_images,
-    ).image
   loaded = None
-  for number, step in enumerate(todo, 1):
+  for step, end in zip(todo, ends, strict=True):
     if step in done:
       continue
     if loaded != step.net:
@@ -69,43 +72,144 @@ def run(
       files.write_json(path, result)
     entry = result["nets"][step.net]
     if step.level is None:
-      progress.report(number, {"accuracy": entry["clean"]})
       continue
-    accuracy = _evaluate(
-      step.level, module, variables, batches, calibration, experiment
-    )
-    entry["sweeps"].setdefault(step.scenario, []).append(
-      {
-        "level": step.level.value,
-        **robustness.summarize(accuracy),
-        "accuracy": accuracy.astype(np.float64).tolist(),
-      }
-    )
+    first = end - _chips(step, most)
+    level = _Level(step, path.with_name("partial.json"), len(images[1]))
+
+    def show(chips, first=first):
+      progress.show(first + chips, {})
+
+    for _ in _evaluate(level, module, variables, images, experiment, show):
+      values = {"accuracy": level.accuracy.mean()}
+      progress.report(min(first + level.count, end), values)
+    entry["sweeps"].setdefault(step.scenario, []).append(level.summary())
     files.write_json(path, result)
-    progress.report(number, {"accuracy": float(accuracy.mean())})
+    level.forget()
+    if level.count < end - first:
+      progress.report(end, {"accuracy": level.accuracy.mean()})
   return result
 
 
-def _evaluate(level, module, variables, batches, calibration, experiment):
-  """Accuracy of a net on the chips of one level, float32 `[S]`."""
-  config, device = experiment.config.robustness, level.device
-  if device.adc_bits and device.adc_range == "calibrated":
-    count = min(config.batch_size, config.calibration_images)
-    images = experiment.evaluation(experiment.splits.train, count, count).image
-    variables = robustness.calibrate_converters(
-      module, variables, images[0], device
+def _stored(path):
+  """What was measured before.
+
+  Raises:
+    InputError: by a version whose chips are not those of this one.
+  """
+  if not path.exists():
+    return {"format": _FORMAT, "nets": {}}
+  result = files.read_json(path)
+  if result.get("format") != _FORMAT:
+    raise errors.InputError(
+      f"{path}: got results of format {result.get('format', 1)}, allowed is "
+      f"{_FORMAT}: chip numbers stand for other draws of defects now. Delete "
+      f"{path.parent} to measure anew, or take another --workdir"
     )
-  return robustness.evaluate_chips(
-    experiment.key("robustness"),
+  return result
+
+
+def _chips(step, most):
+  """At most, of one measurement; a net by itself counts as none."""
+  if step.level is None:
+    return 0
+  return most if step.level.is_random else 1
+
+
+class _Level:
+  """The chips of one level so far; every chunk is saved."""
+
+  def __init__(self, step: "Step", path: pathlib.Path, num_images: int):
+    self.step = step
+    self._path = path
+    self._name = [step.net, step.scenario, step.level.value]
+    self._hits = []  # of every chip
+    self._image_hits = np.zeros(num_images, np.int64)
+    if path.exists():
+      saved = files.read_json(path)
+      if saved["level"] == self._name:
+        self._hits = saved["hits"]
+        self._image_hits = np.array(saved["image_hits"], np.int64)
+
+  @property
+  def count(self) -> int:
+    return len(self._hits)
+
+  @property
+  def accuracy(self) -> np.ndarray:
+    """Of every chip, `[S]`."""
+    return np.array(self._hits) / len(self._image_hits)
+
+  def add(self, hits: np.ndarray) -> None:
+    """Takes the hits of a chunk of chips, bool `[K, N]`."""
+    self._hits += hits.sum(1).tolist()
+    self._image_hits += hits.sum(0)
+    content = {
+      "level": self._name,
+      "hits": self._hits,
+      "image_hits": self._image_hits.tolist(),
+    }
+    files.write_json(self._path, content)
+
+  def summary(self) -> dict:
+    """What result.json holds of the level."""
+    return {
+      "level": self.step.level.value,
+      **intervals.summarize(self.accuracy),
+      "standard_errors": intervals.standard_errors(
+        self._hits, self._image_hits
+      ),
+      "accuracy": self.accuracy.tolist(),
+    }
+
+  def forget(self) -> None:
+    """Removes the saved chunks, once they are in result.json."""
+    self._path.unlink(missing_ok=True)
+
+
+def _evaluate(level, module, variables, images, experiment, show):
+  """Adds its chips to a level, and yields after every chunk of them."""
+  config, setting = experiment.config.robustness, level.step.level
+  if setting.device.adc_bits and setting.device.adc_range == "calibrated":
+    variables = robustness.calibrate_converters(
+      module,
+      variables,
+      _calibration_images(experiment),
+      setting.device,
+    )
+  net = montecarlo.Setting(
     module,
     variables,
-    batches,
-    device,
-    config.chips if level.is_random else 1,
-    calibration=calibration,
-    chips_per_step=config.chips_per_step,
-    faults=interop.load_faults(level.fault_map) if level.fault_map else None,
+    setting.device,
+    interop.load_faults(setting.fault_map) if setting.fault_map else None,
+    setting.layers,
+    _calibration_images(experiment) if config.batch_norm == "chip" else None,
   )
+  limits = montecarlo.Limits(
+    config.chips_per_step, config.batch_size, config.memory_gb * 1e9
+  )
+  wanted = config.chips if setting.is_random else 1
+  while level.count < wanted:
+    start = level.count
+    for hits in montecarlo.classify(
+      experiment.key("robustness"),
+      net,
+      *images,
+      range(start, wanted),
+      limits=limits,
+      progress=lambda chips, start=start: show(start + chips),
+    ):
+      level.add(hits)
+      yield
+    if config.target_ci and setting.is_random:
+      wanted = intervals.chips_needed(
+        level.accuracy, config.target_ci, config.max_chips
+      )
+
+
+def _calibration_images(experiment):
+  """Of training, uint8 `[N, H, W, C]`."""
+  count = experiment.config.robustness.calibration_images
+  return experiment.unpadded(experiment.splits.train, count)[0]
 
 
 def check_chips(
@@ -116,12 +220,14 @@ def check_chips(
   As long as the found net's widths are not known, the widest one is checked.
 
   Raises:
-    InputError: a sense amplifier for a column of several tiles, or measured
-      faults that do not fit.
+    InputError: a sense amplifier for a column of several tiles, measured faults
+      that do not fit, or layers that there are not.
   """
   for step in todo_list(experiment.config):
     level = step.level
-    if level is None or not (level.fault_map or level.device.adc_bits == 1):
+    if level is None or not (
+      level.fault_map or level.layers or level.device.adc_bits == 1
+    ):
       continue
     if (workdir / "search" / "result.json").exists():
       module = train.net_module(step.net, experiment, workdir)
@@ -131,14 +237,15 @@ def check_chips(
     params = variables_lib.shapes(module, experiment.splits.image_shape)
     device = dataclasses.replace(level.device, adc_range="full_scale")
 
-    def program(
-      key, params, device=device, bits=module.weight_bits, faults=faults
-    ):
-      variables = {"params": params}
-      return crossbar.program(key, variables, device, bits, faults=faults)
-
+    program = functools.partial(
+      crossbar.program,
+      device=device,
+      bits=module.weight_bits,
+      faults=faults,
+      layers=level.layers,
+    )
     try:
-      jax.eval_shape(program, jax.random.key(0), params["params"])
+      jax.eval_shape(program, jax.random.key(0), {"params": params["params"]})
     except errors.InputError as error:
       raise errors.InputError(
         f"config.robustness.scenarios, {step.scenario}, net {step.net}: {error}"
@@ -154,7 +261,7 @@ def load_result(workdir: pathlib.Path) -> dict:
   path = workdir / "robustness" / "result.json"
   if not path.exists():
     raise errors.InputError(f"{path}: missing; run --stages robustness first")
-  return files.read_json(path)
+  return _stored(path)
 
 
 class Step(NamedTuple):
@@ -200,7 +307,9 @@ def _describe(net, module, variables, experiment):
   """A net without its sweeps: its size, and its accuracy without defects."""
   config = experiment.config.robustness
   test, limit = experiment.splits.test, config.images or None
-  batches = experiment.evaluation_stream(test, config.batch_size, limit)
+  batches = experiment.evaluation_stream(
+    test, 8 * montecarlo.block_size(experiment.splits.image_shape), limit
+  )
   kind = nets.parse(net).kind
   size = {name: None for name in cost.Cost._fields}
   if kind == nets.BINARY:

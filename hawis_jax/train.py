@@ -20,6 +20,7 @@ from hawis_jax import checkpoint
 from hawis_jax import counterparts
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import metrics as metrics_lib
+from hawis_jax import montecarlo
 from hawis_jax import nets
 from hawis_jax import optimize
 from hawis_jax import robustness
@@ -197,7 +198,8 @@ def _validation(module, experiment) -> Callable[..., dict[str, float]]:
 
   def validate(state):
     batches = experiment.evaluation_stream(
-      experiment.splits.validation, experiment.config.robustness.batch_size
+      experiment.splits.validation,
+      8 * montecarlo.block_size(experiment.splits.image_shape),
     )
     accuracy = robustness.ideal_accuracy(module, _variables(state), batches)
     return {"accuracy_validation": accuracy}

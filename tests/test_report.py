@@ -16,6 +16,7 @@ from hawis_jax import cost
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import figures
+from hawis_jax import intervals
 from hawis_jax import looks
 from hawis_jax import nets as nets_lib
 from hawis_jax import report
@@ -86,7 +87,7 @@ def _costs(vector):
 def _robustness(rng, config, nets, **loss):
   """A result of the sweep: chips are more or less lucky, with all nets."""
   loss = {**_LOSS, **loss}
-  result = {"nets": {}}
+  result = {"format": 2, "nets": {}}
   luck = rng.normal(0, 0.3, config.robustness.chips)
   for net in nets:
     vector, kind = nets_lib.parse(net)
@@ -108,6 +109,11 @@ def _robustness(rng, config, nets, **loss):
           {
             "level": level,
             **robustness.summarize(accuracy),
+            "standard_errors": {
+              "chips": float(accuracy.std() / len(accuracy) ** 0.5),
+              "images": 0.01,
+              "total": 0.02,
+            },
             "accuracy": accuracy.tolist(),
           }
         )
@@ -277,9 +283,8 @@ def _check_level(entry, sweep, index, page):
   if len(accuracy) == 1:  # nothing random: no distribution
     assert f"\n{100 * accuracy[0]:.2f}\nall chips alike\n" in page.text
     return
-  half = stats.t.ppf(0.975, len(accuracy) - 1) * stats.sem(accuracy)
   mean, p5 = accuracy.mean(), np.quantile(accuracy, 0.05)
-  low, high = mean - half, mean + half
+  low, high = intervals.mean_interval(accuracy, 0, 1)
   assert sweep["level"][index] == entry["level"]
   np.testing.assert_allclose(sweep["mean"][index], mean)
   np.testing.assert_allclose(sweep["p5"][index], p5)
@@ -298,7 +303,7 @@ def test_search_table_holds_the_finalists(made):
     mean = np.mean([entry["score"] for entry in entries])
     assert f"\n{100 * best[method]:.2f}\n{100 * mean:.2f}\n" in page.text
   chips = [search["finalists"][m][0]["chips"] for m in ("policy", "random")]
-  low, high = stats.ttest_rel(*chips).confidence_interval(0.95)
+  low, high = intervals.mean_interval(np.subtract(*chips))
   gain = np.mean(np.subtract(*chips))
   text = f"{100 * gain:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}] points"
   verdict = "the two can't be told apart"
@@ -324,17 +329,22 @@ def test_differences_are_paired(made):
     np.testing.assert_allclose(
       row["difference"], np.mean(first) - np.mean(second), atol=1e-12
     )
-    interval = stats.ttest_rel(first, second).confidence_interval(0.95)
-    np.testing.assert_allclose(row["ci95"], interval)
+    # The studentised bootstrap's, about as wide as Student's.
+    np.testing.assert_allclose(
+      row["ci95"], intervals.mean_interval(np.subtract(first, second))
+    )
+    reference = stats.ttest_rel(first, second).confidence_interval(0.95)
+    width = reference.high - reference.low
+    np.testing.assert_allclose(row["ci95"], reference, atol=0.3 * width)
 
 
 def test_paired_difference_by_hand():
   """Differences 0.1, 0.2, 0.3: t = 4.30265 on 2 degrees of freedom."""
-  row = report.paired_difference([0.5, 0.7, 0.9], [0.4, 0.5, 0.6, 0.1])
+  row = intervals.paired_difference([0.5, 0.7, 0.9], [0.4, 0.5, 0.6, 0.1])
   half = 4.30265 * 0.1 / 3**0.5
   np.testing.assert_allclose(row["ci95"], [0.2 - half, 0.2 + half], rtol=1e-5)
   assert (row["chips"], row["verdict"]) == (3, "undecided")
-  assert report.paired_difference([0.2, 0.2], [0.2, 0.2])["ci95"] == [0, 0]
+  assert intervals.paired_difference([0.2, 0.2], [0.2, 0.2])["ci95"] == [0, 0]
 
 
 def _content(verdicts, widths=(16, 16), rival="uniform", bits=1):
@@ -729,7 +739,7 @@ def test_missing_results_are_named(rng, tmp_path):
   experiment = _experiment()
   _write(tmp_path, rng, experiment.config)
   path = tmp_path / "robustness" / "result.json"
-  path.write_text('{"nets": {}}')
+  path.write_text('{"format": 2, "nets": {}}')
   with pytest.raises(errors.InputError, match="got no net"):
     _run(experiment, tmp_path)
   path.unlink()

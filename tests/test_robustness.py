@@ -2,13 +2,10 @@
 
 import functools
 
-from hypothesis import given
-from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
 
 from hawis_jax import binary
 from hawis_jax import crossbar
@@ -139,32 +136,3 @@ def test_chip_mode_recalibrates_on_the_programmed_chip(net):
     logits = by_hand(jax.random.fold_in(jax.random.key(7), chip))
     hits = np.asarray(logits).argmax(-1) == labels
     np.testing.assert_allclose(got[chip], hits.mean(), atol=1e-6)
-
-
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=50))
-def test_summary(values):
-  values = np.array(values)
-  got = robustness.summarize(values)
-  assert got["chips"] == len(values)
-  np.testing.assert_allclose(got["mean"], values.mean())
-  np.testing.assert_allclose(got["std"], values.std(ddof=1))
-  np.testing.assert_allclose(got["p5"], np.percentile(values, 5))
-  worst = sorted(values)[: int(np.ceil(len(values) / 4))]
-  np.testing.assert_allclose(got["cvar"], np.mean(worst))
-  np.testing.assert_allclose(
-    robustness.cvar(jnp.asarray(values, jnp.float32)), np.mean(worst), atol=1e-6
-  )
-  if values.std() > 1e-6:
-    reference = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    np.testing.assert_allclose(got["ci95"], reference, atol=1e-9)
-
-
-def test_interval_covers_the_mean():
-  """95 % intervals of 1,000 simulated sweeps cover the truth that often."""
-  rng = np.random.default_rng()
-  truth, chips, runs = 0.8, 16, 1000
-  covered = 0
-  for _ in range(runs):
-    low, high = robustness.summarize(rng.normal(truth, 0.05, chips))["ci95"]
-    covered += low <= truth <= high
-  assert stats.binomtest(covered, runs, 0.95).pvalue > 1e-6

@@ -1,0 +1,268 @@
+"""Statistics over chips: how sure each figure is.
+
+A sweep draws chips at random and tests them all on the same images. Intervals
+here are over chips; `standard_errors` tells what the choice of test images
+adds. Coverage is simulated in tests/test_intervals.py.
+
+Axes: S chips, N images, R resamples.
+"""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+CVAR_SHARE = 0.25
+_LEVEL = 0.95
+_TAILS = (0.5 - _LEVEL / 2, 0.5 + _LEVEL / 2)
+_RESAMPLES = 1000
+_FEWEST = 16  # chips of a bootstrap interval
+
+
+def cvar(values: chex.Array, axis: int = 0) -> chex.Array:
+  """Mean of the worst quarter (at least one) of `values` along `axis`."""
+  count = math.ceil(CVAR_SHARE * values.shape[axis])
+  worst = jnp.sort(values, axis=axis)
+  return jax.lax.slice_in_dim(worst, 0, count, axis=axis).mean(axis)
+
+
+def summarize(values: np.ndarray, low: float = 0.0, high: float = 1.0) -> dict:
+  """Summary of one number a chip, e.g. its accuracy.
+
+  Args:
+    values: `[S]`.
+    low: least possible value: intervals end there.
+    high: greatest possible value.
+
+  Returns:
+    chips S, mean, std (n - 1), median, p5 (5th percentile), cvar (mean of the
+    worst quarter), worst, best; ci95, the 95 % interval of the mean (low,
+    high) over chips; and `intervals` of std, median, p5 and cvar. Those of
+    mean, std and cvar are studentised bootstraps (Efron & Tibshirani, 1993);
+    below 16 chips, or where most chips are alike, the mean's is Student's and
+    the others' are None. Those of median and p5 are ranks, with None where the
+    chips are too few for a bound.
+  """
+  values = np.asarray(values, np.float64)
+  count = len(values)
+  spread = float(values.std(ddof=1)) if count > 1 else 0.0
+  summary = dict(
+    chips=count,
+    mean=float(values.mean()),
+    std=spread,
+    median=float(np.median(values)),
+    p5=float(np.percentile(values, 5)),
+    cvar=float(_cvar(values)),
+    worst=float(values.min()),
+    best=float(values.max()),
+    ci95=mean_interval(values, low, high),
+  )
+  intervals = {
+    "std": std_interval(values),
+    "median": quantile_interval(values, 0.5),
+    "p5": quantile_interval(values, 0.05),
+    "cvar": cvar_interval(values, low, high),
+  }
+  return {**summary, "intervals": intervals}
+
+
+def mean_interval(
+  values: np.ndarray, low: float = -math.inf, high: float = math.inf
+) -> tuple[float, float]:
+  """95 % interval of the mean, see `summarize`."""
+  values = np.asarray(values, np.float64)
+  ends = _bootstrap(values, _mean)
+  if ends is None:
+    mean, error = _mean(values)
+    half = error * stats.t.ppf(_TAILS[1], max(len(values) - 1, 1))
+    ends = mean - half, mean + half
+  return tuple(float(min(max(end, low), high)) for end in ends)
+
+
+def std_interval(values: np.ndarray) -> tuple[float, float] | None:
+  """95 % interval of the standard deviation; None: see `summarize`."""
+  ends = _bootstrap(np.asarray(values, np.float64), _log_std)
+  return None if ends is None else tuple(math.exp(end) for end in ends)
+
+
+def cvar_interval(
+  values: np.ndarray, low: float = -math.inf, high: float = math.inf
+) -> tuple[float, float] | None:
+  """95 % interval of CVaR, within limits; None: see `summarize`."""
+  ends = _bootstrap(np.asarray(values, np.float64), _cvar_estimate)
+  if ends is None:
+    return None
+  return tuple(float(min(max(end, low), high)) for end in ends)
+
+
+def _bootstrap(values, estimate):
+  """Studentised bootstrap interval; None: too few chips, or too alike.
+
+  Args:
+    values: `[S]`.
+    estimate: `[..., S]` -> (estimates, their standard errors), `[...]` each.
+  """
+  count = len(values)
+  if count < _FEWEST or np.ptp(values) == 0:
+    return None
+  # Always the same draws: the same chips have the same interval.
+  rows = np.random.default_rng(0).integers(0, count, (_RESAMPLES, count))
+  found, error = estimate(values)
+  resampled, errors = estimate(values[rows])
+  usable = errors > 0
+  if error == 0 or usable.mean() < 0.99:
+    return None
+  quotient = (resampled[usable] - found) / errors[usable]
+  least, most = np.quantile(quotient, _TAILS)
+  return found - most * error, found - least * error
+
+
+def _mean(values):
+  count = values.shape[-1]
+  spread = values.std(-1, ddof=1) if count > 1 else np.zeros(values.shape[:-1])
+  return values.mean(-1), spread / math.sqrt(count)
+
+
+def _log_std(values):
+  """Logarithm of the standard deviation; its error by the kurtosis."""
+  count = values.shape[-1]
+  variance = values.var(-1)
+  centred = values - values.mean(-1, keepdims=True)
+  safe = np.where(variance > 0, variance, 1)
+  kurtosis = (centred**4).mean(-1) / safe**2
+  excess = np.maximum(kurtosis - 1, 0) + 2 / (count - 1)
+  error = np.sqrt(excess / (4 * count))
+  scale = math.sqrt(count / (count - 1))
+  return np.log(np.sqrt(safe) * scale), np.where(variance > 0, error, 0)
+
+
+def _cvar(values):
+  count = math.ceil(CVAR_SHARE * values.shape[-1])
+  return np.sort(values, -1)[..., :count].mean(-1)
+
+
+def _cvar_estimate(values):
+  """CVaR; its error by its influence function, min(x - quantile, 0) / share."""
+  count = math.ceil(CVAR_SHARE * values.shape[-1])
+  quantile = np.sort(values, -1)[..., count - 1 : count]
+  influence = np.minimum(values - quantile, 0) / CVAR_SHARE
+  return _cvar(values), _mean(influence)[1]
+
+
+def quantile_interval(
+  values: np.ndarray, share: float
+) -> tuple[float | None, float | None]:
+  """95 % interval of a quantile: two of the values; None: beyond all of them.
+
+  Distribution-free, by ranks (Conover, 1999).
+  """
+  if len(values) < 2:
+    return None, None
+  test = stats.quantile_test(values, p=share)
+  ends = test.confidence_interval(_LEVEL)
+  return tuple(float(end) if math.isfinite(end) else None for end in ends)
+
+
+def paired_difference(first: list[float], second: list[float]) -> dict:
+  """Mean of first - second over the chips that both were measured on.
+
+  Args:
+    first: accuracies of chips 0, 1, ...
+    second: of the same chips; a longer list's last chips are left out.
+
+  Returns:
+    chips, difference, ci95 (see `summarize`), narrowing (how many times wider
+    Welch's interval of unpaired chips would be than the paired Student's; None:
+    no spread) and verdict: "ahead", "behind", or "undecided" where 0 is inside
+    the interval.
+  """
+  chips = min(len(first), len(second))
+  first, second = (np.asarray(x[:chips], np.float64) for x in (first, second))
+  low, high = mean_interval(first - second, -1, 1)
+  paired = _half_width(first - second)
+  narrowing = _unpaired_half_width(first, second) / paired if paired else None
+  return {
+    "chips": chips,
+    "difference": float((first - second).mean()),
+    "ci95": [low, high],
+    "narrowing": narrowing,
+    "verdict": "ahead" if low > 0 else "behind" if high < 0 else "undecided",
+  }
+
+
+def _half_width(values):
+  """Of the mean's Student interval."""
+  count = len(values)
+  if count < 2:
+    return 0.0
+  return float(_mean(values)[1] * stats.t.ppf(_TAILS[1], count - 1))
+
+
+def _unpaired_half_width(first, second):
+  """Welch's, of as many different chips."""
+  squares = np.square([_mean(first)[1], _mean(second)[1]])
+  if not squares.any():
+    return 0.0
+  freedom = (len(first) - 1) * squares.sum() ** 2 / np.square(squares).sum()
+  return float(np.sqrt(squares.sum()) * stats.t.ppf(_TAILS[1], freedom))
+
+
+def standard_errors(chip_hits: np.ndarray, image_hits: np.ndarray) -> dict:
+  """Standard errors of the mean accuracy: of chips, of images, of both.
+
+  Chips and images are crossed random factors of a table of hits (two-way
+  analysis of variance without replicates; Searle, Casella & McCulloch 1992):
+  a chip's own error is what other chips would change on the same images, the
+  images' what other test images would change on the same chips.
+
+  Args:
+    chip_hits: images that each chip classifies correctly, int `[S]`.
+    image_hits: chips that classify each image correctly, int `[N]`.
+
+  Returns:
+    chips, images, total; chips and total are None of one chip.
+  """
+  chips, images = len(chip_hits), len(image_hits)
+  mean = float(np.sum(chip_hits)) / (chips * images)
+  by_image = np.asarray(image_hits, np.float64) / chips
+  if chips < 2:
+    # All of the images' spread, as of one binomial share.
+    error = math.sqrt(mean * (1 - mean) / max(images - 1, 1))
+    return {"chips": None, "images": error, "total": None}
+  by_chip = np.asarray(chip_hits, np.float64) / images
+  squares_chip = images * np.square(by_chip - mean).sum()
+  squares_image = chips * np.square(by_image - mean).sum()
+  rest = chips * images * mean * (1 - mean) - squares_chip - squares_image
+  mean_chip = squares_chip / (chips - 1)
+  mean_image = squares_image / max(images - 1, 1)
+  mean_rest = max(rest, 0.0) / max((chips - 1) * (images - 1), 1)
+  cells = chips * images
+  total = max(mean_chip + mean_image - mean_rest, mean_chip, mean_image)
+  return {
+    "chips": math.sqrt(mean_chip / cells),
+    "images": math.sqrt(mean_image / cells),
+    "total": math.sqrt(total / cells),
+  }
+
+
+def chips_needed(values: np.ndarray, target: float, most: int) -> int:
+  """How many chips a 95 % interval of half-width `target` takes.
+
+  Args:
+    values: of the chips so far, `[S]`, S >= 2.
+    target: half-width wanted.
+    most: never more chips than this.
+
+  Returns:
+    S, if they do already or `most` is reached; else more.
+  """
+  low, high = mean_interval(values)
+  half = (high - low) / 2
+  count = len(values)
+  if half <= target:
+    return count
+  # By the interval's width, and a little more: its estimate varies.
+  return min(most, math.ceil(1.1 * count * (half / target) ** 2))

@@ -47,11 +47,6 @@ class Options:
 PUBLISHED = Options()
 
 
-def batch_norm_gain(scale: chex.Array, variance: chex.Array) -> chex.Array:
-  """What batch normalisation multiplies by, `[C]`."""
-  return scale * jax.lax.rsqrt(variance + BN_EPSILON)
-
-
 class BatchNorm(nn.Module):
   """Batch normalisation over all axes but the last.
 
@@ -81,7 +76,9 @@ class BatchNorm(nn.Module):
       if self.has_variable("scales", "gain"):
         gain = self.get_variable("scales", "gain")
       else:
-        gain = batch_norm_gain(scale, var.value)
+        gain = self._gain(scale, var.value)
+        if self.is_mutable_collection("scales"):
+          self.put_variable("scales", "gain", gain)
       return self._normalize(x, mean.value, gain, bias)
     axes = tuple(range(x.ndim - 1))
     batch_mean = x.mean(axes)
@@ -93,8 +90,11 @@ class BatchNorm(nn.Module):
       unbiased = batch_var * (count / max(count - 1, 1) if keep else 1)
       mean.value = keep * mean.value + (1 - keep) * batch_mean
       var.value = keep * var.value + (1 - keep) * unbiased
-    gain = batch_norm_gain(scale, batch_var)
+    gain = self._gain(scale, batch_var)
     return self._normalize(x, batch_mean, gain, bias)
+
+  def _gain(self, scale, var):
+    return scale * jax.lax.rsqrt(var + BN_EPSILON)
 
   def _normalize(self, x, mean, gain, bias):
     return (x - _as_channels(mean, x)) * _as_channels(gain, x) + _as_channels(
@@ -147,6 +147,10 @@ class BinaryConv(nn.Module):
       alpha = binary.weight_scale(
         kernel, in_mask, out_mask, self.options.channel_scale
       )
+      if self.is_mutable_collection("scales"):
+        # One a channel in any case: XLA's loops are slow with a scalar operand.
+        whole = jnp.broadcast_to(alpha, (self.features,))
+        self.put_variable("scales", "alpha", whole)
     window = {}
     if self.size:
       padding = self.size // 2 if self.padding is None else self.padding

@@ -108,7 +108,7 @@ def classify(
   """
   _check(setting)
   mesh = sharding.evaluation_mesh(len(chips), devices)
-  shared = _shared(setting)
+  shared = _shared(setting, images)
   plan = _plan(setting, shared, images, len(chips), mesh, limits)
   for start in range(0, len(chips), plan.chunk):
     numbers = chips[start : start + plan.chunk]
@@ -174,6 +174,13 @@ def weights_form(device: crossbar.Device, bits: int) -> str:
   if not crossbar.is_ternary(device, bits):
     return "float32"
   return "planes" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def ideal_net(variables: dict) -> dict:
+  """A binary net's variables with its weights in the fastest exact form."""
+  device = crossbar.Device()
+  form = weights_form(device, 1)
+  return crossbar.program(jax.random.key(0), variables, device, form=form)
 
 
 def _plan(setting, shared, images, num_chips, mesh, limits):
@@ -280,21 +287,22 @@ def _compile(function, leaves, structure, *, module, layers, form, mesh):
   return _Compiled(executable, shardings, lowered.out_info, memory)
 
 
-def _shared(setting):
+def _shared(setting, images):
   """The variables that all chips share."""
   form = weights_form(setting.device, setting.module.weight_bits)
   names = ("params", "batch_stats", "converters")
   shared = {k: v for k, v in setting.variables.items() if k in names}
-  if setting.calibration is not None:
-    shared.pop("batch_stats", None)
+  shape = images.shape[1:]
+  shared = _with_scales(setting.module, shared, shape)
+  if setting.calibration is not None:  # every chip has its own
+    del shared["batch_stats"], shared["scales"]
   if form == "planes" and setting.layers is not None:
     # Layers that are not on chips are counted too.
-    ideal = crossbar.without_effects(setting.device)
-    shared = crossbar.program(jax.random.key(0), shared, ideal, form=form)
-  return _with_scales(setting.module, shared)
+    shared = ideal_net(shared)
+  return shared
 
 
-_with_scales = jax.jit(variables_lib.with_scales, static_argnums=0)
+_with_scales = jax.jit(variables_lib.with_scales, static_argnums=(0, 2))
 
 
 def _chip(key, setting, form):
@@ -318,11 +326,12 @@ def _chip(key, setting, form):
       for size in range(1, block_size(inputs.shape[1:]) + 1)
       if len(inputs) % size == 0
     )
-    inputs = inputs.reshape(-1, block, *inputs.shape[1:])
+    shape = inputs.shape[1:]
+    inputs = inputs.reshape(-1, block, *shape)
     net["batch_stats"] = variables_lib.recalibrate(
       module, net, jax.lax.map(module.encode, inputs)
     )
-    net = variables_lib.with_scales(module, net)
+    net = variables_lib.with_scales(module, net, shape)
     own |= {name: net[name] for name in ("batch_stats", "scales")}
   return own
 

@@ -71,50 +71,39 @@ class Scores(NamedTuple):
 def score_chips(
   module: nn.Module,
   variables: dict,
-  widths: chex.Array | None,
+  widths: chex.Array,
   batch_stats: dict,
   batches: Batches,
   chip_keys: chex.Array,
-  devices: crossbar.Device,
-  calibration: chex.Array | None = None,
-  chips_per_step: int = 0,
-  faults: Mapping[str, chex.Array] | None = None,
+  device: crossbar.Device,
 ) -> Scores:
   """Scores P candidates of one super-net on S chips; pure, to be jitted.
 
   Candidates share the chip's weights, so they fold into the batch. Chips are
-  looped over on CPU (a grouped convolution over chips is 5x slower there) and
-  vmapped elsewhere.
+  looped over on CPU and vmapped elsewhere, and are bit planes where they can
+  be, as in `montecarlo`.
 
   Args:
-    module: a binary network, or an 8-bit one.
-    variables: its `params`; `converters` of a calibrated range.
-    widths: int `[P, L]`; None: one candidate, the net at its own widths.
+    module: a binary network.
+    variables: its `params`.
+    widths: int `[P, L]`.
     batch_stats: of each candidate, leading axis P.
     batches: images to score on.
     chip_keys: `[S]`.
-    devices: parameters of each chip's device, `[S]` each.
-    calibration: uint8 `[N, B, H, W, C]`: recalibrate BN on every chip with
-      these images ("chip" mode); None: keep `batch_stats` ("fixed" mode).
-    chips_per_step: chips vmapped at once; 0: best for the backend.
-    faults: measured ones that all chips have, see `crossbar.program`.
+    device: of all chips.
   """
-  weights = _weights(variables)
-  num = 1 if widths is None else widths.shape[0]
-
-  def score_chip(chip):
-    key, device = chip
-    net = crossbar.program(
-      key, weights, device, module.weight_bits, faults=faults
+  params = {"params": variables["params"]}
+  form = montecarlo.weights_form(device, module.weight_bits)
+  num, image_shape = len(widths), batches.image.shape[2:]
+  own = jax.vmap(
+    lambda widths, norm: variables_lib.with_scales(
+      module, {**params, "batch_stats": norm}, image_shape, widths
     )
+  )(widths, batch_stats)
+  own = {name: own[name] for name in ("batch_stats", "scales")}
 
-    def recalibrated(widths, _):
-      inputs = jax.vmap(module.encode)(calibration)
-      return variables_lib.recalibrate(module, net, inputs, widths)
-
-    norms = batch_stats
-    if calibration is not None:
-      norms = jax.vmap(recalibrated)(widths, jnp.arange(num))
+  def score_chip(key):
+    net = crossbar.program(key, params, device, module.weight_bits, form=form)
 
     def score_batch(carry, batch):
       first, *sums = carry
@@ -122,10 +111,10 @@ def score_chips(
       inputs = module.encode(batch.image)
       noisy = crossbar.for_images(net, first + jnp.arange(size))
       logits = jax.vmap(
-        lambda widths, norm: module.apply(
-          {**noisy, "batch_stats": norm}, inputs, widths, train=False
+        lambda widths, own: module.apply(
+          {**noisy, **own}, inputs, widths, train=False
         )
-      )(widths, norms)
+      )(widths, own)
       hit = jnp.argmax(logits, -1) == batch.label[None]
       picked = jnp.take_along_axis(
         jax.nn.log_softmax(logits), batch.label[None, :, None], -1
@@ -144,13 +133,12 @@ def score_chips(
     count = batches.mask.sum()
     return Scores(hits, hits / count, losses / count)
 
-  if not chips_per_step:
-    chips_per_step = 1 if jax.default_backend() == "cpu" else len(chip_keys)
-  return jax.lax.map(
-    score_chip,
-    (chip_keys, devices),
-    batch_size=chips_per_step if chips_per_step > 1 else None,
-  )
+  looped = jax.default_backend() == "cpu"
+  return (jax.lax.map if looped else _vmapped)(score_chip, chip_keys)
+
+
+def _vmapped(function, arguments):
+  return jax.vmap(function)(arguments)
 
 
 def evaluate_chips(

@@ -15,6 +15,7 @@ from hawis_jax import config as config_lib
 from hawis_jax import crossbar
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import metrics as metrics_lib
+from hawis_jax import montecarlo
 from hawis_jax import robustness
 from hawis_jax import variables
 
@@ -53,54 +54,50 @@ def make_scorer(
   )
 
 
-def make_score(experiment: experiment_lib.Experiment):
-  """Returns (scorer, widths [P, L], chip keys [S], devices [S]) -> Scores.
+def make_score(
+  experiment: experiment_lib.Experiment, devices: Sequence[crossbar.Device]
+):
+  """Returns (scorer, widths [P, L], keys) -> Scores of `[S, P]`.
 
-  BN is recalibrated at every vector's widths before it is scored. Vectors are
-  scored in blocks of `config.search.vectors_per_step`, for memory's sake.
+  `keys` are those of the chips of every device, `[S_i]` each; S is their sum,
+  device-major. BN is recalibrated at every vector's widths before it is scored.
+  Vectors are scored in blocks of `config.search.vectors_per_step`, for memory's
+  sake.
   """
   module = experiment.supernet
 
-  def score(scorer, widths, chip_keys, devices):
+  def score(scorer, widths, keys):
     num, length = widths.shape
     most = min(num, experiment.config.search.vectors_per_step)
     block = max(size for size in range(1, most + 1) if num % size == 0)
     scores = jax.lax.map(
-      lambda part: score_block(scorer, part, chip_keys, devices),
+      lambda part: score_block(scorer, part, keys),
       widths.reshape(-1, block, length),
     )
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, num), scores)
 
-  def score_block(scorer, widths, chip_keys, devices):
+  def score_block(scorer, widths, keys):
+    params = {"params": scorer.params}
     bits = jax.vmap(module.encode)(scorer.calibration)
-    norms = jax.vmap(
-      lambda w: variables.recalibrate(
-        module, {"params": scorer.params}, bits, w
-      )
-    )(widths)
-    return robustness.score_chips(
-      module,
-      {"params": scorer.params},
-      widths,
-      norms,
-      scorer.images,
-      chip_keys,
-      devices,
+    norms = jax.vmap(lambda w: variables.recalibrate(module, params, bits, w))(
+      widths
     )
+    parts = [
+      robustness.score_chips(
+        module, params, widths, norms, scorer.images, chips, device
+      )
+      for device, chips in zip(devices, keys, strict=True)
+    ]
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
   return score
 
 
-def chip_devices(
-  scenarios: Sequence[crossbar.Device], chips: int
-) -> crossbar.Device:
-  """Devices of all chips, scenario-major: every leaf float32 `[S]`."""
-  return crossbar.stack([d for d in scenarios for _ in range(chips)])
-
-
-def chip_keys(key: chex.PRNGKey, chips: int, scenarios: int) -> chex.Array:
-  """One key a chip, `[S]`; chip i of every scenario has the same key."""
-  return jnp.tile(jax.random.split(key, chips), scenarios)
+def chip_keys(
+  key: chex.PRNGKey, chips: int, scenarios: int
+) -> list[chex.Array]:
+  """Keys of every scenario's chips; chip i has the same one in all of them."""
+  return [jax.random.split(key, chips)] * scenarios
 
 
 def robust_score(
@@ -139,22 +136,21 @@ def score_vectors(
   """
   config = experiment.config.search
   num_scenarios = len(config.scenarios)
-  *scenarios, ideal = config_lib.search_devices(experiment.config)
-  faulty = [d for d in scenarios for _ in range(config.finalist_chips)]
-  devices = crossbar.stack([*faulty, ideal])
-  keys = jnp.append(chip_keys(key, config.finalist_chips, num_scenarios), key)
+  keys = chip_keys(key, config.finalist_chips, num_scenarios)
+  keys.append(key[None])  # of the ideal device, the last
   scorer = scorer.replace(
     images=experiment.evaluation(
       experiment.splits.validation, config.batch_size
     )
   )
-  score = jax.jit(make_score(experiment))
+  devices = config_lib.search_devices(experiment.config)
+  score = jax.jit(make_score(experiment, devices))
   padded = list(vectors) + [vectors[-1]] * (-len(vectors) % _VECTORS_PER_CALL)
   progress = metrics.stage("search/finalists", total=len(padded))
   parts = []
   for start in range(0, len(padded), _VECTORS_PER_CALL):
     end = start + _VECTORS_PER_CALL
-    scores = score(scorer, jnp.array(padded[start:end]), keys, devices)
+    scores = score(scorer, jnp.array(padded[start:end]), keys)
     parts.append(np.asarray(scores.accuracy))
     progress.report(end, {"accuracy": parts[-1].mean()})
   accuracy = np.concatenate(parts, axis=1)

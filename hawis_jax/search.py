@@ -22,7 +22,6 @@ import optax
 
 from hawis_jax import checkpoint
 from hawis_jax import config as config_lib
-from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import files
@@ -73,9 +72,8 @@ def run(
     config=config,
     policy=policy,
     optimizer=optimizer,
-    score=scoring.make_score(experiment),
-    devices=scoring.chip_devices(
-      config_lib.search_devices(experiment.config)[:-1], config.chips
+    score=scoring.make_score(
+      experiment, config_lib.search_devices(experiment.config)[:-1]
     ),
   )
 
@@ -154,7 +152,6 @@ def search_step(
   policy: policy_lib.Policy,
   optimizer: optax.GradientTransformation,
   score,
-  devices: crossbar.Device,
 ) -> tuple[SearchState, dict[str, chex.Array]]:
   """One update: propose, program shared chips, score, improve the policy.
 
@@ -168,7 +165,6 @@ def search_step(
     policy: network.
     optimizer: of `state`.
     score: from `scoring.make_score`.
-    devices: of the chips, `[S]`.
   """
   scenarios, num = len(config.scenarios), config.proposals
   policy_key, random_key, chip_key = jax.random.split(
@@ -181,7 +177,6 @@ def search_step(
     scorer,
     widths_lib.take(context.widths, choices.reshape(2 * num, -1)),
     scoring.chip_keys(chip_key, config.chips, scenarios),
-    devices,
   )
   mix = functools.partial(
     scoring.robust_score, scenarios=scenarios, cvar_weight=config.cvar_weight

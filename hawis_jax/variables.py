@@ -10,9 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hawis_jax import binary
 from hawis_jax import crossbar
-from hawis_jax import layers
 
 
 def init(
@@ -52,39 +50,29 @@ def shapes(module: nn.Module, image_shape: tuple[int, int, int]) -> dict:
   )
 
 
-def with_scales(module: nn.Module, variables: dict) -> dict:
-  """Returns variables of a net at its own widths with known scales.
+def with_scales(
+  module: nn.Module,
+  variables: dict,
+  image_shape: tuple[int, int, int],
+  widths: chex.Array | None = None,
+) -> dict:
+  """Returns a net's variables with `scales` that its widths determine.
 
-  These are the weight scales alpha of a binary net and the gains of batch
-  normalisation: what a program would compute anew at every use, in a loop over
-  small blocks of images for as long as the net itself (XLA fuses a gain's root
-  into every element that it scales).
+  These are weight scales alpha and gains of batch normalisation: what a program
+  would compute anew at every use, in a loop over small blocks of images for as
+  long as the net itself (XLA fuses a gain's root into every element).
 
   Args:
     module: a network.
-    variables: its `params`; `batch_stats`, where gains are wanted.
+    variables: its `params` and `batch_stats`.
+    image_shape: (H, W, C) of the images.
+    widths: int `[L]`; None: the net's own.
   """
-  params = traverse_util.flatten_dict(variables["params"])
-  stats = traverse_util.flatten_dict(variables.get("batch_stats", {}))
-  scales = {
-    (*path[:-1], "gain"): layers.batch_norm_gain(
-      params[(*path[:-1], "scale")], variance
-    )
-    for path, variance in stats.items()
-    if path[-1] == "var"
-  }
-  if module.weight_bits == 1:
-    per_channel = module.options.channel_scale
-    # One a channel in any case: XLA's loops are slow with a scalar operand.
-    scales |= {
-      (*path[:-1], "alpha"): jnp.broadcast_to(
-        binary.weight_scale(kernel, per_channel=per_channel),
-        kernel.shape[-1:],
-      )
-      for path, kernel in params.items()
-      if path[-1] == "kernel"
-    }
-  return {**variables, "scales": traverse_util.unflatten_dict(scales)}
+  code = module.encode(jnp.zeros((1, *image_shape), jnp.uint8))
+  names = ("params", "batch_stats")
+  net = {name: variables[name] for name in names}
+  _, found = module.apply(net, code, widths, train=False, mutable=["scales"])
+  return {**variables, **found}
 
 
 def recalibrate(

@@ -16,6 +16,7 @@ from hawis_jax import variables as variables_lib
 
 _WIDTHS = (6, 5, 6, 8, 10, 12, 12)
 _DEVICE = crossbar.Device(stuck_off=0.1, stuck_on=0.02, variation=0.3)
+_STUCK = crossbar.Device(stuck_off=0.1, stuck_on=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -93,18 +94,18 @@ def test_ideal_chips_have_the_clean_accuracy(net):
   np.testing.assert_allclose(got, clean, atol=1e-6)
 
 
-def test_candidates_of_a_supernet_share_the_chip(net):
+@pytest.mark.parametrize("device", [_DEVICE, _STUCK], ids=["float", "planes"])
+def test_candidates_of_a_supernet_share_the_chip(net, device):
   """Scores of several width vectors equal each vector scored alone."""
   module, variables, images, labels = net
   widths = jnp.array([_WIDTHS, [3, 5, 2, 8, 4, 7, 12], [1] * 7])
   norms = jax.tree.map(lambda x: jnp.stack([x] * 3), variables["batch_stats"])
   keys = jax.random.split(jax.random.key(1), 2)
-  devices = crossbar.stack([_DEVICE] * 2)
   score = jax.jit(robustness.score_chips, static_argnums=0)
 
   def run(widths, norms):
     batches = _batches(images, labels, 16)
-    return score(module, variables, widths, norms, batches, keys, devices)
+    return score(module, variables, widths, norms, batches, keys, device)
 
   together = run(widths, norms)
   assert together.accuracy.shape == (2, 3)

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from hawis_jax import config as config_lib
-from hawis_jax import crossbar
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import scoring
 from hawis_jax import variables
@@ -87,7 +86,8 @@ def main():
   for name, vectors_a_second in rate.items():
     ratio = ""
     if f"{name}, float32" in rate:
-      ratio = f"{vectors_a_second / rate[f'{name}, float32']:6.2f} times float32"
+      times_faster = vectors_a_second / rate[f"{name}, float32"]
+      ratio = f"{times_faster:6.2f} times float32"
     print(f"{name:22} {vectors_a_second:8.2f} vectors/s {ratio}")
 
 

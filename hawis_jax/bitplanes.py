@@ -36,6 +36,7 @@ def pack(bits: chex.Array) -> chex.Array:
   pad = [(0, 0)] * (bits.ndim - 1) + [(0, -bits.shape[-1] % _WORD)]
   bits = jnp.pad(bits, pad).reshape(*bits.shape[:-1], -1, _WORD)
   place = jnp.arange(_WORD, dtype=jnp.uint32)
+  place = place.reshape((1,) * (bits.ndim - 1) + (-1,))
   return (bits << place).sum(-1, dtype=jnp.uint32)
 
 

@@ -79,7 +79,8 @@ def make_score(
   def score_block(scorer, widths, keys):
     params = {"params": scorer.params}
     bits = jax.vmap(module.encode)(scorer.calibration)
-    norms = jax.vmap(lambda w: variables.recalibrate(module, params, bits, w))(
+    ideal = montecarlo.ideal_net(params)
+    norms = jax.vmap(lambda w: variables.recalibrate(module, ideal, bits, w))(
       widths
     )
     parts = [

@@ -77,7 +77,7 @@ class BatchNorm(nn.Module):
         gain = self.get_variable("scales", "gain")
       else:
         gain = self._gain(scale, var.value)
-        if self.is_mutable_collection("scales"):
+        if _records_scales(self):
           self.put_variable("scales", "gain", gain)
       return self._normalize(x, mean.value, gain, bias)
     axes = tuple(range(x.ndim - 1))
@@ -100,6 +100,12 @@ class BatchNorm(nn.Module):
     return (x - _as_channels(mean, x)) * _as_channels(gain, x) + _as_channels(
       bias, x
     )
+
+
+def _records_scales(layer):
+  """Whether this is `variables.with_scales`; `init` must make none."""
+  mutable = layer.is_mutable_collection("scales")
+  return mutable and not layer.is_initializing()
 
 
 class BinaryConv(nn.Module):
@@ -147,7 +153,7 @@ class BinaryConv(nn.Module):
       alpha = binary.weight_scale(
         kernel, in_mask, out_mask, self.options.channel_scale
       )
-      if self.is_mutable_collection("scales"):
+      if _records_scales(self):
         # One a channel in any case: XLA's loops are slow with a scalar operand.
         whole = jnp.broadcast_to(alpha, (self.features,))
         self.put_variable("scales", "alpha", whole)

@@ -233,7 +233,7 @@ def _aihwkit_version():
 
 def _main_table(peak, chips):
   print(
-    f"{'net':18} {'defects':10} {'ours s':>8} {'(c) s':>7} {'of peak':>8} "
+    f"\n{'net':18} {'defects':10} {'ours s':>8} {'(c) s':>7} {'of peak':>8} "
     f"{'(a) s':>8} {'(a)/ours':>9}"
   )
   for name in _NETS:
@@ -257,7 +257,7 @@ def _scaling_table():
   vector = widths.PRESETS[_NETS[0]]
   module = resnet.cifar_resnet(20, vector, 10)
   net = variables.init(module, jax.random.key(0), (32, 32, 3))
-  print(f"\n{'chips':>6} {'images':>7} {'seconds a chip x 100':>21} {'MB':>7}")
+  print(f"{'chips':>6} {'images':>7} {'seconds a chip x 100':>21} {'MB':>7}")
   for chips, images in ((1, 512), (4, 512), (16, 512), (64, 512), (16, 2048)):
     call = _ours(module, net, _DEVICES["variation"], chips, images)
     seconds = _seconds(call, 1) / chips / images * 100
@@ -323,8 +323,8 @@ def main():
   else:
     print("(a) torch is not installed")
   print(f"(b) aihwkit: {_aihwkit_version() or 'not installed'}")
+  _scaling_table()  # first: memory is the greatest so far
   _main_table(peak, options.chips)
-  _scaling_table()
   _product_table()
 
 

@@ -172,7 +172,7 @@ class BinaryConv(nn.Module):
       product = functools.partial(binary.convolve, **window)
     bits = bits.astype(kernel.dtype)
     if self.has_variable("crossbar", "kernels"):
-      return read_tiles(self, product, bits, alpha) * alpha
+      return binary.scale(read_tiles(self, product, bits, alpha), alpha)
     if self.has_variable("crossbar", "weight"):
       weights = self.get_variable("crossbar", "weight")
       product = products.on_chips(product)
@@ -206,7 +206,8 @@ def read_tiles(
   """
   chip, product = layer.variables["crossbar"], products.on_chips(product)
   if alpha is not None:
-    kernels = binary.divide_gradient(chip["kernels"], alpha)
+    factor = _as_channels(alpha, chip["kernels"])
+    kernels = binary.divide_gradient(chip["kernels"], factor)
     chip = {**chip, "kernels": kernels}
   if layer.is_mutable_collection("converters"):
     percentile = layer.get_variable("converters", "percentile")

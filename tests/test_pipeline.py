@@ -44,6 +44,7 @@ _SHORT = {
   "train.steps": 8,
   "train.batch_size": 16,
   "robustness.chips": 4,
+  "robustness.chips_per_step": 2,
   "robustness.scenarios": (
     "({'stuck_off':(0.0,0.1)},{'stuck_on':(0.02,)},{'variation':(0.5,)})"
   ),
@@ -177,8 +178,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     ("search", 2),
     ("train/found", 4),
     ("train/uniform", 6),
-    ("robustness", 2),
-    ("robustness", 7),
+    ("robustness", 3),  # half of a level's chips
+    ("robustness", 16),
   ):
 
     def interrupted(self, done, values, stage=stage, step=step):
@@ -194,6 +195,48 @@ def test_interrupted_and_resumed_equals_uninterrupted(
   expected, got = _state(finished), _state(tmp_path)
   for name in expected:
     assert got[name] == expected[name], name
+
+
+def test_chips_are_added_to_a_wanted_interval(run, finished, tmp_path, capsys):
+  """The first chips are those of a run without; the rest goes on from them."""
+  shutil.copytree(finished, tmp_path / "more")
+  shutil.rmtree(tmp_path / "more" / "robustness")
+  (tmp_path / "more" / "config.json").unlink()
+  fields = {"robustness.target_ci": 1e-4, "robustness.max_chips": 9}
+  workdir = tmp_path / "more"
+  assert run(workdir, "--stages=robustness", **fields) == 0
+  before, after = (
+    json.loads((folder / "robustness" / "result.json").read_text())["nets"]
+    for folder in (finished, workdir)
+  )
+  for net, entry in after.items():
+    for scenario, levels in entry["sweeps"].items():
+      old = before[net]["sweeps"][scenario]
+      for first, second in zip(old, levels, strict=True):
+        alike = np.ptp(first["accuracy"]) == 0
+        wanted = len(first["accuracy"]) if alike else 9
+        assert second["chips"] == wanted
+        got = second["accuracy"][: len(first["accuracy"])]
+        assert got == first["accuracy"]
+  assert not (workdir / "robustness" / "partial.json").exists()
+  fields["robustness.max_chips"] = 3
+  assert run(tmp_path / "few", **fields) == 2
+  message = capsys.readouterr().err
+  assert "config.robustness.max_chips: got 3, allowed is at least" in message
+
+
+def test_results_of_other_chips_are_not_mixed(run, finished, tmp_path, capsys):
+  """result.json of an earlier revision, whose chip numbers meant others."""
+  shutil.copytree(finished, tmp_path / "old")
+  path = tmp_path / "old" / "robustness" / "result.json"
+  result = json.loads(path.read_text())
+  del result["format"]
+  path.write_text(json.dumps(result))
+  assert run(tmp_path / "old", "--stages=robustness") == 2
+  message = capsys.readouterr().err
+  assert "got results of format 1, allowed is 2" in message
+  assert message.count("\n") == 1
+  assert json.loads(path.read_text()) == result
 
 
 def test_one_compilation_serves_all_width_vectors(run, tmp_path, monkeypatch):
@@ -227,7 +270,7 @@ def test_another_configuration_is_refused(run, finished, capsys):
   assert "config.train.steps was 8, is 9" in message
   assert (finished / "config.json").read_text() == before
   # What can't matter is not refused.
-  assert run(finished, log_every=3, robustness__chips_per_step=2) == 0
+  assert run(finished, log_every=3, robustness__chips_per_step=3) == 0
 
 
 def test_a_later_stage_may_change_before_it_begins(run, tmp_path, capsys):
@@ -404,7 +447,6 @@ def test_every_other_choice_runs_to_the_end(run, tmp_path, capsys):
     "train.optimizer.weight_decay": 1e-4,
     "train.nets": "('found',)",
     "robustness.batch_norm": "chip",
-    "robustness.batch_size": 64,
     "robustness.calibration_images": 64,
     "robustness.scenarios": "({'variation':(0.3,)},)",
     "pretrain.distill": False,

@@ -33,6 +33,7 @@ def get_config(preset: str = ""):
     "baseline_1x_int8",
   )
   c.robustness.calibration_images = 100
+  c.robustness.calibration_batch = 100
   c.robustness.scenarios = (
     dict(stuck_on=(0.0, 0.005, 0.01, 0.015, 0.02)),
     dict(stuck_off=(0.0, 0.02, 0.04, 0.06, 0.08, 0.1)),

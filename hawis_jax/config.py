@@ -13,6 +13,7 @@ from ml_collections import config_dict
 from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax import files
+from hawis_jax import intervals
 from hawis_jax import nets
 from hawis_jax import rules
 from hawis_jax import scenarios as scenarios_lib
@@ -163,7 +164,10 @@ def default() -> ml_collections.ConfigDict:
   # BN statistics: "fixed" of the ideal net, or "chip": recalibrated on each
   # chip. The search always scores with "fixed".
   b.batch_norm = "fixed"
-  b.calibration_images = 256  # training images of "chip"'s recalibration
+  # Training images of "chip"'s recalibration and of 8-bit ranges, in batches
+  # whose moments are pooled; calibrated converters see the first batch.
+  b.calibration_images = 256
+  b.calibration_batch = 64
   # How it is computed; results are the same to the bit.
   b.batch_size = 1024  # images that are on the devices at a time, about
   b.chips_per_step = 0  # chips of a device at a time; 0: as many as is fast
@@ -218,7 +222,18 @@ def validate(config: ml_collections.ConfigDict) -> None:
       images,
       f"a multiple of search.batch_size = {batch}",
     )
-  chips = config.robustness.chips
+  robustness = config.robustness
+  images, batch = robustness.calibration_images, robustness.calibration_batch
+  if images % batch:
+    raise _error(
+      "robustness.calibration_images",
+      images,
+      f"a multiple of robustness.calibration_batch = {batch}",
+    )
+  chips = robustness.chips
+  if robustness.target_ci and chips < intervals.FEWEST:
+    allowed = f"at least {intervals.FEWEST} with robustness.target_ci"
+    raise _error("robustness.chips", chips, allowed)
   if config.robustness.target_ci and config.robustness.max_chips < chips:
     allowed = f"at least robustness.chips = {chips}"
     raise _error("robustness.max_chips", config.robustness.max_chips, allowed)

@@ -19,7 +19,8 @@ CVAR_SHARE = 0.25
 _LEVEL = 0.95
 _TAILS = (0.5 - _LEVEL / 2, 0.5 + _LEVEL / 2)
 _RESAMPLES = 1000
-_FEWEST = 16  # chips of a bootstrap interval
+FEWEST = 16  # chips of a bootstrap interval
+_MOST = 10_000
 
 
 def cvar(values: chex.Array, axis: int = 0) -> chex.Array:
@@ -106,23 +107,32 @@ def _bootstrap(values, estimate):
     estimate: `[..., S]` -> (estimates, their standard errors), `[...]` each.
   """
   count = len(values)
-  if count < _FEWEST or np.ptp(values) == 0:
+  if count < FEWEST or np.ptp(values) < 1e-12:
     return None
+  found, error = estimate(values)
+  if error == 0:
+    return None
+  if count > _MOST:  # the normal limit
+    return found + error * stats.norm.ppf(_TAILS[0]) * np.array([1, -1])
   # Always the same draws: the same chips have the same interval.
   rows = np.random.default_rng(0).integers(0, count, (_RESAMPLES, count))
-  found, error = estimate(values)
   resampled, errors = estimate(values[rows])
   usable = errors > 0
-  if error == 0 or usable.mean() < 0.99:
+  if usable.mean() < 0.99:
     return None
   quotient = (resampled[usable] - found) / errors[usable]
   least, most = np.quantile(quotient, _TAILS)
   return found - most * error, found - least * error
 
 
+# Standard deviations below are those of equal values, rounded.
+_ALIKE = 1e-9
+
+
 def _mean(values):
   count = values.shape[-1]
   spread = values.std(-1, ddof=1) if count > 1 else np.zeros(values.shape[:-1])
+  spread = np.where(spread > _ALIKE, spread, 0)
   return values.mean(-1), spread / math.sqrt(count)
 
 
@@ -131,12 +141,13 @@ def _log_std(values):
   count = values.shape[-1]
   variance = values.var(-1)
   centred = values - values.mean(-1, keepdims=True)
-  safe = np.where(variance > 0, variance, 1)
+  there = variance > _ALIKE**2
+  safe = np.where(there, variance, 1)
   kurtosis = (centred**4).mean(-1) / safe**2
   excess = np.maximum(kurtosis - 1, 0) + 2 / (count - 1)
   error = np.sqrt(excess / (4 * count))
   scale = math.sqrt(count / (count - 1))
-  return np.log(np.sqrt(safe) * scale), np.where(variance > 0, error, 0)
+  return np.log(np.sqrt(safe) * scale), np.where(there, error, 0)
 
 
 def _cvar(values):
@@ -189,8 +200,14 @@ def paired_difference(first: list[float], second: list[float]) -> dict:
     "difference": float((first - second).mean()),
     "ci95": [low, high],
     "narrowing": narrowing,
-    "verdict": "ahead" if low > 0 else "behind" if high < 0 else "undecided",
+    "verdict": _verdict(chips, low, high),
   }
+
+
+def _verdict(chips, low, high):
+  if chips < 2 or low <= 0 <= high:
+    return "undecided"
+  return "ahead" if low > 0 else "behind"
 
 
 def _half_width(values):

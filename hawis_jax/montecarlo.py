@@ -21,6 +21,7 @@ import chex
 from flax import linen as nn
 from flax import traverse_util
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
@@ -67,8 +68,8 @@ class Setting:
     device: every chip's device.
     faults: measured ones of all chips, see `crossbar.program`.
     layers: patterns of the layers on chips, see `crossbar.program`.
-    calibration: uint8 `[N, H, W, C]`: recalibrate BN on every chip with these
-      images; None: keep `batch_stats`.
+    calibration: uint8 `[M, B, H, W, C]`: recalibrate BN on every chip with
+      these batches, whose moments are pooled; None: keep `batch_stats`.
   """
 
   module: nn.Module
@@ -268,7 +269,9 @@ def _compile(function, leaves, structure, *, module, layers, form, mesh):
     specs = (P(), P(sharding.SAMPLE), *[P()] * 4)
     out = P(sharding.SAMPLE)
   else:
-    vmapped = form == "planes" or layers is not None
+    # Vmapped, chips share the layers before the first of `layers`; what follows
+    # is exact for binary nets alone, whatever number of chips share it.
+    vmapped = form == "planes" or (layers and module.weight_bits == 1)
     local = functools.partial(_evaluate, module, vmapped)
     specs = (P(), P(sharding.SAMPLE), *[P(sharding.DATA)] * 3)
     out = P(sharding.SAMPLE, sharding.DATA)
@@ -320,14 +323,8 @@ def _chip(key, setting, form):
   )
   own = {"crossbar": net["crossbar"]}
   if setting.calibration is not None:
-    inputs = setting.calibration
-    block = max(
-      size
-      for size in range(1, block_size(inputs.shape[1:]) + 1)
-      if len(inputs) % size == 0
-    )
-    shape = inputs.shape[1:]
-    inputs = inputs.reshape(-1, block, *shape)
+    inputs = jnp.asarray(setting.calibration)
+    shape = inputs.shape[2:]
     net["batch_stats"] = variables_lib.recalibrate(
       module, net, jax.lax.map(module.encode, inputs)
     )

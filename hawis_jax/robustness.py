@@ -183,8 +183,6 @@ def evaluate_chips(
     InputError: the device can't read the net; a variable is not finite; one
       chip does not fit the memory.
   """
-  if calibration is not None:
-    calibration = jnp.reshape(calibration, (-1, *calibration.shape[2:]))
   setting = montecarlo.Setting(
     module,
     variables,

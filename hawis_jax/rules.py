@@ -124,6 +124,7 @@ FIELDS = {
   "robustness.batch_size": _integers(2),
   "robustness.batch_norm": _one_of("fixed", "chip"),
   "robustness.calibration_images": _integers(2),
+  "robustness.calibration_batch": _integers(2),
   "robustness.chips_per_step": _integers(0, 2**24),
 }
 for _section in ("pretrain", "train", "train.counterparts"):

@@ -6,6 +6,7 @@ and level.
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from typing import NamedTuple
 
@@ -74,7 +75,8 @@ def run(
     if step.level is None:
       continue
     first = end - _chips(step, most)
-    level = _Level(step, path.with_name("partial.json"), len(images[1]))
+    identity = [_FORMAT, config.seed, jax.default_backend(), _digest(variables)]
+    level = _Level(step, path.with_name("partial.json"), identity, images[1])
 
     def show(chips, first=first):
       progress.show(first + chips, {})
@@ -108,6 +110,14 @@ def _stored(path):
   return result
 
 
+def _digest(variables):
+  """SHA-256 of a net's variables."""
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(variables):
+    digest.update(np.asarray(leaf).tobytes())
+  return digest.hexdigest()
+
+
 def _chips(step, most):
   """At most, of one measurement; a net by itself counts as none."""
   if step.level is None:
@@ -118,12 +128,23 @@ def _chips(step, most):
 class _Level:
   """The chips of one level so far; every chunk is saved."""
 
-  def __init__(self, step: "Step", path: pathlib.Path, num_images: int):
+  def __init__(
+    self, step: "Step", path: pathlib.Path, identity: list, labels: np.ndarray
+  ):
+    """Takes up what is saved of the same level, net and run.
+
+    Args:
+      step: the level's.
+      path: of the saved chunks.
+      identity: of the net and the run.
+      labels: of the images, `[N]`.
+    """
     self.step = step
     self._path = path
-    self._name = [step.net, step.scenario, step.level.value]
+    level = [step.net, step.scenario, step.level.value]
+    self._name = [*level, len(labels), *identity]
     self._hits = []  # of every chip
-    self._image_hits = np.zeros(num_images, np.int64)
+    self._image_hits = np.zeros(len(labels), np.int64)
     if path.exists():
       saved = files.read_json(path)
       if saved["level"] == self._name:
@@ -173,7 +194,7 @@ def _evaluate(level, module, variables, images, experiment, show):
     variables = robustness.calibrate_converters(
       module,
       variables,
-      _calibration_images(experiment),
+      _calibration_batches(experiment)[0],
       setting.device,
     )
   net = montecarlo.Setting(
@@ -182,34 +203,42 @@ def _evaluate(level, module, variables, images, experiment, show):
     setting.device,
     interop.load_faults(setting.fault_map) if setting.fault_map else None,
     setting.layers,
-    _calibration_images(experiment) if config.batch_norm == "chip" else None,
+    _calibration_batches(experiment) if config.batch_norm == "chip" else None,
   )
   limits = montecarlo.Limits(
     config.chips_per_step, config.batch_size, config.memory_gb * 1e9
   )
   wanted = config.chips if setting.is_random else 1
-  while level.count < wanted:
+  while True:
     start = level.count
-    for hits in montecarlo.classify(
+    chunks = montecarlo.classify(
       experiment.key("robustness"),
       net,
       *images,
       range(start, wanted),
       limits=limits,
       progress=lambda chips, start=start: show(start + chips),
-    ):
+    )
+    for hits in chunks if start < wanted else ():
       level.add(hits)
       yield
-    if config.target_ci and setting.is_random:
-      wanted = intervals.chips_needed(
-        level.accuracy, config.target_ci, config.max_chips
-      )
+    if not (config.target_ci and setting.is_random):
+      return
+    # Of these chips alone: an interrupted run may hold more already.
+    before, accuracy = wanted, level.accuracy[:wanted]
+    wanted = intervals.chips_needed(
+      accuracy, config.target_ci, config.max_chips
+    )
+    if wanted <= before:
+      return
 
 
-def _calibration_images(experiment):
-  """Of training, uint8 `[N, H, W, C]`."""
-  count = experiment.config.robustness.calibration_images
-  return experiment.unpadded(experiment.splits.train, count)[0]
+def _calibration_batches(experiment):
+  """Of training, uint8 `[N, B, H, W, C]`."""
+  config = experiment.config.robustness
+  return experiment.evaluation(
+    experiment.splits.train, config.calibration_batch, config.calibration_images
+  ).image
 
 
 def check_chips(

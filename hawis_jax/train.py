@@ -86,8 +86,7 @@ def load(
 def _calibration_size(experiment):
   """(batch size, images) that 8-bit nets are calibrated with."""
   config = experiment.config.robustness
-  batch = min(config.batch_size, config.calibration_images)
-  return batch, config.calibration_images // batch * batch
+  return config.calibration_batch, config.calibration_images
 
 
 def net_module(

@@ -108,6 +108,36 @@ def test_summary_is_consistent(values):
   assert got == intervals.summarize(values)
 
 
+@pytest.mark.parametrize("common", [0.9, 0.1, 0.8312, 1 / 3])
+@pytest.mark.parametrize("chips", [64, 96])
+@pytest.mark.parametrize("others", [1, 3, 6])
+def test_chips_that_are_almost_all_alike(common, chips, others):
+  """Resamples of equal chips have no spread, but for rounding."""
+  values = np.full(chips, common)
+  values[:others] = np.random.default_rng().uniform(0, 1, others)
+  got = intervals.summarize(values)
+  low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+  width = high - low
+  assert low - 8 * width < got["ci95"][0] <= got["mean"] <= got["ci95"][1]
+  assert got["ci95"][1] < high + 8 * width
+  again = intervals.paired_difference(values, np.full(chips, common))
+  assert abs(again["ci95"][0]) < 9 * width + abs(got["mean"] - common)
+  flat = intervals.summarize(np.full(chips, common))
+  np.testing.assert_allclose(flat["ci95"], common)
+
+
+def test_one_pair_decides_nothing():
+  assert intervals.paired_difference([0.9], [0.8])["verdict"] == "undecided"
+
+
+def test_many_chips_have_the_normal_interval():
+  values = np.random.default_rng().beta(12, 1.5, 20_000)
+  reference = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+  np.testing.assert_allclose(
+    intervals.mean_interval(values), reference, rtol=1e-6
+  )
+
+
 def test_few_chips_have_students_interval():
   values = np.random.default_rng().normal(0.7, 0.01, 15)
   reference = stats.ttest_1samp(values, 0).confidence_interval(0.95)

@@ -89,7 +89,7 @@ def test_layers_that_are_not_on_the_chip_are_exact(net, device):
 
 def test_recalibrated_on_every_chip_whatever_the_form(net):
   """Stuck cells as bit planes, and with a variation that changes nothing."""
-  images = net[2][:64]
+  images = net[2][:64].reshape(2, 32, 8, 8, 1)
   planes = _hits(net, _STUCK, range(3), calibration=images)
   dense = crossbar.Device(stuck_off=0.1, stuck_on=0.02, variation=1e-30)
   floats = _hits(net, dense, range(3), calibration=images)

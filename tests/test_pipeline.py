@@ -202,7 +202,12 @@ def test_chips_are_added_to_a_wanted_interval(run, finished, tmp_path, capsys):
   shutil.copytree(finished, tmp_path / "more")
   shutil.rmtree(tmp_path / "more" / "robustness")
   (tmp_path / "more" / "config.json").unlink()
-  fields = {"robustness.target_ci": 1e-4, "robustness.max_chips": 9}
+  fields = {
+    "robustness.chips": 16,
+    "robustness.target_ci": 1e-4,
+    "robustness.max_chips": 18,
+    "robustness.chips_per_step": 9,
+  }
   workdir = tmp_path / "more"
   assert run(workdir, "--stages=robustness", **fields) == 0
   before, after = (
@@ -213,16 +218,19 @@ def test_chips_are_added_to_a_wanted_interval(run, finished, tmp_path, capsys):
     for scenario, levels in entry["sweeps"].items():
       old = before[net]["sweeps"][scenario]
       for first, second in zip(old, levels, strict=True):
-        alike = np.ptp(first["accuracy"]) == 0
-        wanted = len(first["accuracy"]) if alike else 9
-        assert second["chips"] == wanted
+        spread = np.ptp(second["accuracy"][:16])
+        random = len(first["accuracy"]) > 1
+        assert second["chips"] == (18 if spread else 16 if random else 1)
         got = second["accuracy"][: len(first["accuracy"])]
         assert got == first["accuracy"]
   assert not (workdir / "robustness" / "partial.json").exists()
-  fields["robustness.max_chips"] = 3
+  fields["robustness.max_chips"] = 15
   assert run(tmp_path / "few", **fields) == 2
   message = capsys.readouterr().err
-  assert "config.robustness.max_chips: got 3, allowed is at least" in message
+  assert "config.robustness.max_chips: got 15, allowed is at least" in message
+  fields["robustness.chips"] = 15
+  assert run(tmp_path / "few", **fields) == 2
+  assert "config.robustness.chips: got 15, allowed" in capsys.readouterr().err
 
 
 def test_results_of_other_chips_are_not_mixed(run, finished, tmp_path, capsys):

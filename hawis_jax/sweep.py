@@ -54,7 +54,9 @@ def run(
   if config.robustness.target_ci:
     most = config.robustness.max_chips
   ends = np.cumsum([_chips(step, most) for step in todo]).tolist()
+  partial = path.with_name("partial.json")
   start = sum(_chips(step, most) for step in done)
+  start += _saved_chips(partial, [step for step in todo if step not in done])
   progress = metrics.stage("robustness", total=ends[-1], start=start)
   images = experiment.unpadded(
     experiment.splits.test, config.robustness.images or None
@@ -76,7 +78,7 @@ def run(
       continue
     first = end - _chips(step, most)
     identity = [_FORMAT, config.seed, jax.default_backend(), _digest(variables)]
-    level = _Level(step, path.with_name("partial.json"), identity, images[1])
+    level = _Level(step, partial, identity, images[1])
 
     def show(chips, first=first):
       progress.show(first + chips, {})
@@ -108,6 +110,16 @@ def _stored(path):
       f"{path.parent} to measure anew, or take another --workdir"
     )
   return result
+
+
+def _saved_chips(path, todo):
+  """How many chips of the level that comes next are saved already."""
+  levels = [s for s in todo if s.level is not None]
+  if not levels or not path.exists():
+    return 0
+  saved, first = files.read_json(path), levels[0]
+  is_next = saved["level"][:3] == [first.net, first.scenario, first.level.value]
+  return len(saved["hits"]) if is_next else 0
 
 
 def _digest(variables):

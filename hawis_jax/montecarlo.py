@@ -208,7 +208,7 @@ def _plan(setting, shared, images, num_chips, mesh, limits):
       *_abstract(
         shared,
         program.out,
-        np.empty((*steps, *images.shape[1:]), np.uint8),
+        np.empty((*steps, *images.shape[1:]), images.dtype),
         np.empty(steps, np.int32),
         np.empty(steps, np.int32),
       ),
@@ -351,7 +351,7 @@ def _blocks(images, labels, first, plan):
   """
   pad = plan.segment - len(images)
   images = np.concatenate(
-    [images, np.zeros((pad, *images.shape[1:]), np.uint8)]
+    [images, np.zeros((pad, *images.shape[1:]), images.dtype)]
   )
   labels = np.concatenate([labels, np.full(pad, -1)]).astype(np.int32)
   numbers = np.arange(first, first + plan.segment, dtype=np.int32)

@@ -17,6 +17,7 @@ from hawis_jax import counterparts
 from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax import layers
+from hawis_jax import montecarlo
 from hawis_jax import resnet
 from hawis_jax import robustness
 from hawis_jax import variables as variables_lib
@@ -460,7 +461,8 @@ def test_noise_follows_the_image_and_the_chip_not_the_batch(net):
     )
 
   # Nor do chips follow each other, where several are read at once.
-  np.testing.assert_array_equal(evaluate(12), evaluate(4, chips_per_step=3))
+  several = montecarlo.Limits(chips=3)
+  np.testing.assert_array_equal(evaluate(12), evaluate(4, limits=several))
 
 
 def test_memory_holds_one_tile_at_a_time():

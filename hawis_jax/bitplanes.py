@@ -101,7 +101,7 @@ def _counter(strides: int, padding: int) -> Callable[..., chex.Array]:
       return _sums(columns, used.reshape(flat), negative.reshape(flat), shape)
 
     # Always true, which XLA can't know: else it fuses the product into every
-    # use of it, and computes it as often (up to 10x slower).
+    # use of it, and computes it as often, one word at a time.
     is_plane = (negative & ~used).ravel()[0] == 0
     return jax.lax.cond(
       is_plane, product, lambda: jnp.zeros(shape, jnp.float32)

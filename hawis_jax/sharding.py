@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import math
+import os
 
 import jax
 from jax import sharding
@@ -42,6 +43,4 @@ def memory_bytes(mesh: sharding.Mesh) -> float:
 
 
 def _machine_bytes():
-  import os
-
   return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

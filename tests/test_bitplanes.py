@@ -171,3 +171,5 @@ def test_only_some_layers_are_on_the_chip():
     jax.tree.map(np.testing.assert_array_equal, part[name], whole[name])
   with pytest.raises(errors.InputError, match="layers: got 'stage4_\\*'"):
     crossbar.program(*arguments, layers=("head", "stage4_*"))
+  with pytest.raises(errors.InputError, match="layers: got none"):
+    crossbar.program(*arguments, layers=())

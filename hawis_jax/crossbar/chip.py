@@ -205,6 +205,10 @@ def _matching(kernels, patterns):
   """The kernels whose layers match one of some patterns."""
   if patterns is None:
     return kernels
+  if not patterns:
+    raise errors.InputError(
+      "layers: got none, needed are patterns of layers, or None for all"
+    )
   names = {path: "/".join(path) for path in kernels}
   for pattern in patterns:
     if not fnmatch.filter(names.values(), pattern):

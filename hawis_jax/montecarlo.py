@@ -31,8 +31,8 @@ from hawis_jax import errors
 from hawis_jax import sharding
 from hawis_jax import variables as variables_lib
 
-# Pixels and images of a block, at most: chosen on CPU. Accelerators' are a guess
-# that none has measured yet.
+# Pixels and images of a block, at most: chosen on CPU. Accelerators' are a
+# guess that none has measured yet.
 _BLOCK_PIXELS = {"cpu": 16 * 32 * 32}
 _ACCELERATOR_PIXELS = 512 * 32 * 32
 _MOST_IMAGES = {"cpu": 128}

@@ -162,7 +162,7 @@ class Progress:
 
   def show(self, step: float, values: Mapping[str, float]) -> None:
     """Shows progress within a step, without recording it."""
-    if self._metrics.recording:
+    if self._metrics.recording and step < self._total:
       self._show(int(step), values)
 
   def close(self) -> None:

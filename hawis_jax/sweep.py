@@ -80,8 +80,9 @@ def run(
     identity = [_FORMAT, config.seed, jax.default_backend(), _digest(variables)]
     level = _Level(step, partial, identity, images[1])
 
-    def show(chips, first=first):
-      progress.show(first + chips, {})
+    def show(chips, level=level, first=first):
+      known = {"accuracy": level.accuracy.mean()} if level.count else {}
+      progress.show(first + chips, known)
 
     for _ in _evaluate(level, module, variables, images, experiment, show):
       values = {"accuracy": level.accuracy.mean()}

@@ -10,6 +10,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from hawis_jax import cost
 from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax import files
@@ -75,7 +76,13 @@ def default() -> ml_collections.ConfigDict:
     tuple(range(32, 193, 16)),
     tuple(range(64, 385, 32)),
   )
-  s.cost = "arrays"  # what cost and budgets count: "arrays" or "macs"
+  # What budgets count: "arrays", "macs"; "energy" [J], "latency" [s] of one
+  # image, layer after layer; "area" [m^2].
+  s.cost = "arrays"
+  # Component numbers of energy, latency and area: a preset
+  # (cost.TECHNOLOGIES), or a JSON file {"field": value} of a cost.Technology.
+  s.technology = "neurosim_22nm"
+  s.duplication = 1  # copies of every layer's arrays, at work side by side
 
   # The device, whose random effects are absent: scenarios say where they are.
   c.device = v = ml_collections.ConfigDict()
@@ -103,11 +110,26 @@ def default() -> ml_collections.ConfigDict:
   p.optimizer = _optimizer("adam", 1e-3, "cosine")
 
   c.search = r = ml_collections.ConfigDict()
-  r.budget = 0  # hard upper limit of `space.cost`; 0: see the next field
+  # Hard upper limit of `space.cost`: a number, or the name of a width vector
+  # that costs it, e.g. "resnet20_hawis_a"; 0: see the next field.
+  r.budget = 0
   r.budget_uniform = 2.0  # budget 0 means: cost of base_widths times this
   r.budget_slack = 0.05  # proposals cost within [1 - slack, 1] x budget
-  r.updates = 100  # policy updates
-  r.proposals = 64  # width vectors proposed an update
+  # Further budgets, as shares of that one: one search serves all of them.
+  r.front = ()
+  # Hard upper limits of other costs, for all budgets: (("latency", 1e-4), ...),
+  # amounts like `budget`; beside the above "interval" [s] between two images,
+  # layers working at the same time.
+  r.limits = ()
+  # Instead of a hard budget: points of score lost a share of excess; 0: hard.
+  r.penalty = 0.0
+  # The first finds the net; the others are compared with it at equal numbers of
+  # evaluations, on the same chips: see hawis_jax/methods.
+  r.methods = ("predictor", "random")
+  r.updates = 100
+  r.proposals = 64  # width vectors an update, method and budget
+  r.updates_per_call = 1  # updates of one compiled call, a divisor of updates
+  r.references = 4  # vectors a budget scored in every update, for comparison
   r.chips = 4  # chips a scenario and update, shared by all proposals
   # Scenario mix of the reward: fields of the device but for its wires; all
   # weigh the same. The search scores without IR drop.
@@ -121,12 +143,14 @@ def default() -> ml_collections.ConfigDict:
   r.batch_size = 128  # images a forward pass, of each vector
   r.vectors_per_step = 16  # width vectors a forward pass, at most
   r.calibration_images = 256  # training images of the BN recalibration
-  r.hidden = 64  # GRU units
-  r.learning_rate = 1e-2  # Adam
+  r.hidden = 64  # GRU units of the policy ("ppo", "reinforce")
+  r.learning_rate = 1e-2  # Adam, of the policy
   r.epochs = 4  # PPO epochs an update
   r.clip = 0.2  # PPO ratio clip
   r.entropy = (0.05, 0.001)  # entropy bonus, first to last update (linear)
-  r.finalists = 16  # best proposals of each method, scored again at the end
+  r.population = 64  # of "evolution", for each budget
+  r.tournament = 16  # of "evolution"
+  r.finalists = 16  # best of each method and budget, scored again at the end
   r.finalist_chips = 16  # chips a scenario for that final score
 
   c.train = t = ml_collections.ConfigDict()
@@ -238,6 +262,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     allowed = f"at least robustness.chips = {chips}"
     raise _error("robustness.max_chips", config.robustness.max_chips, allowed)
   _check_training(config)
+  hardware(config)
+  _check_search(config.search)
   if searches(config):
     width_space(config)
   search_devices(config)
@@ -248,6 +274,15 @@ def _check(field, got, rule):
   allowed, is_allowed = rule
   if not is_allowed(got):
     raise _error(field, got, allowed)
+
+
+def _check_search(search):
+  """Combinations within the section `search`."""
+  if search.updates % search.updates_per_call:
+    allowed = f"a divisor of search.updates = {search.updates}"
+    raise _error("search.updates_per_call", search.updates_per_call, allowed)
+  if search.penalty and search.limits:
+    raise _error("search.limits", search.limits, "() with search.penalty")
 
 
 def _check_training(config):
@@ -272,9 +307,6 @@ def _check_training(config):
     if not config.data.image_size:
       allowed = "the size of the network's images, e.g. 224"
       raise _error("data.image_size", 0, allowed)
-    if searches(config):
-      allowed = "nets of published widths: its budget can't be searched yet"
-      raise _error("train.nets", train.nets, allowed)
 
 
 def _check_teacher(train):
@@ -327,6 +359,16 @@ def device(config: ml_collections.ConfigDict) -> crossbar.Device:
   changes = {k: v for k, v in changes.items() if v is not None}
   base = crossbar.without_defects(base)
   return crossbar.with_fields(base, changes, "config.device")
+
+
+def hardware(config: ml_collections.ConfigDict) -> cost.Hardware:
+  """What the nets' cost depends on beside their widths, checked."""
+  space = config.space
+  return cost.hardware(
+    device(config),
+    cost.technology(space.technology, "config.space.technology"),
+    space.duplication,
+  )
 
 
 def search_devices(config: ml_collections.ConfigDict) -> list[crossbar.Device]:

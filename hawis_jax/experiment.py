@@ -9,6 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from hawis_jax import budgets as budgets_lib
 from hawis_jax import config as config_lib
 from hawis_jax import cost
 from hawis_jax import counterparts
@@ -43,9 +44,12 @@ class Experiment:
     geometry: of the network, for its cost.
     device: ideal device with the configured conductances and tiles.
     widths: of the named width vectors, but for the found one.
-    space: width choices; None, like the next two, without a search.
-    costs: int64 `[L, C, C]` of kind `config.space.cost`.
-    budget: greatest cost of the found net.
+    space: width choices; None, and what follows empty, without a search.
+    costs: `[L, A, C, C]` of kind `config.space.cost`, see `cost.tables`.
+    budgets: greatest costs, ascending.
+    main_budget: index of the found net's.
+    limits: on other costs of every net searched.
+    uniforms: the uniformly scaled net of each budget; None: there is none.
   """
 
   config: ml_collections.ConfigDict
@@ -55,7 +59,10 @@ class Experiment:
   widths: dict[str, tuple[int, ...]]
   space: widths.WidthSpace | None = None
   costs: np.ndarray | None = None
-  budget: float | None = None
+  budgets: tuple[float, ...] = ()
+  main_budget: int = 0
+  limits: tuple[budgets_lib.Limit, ...] = ()
+  uniforms: tuple[tuple[int, ...] | None, ...] = ()
 
   def network(self, max_widths: tuple[int, ...]) -> nn.Module:
     """The binary network at given maximum widths."""
@@ -104,9 +111,22 @@ class Experiment:
       jax.random.key(self.config.seed), KEY_USES.index(use)
     )
 
-  def cost(self, net_widths: tuple[int, ...]) -> cost.Cost:
-    """Exact cost of a width vector."""
+  def cost(self, net_widths: chex.Array | tuple[int, ...]) -> cost.Cost:
+    """Exact cost of width vectors `[..., L]`."""
     return cost.network_cost(np.array(net_widths, np.int64), self.geometry)
+
+  def exact_costs(self, net_widths: tuple[int, ...]) -> dict[str, float]:
+    """All costs of one width vector, by name."""
+    found = self.cost(net_widths)._asdict()
+    return {name: np.asarray(value).item() for name, value in found.items()}
+
+  def feasible(self) -> budgets_lib.FeasibleSet:
+    """The width vectors within each budget and all limits."""
+    slack = self.config.search.budget_slack
+    windows = [((1 - slack) * budget, budget) for budget in self.budgets]
+    return budgets_lib.feasible_set(
+      self.space, self.costs, windows, self.limits, "config.search.budget"
+    )
 
   def train_batches(
     self, source: data.Source, batch_size: int, start_step: int
@@ -153,7 +173,7 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
   splits = data.load(config.data)
   _check_images(config, splits)
   device = config_lib.device(config)
-  geometry = _geometry(config, splits, device.tile_shape)
+  geometry = _geometry(config, splits, config_lib.hardware(config))
   num_layers = config.network.depth - 1
   base = tuple(config.network.base_widths)
   experiment = Experiment(
@@ -168,43 +188,119 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
   return _with_search(experiment)
 
 
-def _geometry(config, splits, tile_shape):
+def _geometry(config, splits, hardware):
   network, levels = config.network, config.data.levels
   if network.family == "cifar":
     return cost.cifar_geometry(
-      network.depth, splits.image_shape, levels, splits.num_classes, tile_shape
+      network.depth, splits.image_shape, levels, splits.num_classes, hardware
     )
   return cost.imagenet_geometry(
-    network.stem, splits.image_shape[0], levels, splits.num_classes, tile_shape
+    network.stem, splits.image_shape[0], levels, splits.num_classes, hardware
   )
 
 
 def _with_search(experiment):
-  """Adds the width space and its budget."""
+  """Adds the width space, its budgets and limits."""
   config, geometry = experiment.config, experiment.geometry
-  base = np.array(experiment.widths[nets.BASELINE])
+  search, kind = config.search, config.space.cost
   space = config_lib.width_space(config)
-  costs = cost.pair_costs(space.table, geometry, config.space.cost)
-  name, budget = "config.search.budget", config.search.budget
-  if not budget:
-    name = f"config.search.budget_uniform = {config.search.budget_uniform:g}"
-    scaled = (base * config.search.budget_uniform).astype(np.int64)
-    budget = getattr(cost.network_cost(scaled, geometry), config.space.cost)
-  cheapest, dearest = widths.cost_range(space, costs)
-  if not cheapest <= budget <= dearest:
-    raise errors.InputError(
-      f"{name}: got {budget:g} {config.space.cost}, allowed by "
-      f"config.space.choices is {cheapest} to {dearest}"
-    )
-  slack = config.search.budget_slack
-  widths.feasible_set(space, costs, (1 - slack) * budget, budget, name)
-  uniform = widths.uniform_widths(space, base, costs, budget, slack)
-  return dataclasses.replace(
+  costs = cost.tables(space.table, geometry, kind)
+  main = _main_budget(experiment)
+  shares = sorted({1.0, *search.front})
+  experiment = dataclasses.replace(
     experiment,
     space=space,
     costs=costs,
-    budget=float(budget),
-    widths={**experiment.widths, "uniform": uniform},
+    budgets=tuple(float(share * main) for share in shares),
+    main_budget=shares.index(1.0),
+    limits=tuple(
+      budgets_lib.Limit(
+        cost.tables(space.table, geometry, limited),
+        _amount(experiment, limited, most, "config.search.limits"),
+        limited == "interval",
+        limited,
+      )
+      for limited, most in search.limits
+    ),
+  )
+  for budget in experiment.budgets:
+    _check_budget(experiment, budget)
+  experiment.feasible()  # raises where a window is empty
+  uniforms = [_uniform(experiment, budget) for budget in experiment.budgets]
+  named = dict(experiment.widths)
+  if uniforms[experiment.main_budget]:
+    named["uniform"] = uniforms[experiment.main_budget]
+  elif "uniform" in {nets.parse(net).widths for net in config.train.nets}:
+    raise errors.InputError(
+      "config.train.nets: got uniform, but no uniformly scaled net is within "
+      "config.search.budget and limits; leave it out, or allow more"
+    )
+  return dataclasses.replace(experiment, uniforms=tuple(uniforms), widths=named)
+
+
+def _main_budget(experiment):
+  """`config.search.budget`, in the unit of `config.space.cost`."""
+  config = experiment.config
+  search, kind = config.search, config.space.cost
+  if search.budget:
+    return _amount(experiment, kind, search.budget, "config.search.budget")
+  base = np.array(experiment.widths[nets.BASELINE])
+  scaled = (base * search.budget_uniform).astype(np.int64)
+  return cost.of_kind(experiment.cost(scaled), kind)
+
+
+def _amount(experiment, kind, amount, name):
+  """A number as it is; or what the net of a named width vector costs."""
+  if not isinstance(amount, str):
+    return amount
+  vector, layers = (
+    experiment.widths.get(amount),
+    experiment.config.network.depth,
+  )
+  if vector is None or len(vector) != layers - 1:
+    names = [n for n, v in experiment.widths.items() if len(v) == layers - 1]
+    raise errors.InputError(
+      f"{name}: got {amount!r}, allowed are numbers and {', '.join(names)}"
+    )
+  return cost.of_kind(experiment.cost(vector), kind)
+
+
+def _check_budget(experiment, budget):
+  kind, search = experiment.config.space.cost, experiment.config.search
+  cheapest, dearest = budgets_lib.cost_range(experiment.space, experiment.costs)
+  if cheapest <= budget <= dearest:
+    return
+  name = "config.search.budget"
+  if not search.budget:
+    name = f"config.search.budget_uniform = {search.budget_uniform:g}"
+  if budget != experiment.budgets[experiment.main_budget]:
+    name = f"config.search.front = {search.front}"
+  raise errors.InputError(
+    f"{name}: got {budget:g} {cost.UNITS[kind]}, allowed by "
+    f"config.space.choices is {cheapest:g} to {dearest:g}"
+  )
+
+
+def _uniform(experiment, budget):
+  """The uniformly scaled net within a budget and all limits; None: none is."""
+  space = experiment.space
+
+  def net_cost(widths):
+    choices = space.choices_of(np.array(widths))
+    for limit in experiment.limits:
+      measure = budgets_lib.vector_cost
+      if limit.slowest:
+        measure = budgets_lib.slowest_entry
+      if measure(limit.costs, choices) > limit.most:
+        return np.inf
+    return budgets_lib.vector_cost(experiment.costs, choices)
+
+  return widths.uniform_widths(
+    space,
+    experiment.widths[nets.BASELINE],
+    net_cost,
+    budget,
+    experiment.config.search.budget_slack,
   )
 
 

@@ -1,17 +1,20 @@
-"""Files that survive a kill: atomic JSON, and folders that prove their content.
+"""Files that survive a kill: written whole; folders that prove their content.
 
 A sealed folder holds `files.json`, the SHA-256 of its every other file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import pathlib
 import tempfile
 from typing import Any
+
+import numpy as np
 
 from hawis_jax import errors
 
@@ -41,12 +44,29 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     InputError: the file can't be written.
   """
   text = json.dumps(value, indent=2, allow_nan=False)
+  _write(path, text.encode() + b"\n")
+
+
+def write_npz(
+  path: str | os.PathLike, arrays: Mapping[str, np.ndarray]
+) -> None:
+  """Writes a compressed .npz file like `write_json`; no objects in it.
+
+  Raises:
+    InputError: the file can't be written.
+  """
+  content = io.BytesIO()
+  np.savez_compressed(content, allow_pickle=False, **arrays)
+  _write(path, content.getvalue())
+
+
+def _write(path, content):
   path = pathlib.Path(path)
   partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
   with write_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("w") as file:
-      file.write(text + "\n")
+    with partial.open("wb") as file:
+      file.write(content)
       file.flush()
       os.fsync(file.fileno())
     partial.replace(path)

@@ -156,6 +156,8 @@ def run_steps(
   metrics: metrics_lib.Metrics,
   log_every: int,
   checkpoint_seconds: float,
+  stride: int = 1,
+  placement: jax.sharding.Sharding | None = None,
   validate: Callable[[Any], dict[str, float]] | None = None,
   validate_every: int = 0,
   batches: Callable[[int], Iterator[dict[str, np.ndarray]]] | None = None,
@@ -172,6 +174,8 @@ def run_steps(
     metrics: of the run.
     log_every: steps between two looks at the metrics.
     checkpoint_seconds: least time between two checkpoints [s].
+    stride: steps that one `update` does, a divisor of `total`.
+    placement: of the state; None: on the first device.
     validate: state -> metrics, added to those of some steps;
     validate_every: steps between them, and after the last one; 0: never.
     batches: start step -> batches from there on; None: `update` takes none.
@@ -188,23 +192,24 @@ def run_steps(
     return state
   # Restored arrays are committed to a device. Commit fresh ones too, or the
   # second step compiles again.
-  state = jax.device_put(state, jax.devices()[0])
+  state = jax.device_put(state, placement or jax.devices()[0])
   progress = metrics.stage(name, total=total, start=start)
   stream = batches(start) if batches else None
   saved, pending = time.monotonic(), []
-  for step in range(start, total):
+  for step in range(start, total, stride):
     batch = (next(stream),) if stream else ()
     state, values = update(state, step, *batch)
     pending.append(values)
-    done = step + 1
+    done = step + stride
     validating = validate_every and (
       done % validate_every == 0 or done == total
     )
     if done % log_every and done != total and not validating:
       continue
     pending = jax.device_get(pending)
-    for at, values in enumerate(pending, done - len(pending) + 1):
-      _check_finite(name, at, values, checkpoints)
+    first = done - (len(pending) - 1) * stride
+    for index, values in enumerate(pending):
+      _check_finite(name, first + index * stride, values, checkpoints)
     shown = {k: float(v) for k, v in pending[-1].items()}
     if validating:
       shown |= validate(state)

@@ -4,11 +4,12 @@ Autoregressive over layers: a GRU sees what has been chosen and spent and gives
 logits over the next layer's choices. They are added to the log number of
 feasible completions of each choice, so a fresh policy (all its logits 0) is the
 exact uniform sampler of the feasible set, and no infeasible vector has any
-probability.
+probability. It sees the budget, so one policy serves several.
 
-Axes: P proposals, L layers, C choices.
+Axes: P proposals, K budgets, L layers, C choices.
 """
 
+from collections.abc import Sequence
 import dataclasses
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hawis_jax import budgets
 from hawis_jax import widths as widths_lib
 
 
@@ -47,18 +49,18 @@ class Policy(nn.Module):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """What proposals depend on beside the policy's parameters.
+  """What proposals depend on beside what a method has learnt.
 
   Attributes:
-    feasible: the width vectors within the budget.
-    budget: in the units of `feasible`, scalar float32.
+    feasible: the width vectors within each budget.
+    budget: in the units of `feasible`, float32 `[K]`.
     widths: int32 `[L, C]`.
     valid: bool `[L, C]`, False on padding of `widths`.
     layer_features: float32 `[L, F]` what is known of a layer beforehand.
-    budget_share: budget / cost of the dearest vector, scalar float32.
+    budget_share: budget / cost of the dearest vector, float32 `[K]`.
   """
 
-  feasible: widths_lib.FeasibleSet
+  feasible: budgets.FeasibleSet
   budget: chex.Array
   widths: chex.Array
   valid: chex.Array
@@ -82,97 +84,110 @@ class Proposals(NamedTuple):
 
 def make_context(
   space: widths_lib.WidthSpace,
-  feasible: widths_lib.FeasibleSet,
+  feasible: budgets.FeasibleSet,
   positions: tuple[int, ...],
-  budget_share: float,
+  shares: Sequence[float],
 ) -> Context:
-  """Builds the policy's inputs for one budget.
+  """Builds what methods see of a space and its budgets.
 
   Args:
     space: of the vectors.
-    feasible: those within the budget.
+    feasible: those within each budget.
     positions: output positions (spatial size) of each layer, `[L]`.
-    budget_share: budget / cost of the dearest vector.
+    shares: budgets / cost of the dearest vector, `[K]`.
   """
   num_layers = len(space.choices)
   size = np.log2(np.array(positions, np.float64))[:, None]
   layer_features = np.concatenate(
     [np.eye(num_layers), size / size.max().clip(1)], axis=1
   )
-  budget = feasible.completions.shape[-1] - 1
+  # Units of the dearest completion: budgets have units of their own.
+  counted = np.isfinite(np.asarray(feasible.completions[:, -1])).any((1, 2))
+  last = counted.shape[-1] - 1 - counted[:, ::-1].argmax(-1)
   return Context(
     feasible=feasible,
-    budget=jnp.float32(budget),
+    budget=jnp.asarray(last, jnp.float32),
     widths=jnp.asarray(space.table, jnp.int32),
     valid=jnp.asarray(space.valid),
     layer_features=jnp.asarray(layer_features, jnp.float32),
-    budget_share=jnp.float32(budget_share),
+    budget_share=jnp.asarray(shares, jnp.float32),
   )
 
 
 def init(key: chex.PRNGKey, policy: Policy, context: Context) -> dict:
   """Returns the policy's parameters; the fresh policy samples uniformly."""
-  zero = jnp.zeros((), jnp.int32)
-  features = _features(context, zero, zero, zero)
+  features = _features(context, 0, context.feasible.start())
   return policy.init(key, jnp.zeros(policy.hidden), features)
 
 
 def propose(
-  key: chex.PRNGKey, policy: Policy, params: dict, context: Context, num: int
+  key: chex.PRNGKey,
+  policy: Policy,
+  params: dict,
+  context: Context,
+  windows: chex.Array,
 ) -> Proposals:
-  """Draws `num` feasible width vectors."""
-  keys = jax.random.split(key, (num, context.widths.shape[0]))
+  """Draws a feasible vector for each of `windows`, int `[P]`: its budget."""
+  keys = jax.random.split(key, (len(windows), context.widths.shape[0]))
   return jax.vmap(
-    lambda k: _unroll(policy, params, context, k, jax.random.categorical)
-  )(keys)
+    lambda window, key: _unroll(
+      policy, params, context, window, key, jax.random.categorical
+    )
+  )(windows, keys)
 
 
 def evaluate(
-  policy: Policy, params: dict, context: Context, choices: chex.Array
+  policy: Policy,
+  params: dict,
+  context: Context,
+  windows: chex.Array,
+  choices: chex.Array,
 ) -> Proposals:
   """Log-probabilities and entropies of given feasible `choices` `[P, L]`."""
   return jax.vmap(
-    lambda c: _unroll(policy, params, context, c, lambda given, logits: given)
-  )(choices)
+    lambda window, given: _unroll(
+      policy, params, context, window, given, lambda given, logits: given
+    )
+  )(windows, choices)
 
 
-def _unroll(policy, params, context, inputs, choose):
+def _unroll(policy, params, context, window, inputs, choose):
   """Runs one vector through the policy; `choose(inputs[l], logits)`."""
+  feasible = context.feasible
 
-  def step(carry, layer_and_input):
-    hidden, previous, spent = carry
-    layer, given = layer_and_input
-    features = _features(context, layer, previous, spent)
+  def step(carry, given):
+    hidden, prefix = carry
+    features = _features(context, window, prefix)
     hidden, logits = policy.apply(params, hidden, features)
-    counts = context.feasible.log_counts(layer, previous, spent)
+    counts = feasible.log_counts(window, prefix)
     log_probs = jax.nn.log_softmax(logits + counts)
     choice = choose(given, log_probs)
     possible = jnp.isfinite(counts)
     finite = jnp.where(possible, log_probs, 0)
     entropy = -jnp.sum(jnp.where(possible, jnp.exp(finite) * finite, 0))
-    spent = spent + context.feasible.units[layer, previous, choice]
-    return (hidden, choice, spent), (choice, log_probs[choice], entropy)
+    prefix = feasible.extend(window, prefix, choice)
+    return (hidden, prefix), (choice, log_probs[choice], entropy)
 
-  num_layers = context.widths.shape[0]
-  zero = jnp.zeros((), jnp.int32)
-  start = (jnp.zeros(policy.hidden), zero, zero)
-  _, outputs = jax.lax.scan(step, start, (jnp.arange(num_layers), inputs))
+  start = (jnp.zeros(policy.hidden), feasible.start())
+  _, outputs = jax.lax.scan(step, start, inputs)
   return Proposals(*outputs)
 
 
-def _features(context, layer, previous, spent):
+def _features(context, window, prefix):
   """float32 `[F + 2 C + 3]`: everything the policy sees of one step."""
-  left = (context.budget - spent) / context.budget
+  layer, budget = prefix.layer, context.budget[window]
+  left = (budget - prefix.spent) / budget
   before = jnp.maximum(layer - 1, 0)
-  input_width = context.widths[before, previous] / context.widths[before].max()
+  input_width = context.widths[before, prefix.previous]
+  input_width = input_width / context.widths[before].max()
   input_width = jnp.where(layer == 0, 0.0, input_width)
-  marginal = context.feasible.units[layer, previous] / context.budget
-  counts = context.feasible.log_counts(layer, previous, spent)
-  scalars = jnp.stack([input_width, left, context.budget_share])
+  marginal = context.feasible.marginal(window, prefix) / budget
+  counts = context.feasible.log_counts(window, prefix)
+  scalars = jnp.stack([input_width, left, context.budget_share[window]])
   return jnp.concatenate(
     [
       context.layer_features[layer],
-      jnp.where(context.valid[layer], marginal, 0.0),
+      jnp.where(context.valid[layer], jnp.minimum(marginal, 2), 0.0),
       jnp.isfinite(counts).astype(jnp.float32),
       scalars,
     ]
@@ -195,6 +210,7 @@ def ppo_loss(
   params: dict,
   policy: Policy,
   context: Context,
+  windows: chex.Array,
   proposals: Proposals,
   advantages: chex.Array,
   hyper: PPOConfig,
@@ -205,15 +221,31 @@ def ppo_loss(
     params: of the policy.
     policy: the network.
     context: of the proposals.
+    windows: their budgets, int `[P]`.
     proposals: drawn with the old parameters.
     advantages: `[P]`.
     hyper: see `PPOConfig`.
   """
-  now = evaluate(policy, params, context, proposals.choices)
+  now = evaluate(policy, params, context, windows, proposals.choices)
   ratio = jnp.exp(now.log_probs - proposals.log_probs)
   clipped = jnp.clip(ratio, 1 - hyper.clip, 1 + hyper.clip)
   gain = jnp.minimum(ratio * advantages[:, None], clipped * advantages[:, None])
   return -gain.mean() - hyper.entropy * now.entropies.mean()
+
+
+def reinforce_loss(
+  params: dict,
+  policy: Policy,
+  context: Context,
+  windows: chex.Array,
+  proposals: Proposals,
+  advantages: chex.Array,
+  entropy: chex.Numeric,
+) -> chex.Array:
+  """REINFORCE (Williams 1992), entropy bonus; arguments of `ppo_loss`."""
+  now = evaluate(policy, params, context, windows, proposals.choices)
+  gain = advantages * now.log_probs.sum(-1)
+  return -gain.mean() - entropy * now.entropies.mean()
 
 
 def rank_advantages(rewards: chex.Array) -> chex.Array:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hawis_jax import budgets
 from hawis_jax import checkpoint
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import metrics as metrics_lib
@@ -35,7 +36,7 @@ def run(
   state, optimizer = _init(experiment)
   sampler = functools.partial(
     sample_widths,
-    bands=widths_lib.cost_bands(
+    bands=budgets.cost_bands(
       experiment.space, experiment.costs, config.cost_bins
     ),
     space=experiment.space,
@@ -108,7 +109,7 @@ def _init(experiment):
 
 def sample_widths(
   key: chex.PRNGKey,
-  bands: widths_lib.FeasibleSet,
+  bands: budgets.FeasibleSet,
   space: widths_lib.WidthSpace,
   num: int,
 ) -> chex.Array:
@@ -116,7 +117,7 @@ def sample_widths(
 
   Args:
     key: consumed.
-    bands: stacked `[bands]`, from `widths.cost_bands`.
+    bands: windows, from `budgets.cost_bands`.
     space: of the vectors.
     num: random vectors.
 
@@ -126,9 +127,8 @@ def sample_widths(
 
   def draw(key):
     band_key, vector_key = jax.random.split(key)
-    index = jax.random.randint(band_key, (), 0, bands.units.shape[0])
-    band = jax.tree.map(lambda x: x[index], bands)
-    return widths_lib.take(space.table, band.sample(vector_key))
+    band = jax.random.randint(band_key, (), 0, bands.windows)
+    return widths_lib.take(space.table, bands.sample(vector_key, band))
 
   ends = jnp.array([space.max_widths, space.min_widths], jnp.int32)
   return jnp.concatenate([ends, jax.vmap(draw)(jax.random.split(key, num))])

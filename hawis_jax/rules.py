@@ -4,6 +4,8 @@ from collections.abc import Callable
 import math
 from typing import Any
 
+from hawis_jax import cost
+from hawis_jax import methods
 from hawis_jax import nets
 from hawis_jax import resnet
 
@@ -49,6 +51,16 @@ def _numbers(low, high, length=None):
   return text, check
 
 
+def _is_limit(item):
+  pair = isinstance(item, tuple | list) and len(item) == 2
+  return pair and item[0] in cost.KINDS and item[1] and _AMOUNT[1](item[1])
+
+
+_AMOUNT = (
+  "a number from 0, or the name of a width vector",
+  lambda x: isinstance(x, str) or _number(0, math.inf)[1](x),
+)
+
 _FLAG = ("True or False", lambda x: type(x) is bool)
 
 _OPTIMIZER = {
@@ -80,16 +92,44 @@ FIELDS = {
   "network.rprelu": _FLAG,
   "network.learned_thresholds": _FLAG,
   "network.compute": _one_of("float32", "bfloat16"),
-  "space.cost": _one_of("arrays", "macs"),
+  # The interval of a pipeline is that of its slowest layer: no sum.
+  "space.cost": _one_of(*(k for k in cost.KINDS if k != "interval")),
+  "space.duplication": _integers(1, 2**16),
   "pretrain.steps": _integers(1),
   "pretrain.warmup_steps": _integers(0),
   "pretrain.batch_size": _integers(2),
   "pretrain.random_widths": _integers(0, 1024),
   "pretrain.cost_bins": _integers(1, 1024),
-  "search.budget": _integers(0, 2**53),
+  "search.budget": _AMOUNT,
   "search.budget_uniform": _number(0, math.inf, above=True),
   "search.budget_slack": _number(0, 1),
+  "search.front": (
+    "a tuple of distinct positive numbers, shares of the budget",
+    lambda x: (
+      isinstance(x, tuple)
+      and all(_number(0, 1e6, above=True)[1](share) for share in x)
+      and len(set(x)) == len(x)
+    ),
+  ),
+  "search.limits": (
+    f"a tuple of pairs of one of {', '.join(cost.KINDS)} and a positive "
+    "number or a width vector's name",
+    lambda x: isinstance(x, tuple) and all(map(_is_limit, x)),
+  ),
+  "search.penalty": _number(0, math.inf),
+  "search.methods": (
+    f"a tuple of distinct ones of {', '.join(methods.NAMES)}",
+    lambda x: (
+      isinstance(x, tuple)
+      and len(set(x)) == len(x) > 0
+      and all(name in methods.NAMES for name in x)
+    ),
+  ),
   "search.updates": _integers(1),
+  "search.updates_per_call": _integers(1),
+  "search.references": _integers(1, 2**10),
+  "search.population": _integers(2, 2**20),
+  "search.tournament": _integers(1, 2**20),
   "search.proposals": _integers(2, 2**20),
   "search.chips": _integers(1, 2**20),
   "search.cvar_weight": _number(0, 1),

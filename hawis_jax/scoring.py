@@ -4,6 +4,7 @@ Axes: P width vectors, S chips of all scenarios, N batches, B images, L layers.
 """
 
 from collections.abc import Iterator, Sequence
+import functools
 
 import chex
 import flax
@@ -17,8 +18,10 @@ from hawis_jax import experiment as experiment_lib
 from hawis_jax import metrics as metrics_lib
 from hawis_jax import montecarlo
 from hawis_jax import robustness
+from hawis_jax import sharding
 from hawis_jax import variables
 
+P = jax.sharding.PartitionSpec
 _VECTORS_PER_CALL = 8  # of the final scoring
 
 
@@ -55,26 +58,51 @@ def make_scorer(
 
 
 def make_score(
-  experiment: experiment_lib.Experiment, devices: Sequence[crossbar.Device]
+  experiment: experiment_lib.Experiment,
+  devices: Sequence[crossbar.Device],
+  mesh: jax.sharding.Mesh | None = None,
 ):
   """Returns (scorer, widths [P, L], keys) -> Scores of `[S, P]`.
 
   `keys` are those of the chips of every device, `[S_i]` each; S is their sum,
   device-major. BN is recalibrated at every vector's widths before it is scored.
-  Vectors are scored in blocks of `config.search.vectors_per_step`, for memory's
-  sake.
+  Vectors are shared out over the mesh, and scored in blocks of
+  `config.search.vectors_per_step`, for memory's sake.
+
+  Args:
+    experiment: of the run.
+    devices: of the scenarios.
+    mesh: all its devices take part; None: of all devices.
   """
   module = experiment.supernet
+  mesh = sharding.evaluation_mesh(num_chips=1) if mesh is None else mesh
 
   def score(scorer, widths, keys):
-    num, length = widths.shape
-    most = min(num, experiment.config.search.vectors_per_step)
-    block = max(size for size in range(1, most + 1) if num % size == 0)
+    num, shares = len(widths), mesh.size
+    # Equal shares of whole blocks; the last vector fills up.
+    most = min(-(-num // shares), experiment.config.search.vectors_per_step)
+    blocks = -(-num // (shares * most))
+    size = shares * blocks * most
+    places = jnp.minimum(jnp.arange(size), num - 1)
+    axes = sharding.SAMPLE, sharding.DATA
+    whole = jax.shard_map(
+      functools.partial(score_share, block=most),
+      mesh=mesh,
+      in_specs=(P(), P(axes), P()),
+      out_specs=P(None, axes),
+      check_vma=False,
+    )(scorer, widths[places], keys)
+    return jax.tree.map(lambda x: x[:, :num], whole)
+
+  def score_share(scorer, widths, keys, block):
+    """The vectors of one device."""
     scores = jax.lax.map(
       lambda part: score_block(scorer, part, keys),
-      widths.reshape(-1, block, length),
+      widths.reshape(-1, block, widths.shape[-1]),
     )
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, num), scores)
+    return jax.tree.map(
+      lambda x: x.swapaxes(0, 1).reshape(-1, len(widths)), scores
+    )
 
   def score_block(scorer, widths, keys):
     params = {"params": scorer.params}
@@ -160,11 +188,9 @@ def score_vectors(
   per_chip = accuracy.astype(np.float64)
   per_chip = per_chip.reshape(num_scenarios, -1, len(padded)).mean(0)
   for index, widths in enumerate(vectors):
-    net_cost = experiment.cost(widths)
     yield {
       "widths": list(widths),
-      "arrays": int(net_cost.arrays),
-      "macs": int(net_cost.macs),
+      "cost": experiment.exact_costs(widths),
       "score": float(robust[index]),
       "clean": float(clean[index]),
       # Chip i of every scenario has the same key: their mean, to be paired.

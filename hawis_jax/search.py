@@ -1,11 +1,13 @@
-"""Stage 2: search a width vector within the budget.
+"""Stage 2: search width vectors within budgets.
 
-An update is one compiled function: the policy proposes P vectors, the feasible
-uniform sampler (random search) P more, all are scored on the same fresh chips,
-and PPO improves the policy. So both methods spend equal evaluations and see
-equal chips. At the end each method's best are scored again, on fresh chips.
+An update is one compiled function: every method proposes P vectors for each
+budget, all are scored on the same fresh chips, and the methods learn. So they
+spend equal evaluations and see equal chips. A few reference vectors of each
+budget, the same ones in all updates, are scored beside them: what the update's
+chips do to these is taken off its scores. At the end each method's best are
+scored again, on fresh chips (see `finalists`).
 
-Axes: U updates, M methods (policy, random), P proposals, S chips of all
+Axes: U updates, M methods, K budgets, P proposals, R references, S chips of all
 scenarios, L layers.
 """
 
@@ -17,22 +19,25 @@ import flax
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
-import optax
 
+from hawis_jax import budgets
 from hawis_jax import checkpoint
 from hawis_jax import config as config_lib
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import files
+from hawis_jax import finalists
+from hawis_jax import methods as methods_lib
 from hawis_jax import metrics as metrics_lib
 from hawis_jax import optimize
 from hawis_jax import policy as policy_lib
 from hawis_jax import pretrain
 from hawis_jax import scoring
+from hawis_jax import sharding
 from hawis_jax import widths as widths_lib
 
-METHODS = ("policy", "random")
+# Of result.json: 2 has several methods and budgets.
+_FORMAT = 2
 
 
 @flax.struct.dataclass
@@ -40,16 +45,18 @@ class SearchState:
   """What an update changes.
 
   Attributes:
-    params: of the policy.
-    opt_state: of its optimiser.
-    choices: int32 `[U, M, P, L]`, every vector scored so far.
-    scores: float32 `[U, M, P]`, their robust scores; NaN: not yet.
+    methods: of each method, what it has learnt.
+    references: int32 `[K, R, L]`, choices; constant.
+    choices: int32 `[U, M, K, P, L]`, every vector scored so far.
+    scores: float32 `[U, M, K, P]`, their robust scores; NaN: not yet.
+    reference_scores: float32 `[U, K, R]`.
   """
 
-  params: chex.ArrayTree
-  opt_state: chex.ArrayTree
+  methods: tuple
+  references: chex.Array
   choices: chex.Array
   scores: chex.Array
+  reference_scores: chex.Array
 
 
 def run(
@@ -64,81 +71,129 @@ def run(
     return load_result(workdir)
   scorer = scoring.make_scorer(experiment, pretrain.load(experiment, workdir))
   context = make_context(experiment)
-  policy = policy_lib.Policy(experiment.space.table.shape[1], config.hidden)
-  optimizer = optax.adam(config.learning_rate)
+  methods = build_methods(experiment)
   key = experiment.key("search")
+  mesh = sharding.evaluation_mesh(num_chips=1)
   step_function = functools.partial(
     search_step,
     config=config,
-    policy=policy,
-    optimizer=optimizer,
+    methods=dict(zip(config.methods, methods, strict=True)),
     score=scoring.make_score(
-      experiment, config_lib.search_devices(experiment.config)[:-1]
+      experiment, config_lib.search_devices(experiment.config)[:-1], mesh
     ),
   )
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def jitted(state, step, scorer, context, key):
-    return step_function(state, step, scorer, context, key)
+  def updates(state, first, scorer, context, key):
+    steps = first + jnp.arange(config.updates_per_call)
+    state, values = jax.lax.scan(
+      lambda state, step: step_function(state, step, scorer, context, key),
+      state,
+      steps,
+    )
+    return state, jax.tree.map(lambda x: x.mean(0), values)
 
-  state = init(experiment, policy, optimizer, context)
+  state = init(experiment, methods, context)
   with checkpoint.Checkpoints(workdir / "search") as checkpoints:
     state = optimize.run_steps(
-      lambda state, step: jitted(state, step, scorer, context, key),
+      lambda state, step: updates(state, step, scorer, context, key),
       state,
       name="search",
       total=config.updates,
+      stride=config.updates_per_call,
+      placement=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
       checkpoints=checkpoints,
       metrics=metrics,
       log_every=1,
       checkpoint_seconds=experiment.config.checkpoint_seconds,
     )
-  result = choose(experiment, scorer, jax.device_get(state), metrics)
-  files.write_json(result_path, result)
-  return result
+  host = jax.device_get(state)
+  finalists.write_table(
+    workdir / "search" / "evaluations.npz", experiment, host
+  )
+  result = finalists.choose(experiment, scorer, methods, context, host, metrics)
+  files.write_json(result_path, {"format": _FORMAT, **result})
+  return load_result(workdir)
 
 
 def load_result(workdir: pathlib.Path) -> dict:
   """Returns the search's result.
 
   Raises:
-    InputError: the stage has not finished, or its file is damaged.
+    InputError: the stage has not finished, or its file is damaged or of an
+      earlier version.
   """
   path = workdir / "search" / "result.json"
   if not path.exists():
     raise errors.InputError(f"{path}: missing; run --stages search first")
-  return files.read_json(path)
+  result = files.read_json(path)
+  if result.get("format") != _FORMAT:
+    raise errors.InputError(
+      f"{path}: got format {result.get('format')}, needed is {_FORMAT}: it is "
+      "of another version of hawis_jax; take another --workdir"
+    )
+  return result
+
+
+def build_methods(
+  experiment: experiment_lib.Experiment,
+) -> list[methods_lib.Method]:
+  """The methods of `config.search.methods`, the one that is used first."""
+  stages = config_lib.num_stages(experiment.config)
+  config = experiment.config.search
+  return [methods_lib.build(name, config, stages) for name in config.methods]
 
 
 def make_context(experiment: experiment_lib.Experiment) -> policy_lib.Context:
-  """The policy's inputs for the experiment's budget."""
-  space, budget = experiment.space, experiment.budget
-  slack = experiment.config.search.budget_slack
-  feasible = widths_lib.feasible_set(
-    space, experiment.costs, (1 - slack) * budget, budget
-  )
-  dearest = widths_lib.cost_range(space, experiment.costs)[1]
+  """The methods' inputs for the experiment's budgets.
+
+  With a penalty, budgets are no windows: all vectors of the space are.
+  """
+  space = experiment.space
+  dearest = budgets.cost_range(space, experiment.costs)[1]
+  feasible = experiment.feasible()
+  if experiment.config.search.penalty:
+    whole = (0, dearest)
+    feasible = budgets.feasible_set(
+      space, experiment.costs, [whole] * len(experiment.budgets)
+    )
   return policy_lib.make_context(
-    space, feasible, experiment.geometry.positions, budget / dearest
+    space,
+    feasible,
+    experiment.geometry.positions,
+    [budget / dearest for budget in experiment.budgets],
   )
 
 
 def init(
   experiment: experiment_lib.Experiment,
-  policy: policy_lib.Policy,
-  optimizer: optax.GradientTransformation,
+  methods: list[methods_lib.Method],
   context: policy_lib.Context,
 ) -> SearchState:
   """Returns the state before update 0."""
   config = experiment.config.search
-  params = policy_lib.init(experiment.key("policy"), policy, context)
-  shape = (config.updates, len(METHODS), config.proposals)
-  return SearchState(
-    params=params,
-    opt_state=optimizer.init(params),
-    choices=jnp.zeros((*shape, len(experiment.space.choices)), jnp.int32),
-    scores=jnp.full(shape, jnp.nan, jnp.float32),
-  )
+  key = experiment.key("policy")
+  windows, layers = len(experiment.budgets), len(experiment.space.choices)
+  shape = config.updates, len(methods), windows, config.proposals
+
+  @jax.jit
+  def fresh(key, context, feasible):
+    reference_key, *keys = jax.random.split(key, 1 + len(methods))
+    keys_each = jax.random.split(reference_key, (windows, config.references))
+    draw = jax.vmap(feasible.sample, (0, None))
+    return SearchState(
+      methods=tuple(
+        m.init(k, context) for m, k in zip(methods, keys, strict=True)
+      ),
+      references=jax.vmap(draw)(keys_each, jnp.arange(windows)),
+      choices=jnp.zeros((*shape, layers), jnp.int32),
+      scores=jnp.full(shape, jnp.nan, jnp.float32),
+      reference_scores=jnp.full(
+        (config.updates, windows, config.references), jnp.nan, jnp.float32
+      ),
+    )
+
+  return fresh(key, context, experiment.feasible())
 
 
 def search_step(
@@ -149,147 +204,90 @@ def search_step(
   key: chex.PRNGKey,
   *,
   config: ml_collections.ConfigDict,
-  policy: policy_lib.Policy,
-  optimizer: optax.GradientTransformation,
+  methods: dict[str, methods_lib.Method],
   score,
 ) -> tuple[SearchState, dict[str, chex.Array]]:
-  """One update: propose, program shared chips, score, improve the policy.
+  """One update: propose, program shared chips, score, learn.
 
   Args:
     state: before.
     step: 0 to `config.updates` - 1.
     scorer: see `scoring.Scorer`.
-    context: the policy's.
+    context: of the methods.
     key: of the stage; update k uses fold_in(key, k).
     config: section `search`.
-    policy: network.
-    optimizer: of `state`.
+    methods: by name, in the order of `state`.
     score: from `scoring.make_score`.
   """
-  scenarios, num = len(config.scenarios), config.proposals
-  policy_key, random_key, chip_key = jax.random.split(
-    jax.random.fold_in(key, step), 3
+  scenarios = len(config.scenarios)
+  chip_key, method_key = jax.random.split(jax.random.fold_in(key, step))
+  keys = jax.random.split(method_key, (len(methods), 2))
+  before = tuple(zip(methods.values(), state.methods, keys, strict=True))
+  proposed = [
+    method.propose(key[0], learnt, context, step)
+    for method, learnt, key in before
+  ]
+  choices = jnp.stack([choices for choices, _ in proposed])  # [M, K, P, L]
+  layers = choices.shape[-1]
+  vectors = jnp.concatenate(
+    [choices.reshape(-1, layers), state.references.reshape(-1, layers)]
   )
-  proposals = policy_lib.propose(policy_key, policy, state.params, context, num)
-  uniform = jax.vmap(context.feasible.sample)(jax.random.split(random_key, num))
-  choices = jnp.stack([proposals.choices, uniform])
-  scores = score(
+  scored = score(
     scorer,
-    widths_lib.take(context.widths, choices.reshape(2 * num, -1)),
+    widths_lib.take(context.widths, vectors),
     scoring.chip_keys(chip_key, config.chips, scenarios),
   )
-  mix = functools.partial(
-    scoring.robust_score, scenarios=scenarios, cvar_weight=config.cvar_weight
-  )
-  robust = mix(scores.accuracy).reshape(2, num)
-  signal = robust[0]
-  if config.signal == "cross_entropy":
-    signal = mix(-scores.cross_entropy)[:num]
-  progress = step / max(config.updates - 1, 1)
-  first, last = config.entropy
-  hyper = policy_lib.PPOConfig(config.clip, first + (last - first) * progress)
-  advantages = policy_lib.rank_advantages(signal)
 
-  def epoch(carry, _):
-    params, opt_state = carry
-    grads = jax.grad(policy_lib.ppo_loss)(
-      params, policy, context, proposals, advantages, hyper
+  def robust(values):
+    """Scores of proposals `[M, K, P]` and of references `[K, R]`."""
+    mixed = scoring.robust_score(values, scenarios, config.cvar_weight)
+    split = choices[..., 0].size
+    return (
+      mixed[:split].reshape(choices.shape[:-1]),
+      mixed[split:].reshape(state.references.shape[:-1]),
     )
-    updates, opt_state = optimizer.update(grads, opt_state)
-    return (optax.apply_updates(params, updates), opt_state), None
 
-  (params, opt_state), _ = jax.lax.scan(
-    epoch, (state.params, state.opt_state), length=config.epochs
-  )
-  state = SearchState(
-    params=params,
-    opt_state=opt_state,
+  scores, references = robust(scored.accuracy)
+  signals = scores, references
+  if config.signal == "cross_entropy":
+    signals = robust(-scored.cross_entropy)
+  gains = signals[0] - signals[1].mean(1)[None, :, None]
+  if config.penalty:
+    gains -= config.penalty * _excess(context, choices)
+  learnt, values = [], {}
+  for index, name in enumerate(methods):
+    method, state_before, key = before[index]
+    after, said = method.learn(
+      key[1],
+      state_before,
+      context,
+      step,
+      proposed[index][1],
+      choices[index],
+      gains[index],
+    )
+    learnt.append(after)
+    values |= {name: scores[index].mean(), f"{name}_best": scores[index].max()}
+    values |= {f"{name}_{key}": value for key, value in said.items()}
+  state = state.replace(
+    methods=tuple(learnt),
     choices=state.choices.at[step].set(choices),
-    scores=state.scores.at[step].set(robust),
+    scores=state.scores.at[step].set(scores),
+    reference_scores=state.reference_scores.at[step].set(references),
   )
-  values = {
-    "policy": robust[0].mean(),
-    "policy_best": robust[0].max(),
-    "random": robust[1].mean(),
-    "random_best": robust[1].max(),
-    "entropy": proposals.entropies.mean(),
-    "policy_norm": optax.tree.norm(params),
-  }
-  return state, values
+  return state, {**values, "references": references.mean()}
 
 
-def best_vectors(
-  choices: np.ndarray, gains: np.ndarray, num: int
-) -> list[tuple[np.ndarray, float]]:
-  """The best distinct vectors of one method: [(choices, estimated gain)].
-
-  A gain is a score minus its update's mean of random vectors, which met the
-  same chips: so an update with lucky chips has no advantage. The estimate of a
-  vector scored n times is the sum of its gains over n + 1: one lucky score
-  counts half.
-
-  Args:
-    choices: int `[N, L]`, all evaluations; a vector may occur many times.
-    gains: `[N]`.
-    num: at most so many.
-  """
-  unique, inverse = np.unique(choices, axis=0, return_inverse=True)
-  inverse = inverse.reshape(-1)
-  gain = np.bincount(inverse, gains) / (np.bincount(inverse) + 1)
-  order = np.argsort(-gain, kind="stable")[:num]
-  return [(unique[i], float(gain[i])) for i in order]
-
-
-def choose(
-  experiment: experiment_lib.Experiment,
-  scorer: scoring.Scorer,
-  state: SearchState,
-  metrics: metrics_lib.Metrics,
-) -> dict:
-  """Scores every method's best again, on fresh chips and all validation data.
-
-  Returns:
-    The content of search/result.json.
-  """
-  config = experiment.config.search
-  table, length = experiment.space.table, len(experiment.space.choices)
-  random = state.scores[:, METHODS.index("random")]
-  gains = state.scores - random.mean(-1)[:, None, None]
-  finalists = {
-    method: [
-      (tuple(int(w) for w in table[np.arange(length), choices]), gain)
-      for choices, gain in best_vectors(
-        state.choices[:, index].reshape(-1, length),
-        gains[:, index].reshape(-1),
-        config.finalists,
-      )
-    ]
-    for index, method in enumerate(METHODS)
-  }
-  finalists["uniform"] = [(experiment.widths["uniform"], None)]
-  scored = scoring.score_vectors(
-    experiment,
-    scorer,
-    [widths for group in finalists.values() for widths, _ in group],
-    experiment.key("finalists"),
-    metrics,
-  )
-  ranked = {}
-  for method, group in finalists.items():
-    entries = [{**next(scored), "search_gain": gain} for _, gain in group]
-    ranked[method] = sorted(entries, key=lambda e: -e["score"])
-  best = np.fmax.accumulate(np.nanmax(state.scores, axis=2), axis=0)
-  return {
-    "found": ranked["policy"][0]["widths"],
-    "budget": experiment.budget,
-    "cost": experiment.config.space.cost,
-    "evaluations": config.updates * config.proposals,
-    "finalists": ranked,
-    "trajectory": {
-      method: {
-        "mean": state.scores[:, index].mean(-1).tolist(),
-        "best": best[:, index].tolist(),
-      }
-      for index, method in enumerate(METHODS)
-    },
-  }
+def _excess(context, choices):
+  """Share by which vectors `[M, K, P, L]` exceed their budgets."""
+  windows = jnp.arange(context.feasible.windows)
+  spent = jax.vmap(
+    lambda window, choices: budgets.vector_cost(
+      context.feasible.units[window], choices
+    ),
+    (0, 1),
+    1,
+  )(windows, choices)
+  # Windows are those of the whole space, so units are of the dearest vector.
+  budget = (context.budget_share * context.budget)[None, :, None]
+  return jnp.maximum(spent / budget - 1, 0)

@@ -1,0 +1,216 @@
+"""What a search leaves: its finalists, the front, and all scored vectors.
+
+Axes: U updates, M methods, K budgets, P proposals, L layers.
+"""
+
+from collections.abc import Callable
+import json
+import pathlib
+
+import numpy as np
+
+from hawis_jax import errors
+from hawis_jax import experiment as experiment_lib
+from hawis_jax import files
+from hawis_jax import methods as methods_lib
+from hawis_jax import metrics as metrics_lib
+from hawis_jax import policy as policy_lib
+from hawis_jax import scoring
+
+UNIFORM = "uniform"
+
+
+def choose(
+  experiment: experiment_lib.Experiment,
+  scorer: scoring.Scorer,
+  methods: list[methods_lib.Method],
+  context: policy_lib.Context,
+  state,
+  metrics: metrics_lib.Metrics,
+) -> dict:
+  """Scores every method's best again, on fresh chips and all validation data.
+
+  Args:
+    experiment: of the run.
+    scorer: its super-net and images.
+    methods: those of `config.search.methods`.
+    context: of the methods.
+    state: `search.SearchState` after the last update, on the host.
+    metrics: of the run, for progress.
+
+  Returns:
+    The content of search/result.json.
+
+  Raises:
+    InputError: with a penalty, no vector scored was within a budget.
+  """
+  config = experiment.config.search
+  names, table = list(config.methods), experiment.space.table
+  groups = _candidates(experiment, methods, context, state)
+  for window, widths in enumerate(experiment.uniforms):
+    groups[UNIFORM, window] = [(widths, None)] if widths else []
+  distinct = sorted({w for group in groups.values() for w, _ in group})
+  scored = scoring.score_vectors(
+    experiment, scorer, distinct, experiment.key("finalists"), metrics
+  )
+  scored = dict(zip(distinct, scored, strict=True))
+  finalists = {name: [] for name in (*names, UNIFORM)}
+  for (name, window), group in groups.items():
+    entries = [
+      {"budget": window, **scored[widths], "search_gain": gain}
+      for widths, gain in group
+    ]
+    finalists[name] += sorted(entries, key=lambda e: -e["score"])
+  best = {
+    name: [
+      next((e for e in entries if e["budget"] == window), None)
+      for window in range(len(experiment.budgets))
+    ]
+    for name, entries in finalists.items()
+  }
+  scores = state.scores
+  return {
+    "method": names[0],
+    "found": best[names[0]][experiment.main_budget]["widths"],
+    "cost": experiment.config.space.cost,
+    "technology": experiment.config.space.technology,
+    "budgets": list(experiment.budgets),
+    "main_budget": experiment.main_budget,
+    "limits": {limit.name: limit.most for limit in experiment.limits},
+    "evaluations": config.updates * config.proposals,
+    "references": config.updates * config.references,
+    "best": [entry and entry["widths"] for entry in best[names[0]]],
+    "finalists": finalists,
+    "front": front(finalists),
+    "trajectory": {
+      name: {
+        "mean": scores[:, index].mean(-1).T.tolist(),
+        "best": np.fmax.accumulate(scores[:, index].max(-1)).T.tolist(),
+      }
+      for index, name in enumerate(names)
+    },
+    "table": {"columns": table.shape[0], "file": "evaluations.npz"},
+  }
+
+
+def _candidates(experiment, methods, context, state):
+  """{(method, budget): [(widths, gain in the search)]}, best first."""
+  config, table = experiment.config.search, experiment.space.table
+  length = len(table)
+  gains = state.scores - state.reference_scores.mean(2)[:, None, :, None]
+  groups = {}
+  for index, name in enumerate(config.methods):
+    method, learnt = methods[index], state.methods[index]
+
+    def estimate(choices, method=method, learnt=learnt):
+      return np.asarray(method.estimate(learnt, context, choices))
+
+    for window in range(len(experiment.budgets)):
+      choices = state.choices[:, index, window].reshape(-1, length)
+      gain = gains[:, index, window].reshape(-1)
+      if config.penalty:
+        inside = np.asarray(experiment.feasible().contains(window, choices))
+        if not inside.any():
+          raise errors.InputError(
+            f"config.search.penalty: got {config.penalty:g}, with which "
+            f"{name} scored no vector within the budget "
+            f"{experiment.budgets[window]:g}; needed is more, or 0: a hard one"
+          )
+        choices, gain = choices[inside], gain[inside]
+      best = best_vectors(
+        choices,
+        gain,
+        config.finalists,
+        estimate if method.estimate else None,
+      )
+      groups[name, window] = [
+        (tuple(int(w) for w in table[np.arange(length), vector]), value)
+        for vector, value in best
+      ]
+  return groups
+
+
+def best_vectors(
+  choices: np.ndarray,
+  gains: np.ndarray,
+  num: int,
+  estimate: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> list[tuple[np.ndarray, float]]:
+  """The best distinct vectors of one method: [(choices, estimated gain)].
+
+  A gain is a score less that of the update's references, which met the same
+  chips: so an update with lucky chips has no advantage. The estimate of a
+  vector scored n times is the sum of its gains over n + 1: one lucky score
+  counts half.
+
+  Args:
+    choices: int `[N, L]`, all evaluations; a vector may occur many times.
+    gains: `[N]`.
+    num: at most so many.
+    estimate: distinct vectors `[D, L]` -> `[D]`, to choose by instead.
+  """
+  unique, inverse = np.unique(choices, axis=0, return_inverse=True)
+  inverse = inverse.reshape(-1)
+  gain = np.bincount(inverse, gains) / (np.bincount(inverse) + 1)
+  value = estimate(unique) if estimate else gain
+  order = np.argsort(-value, kind="stable")[:num]
+  return [(unique[i], float(gain[i])) for i in order]
+
+
+def front(finalists: dict[str, list[dict]]) -> list[dict]:
+  """The finalists that none beats in robust score at no more energy.
+
+  Args:
+    finalists: {method: entries}.
+
+  Returns:
+    `method`, `budget`, `widths`, `score` and `energy_joule` of each, cheapest
+    first.
+  """
+  points = [
+    {
+      "method": name,
+      "budget": entry["budget"],
+      "widths": entry["widths"],
+      "score": entry["score"],
+      "energy_joule": entry["cost"]["energy_joule"],
+    }
+    for name, entries in finalists.items()
+    for entry in entries
+  ]
+  points.sort(key=lambda p: (p["energy_joule"], -p["score"]))
+  kept = []
+  for point in points:
+    if not kept or point["score"] > kept[-1]["score"]:
+      kept.append(point)
+  return kept
+
+
+def write_table(
+  path: pathlib.Path, experiment: experiment_lib.Experiment, state
+) -> None:
+  """Writes every vector scored with its score and costs, for analysis.
+
+  Args:
+    path: of the .npz file: `methods` `[M]`, `budgets` `[K]`, `widths` int32
+      `[U, M, K, P, L]`, `scores` float32 `[U, M, K, P]`, `reference_widths`
+      int32 `[K, R, L]`, `reference_scores` float32 `[U, K, R]`, and every cost
+      (see `cost.Cost`) float64 `[U, M, K, P]`; `seed`; `config`, as JSON.
+    experiment: of the run.
+    state: `search.SearchState`, on the host.
+  """
+  table, layers = experiment.space.table, np.arange(len(experiment.space.table))
+  widths = table[layers, state.choices]
+  costs = experiment.cost(widths)._asdict()
+  content = {
+    "methods": np.array(experiment.config.search.methods),
+    "budgets": np.array(experiment.budgets),
+    "widths": widths.astype(np.int32),
+    "scores": state.scores,
+    "reference_widths": table[layers, state.references].astype(np.int32),
+    "reference_scores": state.reference_scores,
+    "seed": np.array(experiment.config.seed),
+    "config": np.array(json.dumps(experiment.config.to_dict(), default=str)),
+    **{name: np.asarray(cost, np.float64) for name, cost in costs.items()},
+  }
+  files.write_npz(path, content)

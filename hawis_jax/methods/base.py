@@ -1,0 +1,31 @@
+"""What a search method is.
+
+Axes: K budgets, P proposals for each, L layers.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import chex
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A search method: pure functions, to be traced.
+
+  Attributes:
+    init: (key, context) -> state.
+    propose: (key, state, context, step) -> (choices int32 `[K, P, L]`, notes
+      for `learn`).
+    learn: (key, state, context, step, notes, choices, gains `[K, P]`) ->
+      (state, scalar metrics). A gain is a learning signal less that of the
+      update's references, which met the same chips.
+    estimate: (state, context, choices `[N, L]`) -> `[N]`, what it believes of
+      vectors, to choose its finalists by; None: by their scores.
+  """
+
+  init: Callable[..., Any]
+  propose: Callable[..., tuple[chex.Array, Any]]
+  learn: Callable[..., tuple[Any, dict[str, chex.Array]]]
+  estimate: Callable[..., chex.Array] | None = None

@@ -1,0 +1,127 @@
+"""Policy gradients: PPO, and REINFORCE with a moving baseline.
+
+Axes: K budgets, P proposals for each, L layers.
+"""
+
+import functools
+
+import chex
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from hawis_jax import policy as policy_lib
+from hawis_jax.methods import base
+
+_BASELINE_DECAY = 0.9
+
+
+@flax.struct.dataclass
+class State:
+  """What a policy-gradient method learns.
+
+  Attributes:
+    params: of the policy.
+    opt_state: of its optimiser.
+    baseline: moving average of gains, `[K]`, and
+    deviation: of their absolute distances from it. REINFORCE's; PPO ranks.
+  """
+
+  params: chex.ArrayTree
+  opt_state: chex.ArrayTree
+  baseline: chex.Array
+  deviation: chex.Array
+
+
+def ppo(config: ml_collections.ConfigDict, stages: int) -> base.Method:
+  """PPO on ranks within an update and budget (Schulman et al. 2017)."""
+  del stages
+  return _method(config, epochs=config.epochs, ranks=True)
+
+
+def reinforce(config: ml_collections.ConfigDict, stages: int) -> base.Method:
+  """REINFORCE (Williams 1992): one step an update, moving baseline."""
+  del stages
+  return _method(config, epochs=1, ranks=False)
+
+
+def _method(config, epochs, ranks):
+  optimizer = optax.adam(config.learning_rate)
+
+  def network(context):
+    return policy_lib.Policy(context.widths.shape[1], config.hidden)
+
+  def init(key, context):
+    params = policy_lib.init(key, network(context), context)
+    none = jnp.zeros(context.feasible.windows)
+    return State(params, optimizer.init(params), none, none)
+
+  def propose(key, state, context, step):
+    del step
+    windows = _windows(context, config.proposals)
+    proposals = policy_lib.propose(
+      key, network(context), state.params, context, windows
+    )
+    shape = context.feasible.windows, config.proposals, -1
+    return proposals.choices.reshape(shape), proposals
+
+  def learn(key, state, context, step, proposals, choices, gains):
+    del key, choices
+    windows = _windows(context, config.proposals)
+    first, last = config.entropy
+    progress = step / max(config.updates - 1, 1)
+    entropy = first + (last - first) * progress
+    if ranks:
+      advantages = jax.vmap(policy_lib.rank_advantages)(gains)
+      hyper = policy_lib.PPOConfig(config.clip, entropy)
+      loss = functools.partial(policy_lib.ppo_loss, hyper=hyper)
+    else:
+      state, advantages = _against_baseline(state, step, gains)
+      loss = functools.partial(policy_lib.reinforce_loss, entropy=entropy)
+
+    def epoch(carry, _):
+      params, opt_state = carry
+      grads = jax.grad(loss)(
+        params,
+        network(context),
+        context,
+        windows,
+        proposals,
+        advantages.reshape(-1),
+      )
+      updates, opt_state = optimizer.update(grads, opt_state)
+      return (optax.apply_updates(params, updates), opt_state), None
+
+    (params, opt_state), _ = jax.lax.scan(
+      epoch, (state.params, state.opt_state), length=epochs
+    )
+    metrics = {
+      "entropy": proposals.entropies.mean(),
+      "policy_norm": optax.tree.norm(params),
+    }
+    return state.replace(params=params, opt_state=opt_state), metrics
+
+  return base.Method(init, propose, learn)
+
+
+def _windows(context, proposals):
+  """The budget of each proposal, `[K P]`."""
+  return jnp.repeat(jnp.arange(context.feasible.windows), proposals)
+
+
+def _against_baseline(state, step, gains):
+  """(state with the next baseline, advantages of about unit size)."""
+  mean = gains.mean(1)
+  first = step == 0
+  baseline = jnp.where(first, mean, state.baseline)
+  advantages = gains - baseline[:, None]
+  size = jnp.abs(advantages).mean(1)
+  deviation = jnp.where(first, size, state.deviation)
+  keep = _BASELINE_DECAY
+  state = state.replace(
+    baseline=keep * baseline + (1 - keep) * mean,
+    deviation=keep * deviation + (1 - keep) * size,
+  )
+  return state, advantages / jnp.maximum(deviation, 1e-6)[:, None]

@@ -1,0 +1,180 @@
+"""Predictor-guided proposals: Thompson sampling from a Bayesian regression.
+
+Scores of one update share their chips, and chips differ from one to the next.
+So the regression is within updates: features and signals less their mean of the
+update (the exact elimination of an offset an update). Accuracy is smooth in the
+widths, so features are few: of each layer the logarithm of its width, its
+square, and its product with that of the layer before. The state is a fixed set
+of sums, however many scores there are.
+
+Axes: K budgets, P proposals for each, N vectors, L layers, F features.
+"""
+
+import chex
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from hawis_jax import policy as policy_lib
+from hawis_jax.methods import base
+from hawis_jax.methods import neighbours
+
+_POOL = 256  # candidates an update and budget: a half uniform, a half mutations
+_ELITE = 16  # vectors that are mutated
+_PRIOR = 1.0  # observations that the prior of a coefficient is worth
+
+
+@flax.struct.dataclass
+class State:
+  """Sums of the regression, and what it believes to be best.
+
+  Attributes:
+    gram: `[F, F]`, sum of outer products of centred features.
+    moment: `[F]`, of centred features times signals.
+    square: of centred signals.
+    count: of observations, less one an update.
+    elite: int32 `[K, E, L]`.
+  """
+
+  gram: chex.Array
+  moment: chex.Array
+  square: chex.Array
+  count: chex.Array
+  elite: chex.Array
+
+
+def predictor(config: ml_collections.ConfigDict, stages: int) -> base.Method:
+  """Proposes what is best by as many draws from the posterior.
+
+  Every draw of coefficients (Thompson 1933) has its best of a pool of feasible
+  vectors proposed; the pool holds uniform draws and mutations of those of the
+  best posterior means so far.
+  """
+  del stages
+
+  def init(key, context):
+    windows = jnp.arange(context.feasible.windows)
+    keys = jax.random.split(key, (len(windows), _ELITE))
+    draw = jax.vmap(context.feasible.sample, (0, None))
+    elite = jax.vmap(draw)(keys, windows)
+    size = _features(context, elite[0]).shape[-1]
+    return State(
+      gram=jnp.zeros((size, size)),
+      moment=jnp.zeros(size),
+      square=jnp.zeros(()),
+      count=jnp.zeros(()),
+      elite=elite,
+    )
+
+  def propose(key, state, context, step):
+    del step
+    pool_key, draw_key = jax.random.split(key)
+    pool = _pool(pool_key, state, context)
+    mean, factor, noise = _posterior(state)
+    num = context.feasible.windows
+    shape = (num, config.proposals, len(mean))
+    normal = jax.random.normal(draw_key, shape) * jnp.sqrt(noise)
+    solve = jax.scipy.linalg.solve_triangular
+    spread = solve(factor.T, normal.reshape(-1, len(mean)).T, lower=False)
+    draws = mean[None, None] + spread.T.reshape(shape)
+    values = jnp.einsum("kpf,knf->kpn", draws, _features(context, pool))
+    values = _without_repeats(values)
+    return jnp.take_along_axis(pool, values[..., None], 1), ()
+
+  def learn(key, state, context, step, notes, choices, gains):
+    del step, notes
+    features = _features(context, choices.reshape(-1, choices.shape[-1]))
+    signals = gains.reshape(-1)
+    features = features - features.mean(0, keepdims=True)
+    signals = signals - signals.mean()
+    state = state.replace(
+      gram=state.gram + features.T @ features,
+      moment=state.moment + features.T @ signals,
+      square=state.square + (signals**2).sum(),
+      count=state.count + len(signals) - 1,
+    )
+    mean, _, noise = _posterior(state)
+    pool = jnp.concatenate(
+      [state.elite, choices, _pool(key, state, context)], 1
+    )
+    values = _features(context, pool) @ mean
+    best = _best_distinct(pool, values)
+    elite = jnp.take_along_axis(pool, best[..., None], 1)
+    return state.replace(elite=elite), {"noise": jnp.sqrt(noise)}
+
+  def estimate(state, context, choices):
+    return _features(context, choices) @ _posterior(state)[0]
+
+  return base.Method(init, propose, learn, estimate)
+
+
+def _features(context: policy_lib.Context, choices: chex.Array) -> chex.Array:
+  """`[..., L]` -> `[..., F]`, each about of unit size."""
+  logs = jnp.log(context.widths.astype(jnp.float32))
+  valid = context.valid
+  count = valid.sum(1, keepdims=True)
+  mean = jnp.where(valid, logs, 0).sum(1, keepdims=True) / count
+  centred = jnp.where(valid, logs - mean, 0)
+  size = jnp.sqrt((centred**2).sum(1, keepdims=True) / count)
+  scaled = centred / jnp.maximum(size, 1e-6)
+  z = scaled[jnp.arange(len(scaled)), choices]
+  return jnp.concatenate([z, z**2, z[..., :-1] * z[..., 1:]], -1)
+
+
+def _posterior(state):
+  """(mean `[F]`, Cholesky factor of noise x precision, noise variance).
+
+  Ridge regression; the noise is the residual variance per degree of freedom.
+  """
+  size = len(state.moment)
+  precision = state.gram + _PRIOR * jnp.eye(size)
+  factor = jnp.linalg.cholesky(precision)
+  mean = jax.scipy.linalg.cho_solve((factor, True), state.moment)
+  residual = state.square - mean @ state.moment
+  free = jnp.maximum(state.count - size, state.count / 4)
+  noise = jnp.maximum(residual, 0) / jnp.maximum(free, 1)
+  return mean, factor, jnp.where(state.count > 0, noise, 1.0)
+
+
+def _pool(key, state, context):
+  """Feasible candidates of each budget, `[K, N, L]`."""
+  windows = jnp.arange(context.feasible.windows)
+  uniform_key, parent_key, mutation_key = jax.random.split(key, 3)
+  shape = len(windows), _POOL // 2
+  draw = jax.vmap(context.feasible.sample, (0, None))
+  uniform = jax.vmap(draw)(jax.random.split(uniform_key, shape), windows)
+  parents = jax.random.randint(parent_key, shape, 0, _ELITE)
+  parents = jnp.take_along_axis(state.elite, parents[..., None], 1)
+  mutate = jax.vmap(neighbours.mutate, (0, None, None, 0))
+  mutations = jax.vmap(mutate, (0, None, 0, 0))(
+    jax.random.split(mutation_key, shape), context, windows, parents
+  )
+  return jnp.concatenate([uniform, mutations], 1)
+
+
+def _without_repeats(values):
+  """Of each draw in turn the best candidate not yet taken, `[K, P]`."""
+
+  def one_budget(values):
+    def pick(taken, row):
+      best = jnp.where(taken, -jnp.inf, row).argmax()
+      return taken.at[best].set(True), best
+
+    taken = jnp.zeros(values.shape[1], bool)
+    return jax.lax.scan(pick, taken, values)[1]
+
+  return jax.vmap(one_budget)(values)
+
+
+def _best_distinct(pool, values):
+  """Places of the best distinct vectors of `[K, N, L]`, `[K, E]`."""
+
+  def one_budget(pool, values):
+    order = jnp.argsort(-values)
+    same = (pool[order][:, None] == pool[order][None]).all(-1)
+    repeats = jnp.tril(same, -1).any(1)
+    ranked = jnp.argsort(repeats, stable=True)  # firsts before repeats
+    return order[ranked[:_ELITE]]
+
+  return jax.vmap(one_budget)(pool, values)

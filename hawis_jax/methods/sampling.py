@@ -1,0 +1,79 @@
+"""Methods that learn nothing: random search, of all vectors or one a stage.
+
+Axes: K budgets, P proposals for each, L layers, C choices.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from hawis_jax.methods import base
+
+_MOST_STAGE_VECTORS = 2**16
+
+
+def random_search(
+  config: ml_collections.ConfigDict, stages: int
+) -> base.Method:
+  """Draws from the feasible set, uniformly where there are no limits."""
+  del stages
+
+  def propose(key, state, context, step):
+    del state, step
+    windows = jnp.arange(context.feasible.windows)
+    keys = jax.random.split(key, (len(windows), config.proposals))
+    draw = jax.vmap(context.feasible.sample, (0, None))
+    return jax.vmap(draw)(keys, windows), ()
+
+  return base.Method(lambda key, context: (), propose, _learn_nothing)
+
+
+def per_stage(config: ml_collections.ConfigDict, stages: int) -> base.Method:
+  """Random search among the vectors of one scale a stage (stem with first).
+
+  A stage's layers take the choices of the same rank. Budgets within which there
+  is no such vector get vectors of the whole feasible set.
+  """
+
+  def vectors(context):
+    """Choice indices int32 `[N, L]` of all of them, thinned where too many."""
+    num_layers, size = context.valid.shape
+    place = np.maximum(np.arange(num_layers) - 1, 0)
+    stage = place // ((num_layers - 1) // stages)
+    every = int(np.ceil(size / _MOST_STAGE_VECTORS ** (1 / stages)))
+    ranks = itertools.product(range(0, size, every), repeat=stages)
+    ranks = jnp.array(list(ranks), jnp.int32)[:, stage]
+    last = context.valid.sum(1, dtype=jnp.int32) - 1
+    return jnp.minimum(ranks, last[None])
+
+  def init(key, context):
+    del key
+    all_of_them = vectors(context)
+    windows = jnp.arange(context.feasible.windows)
+    inside = jax.vmap(context.feasible.contains, (0, None))
+    return {"vectors": all_of_them, "inside": inside(windows, all_of_them)}
+
+  def propose(key, state, context, step):
+    del step
+
+    def draw(key, window, inside):
+      vector_key, other_key = jax.random.split(key)
+      logits = jnp.where(inside, 0.0, -jnp.inf)
+      pick = jax.random.categorical(vector_key, logits)
+      other = context.feasible.sample(other_key, window)
+      return jnp.where(inside.any(), state["vectors"][pick], other)
+
+    windows = jnp.arange(context.feasible.windows)
+    keys = jax.random.split(key, (len(windows), config.proposals))
+    each = jax.vmap(jax.vmap(draw, (0, None, None)))
+    return each(keys, windows, state["inside"]), ()
+
+  return base.Method(init, propose, _learn_nothing)
+
+
+def _learn_nothing(key, state, context, step, notes, choices, gains):
+  del key, context, step, notes, choices, gains
+  return state, {}

@@ -353,10 +353,10 @@ def _describe(net, module, variables, experiment):
     test, 8 * montecarlo.block_size(experiment.splits.image_shape), limit
   )
   kind = nets.parse(net).kind
-  size = {name: None for name in cost.Cost._fields}
+  size = dict.fromkeys(cost.COUNTS)
   if kind == nets.BINARY:
     net_cost = experiment.cost(module.max_widths)
-    size = {name: int(amount) for name, amount in net_cost._asdict().items()}
+    size = {name: int(getattr(net_cost, name)) for name in cost.COUNTS}
   elif kind == nets.INT8:
     device = experiment.device
     size |= cost.stored_weights(variables["params"], device.tile_shape)

@@ -42,7 +42,7 @@ def test_published_imagenet_networks(preset, stem, weights, macs, arrays):
   vector = np.array(widths.PRESETS[f"resnet18_{preset}"], np.int64)
   geometry = cost.imagenet_geometry(stem, 224, 32, 1000, (64, 64))
   got = cost.network_cost(vector, geometry)
-  np.testing.assert_allclose(got, (arrays, macs, weights), rtol=0.002)
+  np.testing.assert_allclose(got[:3], (arrays, macs, weights), rtol=0.002)
 
 
 def test_a_budget_needs_a_chain():
@@ -84,7 +84,7 @@ def test_pair_costs_add_up_and_jit_agrees():
   index = np.array([rng.integers(len(c)) for c in space.choices])
   vector = space.table[np.arange(7), index]
   total = cost.network_cost(vector, geometry)
-  for kind in cost.KINDS:
+  for kind in ("arrays", "macs"):
     pairs = cost.pair_costs(space.table, geometry, kind)
     chain = pairs[0, 0, index[0]] + sum(
       pairs[layer, index[layer - 1], index[layer]] for layer in range(1, 7)

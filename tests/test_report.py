@@ -81,7 +81,7 @@ def _costs(vector):
   if len(vector) != len(_FOUND):  # of another network: made up
     return {"arrays": 1000, "macs": 10**9, "weights": 10**7}
   net_cost = cost.network_cost(np.array(vector, np.int64), _GEOMETRY)
-  return {name: int(value) for name, value in net_cost._asdict().items()}
+  return {name: int(getattr(net_cost, name)) for name in cost.COUNTS}
 
 
 def _robustness(rng, config, nets, **loss):

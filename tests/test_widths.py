@@ -48,7 +48,7 @@ def _brute_force(space, geometry, kind):
 
 
 @given(
-  st.integers(0, 2**31 - 1), st.integers(2, 6), st.sampled_from(cost.KINDS)
+  st.integers(0, 2**31 - 1), st.integers(2, 6), st.sampled_from(cost.COUNTS[:2])
 )
 @settings(max_examples=10)
 def test_feasible_set_holds_exactly_the_window(seed, num_layers, kind):

@@ -1,0 +1,169 @@
+"""A network as its matrix products, and the hardware that computes them.
+
+Axes: L layers (convolutions that a width vector sets, stem first).
+"""
+
+import dataclasses
+
+from hawis_jax import errors
+from hawis_jax.cost.hardware import Hardware
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """The width of a layer, by its place in the width vector."""
+
+  index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+  """One binary matrix product of a network.
+
+  Attributes:
+    inputs: channels read: a searched layer's, or a fixed number.
+    outputs: channels made: a searched layer's, or a fixed number.
+    taps: kernel taps.
+    positions: output positions for one image.
+    name: of its module in the network, with "/" between modules.
+    binarized: its outputs are only normalised and compared with a threshold,
+      so that a sense amplifier can read them; else their values are needed.
+  """
+
+  inputs: Layer | int
+  outputs: Layer | int
+  taps: int
+  positions: int
+  name: str = ""
+  binarized: bool = False
+
+  @property
+  def layer(self) -> int:
+    """The layer that it counts at: the later of its two; 0 with none."""
+    ends = (self.inputs, self.outputs)
+    return max((e.index for e in ends if isinstance(e, Layer)), default=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+  """What a network's cost needs beside its widths.
+
+  Attributes:
+    products: all matrix products, head included.
+    positions: output positions of each layer for one image, `[L]`.
+    hardware: that computes them; a tile shape stands for the default hardware
+      with such tiles.
+  """
+
+  products: tuple[Product, ...]
+  positions: tuple[int, ...]
+  hardware: Hardware
+
+  def __post_init__(self):
+    """Raises InputError where copies are given for other layers."""
+    if not isinstance(self.hardware, Hardware):
+      hardware = Hardware(tile_shape=tuple(self.hardware))
+      object.__setattr__(self, "hardware", hardware)
+    copies, layers = self.hardware.duplication, len(self.positions)
+    if isinstance(copies, tuple) and len(copies) != layers:
+      raise errors.InputError(
+        f"duplication: got {len(copies)} numbers, needed is one, or one for "
+        f"each of the {layers} layers"
+      )
+
+  @property
+  def tile_shape(self) -> tuple[int, int]:
+    """Cells of one array (rows, columns)."""
+    return self.hardware.tile_shape
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Of the products."""
+    return tuple(product.name for product in self.products)
+
+
+def cifar_geometry(
+  depth: int,
+  image_shape: tuple[int, int, int],
+  levels: int,
+  num_classes: int,
+  hardware: Hardware | tuple[int, int],
+) -> Geometry:
+  """Geometry of `resnet.cifar_resnet`.
+
+  Args:
+    depth: 6 n + 2.
+    image_shape: (height, width, channels).
+    levels: thermometer levels.
+    num_classes: outputs of the head.
+    hardware: or the tile shape of the default one.
+  """
+  height, width, channels = image_shape
+  blocks = (depth - 2) // 6
+  positions = [height * width]
+  products = [Product(channels * levels, Layer(0), 9, height * width, "stem")]
+  for stage in range(3):
+    if stage:
+      height, width = -(-height // 2), -(-width // 2)
+    for block in range(blocks):
+      name = f"stage{stage + 1}_block{block}"
+      for conv in ("conv1", "conv2"):
+        before, after = Layer(len(positions) - 1), Layer(len(positions))
+        products.append(
+          Product(
+            before, after, 9, height * width, f"{name}/{conv}", conv == "conv1"
+          )
+        )
+        positions.append(height * width)
+  head = Product(Layer(depth - 2), num_classes, 1, 1, "head")
+  return Geometry((*products, head), tuple(positions), hardware)
+
+
+def imagenet_geometry(
+  stem: str,
+  image_size: int,
+  levels: int,
+  num_classes: int,
+  hardware: Hardware | tuple[int, int],
+) -> Geometry:
+  """Geometry of `resnet.imagenet_resnet18`.
+
+  Args:
+    stem: "7x7" or "3x3".
+    image_size: height and width of the RGB images [pixels].
+    levels: thermometer levels.
+    num_classes: outputs of the head.
+    hardware: or the tile shape of the default one.
+  """
+  planes = 3 * levels
+  size = -(-image_size // 2)
+  first, size_in = size**2, size
+  if stem == "7x7":
+    channels = planes
+    products = [Product(planes, channels, 49, first, "stem_conv1")]
+  else:
+    channels = 2 * planes
+    # The shortcut's product comes before its pooling.
+    products = [
+      Product(planes, channels, 9, first, "stem_conv1"),
+      Product(planes, channels, 1, image_size**2, "stem_skip1"),
+    ]
+  size = -(-size // 2)
+  products += [
+    Product(channels, Layer(0), 9, size**2, "stem_conv2"),
+    Product(channels, Layer(0), 1, size_in**2, "stem_skip2"),
+  ]
+  positions = [size**2]
+  for block in range(8):
+    if block in (2, 4, 6):
+      size = -(-size // 2)
+    before, middle, after = (Layer(2 * block + i) for i in range(3))
+    name = f"stage{block // 2 + 1}_block{block % 2}"
+    products += [
+      Product(before, middle, 9, size**2, f"{name}/conv1", True),
+      Product(middle, after, 9, size**2, f"{name}/conv2"),
+      Product(before, after, 1, size**2, f"{name}/skip"),
+    ]
+    positions += [size**2] * 2
+  products.append(Product(Layer(16), num_classes, size**2, 1, "head"))
+  return Geometry(tuple(products), tuple(positions), hardware)

@@ -1,0 +1,85 @@
+"""What stands for a network's products: tiles, cells, circuits, copies."""
+
+import dataclasses
+
+from hawis_jax import crossbar
+from hawis_jax import errors
+from hawis_jax.cost.technology import DEFAULT
+from hawis_jax.cost.technology import Technology
+
+_DEVICE = crossbar.Device()
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+  """A device, the circuits around it, and how it is used.
+
+  Attributes:
+    tile_shape: (rows, columns) of one array.
+    g_on: conductance of the low-resistance state [S].
+    g_off: conductance of the high-resistance state [S].
+    read_voltage: of an input bit 1 [V].
+    adc_bits: of the converters, as the device says: 0 (ideal ones) or more.
+    technology: energies, times and areas of the circuits.
+    duplication: copies of a layer's arrays that work on different positions:
+      of every layer, or one number a layer.
+    activity: share of rows that are driven at a read, those whose input bit is
+      1. 1: an upper bound of energy, whatever the images.
+  """
+
+  tile_shape: tuple[int, int] = _DEVICE.tile_shape
+  g_on: float = _DEVICE.g_on
+  g_off: float = _DEVICE.g_off
+  read_voltage: float = _DEVICE.read_voltage
+  adc_bits: int = _DEVICE.adc_bits
+  technology: Technology = DEFAULT
+  duplication: int | tuple[int, ...] = 1
+  activity: float = 1.0
+
+  def __post_init__(self):
+    """Raises InputError where the use makes no sense; devices are checked."""
+    copies = self.duplication
+    copies = copies if isinstance(copies, tuple) else (copies,)
+    if not copies or not all(type(n) is int and n >= 1 for n in copies):
+      raise errors.InputError(
+        f"duplication: got {self.duplication!r}, allowed are integers of at "
+        "least 1: one, or a tuple of one a layer"
+      )
+    if not (isinstance(self.activity, int | float) and 0 <= self.activity <= 1):
+      raise errors.InputError(
+        f"activity: got {self.activity!r}, allowed is a share of rows in [0, 1]"
+      )
+
+  @property
+  def converter_bits(self) -> int:
+    """Bits of the converters where no sense amplifier reads.
+
+    The sum of n driven cells of +-1 has the parity of n: given n, which a
+    counter knows, a pair of columns of R rows has at most R + 1 values.
+    """
+    if self.adc_bits > 1:
+      return self.adc_bits
+    return self.tile_shape[0].bit_length()  # ceil(log2(R + 1))
+
+
+def hardware(
+  device: crossbar.Device,
+  technology: Technology = DEFAULT,
+  duplication: int | tuple[int, ...] = 1,
+  activity: float = 1.0,
+) -> Hardware:
+  """Returns the hardware of a (concrete) device.
+
+  Raises:
+    InputError: a bad duplication or activity.
+  """
+  return Hardware(
+    tile_shape=device.tile_shape,
+    g_on=float(device.g_on),
+    g_off=float(device.g_off),
+    read_voltage=float(device.read_voltage),
+    adc_bits=int(device.adc_bits or 0),
+    technology=technology,
+    duplication=duplication,
+    activity=activity,
+  )

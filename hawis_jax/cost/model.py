@@ -1,0 +1,340 @@
+"""Cost of an inference: what every product does, and what each doing costs.
+
+The formulas and their assumptions stand in docs/cost.md. Every cost is a sum of
+products of non-negative, non-decreasing functions of the widths, hence
+non-decreasing in each of them, to the last bit.
+
+Axes: L layers (convolutions that a width vector sets, stem first), P matrix
+products (more than L: head and shortcuts).
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hawis_jax.cost.geometry import Geometry
+from hawis_jax.cost.geometry import Layer
+from hawis_jax.cost.hardware import Hardware
+
+
+class Cost(NamedTuple):
+  """Cost of one image's inference.
+
+  Attributes:
+    arrays: differential pairs of crossbar arrays that hold the weights, copies
+      of `duplication` not counted.
+    macs: binary multiply-accumulates.
+    weights: binary weights.
+    energy_joule: of all components.
+    latency_second: of all products one after another.
+    interval_second: between images that follow each other through all layers at
+      once: the slowest product's time.
+    area_m2: of all components and copies.
+  """
+
+  arrays: chex.Numeric
+  macs: chex.Numeric
+  weights: chex.Numeric
+  energy_joule: chex.Numeric
+  latency_second: chex.Numeric
+  interval_second: chex.Numeric
+  area_m2: chex.Numeric
+
+
+# Fields of `Cost` that count; exact integers in NumPy.
+COUNTS = ("arrays", "macs", "weights")
+
+
+class Kind(NamedTuple):
+  """A cost that budgets and reports can ask for.
+
+  Attributes:
+    field: of `Cost`.
+    unit: for display.
+    additive: a network's is the sum of its layers'; else the greatest.
+  """
+
+  field: str
+  unit: str
+  additive: bool = True
+
+  def of(self, cost: Cost) -> chex.Numeric:
+    """This cost of all."""
+    return getattr(cost, self.field)
+
+
+KINDS = {
+  "arrays": Kind("arrays", "arrays"),
+  "macs": Kind("macs", "MACs"),
+  "energy": Kind("energy_joule", "J"),
+  "latency": Kind("latency_second", "s"),
+  "interval": Kind("interval_second", "s", additive=False),
+  "area": Kind("area_m2", "m²"),
+}
+
+COMPONENTS = (
+  "array",
+  "drivers",
+  "converters",
+  "sample_hold",
+  "partial_sums",
+  "buffer",
+  "interconnect",
+  "digital",
+)
+
+
+class Amount(NamedTuple):
+  """A component's energy of one image and its area."""
+
+  energy_joule: chex.Numeric
+  area_m2: chex.Numeric
+
+
+class Utilisation(NamedTuple):
+  """Used shares of a product's arrays, `[..., P]`: rows, columns, cells."""
+
+  rows: chex.Numeric
+  columns: chex.Numeric
+  cells: chex.Numeric
+
+
+class Fixed(NamedTuple):
+  """What is known of products before their widths; arrays of one shape."""
+
+  taps: Any
+  positions: Any
+  binarized: Any
+  copies: Any
+
+
+def fixed(geometry: Geometry) -> Fixed:
+  """The products' constants, NumPy `[P]`."""
+  copies = geometry.hardware.duplication
+  if not isinstance(copies, tuple):
+    copies = (copies,) * len(geometry.positions)
+  return Fixed(
+    *map(
+      np.array,
+      zip(
+        *(
+          # More copies than positions would idle.
+          (p.taps, p.positions, p.binarized, min(copies[p.layer], p.positions))
+          for p in geometry.products
+        ),
+        strict=True,
+      ),
+    )
+  )
+
+
+def product_costs(
+  inputs: chex.Array, outputs: chex.Array, constants: Fixed, hardware: Hardware
+) -> tuple[Cost, dict[str, Amount]]:
+  """Cost of products, and its components; all arguments broadcast.
+
+  Args:
+    inputs: channels read.
+    outputs: channels made.
+    constants: of the products.
+    hardware: that computes them.
+  """
+  xp = jnp if isinstance(inputs, jax.Array) else np
+  tech, (tile_rows, tile_columns) = hardware.technology, hardware.tile_shape
+  bits, mux = hardware.converter_bits, tech.columns_per_converter
+  converters = -(-tile_columns // mux)  # of a pair of arrays
+  on, off = hardware.g_on, hardware.g_off
+
+  rows = inputs * constants.taps
+  row_tiles = (rows + (tile_rows - 1)) // tile_rows
+  column_tiles = (outputs + (tile_columns - 1)) // tile_columns
+  arrays = row_tiles * column_tiles
+  weights = rows * outputs
+  # Signs of partial sums don't add up: one tile, or converters of values.
+  sensed = (row_tiles == 1) & (constants.binarized | (hardware.adc_bits == 1))
+
+  def converter(of_sense, of_adc):
+    return xp.where(sensed, of_sense, of_adc)
+
+  convert_time = converter(tech.sense_time, tech.convert_time(bits))
+  turns = xp.minimum(outputs, min(mux, tile_columns))
+  stages = (tech.read_time, convert_time * turns)
+  cycle = xp.maximum(*stages) if tech.overlapped else sum(stages)
+  reads = (constants.positions + (constants.copies - 1)) // constants.copies
+  time = reads * cycle
+
+  # All of one position; integers would overflow in JAX.
+  positions = constants.positions * 1.0
+  driven = hardware.activity * rows
+  conversions = row_tiles * (outputs * 1.0)
+  values = outputs * xp.where(constants.binarized, 1.0, tech.value_bits)
+  voltage = hardware.read_voltage
+  current = voltage * driven * outputs * (on + off)
+  energy = {
+    # Unused columns of the last tiles: their cells are off, and conduct.
+    "array": (voltage**2 * tech.read_time)
+    * driven
+    * (outputs * (on - off) + column_tiles * (2 * tile_columns * off)),
+    "drivers": driven * column_tiles * (2 * tech.driver_energy),
+    "converters": conversions
+    * converter(tech.sense_energy, tech.convert_energy(bits))
+    + current * convert_time * tech.load_voltage,
+    "sample_hold": conversions * (2 * tech.hold_energy),
+    "partial_sums": conversions * converter(0.0, tech.add_energy),
+    "buffer": (rows + values) * tech.buffer_energy,
+    "interconnect": (rows + conversions * converter(1.0, bits))
+    * tech.bus_energy
+    + values * tech.router_energy,
+    "digital": outputs * tech.digital_energy,
+  }
+  pairs = arrays * (constants.copies * 1.0)
+  digital_units = (outputs + (mux - 1)) // mux * (constants.copies * 1.0)
+  area = {
+    "array": pairs * (2 * tile_rows * tile_columns * tech.cell_area),
+    "drivers": pairs * (2 * tile_rows * tech.driver_area),
+    "converters": pairs
+    * (converters * converter(tech.sense_area, tech.converter_area(bits))),
+    "sample_hold": pairs * (2 * tile_columns * tech.hold_area),
+    "partial_sums": pairs * (converters * converter(0.0, tech.add_area)),
+    # A layer's outputs of one image, so that layers can work on several.
+    "buffer": positions * values * tech.buffer_area,
+    "interconnect": pairs * (2 * tech.interconnect_area),
+    "digital": digital_units * tech.digital_area,
+  }
+  parts = {
+    name: Amount(positions * energy[name], area[name]) for name in COMPONENTS
+  }
+  total = Cost(
+    arrays=arrays,
+    macs=weights * (constants.positions if xp is np else positions),
+    weights=weights,
+    energy_joule=positions * sum(energy.values()),
+    latency_second=time,
+    interval_second=time,
+    area_m2=sum(area.values()),
+  )
+  return total, parts
+
+
+def _evaluate(widths, geometry):
+  if not isinstance(widths, jax.Array):
+    widths = np.asarray(widths, np.int64)
+  xp = jnp if isinstance(widths, jax.Array) else np
+  # One elementwise expression of all products: constants get leading axes.
+  lead = (1,) * (widths.ndim - 1)
+  constants = Fixed(*(np.reshape(x, (*lead, -1)) for x in fixed(geometry)))
+
+  def channels(ends):
+    columns = [
+      widths[..., end.index]
+      if isinstance(end, Layer)
+      else xp.full(widths.shape[:-1], end, widths.dtype)
+      for end in ends
+    ]
+    return xp.stack(columns, axis=-1)
+
+  return product_costs(
+    channels(product.inputs for product in geometry.products),
+    channels(product.outputs for product in geometry.products),
+    constants,
+    geometry.hardware,
+  )
+
+
+def layer_costs(widths: chex.Array, geometry: Geometry) -> Cost:
+  """Cost of every matrix product; their names are `geometry.names`.
+
+  Args:
+    widths: int `[..., L]`, leading axes allowed.
+    geometry: of the network.
+
+  Returns:
+    `Cost` of arrays `[..., P]`.
+  """
+  return _evaluate(widths, geometry)[0]
+
+
+def network_cost(widths: chex.Array, geometry: Geometry) -> Cost:
+  """Cost of a whole network, head included.
+
+  Args:
+    widths: int `[..., L]`, leading axes allowed. NumPy gives exact integers of
+      `COUNTS` and float64; JAX arrays give float32, MACs too, which int32 could
+      not hold.
+    geometry: of the network.
+
+  Returns:
+    `Cost` of arrays `[...]`.
+  """
+  costs = layer_costs(widths, geometry)
+  total = Cost(*(x.sum(-1) for x in costs))
+  return total._replace(interval_second=costs.interval_second.max(-1))
+
+
+def components(widths: chex.Array, geometry: Geometry) -> dict[str, Amount]:
+  """Energy and area of every component, by name; they sum to the network's.
+
+  Args:
+    widths: int `[..., L]`, leading axes allowed.
+    geometry: of the network.
+
+  Returns:
+    `Amount` of arrays `[...]` for each of `COMPONENTS`.
+  """
+  parts = _evaluate(widths, geometry)[1]
+  return {
+    name: Amount(*(x.sum(-1) for x in amount)) for name, amount in parts.items()
+  }
+
+
+def utilisation(widths: chex.Array, geometry: Geometry) -> Utilisation:
+  """Used shares of every product's arrays; their names are `geometry.names`.
+
+  Args:
+    widths: int `[..., L]`, leading axes allowed.
+    geometry: of the network.
+  """
+  widths = np.asarray(widths, np.int64)
+
+  def share(ends, taps, size):
+    used = np.stack(
+      [
+        (widths[..., end.index] if isinstance(end, Layer) else end)
+        * np.full(widths.shape[:-1], tap)
+        for end, tap in zip(ends, taps, strict=True)
+      ],
+      axis=-1,
+    )
+    return used / (-(-used // size) * size)
+
+  products = geometry.products
+  rows = share(
+    [p.inputs for p in products],
+    [p.taps for p in products],
+    geometry.tile_shape[0],
+  )
+  columns = share(
+    [p.outputs for p in products], [1] * len(products), geometry.tile_shape[1]
+  )
+  return Utilisation(rows, columns, rows * columns)
+
+
+def stored_weights(params: dict, tile_shape: tuple[int, int]) -> dict[str, int]:
+  """`arrays` and `weights` of any net's kernels, one pair of cells a weight.
+
+  Args:
+    params: of a network, with its `kernel`s.
+    tile_shape: cells of one array (rows, columns).
+  """
+  flat = traverse_util.flatten_dict(params)
+  shapes = [leaf.shape for path, leaf in flat.items() if path[-1] == "kernel"]
+  arrays = weights = 0
+  for *taps, inputs, outputs in shapes:
+    rows = int(np.prod(taps)) * inputs
+    arrays += -(-rows // tile_shape[0]) * -(-outputs // tile_shape[1])
+    weights += rows * outputs
+  return {"arrays": arrays, "weights": weights}

@@ -1,0 +1,114 @@
+"""Cost of every layer by the choices it depends on, for budgets.
+
+Axes: L layers (convolutions that a width vector sets, stem first), C choices of
+a layer, A of the layer before the previous one: C, or 1 where no product skips
+a layer.
+"""
+
+import numpy as np
+
+from hawis_jax import errors
+from hawis_jax.cost import model
+from hawis_jax.cost.geometry import Geometry
+from hawis_jax.cost.geometry import Layer
+
+
+def span(geometry: Geometry) -> int:
+  """The most layers that a product reaches back: 1 for a chain.
+
+  Raises:
+    InputError: a product reads no layer before its own, or reaches back more
+      than two.
+  """
+  longest = 1
+  for p in geometry.products:
+    if isinstance(p.inputs, Layer) and isinstance(p.outputs, Layer):
+      reach = p.outputs.index - p.inputs.index
+      if reach not in (1, 2):
+        raise errors.InputError(
+          f"product {p.name}: got inputs of layer {p.inputs.index} and outputs "
+          f"of layer {p.outputs.index}, allowed is to skip one layer at most"
+        )
+      longest = max(longest, reach)
+  return longest
+
+
+def tables(choices: np.ndarray, geometry: Geometry, kind: str) -> np.ndarray:
+  """Tabulates one kind of cost for all choices of up to three layers.
+
+  Args:
+    choices: int64 `[L, C]` widths.
+    geometry: of the network.
+    kind: one of `KINDS`.
+
+  Returns:
+    `[L, A, C, C]`, int64 for arrays and MACs, else float64. Entry [l, i, j, k]
+    is the cost of layer l when layer l - 2 takes choice i (layers without one:
+    any i), layer l - 1 choice j and layer l choice k. A product counts at the
+    later of its two layers; one of a fixed width at the layer of its other end;
+    one of two fixed widths at layer 0. A vector's cost is the sum of its L
+    entries, or their maximum where the kind is not additive.
+
+  Raises:
+    InputError: no such kind, or a product that skips more than one layer.
+  """
+  if kind not in model.KINDS:
+    raise errors.InputError(
+      f"cost: got {kind!r}, allowed are {', '.join(model.KINDS)}"
+    )
+  choices = np.asarray(choices, np.int64)
+  layers, count = choices.shape
+  back = count if span(geometry) == 2 else 1
+  dtype = np.int64 if kind in model.COUNTS else np.float64
+  table = np.zeros((layers, back, count, count), dtype)
+  constants = model.fixed(geometry)
+
+  def channels(end, layer):
+    """Widths along the axis of the end's layer."""
+    if not isinstance(end, Layer):
+      return np.int64(end)
+    shape = [1, 1, 1]
+    shape[2 - (layer - end.index)] = count
+    return choices[end.index].reshape(shape)
+
+  for index, product in enumerate(geometry.products):
+    costs, _ = model.product_costs(
+      channels(product.inputs, product.layer),
+      channels(product.outputs, product.layer),
+      model.Fixed(*(x[index] for x in constants)),
+      geometry.hardware,
+    )
+    part = model.KINDS[kind].of(costs)
+    entry = table[product.layer]
+    combine = np.add if model.KINDS[kind].additive else np.maximum
+    combine(entry, part, out=entry)
+  return table
+
+
+def is_chain(geometry: Geometry) -> bool:
+  """Whether no product skips a layer, as `pair_costs` needs it."""
+  return span(geometry) == 1
+
+
+def pair_costs(
+  choices: np.ndarray, geometry: Geometry, kind: str
+) -> np.ndarray:
+  """`tables` of a chain, without the axis of the layer before the previous.
+
+  Args:
+    choices: int64 `[L, C]` widths.
+    geometry: of the network; a chain (see `is_chain`).
+    kind: one of `KINDS`.
+
+  Returns:
+    `[L, C_in, C_out]`.
+
+  Raises:
+    InputError: the network is no chain.
+  """
+  if not is_chain(geometry):
+    raise errors.InputError(
+      "network: got projection shortcuts, allowed for a budget are networks "
+      "whose products all join adjacent layers"
+    )
+  return tables(choices, geometry, kind)[:, 0]

@@ -1,0 +1,322 @@
+"""Circuits around the arrays: energies, times and areas of one operation.
+
+A technology is one consistent set of numbers. Those of two sources differ up to
+twentyfold for the same circuit, so that a cost says little without its name.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import difflib
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+from hawis_jax import errors
+
+_MOST_BITS = 24  # of a converter whose formulas are checked
+
+
+@dataclasses.dataclass(frozen=True)
+class Technology:
+  """Energy, time and area of every circuit; SI units.
+
+  A converter of b bits has c_0 + c_1 b + c_2 b^2 + d 2^b of energy and area: a
+  SAR's logic grows with b, its capacitors with 2^b.
+
+  Attributes:
+    name: for reports.
+    read_time: that rows are driven at one read [s].
+    overlapped: sample-and-holds let the next read begin while a read's columns
+      are converted.
+    columns_per_converter: that take turns.
+    adc_energy: (c_0, c_1, c_2, d) of a conversion [J].
+    adc_area: (c_0, c_1, c_2, d) of a converter [m^2].
+    adc_time: (c_0, c_1) of a conversion, c_0 + c_1 b [s].
+    sense_energy: of a sense amplifier's decision [J].
+    sense_area: [m^2].
+    sense_time: [s].
+    load_voltage: from which a converter draws as much current as its columns
+      carry [V].
+    cell_area: [m^2].
+    driver_energy: of one driven row of one array at one read [J].
+    driver_area: of one row of one array [m^2].
+    hold_energy: of a column of one array at one read [J].
+    hold_area: of a column of one array [m^2].
+    add_energy: of adding one conversion to a partial sum [J].
+    add_area: of an adder, one a converter [m^2].
+    value_bits: of a result that is not binarised at once.
+    buffer_energy: of a bit written to or read from a buffer [J].
+    buffer_area: of a bit [m^2].
+    bus_energy: of a bit between a buffer, or a partial sum's adder, and an
+      array [J].
+    router_energy: of a bit from a layer to the next [J].
+    interconnect_area: share of one array in bus and router [m^2].
+    digital_energy: of what follows a product, one output [J]: scale, shift,
+      threshold, and an addition of the shortcut or for pooling.
+    digital_area: of such a unit, one for every `columns_per_converter` outputs
+      [m^2].
+  """
+
+  name: str
+  read_time: float
+  overlapped: bool
+  columns_per_converter: int
+  adc_energy: tuple[float, float, float, float]
+  adc_area: tuple[float, float, float, float]
+  adc_time: tuple[float, float]
+  sense_energy: float
+  sense_area: float
+  sense_time: float
+  load_voltage: float
+  cell_area: float
+  driver_energy: float
+  driver_area: float
+  hold_energy: float
+  hold_area: float
+  add_energy: float
+  add_area: float
+  value_bits: int
+  buffer_energy: float
+  buffer_area: float
+  bus_energy: float
+  router_energy: float
+  interconnect_area: float
+  digital_energy: float
+  digital_area: float
+
+  def convert_energy(self, bits: int) -> float:
+    """Energy of a conversion [J], without the columns' load."""
+    return _polynomial(self.adc_energy, bits)
+
+  def convert_time(self, bits: int) -> float:
+    """Time of a conversion [s]."""
+    return self.adc_time[0] + self.adc_time[1] * bits
+
+  def converter_area(self, bits: int) -> float:
+    """Area of a converter [m^2]."""
+    return _polynomial(self.adc_area, bits)
+
+
+def _polynomial(coefficients, bits):
+  c_0, c_1, c_2, exponential = coefficients
+  return c_0 + c_1 * bits + c_2 * bits**2 + exponential * 2**bits
+
+
+# Shafiee et al., ISCA 2016, Table I: a tile of 12 in-situ multiply-accumulate
+# units (IMAs) of 8 arrays of 128 x 128 cells at 32 nm, a read every 100 ns.
+_ISAAC_ARRAYS = 12 * 8
+_ISAAC_LINES = 8 * 128  # rows, or columns, of an IMA
+
+# Of 16-bit floating point at 45 nm: Horowitz, ISSCC 2014 (energies 1.1 and
+# 0.4 pJ) and Dally, NeurIPS 2015 tutorial (areas 1640 and 1360 um^2). One
+# multiplication and two additions.
+_FLOAT_ENERGY = 1.1e-12 + 2 * 0.4e-12
+_FLOAT_AREA = 1640e-12 + 2 * 1360e-12
+
+_ISAAC = Technology(
+  name="isaac_32nm",
+  # The cycle; arrays' outputs are sampled at its end and converted in the next.
+  read_time=100e-9,
+  overlapped=True,
+  # One ADC an array.
+  columns_per_converter=128,
+  # SAR of 1.2 GS/s: 0.79, 0.99, 1.20, 1.42, 1.67 pJ and 361, 477, 627, 845,
+  # 1200 um^2 at 4 to 8 bits, ISAAC's 8-bit converter (2 mW, 0.0096 mm^2 / 8)
+  # scaled to fewer bits as it does; fits to 0.01 pJ and 1 um^2. Fewer and more
+  # bits: extrapolated.
+  adc_energy=(0.0225e-12, 0.19e-12, 0.0, 0.0075e-12 / 2**4),
+  adc_area=(-1e-12, 82e-12, 0.0, 34e-12 / 2**4),
+  # 128 columns a cycle: 1.28 GS/s (its table says 1.2).
+  adc_time=(100e-9 / 128, 0.0),
+  # ISAAC has no sense amplifier: the fits' value at 1 bit.
+  sense_energy=0.2125e-12 + 2 * 0.0075e-12 / 2**4,
+  sense_area=81e-12 + 2 * 34e-12 / 2**4,
+  sense_time=100e-9 / 128,
+  # In its converter's power.
+  load_voltage=0.0,
+  # 0.0002 mm^2 / 8 arrays.
+  cell_area=0.0002e-6 / 8 / 128**2,
+  # 1-bit DACs of an IMA: 4 mW, 0.00017 mm^2.
+  driver_energy=4e-3 / _ISAAC_LINES * 100e-9,
+  driver_area=0.00017e-6 / _ISAAC_LINES,
+  # Sample-and-holds of an IMA: 10 uW, 0.00004 mm^2.
+  hold_energy=10e-6 / _ISAAC_LINES * 100e-9,
+  hold_area=0.00004e-6 / _ISAAC_LINES,
+  # 4 shift-and-adds an IMA, 0.2 mW and 0.00024 mm^2, each of two ADCs' results
+  # at 1.2 GS/s.
+  add_energy=0.05e-3 / 2.4e9,
+  add_area=0.00024e-6 / 4,
+  # Its activations'.
+  value_bits=16,
+  # eDRAM: 20.45 pJ an access of 256 bits; 64 KB in 0.083 mm^2.
+  buffer_energy=20.45e-12 / 256,
+  buffer_area=0.083e-6 / (64 * 1024 * 8),
+  # Bus of a tile: 7 mW, at a bit a row and read 0.057 pJ; 0.054 pJ as in the
+  # simulators that use ISAAC's numbers. Router: 20.74 pJ a flit of 256 bits.
+  bus_energy=0.054e-12,
+  router_energy=20.74e-12 / 256,
+  # Bus 0.090 mm^2 a tile, router 0.151 mm^2 of four tiles.
+  interconnect_area=(0.090e-6 + 0.151e-6 / 4) / _ISAAC_ARRAYS,
+  # Capacitance goes with the feature size, area with its square.
+  digital_energy=_FLOAT_ENERGY * 32 / 45,
+  digital_area=_FLOAT_AREA * (32 / 45) ** 2,
+)
+
+# Smallest gate of NeuroSim V1.4 at 22 nm, formula.cpp: 28 F x 2 (1 + 2.8) F.
+_GATE = 28 * 2 * 3.8 * 22e-9**2
+_SHRINK = 22 / 32
+
+_NEUROSIM = Technology(
+  name="neurosim_22nm",
+  # Param.cpp: readPulseWidth, numColMuxed; columns are read in turns, with no
+  # sample-and-hold.
+  read_time=10e-9,
+  overlapped=False,
+  columns_per_converter=8,
+  # SarADC.cpp, 22 nm LSTP: (0.538 b + 4.3753) uW for (b + 1) ns; areas are
+  # (269 + 209) + (109 + 73) (b - 1) gates.
+  adc_energy=(4.3753e-15, 4.9133e-15, 0.538e-15, 0.0),
+  adc_area=(296 * _GATE, 182 * _GATE, 0.0, 0.0),
+  adc_time=(1e-9, 1e-9),
+  # CurrentSenseAmp.cpp, 22 nm LSTP: 1.7 uW for 1 ns; 48 + 40 gates.
+  sense_energy=1.7e-15,
+  sense_area=88 * _GATE,
+  sense_time=1e-9,
+  # Both files: 0.072341 W ohm / R_column at 0.5 V, in proportion to the read
+  # voltage.
+  load_voltage=0.072341 / 0.5,
+  # 2 F x 2 F, F the 40 nm of its wires: a cell without a transistor.
+  cell_area=4 * 40e-9**2,
+  # NeuroSim lays out what follows gate by gate. Here: ISAAC's values, energy
+  # scaled with the feature size and area with its square.
+  driver_energy=_ISAAC.driver_energy * _SHRINK,
+  driver_area=_ISAAC.driver_area * _SHRINK**2,
+  hold_energy=0.0,
+  hold_area=0.0,
+  add_energy=_ISAAC.add_energy * _SHRINK,
+  add_area=_ISAAC.add_area * _SHRINK**2,
+  value_bits=16,
+  buffer_energy=_ISAAC.buffer_energy * _SHRINK,
+  buffer_area=_ISAAC.buffer_area * _SHRINK**2,
+  bus_energy=_ISAAC.bus_energy * _SHRINK,
+  router_energy=_ISAAC.router_energy * _SHRINK,
+  interconnect_area=_ISAAC.interconnect_area * _SHRINK**2,
+  digital_energy=_ISAAC.digital_energy * _SHRINK,
+  digital_area=_ISAAC.digital_area * _SHRINK**2,
+)
+
+TECHNOLOGIES = {preset.name: preset for preset in (_ISAAC, _NEUROSIM)}
+DEFAULT = _ISAAC
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Technology))
+_LENGTHS = {"adc_energy": 4, "adc_area": 4, "adc_time": 2}
+
+
+def technology(name: Any, field: str = "technology") -> Technology:
+  """Returns a named technology.
+
+  Raises:
+    InputError: there is none of this name; `field` is for the message.
+  """
+  if not isinstance(name, str) or name not in TECHNOLOGIES:
+    raise errors.InputError(
+      f"{field}: got {name!r}, allowed are {', '.join(TECHNOLOGIES)}"
+    )
+  return TECHNOLOGIES[name]
+
+
+def technology_from_json(path: str | os.PathLike) -> Technology:
+  """Reads a technology: {"field": value}, and "preset" to start from.
+
+  Without "preset" every field must be there, but for "name", which is the
+  file's stem by default.
+
+  Raises:
+    InputError: the file or a field of it is bad.
+  """
+  path = pathlib.Path(path)
+  try:
+    values = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    reason = getattr(error, "strerror", None) or error
+    raise errors.InputError(f"{path}: can't be read: {reason}") from error
+  if not isinstance(values, Mapping):
+    raise errors.InputError(
+      f"{path}: got a {type(values).__name__}, needed is an object of fields"
+    )
+  base = {"name": path.stem}
+  if "preset" in values:
+    preset = technology(values["preset"], f"{path}: preset")
+    base = dataclasses.asdict(preset) | base
+  for field in values:
+    if field not in (*_FIELDS, "preset"):
+      close = difflib.get_close_matches(str(field), _FIELDS, 1)
+      hint = f"; did you mean {close[0]!r}?" if close else ""
+      raise errors.InputError(
+        f"{path}: got {field!r}, allowed are {', '.join(_FIELDS)}{hint}"
+      )
+  values = base | {
+    field: tuple(value) if isinstance(value, list) else value
+    for field, value in values.items()
+    if field != "preset"
+  }
+  missing = [field for field in _FIELDS if field not in values]
+  if missing:
+    raise errors.InputError(
+      f"{path}: got no {', '.join(missing)}, needed is every field, or a preset"
+    )
+  return validate(Technology(**values), str(path))
+
+
+def validate(tech: Technology, name: str = "technology") -> Technology:
+  """Returns `tech` if its fields make sense together.
+
+  Raises:
+    InputError: names the field, what it got and what is allowed.
+  """
+
+  def fail(field, allowed):
+    got = getattr(tech, field)
+    raise errors.InputError(
+      f"{name}.{field}: got {got!r}, allowed is {allowed}"
+    )
+
+  for field in _FIELDS:
+    value = getattr(tech, field)
+    if field == "name":
+      if not isinstance(value, str) or not value:
+        fail(field, "a name")
+    elif field == "overlapped":
+      if type(value) is not bool:
+        fail(field, "True or False")
+    elif field in ("columns_per_converter", "value_bits"):
+      if type(value) is not int or not 1 <= value <= 2**16:
+        fail(field, "an integer from 1 to 65536")
+    elif field in _LENGTHS:
+      length = _LENGTHS[field]
+      if (
+        not isinstance(value, tuple)
+        or len(value) != length
+        or not all(map(_is_finite, value))
+      ):
+        fail(field, f"a tuple of {length} finite numbers")
+    elif not _is_finite(value) or value < 0:
+      fail(field, "a finite number of at least 0")
+  if tech.read_time == 0:
+    fail("read_time", "a time [s] above 0")
+  # Costs must not fall where a column outgrows the sense amplifier.
+  for field, sensed, converted in (
+    ("adc_energy", tech.sense_energy, tech.convert_energy),
+    ("adc_area", tech.sense_area, tech.converter_area),
+    ("adc_time", tech.sense_time, tech.convert_time),
+  ):
+    if any(converted(bits) < sensed for bits in range(1, _MOST_BITS + 1)):
+      fail(field, f"at least {sensed:g} of a sense amplifier at 1 bit or more")
+  return tech
+
+
+def _is_finite(x):
+  number = isinstance(x, int | float) and not isinstance(x, bool)
+  return number and abs(x) <= sys.float_info.max

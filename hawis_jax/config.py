@@ -363,12 +363,12 @@ def device(config: ml_collections.ConfigDict) -> crossbar.Device:
 
 def hardware(config: ml_collections.ConfigDict) -> cost.Hardware:
   """What the nets' cost depends on beside their widths, checked."""
-  space = config.space
-  return cost.hardware(
-    device(config),
-    cost.technology(space.technology, "config.space.technology"),
-    space.duplication,
-  )
+  name = config.space.technology
+  if name not in cost.TECHNOLOGIES and os.path.isfile(name):
+    technology = cost.technology_from_json(name)
+  else:
+    technology = cost.technology(name, "config.space.technology")
+  return cost.hardware(device(config), technology, config.space.duplication)
 
 
 def search_devices(config: ml_collections.ConfigDict) -> list[crossbar.Device]:

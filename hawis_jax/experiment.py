@@ -246,7 +246,7 @@ def _main_budget(experiment):
     return _amount(experiment, kind, search.budget, "config.search.budget")
   base = np.array(experiment.widths[nets.BASELINE])
   scaled = (base * search.budget_uniform).astype(np.int64)
-  return cost.of_kind(experiment.cost(scaled), kind)
+  return cost.KINDS[kind].of(experiment.cost(scaled))
 
 
 def _amount(experiment, kind, amount, name):
@@ -262,7 +262,7 @@ def _amount(experiment, kind, amount, name):
     raise errors.InputError(
       f"{name}: got {amount!r}, allowed are numbers and {', '.join(names)}"
     )
-  return cost.of_kind(experiment.cost(vector), kind)
+  return cost.KINDS[kind].of(experiment.cost(vector))
 
 
 def _check_budget(experiment, budget):
@@ -276,7 +276,7 @@ def _check_budget(experiment, budget):
   if budget != experiment.budgets[experiment.main_budget]:
     name = f"config.search.front = {search.front}"
   raise errors.InputError(
-    f"{name}: got {budget:g} {cost.UNITS[kind]}, allowed by "
+    f"{name}: got {budget:g} {cost.KINDS[kind].unit}, allowed by "
     f"config.space.choices is {cheapest:g} to {dearest:g}"
   )
 

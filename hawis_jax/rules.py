@@ -93,7 +93,9 @@ FIELDS = {
   "network.learned_thresholds": _FLAG,
   "network.compute": _one_of("float32", "bfloat16"),
   # The interval of a pipeline is that of its slowest layer: no sum.
-  "space.cost": _one_of(*(k for k in cost.KINDS if k != "interval")),
+  "space.cost": _one_of(
+    *(k for k, kind in cost.KINDS.items() if kind.additive)
+  ),
   "space.duplication": _integers(1, 2**16),
   "pretrain.steps": _integers(1),
   "pretrain.warmup_steps": _integers(0),

@@ -4,6 +4,7 @@ Axes: U updates, M methods, K budgets, P proposals, L layers.
 """
 
 from collections.abc import Callable
+import functools
 import json
 import pathlib
 
@@ -102,10 +103,10 @@ def _candidates(experiment, methods, context, state):
   for index, name in enumerate(config.methods):
     method, learnt = methods[index], state.methods[index]
 
-    def estimate(choices, method=method, learnt=learnt):
-      return np.asarray(method.estimate(learnt, context, choices))
-
     for window in range(len(experiment.budgets)):
+      estimate = method.estimate and functools.partial(
+        method.estimate, learnt, context, window
+      )
       choices = state.choices[:, index, window].reshape(-1, length)
       gain = gains[:, index, window].reshape(-1)
       if config.penalty:
@@ -117,12 +118,7 @@ def _candidates(experiment, methods, context, state):
             f"{experiment.budgets[window]:g}; needed is more, or 0: a hard one"
           )
         choices, gain = choices[inside], gain[inside]
-      best = best_vectors(
-        choices,
-        gain,
-        config.finalists,
-        estimate if method.estimate else None,
-      )
+      best = best_vectors(choices, gain, config.finalists, estimate)
       groups[name, window] = [
         (tuple(int(w) for w in table[np.arange(length), vector]), value)
         for vector, value in best
@@ -152,7 +148,7 @@ def best_vectors(
   unique, inverse = np.unique(choices, axis=0, return_inverse=True)
   inverse = inverse.reshape(-1)
   gain = np.bincount(inverse, gains) / (np.bincount(inverse) + 1)
-  value = estimate(unique) if estimate else gain
+  value = np.asarray(estimate(unique)) if estimate else gain
   order = np.argsort(-value, kind="stable")[:num]
   return [(unique[i], float(gain[i])) for i in order]
 

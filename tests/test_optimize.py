@@ -7,6 +7,7 @@ import optax
 import pytest
 from scipy import special
 
+from hawis_jax import budgets
 from hawis_jax import config as config_lib
 from hawis_jax import cost
 from hawis_jax import optimize
@@ -129,8 +130,8 @@ def test_sandwich_gradient_is_the_sum_of_its_nets():
 def test_sandwich_holds_the_extremes_and_spreads_in_cost():
   space = widths.width_space(((8, 16, 24), (16, 32, 48), (32, 64, 96)), 7)
   geometry = cost.cifar_geometry(8, (8, 8, 1), 8, 10, (64, 64))
-  costs = cost.pair_costs(space.table, geometry, "macs")
-  bands = widths.cost_bands(space, costs, 8)
+  costs = cost.tables(space.table, geometry, "macs")
+  bands = budgets.cost_bands(space, costs, 8)
   draw = jax.jit(
     jax.vmap(lambda key: pretrain.sample_widths(key, bands, space, 2))
   )
@@ -140,7 +141,7 @@ def test_sandwich_holds_the_extremes_and_spreads_in_cost():
   vectors = np.asarray(draw(keys), np.int64)
   assert (vectors[:, 0] == space.max_widths).all()
   assert (vectors[:, 1] == space.min_widths).all()
-  low, high = widths.cost_range(space, costs)
+  low, high = budgets.cost_range(space, costs)
   macs = cost.network_cost(vectors[:, 2:], geometry).macs
   share = ((macs - low) / (high - low)).ravel()
   counts, _ = np.histogram(share, bins=4, range=(0, 1))

@@ -144,7 +144,8 @@ def test_everything_runs_and_a_second_run_repeats_nothing(
   nets = json.loads((finished / "robustness" / "result.json").read_text())
   assert set(nets["nets"]) == {"found", "baseline_1x", "uniform"}
   assert nets["nets"]["found"]["widths"] == result["found"]
-  assert nets["nets"]["found"]["arrays"] <= result["budget"]
+  budget = result["budgets"][result["main_budget"]]
+  assert nets["nets"]["found"]["arrays"] <= budget
   for net in nets["nets"].values():
     assert f"{net['arrays']}" in page
     for sweep in net["sweeps"].values():
@@ -445,9 +446,12 @@ def test_mistakes_get_one_clear_line_before_anything_is_written(
 
 
 def test_every_other_choice_runs_to_the_end(run, tmp_path, capsys):
-  """MACs, cross-entropy signal, the super-net as teacher, chips' own BN."""
+  """MACs, two budgets, the super-net as teacher, chips' own BN..."""
   fields = {
     "space.cost": "macs",
+    "search.methods": "('ppo','evolution')",
+    "search.front": "(0.8,)",
+    "search.updates_per_call": 2,
     "search.signal": "cross_entropy",
     "train.loss": "supernet",
     "train.optimizer.name": "sgd",
@@ -462,8 +466,14 @@ def test_every_other_choice_runs_to_the_end(run, tmp_path, capsys):
   }
   assert run(tmp_path, **fields) == 0, capsys.readouterr().err
   result = json.loads((tmp_path / "search" / "result.json").read_text())
-  best = result["finalists"]["policy"][0]
-  assert 0.95 * result["budget"] * 0.99 <= best["macs"] <= result["budget"]
+  assert len(result["budgets"]) == 2 and result["main_budget"] == 1
+  for method in ("ppo", "evolution"):
+    for entry in result["finalists"][method]:
+      budget = result["budgets"][entry["budget"]]
+      assert 0.95 * budget * 0.99 <= entry["cost"]["macs"] <= budget
+  energy = [entry["energy_joule"] for entry in result["front"]]
+  score = [entry["score"] for entry in result["front"]]
+  assert energy == sorted(energy) and score == sorted(score)
   nets = json.loads((tmp_path / "robustness" / "result.json").read_text())
   assert list(nets["nets"]) == ["found"]
 

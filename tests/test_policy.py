@@ -1,34 +1,34 @@
 """The policy: feasibility, the uniform start, a planted optimum."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from scipy import stats
 
+from hawis_jax import budgets
 from hawis_jax import cost
 from hawis_jax import policy as policy_lib
 from hawis_jax import widths
 
 _SPACE = widths.width_space(((8, 24, 40), (16, 32, 72), (32, 64, 130)), 7)
 _GEOMETRY = cost.cifar_geometry(8, (8, 8, 1), 8, 10, (64, 64))
-_COSTS = cost.pair_costs(_SPACE.table, _GEOMETRY, "arrays")
+_COSTS = cost.tables(_SPACE.table, _GEOMETRY, "arrays")
+_WINDOWS = ((40, 46), (60, 70))
 
 
 @pytest.fixture(scope="module")
 def setup():
-  """(policy, params far from uniform, context, (low, high))."""
-  low, high = 40, 46
-  feasible = widths.feasible_set(_SPACE, _COSTS, low, high)
-  context = policy_lib.make_context(_SPACE, feasible, _GEOMETRY.positions, 0.5)
+  """(policy, params far from uniform, context)."""
+  feasible = budgets.feasible_set(_SPACE, _COSTS, _WINDOWS)
+  context = policy_lib.make_context(
+    _SPACE, feasible, _GEOMETRY.positions, (0.4, 0.6)
+  )
   policy = policy_lib.Policy(3, 64)
   params = jax.jit(policy_lib.init, static_argnums=1)(
     jax.random.key(0), policy, context
   )
-  return policy, params, context, (low, high)
+  return policy, params, context
 
 
 def _arrays(context, choices):
@@ -49,37 +49,68 @@ def _scrambled(params, scale):
   )
 
 
-def test_every_proposal_is_within_the_budget(setup):
+_propose = jax.jit(policy_lib.propose, static_argnums=1)
+
+
+def test_every_proposal_is_within_its_budget(setup):
   """Whatever the parameters, even absurd ones."""
-  policy, params, context, (low, high) = setup
-  propose = jax.jit(policy_lib.propose, static_argnums=(1, 4))
+  policy, params, context = setup
   for scale in (0, 1, 30):
-    proposals = propose(
-      jax.random.key(scale), policy, _scrambled(params, scale), context, 256
+    proposals = _propose(
+      jax.random.key(scale),
+      policy,
+      _scrambled(params, scale),
+      context,
+      jnp.repeat(jnp.arange(2), 128),
     )
-    arrays = _arrays(context, proposals.choices)
-    assert arrays.min() >= low and arrays.max() <= high
+    arrays = _arrays(context, proposals.choices).reshape(2, 128)
+    for found, (low, high) in zip(arrays, _WINDOWS, strict=True):
+      assert found.min() >= low and found.max() <= high
     assert np.isfinite(proposals.log_probs).all()
     assert np.isfinite(proposals.entropies).all()
 
 
 def test_a_fresh_policy_is_the_uniform_sampler(setup):
-  policy, params, context, _ = setup
-  propose = jax.jit(policy_lib.propose, static_argnums=(1, 4))
-  proposals = propose(jax.random.key(5), policy, params, context, 512)
-  total = np.asarray(proposals.log_probs).sum(1)
-  first = np.exp(np.asarray(context.feasible.log_counts(0, 0, 0), np.float64))
-  np.testing.assert_allclose(total, -np.log(first.sum()), rtol=1e-4)
+  policy, params, context = setup
+  windows = jnp.repeat(jnp.arange(2), 256)
+  proposals = _propose(jax.random.key(5), policy, params, context, windows)
+  total = np.asarray(proposals.log_probs).sum(1).reshape(2, 256)
+  for window in range(2):
+    counts = context.feasible.log_counts(window, context.feasible.start())
+    first = np.exp(np.asarray(counts, np.float64))
+    np.testing.assert_allclose(total[window], -np.log(first.sum()), rtol=1e-4)
+
+
+def test_it_sees_the_budget(setup):
+  """The same beginning, another budget: other logits."""
+  policy, params, context = setup
+  params = _scrambled(params, 0.5)
+  # All choices of the first layer are possible in both windows.
+  first = [
+    policy_lib.evaluate(
+      policy,
+      params,
+      context,
+      jnp.array([window]),
+      jax.vmap(context.feasible.sample, (0, None))(
+        jax.random.split(jax.random.key(0), 1), window
+      )
+      .at[:, 0]
+      .set(1),
+    ).log_probs[0, 0]
+    for window in (0, 1)
+  ]
+  assert abs(first[0] - first[1]) > 1e-3
 
 
 def test_log_probabilities_are_those_of_the_draws(setup):
   """`evaluate` repeats `propose`; frequencies follow the probabilities."""
-  policy, params, context, _ = setup
+  policy, params, context = setup
   params = _scrambled(params, 0.5)
-  propose = jax.jit(policy_lib.propose, static_argnums=(1, 4))
-  proposals = propose(jax.random.key(6), policy, params, context, 4096)
+  windows = jnp.zeros(4096, jnp.int32)
+  proposals = _propose(jax.random.key(6), policy, params, context, windows)
   again = jax.jit(policy_lib.evaluate, static_argnums=0)(
-    policy, params, context, proposals.choices
+    policy, params, context, windows, proposals.choices
   )
   np.testing.assert_allclose(again.log_probs, proposals.log_probs, atol=1e-4)
   first = np.asarray(proposals.choices)[:, 0]
@@ -100,48 +131,3 @@ def test_rank_advantages():
   np.testing.assert_allclose(got, expected, atol=1e-6)
   equal = policy_lib.rank_advantages(jnp.ones(8))
   np.testing.assert_array_equal(equal, jnp.zeros(8))
-
-
-def test_policy_finds_a_planted_optimum(setup):
-  """A reward with a known best vector: found, and beyond what random finds."""
-  policy, params, context, _ = setup
-  target = context.feasible.sample(
-    jax.random.key(np.random.default_rng().integers(2**31))
-  )
-  optimizer = optax.adam(1e-2)
-
-  def reward(choices):
-    return -jnp.abs(choices - target[None]).sum(-1)
-
-  @jax.jit
-  def update(carry, inputs):
-    key, entropy = inputs
-    params, opt_state = carry
-    proposals = policy_lib.propose(key, policy, params, context, 64)
-    rewards = reward(proposals.choices)
-    loss = functools.partial(
-      policy_lib.ppo_loss,
-      policy=policy,
-      context=context,
-      proposals=proposals,
-      advantages=policy_lib.rank_advantages(rewards),
-      hyper=policy_lib.PPOConfig(0.2, entropy),
-    )
-
-    def epoch(carry, _):
-      params, opt_state = carry
-      updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
-      return (optax.apply_updates(params, updates), opt_state), None
-
-    carry, _ = jax.lax.scan(epoch, (params, opt_state), length=4)
-    return carry, rewards.mean()
-
-  carry = params, optimizer.init(params)
-  keys = jax.random.split(jax.random.key(1), 80)
-  entropies = jnp.linspace(0.05, 0.001, 80)
-  _, means = jax.lax.scan(update, carry, (keys, entropies))
-  random = jax.vmap(context.feasible.sample)(
-    jax.random.split(jax.random.key(2), 80 * 64)
-  )
-  assert means[-5:].mean() > jnp.quantile(reward(random), 0.95)
-  assert means[-5:].mean() > -0.9  # nearly every proposal is the target

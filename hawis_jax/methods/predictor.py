@@ -1,11 +1,11 @@
 """Predictor-guided proposals: Thompson sampling from a Bayesian regression.
 
 Scores of one update share their chips, and chips differ from one to the next.
-So the regression is within updates: features and signals less their mean of the
-update (the exact elimination of an offset an update). Accuracy is smooth in the
+So the regression is within updates and budgets: features and signals less their
+means (the exact elimination of an offset each). Accuracy is smooth in the
 widths, so features are few: of each layer the logarithm of its width, its
-square, and its product with that of the layer before. The state is a fixed set
-of sums, however many scores there are.
+square, its product with that of the layer before, and with the logarithm of the
+budget. The state is a fixed set of sums, however many scores there are.
 
 Axes: K budgets, P proposals for each, N vectors, L layers, F features.
 """
@@ -33,7 +33,7 @@ class State:
     gram: `[F, F]`, sum of outer products of centred features.
     moment: `[F]`, of centred features times signals.
     square: of centred signals.
-    count: of observations, less one an update.
+    count: of observations, less one an update and budget.
     elite: int32 `[K, E, L]`.
   """
 
@@ -58,7 +58,7 @@ def predictor(config: ml_collections.ConfigDict, stages: int) -> base.Method:
     keys = jax.random.split(key, (len(windows), _ELITE))
     draw = jax.vmap(context.feasible.sample, (0, None))
     elite = jax.vmap(draw)(keys, windows)
-    size = _features(context, elite[0]).shape[-1]
+    size = _features(context, elite).shape[-1]
     return State(
       gram=jnp.zeros((size, size)),
       moment=jnp.zeros(size),
@@ -84,15 +84,15 @@ def predictor(config: ml_collections.ConfigDict, stages: int) -> base.Method:
 
   def learn(key, state, context, step, notes, choices, gains):
     del step, notes
-    features = _features(context, choices.reshape(-1, choices.shape[-1]))
-    signals = gains.reshape(-1)
-    features = features - features.mean(0, keepdims=True)
-    signals = signals - signals.mean()
+    features = _features(context, choices)
+    features = features - features.mean(1, keepdims=True)
+    features = features.reshape(-1, features.shape[-1])
+    signals = (gains - gains.mean(1, keepdims=True)).reshape(-1)
     state = state.replace(
       gram=state.gram + features.T @ features,
       moment=state.moment + features.T @ signals,
       square=state.square + (signals**2).sum(),
-      count=state.count + len(signals) - 1,
+      count=state.count + len(signals) - len(gains),
     )
     mean, _, noise = _posterior(state)
     pool = jnp.concatenate(
@@ -103,14 +103,16 @@ def predictor(config: ml_collections.ConfigDict, stages: int) -> base.Method:
     elite = jnp.take_along_axis(pool, best[..., None], 1)
     return state.replace(elite=elite), {"noise": jnp.sqrt(noise)}
 
-  def estimate(state, context, choices):
-    return _features(context, choices) @ _posterior(state)[0]
+  def estimate(state, context, window, choices):
+    every = (context.feasible.windows, *choices.shape)
+    features = _features(context, jnp.broadcast_to(choices[None], every))
+    return features[window] @ _posterior(state)[0]
 
   return base.Method(init, propose, learn, estimate)
 
 
 def _features(context: policy_lib.Context, choices: chex.Array) -> chex.Array:
-  """`[..., L]` -> `[..., F]`, each about of unit size."""
+  """Choices of each budget `[K, N, L]` -> `[K, N, F]`, about of unit size."""
   logs = jnp.log(context.widths.astype(jnp.float32))
   valid = context.valid
   count = valid.sum(1, keepdims=True)
@@ -119,7 +121,12 @@ def _features(context: policy_lib.Context, choices: chex.Array) -> chex.Array:
   size = jnp.sqrt((centred**2).sum(1, keepdims=True) / count)
   scaled = centred / jnp.maximum(size, 1e-6)
   z = scaled[jnp.arange(len(scaled)), choices]
-  return jnp.concatenate([z, z**2, z[..., :-1] * z[..., 1:]], -1)
+  share = jnp.log(context.budget_share)
+  share = share - share.mean()
+  share = share / jnp.maximum(jnp.abs(share).max(), 1e-6)
+  return jnp.concatenate(
+    [z, z**2, z[..., :-1] * z[..., 1:], z * share[:, None, None]], -1
+  )
 
 
 def _posterior(state):

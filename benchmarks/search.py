@@ -1,0 +1,284 @@
+"""Search methods against each other, at equal numbers of evaluations.
+
+python benchmarks/search.py --seeds 32   # on the stored table of 1,024 nets
+python benchmarks/search.py --runs runs/search_benchmark   # of searches made
+
+On the table (see exhaustive.py) every net's robust accuracy is known from its
+own training, so regret is exact: the best net's score less that of the net a
+method would hand over after n evaluations, that is, the best on 16 chips of its
+4 finalists. Scores that a search sees are of 4 chips a scenario, drawn anew for
+every update from those 16; the truth is of 16 others. Mean over seeds with the
+95 % t-interval, and the two-sided Mann-Whitney p against random search.
+
+Of searches (configs/search_benchmark.py, one work directory a seed) it prints
+what they found: robust score on fresh chips of each method's best finalist, and
+hypervolume of its finalists over all budgets, in robust score and energy.
+"""
+
+import argparse
+import functools
+import pathlib
+
+from hawis_jax import backend
+
+backend.configure()
+
+# ruff: noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from hawis_jax import budgets
+from hawis_jax import config as config_lib
+from hawis_jax import cost
+from hawis_jax import files
+from hawis_jax import finalists
+from hawis_jax import methods as methods_lib
+from hawis_jax import policy as policy_lib
+from hawis_jax import scoring
+from hawis_jax import widths as widths_lib
+
+TABLE = pathlib.Path(__file__).parent / "data" / "digits_1024.npz"
+_SEEN = 16  # chips a scenario that searches draw theirs from
+_FINALISTS = 4
+_BASELINE = "random"
+
+
+class Problem:
+  """The table as a search problem.
+
+  Attributes:
+    context: of the methods, one budget.
+    accuracy: float32 `[scenarios, chips, nets]`, nets in the order of choices.
+    sizes: choices of each layer, `[L]`.
+  """
+
+  def __init__(self, path: pathlib.Path, quantile: float):
+    with np.load(path) as table:
+      widths = table["widths"].astype(np.int64)
+      accuracy = table["accuracy"].astype(np.float32)
+    self.space = widths_lib.WidthSpace(
+      tuple(tuple(int(w) for w in np.unique(column)) for column in widths.T)
+    )
+    self.sizes = np.array([len(c) for c in self.space.choices])
+    order = np.argsort(self._place(self.space.choices_of(widths)))
+    if accuracy.ndim == 4:  # of several training seeds: the first
+      accuracy = accuracy[:, 0]
+    self.accuracy = np.moveaxis(accuracy[order], 0, -1)
+    geometry = cost.cifar_geometry(8, (8, 8, 1), 8, 10, (64, 64))
+    costs = cost.tables(self.space.table, geometry, "macs")
+    every = self.space.choices_of(widths[order])
+    macs = budgets.vector_cost(costs, every)
+    budget = float(np.quantile(macs, quantile))
+    feasible = budgets.feasible_set(self.space, costs, [(0.8 * budget, budget)])
+    self.context = policy_lib.make_context(
+      self.space, feasible, geometry.positions, [budget / macs.max()]
+    )
+    self.inside = np.asarray(feasible.contains(0, jnp.asarray(every)))
+    self.truth = self.scores(self.accuracy[:, _SEEN:])
+    self.known = self.scores(self.accuracy[:, :_SEEN])
+
+  def _place(self, choices):
+    """Index of vectors `[..., L]` in the order of choices."""
+    strides = np.cumprod([1, *self.sizes[:0:-1]])[::-1]
+    return (choices * strides).sum(-1)
+
+  def place(self, choices):
+    """The same, traced."""
+    strides = np.cumprod([1, *self.sizes[:0:-1]])[::-1]
+    return (choices * jnp.asarray(strides.copy(), jnp.int32)).sum(-1)
+
+  def scores(self, accuracy):
+    """Robust scores `[nets]` of some chips."""
+    flat = jnp.asarray(accuracy.reshape(-1, accuracy.shape[-1]))
+    return np.asarray(scoring.robust_score(flat, len(accuracy), 0.5))
+
+
+def _config(options):
+  config = config_lib.default().search
+  config.proposals = options.proposals
+  config.updates = -(-max(options.evaluations) // options.proposals)
+  config.population = min(config.population, max(options.evaluations) // 4)
+  config.tournament = max(2, config.population // 4)
+  return config
+
+
+def _search(problem, name, config):
+  """Returns a compiled (key) -> (choices, gains, states) of all updates."""
+  method = methods_lib.build(name, config, 3)
+  context, chips = problem.context, config.chips
+
+  @jax.jit
+  def run(key, accuracy):
+    key, init_key, reference_key = jax.random.split(key, 3)
+    keys = jax.random.split(reference_key, config.references)
+    references = jax.vmap(context.feasible.sample)(keys)
+
+    def update(state, step):
+      propose, learn, chip_key = jax.random.split(
+        jax.random.fold_in(key, step), 3
+      )
+      choices, notes = method.propose(propose, state, context, step)
+      drawn = jax.random.choice(chip_key, _SEEN, (chips,), replace=False)
+      seen = accuracy[:, drawn]
+
+      def score(vectors):
+        values = seen[:, :, problem.place(vectors)]
+        flat = values.reshape(len(accuracy) * chips, -1)
+        mixed = scoring.robust_score(flat, len(accuracy), config.cvar_weight)
+        return mixed.reshape(vectors.shape[:-1])
+
+      gains = score(choices) - score(references).mean()
+      state, _ = method.learn(
+        learn, state, context, step, notes, choices, gains
+      )
+      return state, (choices[0], gains[0], state)
+
+    state = method.init(init_key, context)
+    return jax.lax.scan(update, state, jnp.arange(config.updates))[1]
+
+  return method, run
+
+
+def _regret(problem, method, outcome, updates):
+  """Regret of what a method hands over after some updates."""
+  choices, gains, states = outcome
+  choices = np.asarray(choices[:updates]).reshape(-1, len(problem.sizes))
+  gains = np.asarray(gains[:updates]).reshape(-1)
+  estimate = None
+  if method.estimate:
+    state = jax.tree.map(lambda x: x[updates - 1], states)
+    estimate = functools.partial(method.estimate, state, problem.context, 0)
+
+  best = finalists.best_vectors(choices, gains, _FINALISTS, estimate)
+  places = [int(problem._place(vector)) for vector, _ in best]
+  handed_over = max(places, key=lambda place: problem.known[place])
+  return problem.truth[problem.inside].max() - problem.truth[handed_over]
+
+
+def on_table(options):
+  """Prints regret after numbers of evaluations."""
+  problem, config = Problem(options.table, options.quantile), _config(options)
+  truth = problem.truth[problem.inside]
+  print(
+    f"{problem.inside.sum()} of {len(problem.inside)} nets within the budget; "
+    f"robust score {truth.min():.4f} to {truth.max():.4f}, median "
+    f"{np.median(truth):.4f}; {options.seeds} seeds, {config.proposals} "
+    f"proposals an update, {config.chips} chips a scenario"
+  )
+  regrets = {}
+  for name in options.methods:
+    method, run = _search(problem, name, config)
+    regrets[name] = np.empty((len(options.evaluations), options.seeds))
+    for seed in range(options.seeds):
+      outcome = run(jax.random.key(seed), jnp.asarray(problem.accuracy))
+      for row, evaluations in enumerate(options.evaluations):
+        updates = evaluations // config.proposals
+        regrets[name][row, seed] = _regret(problem, method, outcome, updates)
+  head = "".join(f"{n:>22}" for n in options.evaluations)
+  print(f"regret, points of accuracy, after evaluations\n{'':12}{head}")
+  for name, values in regrets.items():
+    cells = ""
+    for row in range(len(options.evaluations)):
+      mean, half = _interval(100 * values[row])
+      p = _p_value(values[row], regrets.get(_BASELINE, [values[row]])[row])
+      cells += f"{mean:7.2f} +- {half:4.2f} p {p:5.3f}"
+    print(f"{name:12}{cells}")
+
+
+def _interval(values):
+  """(mean, half-width of its 95 % t-interval)."""
+  half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+  return values.mean(), half
+
+
+def _p_value(values, baseline):
+  if np.array_equal(values, baseline):
+    return 1.0
+  return stats.mannwhitneyu(values, baseline).pvalue
+
+
+def of_runs(folders):
+  """Prints what finished searches found, one folder a seed."""
+  results = [files.read_json(f / "search" / "result.json") for f in folders]
+  names = list(results[0]["finalists"])
+  main = results[0]["main_budget"]
+  best = {
+    name: np.array(
+      [
+        max(
+          (e["score"] for e in r["finalists"][name] if e["budget"] == main),
+          default=np.nan,
+        )
+        for r in results
+      ]
+    )
+    for name in names
+  }
+  volume = {
+    name: np.array([_hypervolume(r, name) for r in results]) for name in names
+  }
+  print(
+    f"{len(results)} seeds, {results[0]['evaluations']} evaluations a method "
+    f"and budget; budgets of {results[0]['cost']}, {results[0]['technology']}"
+  )
+  print(
+    f"{'':12}{'best robust score, %':>24}{'- random':>18}{'p':>7}"
+    f"{'hypervolume, %':>20}{'p':>7}"
+  )
+  for name in names:
+    mean, half = _interval(100 * best[name])
+    gain, gain_half = _interval(100 * (best[name] - best[_BASELINE]))
+    space, space_half = _interval(100 * volume[name])
+    print(
+      f"{name:12}{mean:15.2f} +- {half:4.2f}{gain:+11.2f} +- {gain_half:4.2f}"
+      f"{_p_value(best[name], best[_BASELINE]):7.3f}"
+      f"{space:12.2f} +- {space_half:4.2f}"
+      f"{_p_value(volume[name], volume[_BASELINE]):7.3f}"
+    )
+
+
+def _hypervolume(result, name):
+  """Share of scores and energies that a method's finalists dominate."""
+  dearest = max(
+    e["cost"]["energy_joule"] for es in result["finalists"].values() for e in es
+  )
+  points = finalists.front({name: result["finalists"][name]})
+  area, score = 0.0, 0.0
+  for point in points:
+    width = 1 - point["energy_joule"] / dearest
+    area += width * (point["score"] - score)
+    score = point["score"]
+  return area
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--table", type=pathlib.Path, default=TABLE)
+  parser.add_argument("--seeds", type=int, default=32)
+  parser.add_argument("--proposals", type=int, default=10)
+  parser.add_argument("--quantile", type=float, default=0.6)
+  parser.add_argument(
+    "--evaluations", type=int, nargs="+", default=[50, 100, 200]
+  )
+  parser.add_argument(
+    "--methods", nargs="+", default=["random", *methods_lib.NAMES]
+  )
+  parser.add_argument("--runs", type=pathlib.Path)
+  options = parser.parse_args()
+  options.methods = list(dict.fromkeys(options.methods))
+  if options.runs:
+    of_runs(
+      sorted(
+        p.parent.parent
+        for p in options.runs.rglob("result.json")
+        if p.parent.name == "search"
+      )
+    )
+  else:
+    on_table(options)
+
+
+if __name__ == "__main__":
+  main()

@@ -256,14 +256,8 @@ def test_power_of_an_isaac_tile():
   voltage = 0.1
   # 0.3 mW an array.
   mean = 0.3e-3 / (voltage**2 * 128 * 128)
-  hardware = cost.Hardware(
-    (128, 128),
-    1.9 * mean,
-    0.1 * mean,
-    voltage,
-    8,
-    cost.technology("isaac_32nm"),
-  )
+  tech = cost.technology("isaac_32nm")
+  hardware = cost.Hardware((128, 128), 1.9 * mean, 0.1 * mean, voltage, 8, tech)
   geometry = _one(48 * 128, 1, 1, False, hardware)
   widths = np.array([128])
   assert cost.network_cost(widths, geometry).arrays == 48

@@ -45,8 +45,8 @@ def main():
   fast = _VECTORS / _seconds(lambda: compiled(inputs), _ROUNDS)
   plain = _VECTORS / _seconds(lambda: _costs(vectors), 1)
   print(
-    f"jax {jax.__version__}, {jax.devices()[0].device_kind}: {fast:.3g} vectors "
-    f"a second, {fast / plain:.0f} times NumPy's {plain:.3g}"
+    f"jax {jax.__version__}, {jax.devices()[0].device_kind}: {fast:.3g} "
+    f"vectors a second, {fast / plain:.0f} times NumPy's {plain:.3g}"
   )
 
 

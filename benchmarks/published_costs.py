@@ -32,9 +32,14 @@ def _geometry(family, hardware):
   return cost.imagenet_geometry(family, 224, 32, 1000, hardware)
 
 
+def _three(x):
+  """Three digits, without an exponent."""
+  return f"{float(f'{x:.3g}'):,.10g}"
+
+
 def _table():
   print(
-    "| technology | device | net | uJ | of it arrays | ms | images/s | mm² |\n"
+    "| technology | device | net | µJ | of it arrays | ms | images/s | mm² |\n"
     "|---|---|---|---|---|---|---|---|"
   )
   for name, tech in cost.TECHNOLOGIES.items():
@@ -45,8 +50,9 @@ def _table():
         vector = np.array(widths.PRESETS[net])
         total = cost.network_cost(vector, geometry)
         array = cost.components(vector, geometry)["array"].energy_joule
+        energy = _three(1e6 * total.energy_joule)
         print(
-          f"| `{name}` | `{device}` | {net} | {1e6 * total.energy_joule:,.3g} "
+          f"| `{name}` | `{device}` | {net} | {energy} "
           f"| {array / total.energy_joule:.1%} "
           f"| {1e3 * total.latency_second:.2f} "
           f"| {1 / total.interval_second:,.0f} | {1e6 * total.area_m2:.3g} |"

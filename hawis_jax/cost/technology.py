@@ -190,8 +190,9 @@ _NEUROSIM = Technology(
   # 2 F x 2 F, F the 40 nm of its wires: a cell without a transistor.
   cell_area=4 * 40e-9**2,
   # NeuroSim lays out what follows gate by gate. Here: ISAAC's values, energy
-  # scaled with the feature size and area with its square.
-  driver_energy=_ISAAC.driver_energy * _SHRINK,
+  # scaled with the feature size and area with its square; of a driver its
+  # power, for the shorter read.
+  driver_energy=_ISAAC.driver_energy * _SHRINK * 10e-9 / 100e-9,
   driver_area=_ISAAC.driver_area * _SHRINK**2,
   hold_energy=0.0,
   hold_area=0.0,

@@ -12,7 +12,6 @@ import functools
 from typing import NamedTuple
 
 import chex
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,14 +94,6 @@ class Amount(NamedTuple):
 
   energy_joule: chex.Numeric
   area_m2: chex.Numeric
-
-
-class Utilisation(NamedTuple):
-  """Used shares of a product's arrays, `[..., P]`: rows, columns, cells."""
-
-  rows: chex.Numeric
-  columns: chex.Numeric
-  cells: chex.Numeric
 
 
 def product_costs(
@@ -270,52 +261,3 @@ def components(widths: chex.Array, geometry: Geometry) -> dict[str, Amount]:
     name: Amount(*map(sum, zip(*(part[name] for part in parts), strict=True)))
     for name in COMPONENTS
   }
-
-
-def utilisation(widths: chex.Array, geometry: Geometry) -> Utilisation:
-  """Used shares of every product's arrays; their names are `geometry.names`.
-
-  Args:
-    widths: int `[..., L]`, leading axes allowed.
-    geometry: of the network.
-  """
-  widths = np.asarray(widths, np.int64)
-
-  def share(ends, taps, size):
-    used = np.stack(
-      [
-        (widths[..., end.index] if isinstance(end, Layer) else end)
-        * np.full(widths.shape[:-1], tap)
-        for end, tap in zip(ends, taps, strict=True)
-      ],
-      axis=-1,
-    )
-    return used / (-(-used // size) * size)
-
-  products = geometry.products
-  rows = share(
-    [p.inputs for p in products],
-    [p.taps for p in products],
-    geometry.tile_shape[0],
-  )
-  columns = share(
-    [p.outputs for p in products], [1] * len(products), geometry.tile_shape[1]
-  )
-  return Utilisation(rows, columns, rows * columns)
-
-
-def stored_weights(params: dict, tile_shape: tuple[int, int]) -> dict[str, int]:
-  """`arrays` and `weights` of any net's kernels, one pair of cells a weight.
-
-  Args:
-    params: of a network, with its `kernel`s.
-    tile_shape: cells of one array (rows, columns).
-  """
-  flat = traverse_util.flatten_dict(params)
-  shapes = [leaf.shape for path, leaf in flat.items() if path[-1] == "kernel"]
-  arrays = weights = 0
-  for *taps, inputs, outputs in shapes:
-    rows = int(np.prod(taps)) * inputs
-    arrays += -(-rows // tile_shape[0]) * -(-outputs // tile_shape[1])
-    weights += rows * outputs
-  return {"arrays": arrays, "weights": weights}

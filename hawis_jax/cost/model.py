@@ -232,8 +232,8 @@ def network_cost(widths: chex.Array, geometry: Geometry) -> Cost:
 
   Args:
     widths: int `[..., L]`, leading axes allowed. NumPy gives exact integers of
-      `COUNTS` and float64; JAX arrays give float32, MACs too, which int32 could
-      not hold.
+      `COUNTS` and float64 of the rest; JAX arrays give int32 arrays and
+      weights, and float32 of the rest, MACs too, which int32 could not hold.
     geometry: of the network.
 
   Returns:

@@ -4,6 +4,9 @@ A network is a list of matrix products, and each costs what its own and its
 input's width say: `tables` tabulates that completely, for budgets.
 """
 
+from hawis_jax.cost.arrays import stored_weights
+from hawis_jax.cost.arrays import Utilisation
+from hawis_jax.cost.arrays import utilisation
 from hawis_jax.cost.geometry import cifar_geometry
 from hawis_jax.cost.geometry import Geometry
 from hawis_jax.cost.geometry import imagenet_geometry
@@ -20,9 +23,6 @@ from hawis_jax.cost.model import Kind
 from hawis_jax.cost.model import KINDS
 from hawis_jax.cost.model import layer_costs
 from hawis_jax.cost.model import network_cost
-from hawis_jax.cost.model import stored_weights
-from hawis_jax.cost.model import Utilisation
-from hawis_jax.cost.model import utilisation
 from hawis_jax.cost.tables import is_chain
 from hawis_jax.cost.tables import pair_costs
 from hawis_jax.cost.tables import tables

@@ -61,6 +61,21 @@ class Hardware:
       return self.adc_bits
     return self.tile_shape[0].bit_length()  # ceil(log2(R + 1))
 
+  def may_sense(self, binarized: bool) -> bool:
+    """Whether a sense amplifier may read a column that fits one tile.
+
+    As the device says, or, where it has ideal converters, if the result is only
+    compared with a threshold.
+    """
+    return self.adc_bits == 1 or (self.adc_bits == 0 and binarized)
+
+  def copies(self, layer: int, positions: int) -> int:
+    """Copies of a product's arrays; more than its positions would idle."""
+    copies = self.duplication
+    if isinstance(copies, tuple):
+      copies = copies[layer]
+    return min(copies, positions)
+
 
 def hardware(
   device: crossbar.Device,

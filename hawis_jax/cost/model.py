@@ -8,16 +8,17 @@ Axes: L layers (convolutions that a width vector sets, stem first), P matrix
 products (more than L: head and shortcuts).
 """
 
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import chex
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hawis_jax.cost.geometry import Geometry
 from hawis_jax.cost.geometry import Layer
+from hawis_jax.cost.geometry import Product
 from hawis_jax.cost.hardware import Hardware
 
 
@@ -95,85 +96,49 @@ class Amount(NamedTuple):
   area_m2: chex.Numeric
 
 
-class Utilisation(NamedTuple):
-  """Used shares of a product's arrays, `[..., P]`: rows, columns, cells."""
-
-  rows: chex.Numeric
-  columns: chex.Numeric
-  cells: chex.Numeric
-
-
-class Fixed(NamedTuple):
-  """What is known of products before their widths; arrays of one shape."""
-
-  taps: Any
-  positions: Any
-  binarized: Any
-  copies: Any
-
-
-def fixed(geometry: Geometry) -> Fixed:
-  """The products' constants, NumPy `[P]`."""
-  copies = geometry.hardware.duplication
-  if not isinstance(copies, tuple):
-    copies = (copies,) * len(geometry.positions)
-  return Fixed(
-    *map(
-      np.array,
-      zip(
-        *(
-          # More copies than positions would idle.
-          (p.taps, p.positions, p.binarized, min(copies[p.layer], p.positions))
-          for p in geometry.products
-        ),
-        strict=True,
-      ),
-    )
-  )
-
-
 def product_costs(
-  inputs: chex.Array, outputs: chex.Array, constants: Fixed, hardware: Hardware
+  inputs: chex.Array, outputs: chex.Array, product: Product, hardware: Hardware
 ) -> tuple[Cost, dict[str, Amount]]:
-  """Cost of products, and its components; all arguments broadcast.
+  """Cost of one product at many widths, and its components.
 
   Args:
-    inputs: channels read.
+    inputs: channels read; integer array, broadcast with `outputs`.
     outputs: channels made.
-    constants: of the products.
-    hardware: that computes them.
+    product: its widths are not read.
+    hardware: that computes it.
   """
   xp = jnp if isinstance(inputs, jax.Array) else np
   tech, (tile_rows, tile_columns) = hardware.technology, hardware.tile_shape
   bits, mux = hardware.converter_bits, tech.columns_per_converter
   converters = -(-tile_columns // mux)  # of a pair of arrays
-  on, off = hardware.g_on, hardware.g_off
+  on, off, voltage = hardware.g_on, hardware.g_off, hardware.read_voltage
+  positions = product.positions
+  copies = hardware.copies(product.layer, positions)
 
-  rows = inputs * constants.taps
+  rows = inputs * product.taps
   row_tiles = (rows + (tile_rows - 1)) // tile_rows
   column_tiles = (outputs + (tile_columns - 1)) // tile_columns
   arrays = row_tiles * column_tiles
   weights = rows * outputs
-  # Signs of partial sums don't add up: one tile, or converters of values.
-  sensed = (row_tiles == 1) & (constants.binarized | (hardware.adc_bits == 1))
+  # Signs of partial sums don't add up: only where a column fits one tile.
+  sensed = (row_tiles == 1) & hardware.may_sense(product.binarized)
 
   def converter(of_sense, of_adc):
     return xp.where(sensed, of_sense, of_adc)
 
   convert_time = converter(tech.sense_time, tech.convert_time(bits))
   turns = xp.minimum(outputs, min(mux, tile_columns))
-  stages = (tech.read_time, convert_time * turns)
-  cycle = xp.maximum(*stages) if tech.overlapped else sum(stages)
-  reads = (constants.positions + (constants.copies - 1)) // constants.copies
-  time = reads * cycle
+  if tech.overlapped:
+    cycle = xp.maximum(tech.read_time, convert_time * turns)
+  else:
+    cycle = tech.read_time + convert_time * turns
+  time = -(-positions // copies) * cycle
 
-  # All of one position; integers would overflow in JAX.
-  positions = constants.positions * 1.0
+  # Of one position; floats, since JAX's integers would overflow.
   driven = hardware.activity * rows
   conversions = row_tiles * (outputs * 1.0)
-  values = outputs * xp.where(constants.binarized, 1.0, tech.value_bits)
-  voltage = hardware.read_voltage
-  current = voltage * driven * outputs * (on + off)
+  values = outputs * (1.0 if product.binarized else tech.value_bits)
+  current = voltage * (on + off) * driven * outputs
   energy = {
     # Unused columns of the last tiles: their cells are off, and conduct.
     "array": (voltage**2 * tech.read_time)
@@ -191,8 +156,7 @@ def product_costs(
     + values * tech.router_energy,
     "digital": outputs * tech.digital_energy,
   }
-  pairs = arrays * (constants.copies * 1.0)
-  digital_units = (outputs + (mux - 1)) // mux * (constants.copies * 1.0)
+  pairs = arrays * float(copies)
   area = {
     "array": pairs * (2 * tile_rows * tile_columns * tech.cell_area),
     "drivers": pairs * (2 * tile_rows * tech.driver_area),
@@ -201,47 +165,50 @@ def product_costs(
     "sample_hold": pairs * (2 * tile_columns * tech.hold_area),
     "partial_sums": pairs * (converters * converter(0.0, tech.add_area)),
     # A layer's outputs of one image, so that layers can work on several.
-    "buffer": positions * values * tech.buffer_area,
+    "buffer": values * (positions * tech.buffer_area),
     "interconnect": pairs * (2 * tech.interconnect_area),
-    "digital": digital_units * tech.digital_area,
+    "digital": (outputs + (mux - 1)) // mux * (copies * tech.digital_area),
   }
   parts = {
     name: Amount(positions * energy[name], area[name]) for name in COMPONENTS
   }
   total = Cost(
     arrays=arrays,
-    macs=weights * (constants.positions if xp is np else positions),
+    macs=weights * (positions if xp is np else float(positions)),
     weights=weights,
-    energy_joule=positions * sum(energy.values()),
+    energy_joule=sum(part.energy_joule for part in parts.values()),
     latency_second=time,
     interval_second=time,
-    area_m2=sum(area.values()),
+    area_m2=sum(part.area_m2 for part in parts.values()),
   )
   return total, parts
 
 
-def _evaluate(widths, geometry):
+def _each(widths, geometry):
+  """Costs of the products, one by one, `[...]` each, and their components.
+
+  Not as one array of all products: XLA makes one vectorised loop of these.
+  """
   if not isinstance(widths, jax.Array):
     widths = np.asarray(widths, np.int64)
   xp = jnp if isinstance(widths, jax.Array) else np
-  # One elementwise expression of all products: constants get leading axes.
-  lead = (1,) * (widths.ndim - 1)
-  constants = Fixed(*(np.reshape(x, (*lead, -1)) for x in fixed(geometry)))
 
-  def channels(ends):
-    columns = [
-      widths[..., end.index]
-      if isinstance(end, Layer)
-      else xp.full(widths.shape[:-1], end, widths.dtype)
-      for end in ends
-    ]
-    return xp.stack(columns, axis=-1)
+  def channels(end):
+    if isinstance(end, Layer):
+      return widths[..., end.index]
+    return xp.full(widths.shape[:-1], end, widths.dtype)
 
-  return product_costs(
-    channels(product.inputs for product in geometry.products),
-    channels(product.outputs for product in geometry.products),
-    constants,
-    geometry.hardware,
+  return zip(
+    *(
+      product_costs(
+        channels(product.inputs),
+        channels(product.outputs),
+        product,
+        geometry.hardware,
+      )
+      for product in geometry.products
+    ),
+    strict=True,
   )
 
 
@@ -255,7 +222,9 @@ def layer_costs(widths: chex.Array, geometry: Geometry) -> Cost:
   Returns:
     `Cost` of arrays `[..., P]`.
   """
-  return _evaluate(widths, geometry)[0]
+  costs, _ = _each(widths, geometry)
+  xp = jnp if isinstance(widths, jax.Array) else np
+  return Cost(*(xp.stack(x, axis=-1) for x in zip(*costs, strict=True)))
 
 
 def network_cost(widths: chex.Array, geometry: Geometry) -> Cost:
@@ -263,16 +232,18 @@ def network_cost(widths: chex.Array, geometry: Geometry) -> Cost:
 
   Args:
     widths: int `[..., L]`, leading axes allowed. NumPy gives exact integers of
-      `COUNTS` and float64; JAX arrays give float32, MACs too, which int32 could
-      not hold.
+      `COUNTS` and float64 of the rest; JAX arrays give int32 arrays and
+      weights, and float32 of the rest, MACs too, which int32 could not hold.
     geometry: of the network.
 
   Returns:
     `Cost` of arrays `[...]`.
   """
-  costs = layer_costs(widths, geometry)
-  total = Cost(*(x.sum(-1) for x in costs))
-  return total._replace(interval_second=costs.interval_second.max(-1))
+  costs, _ = _each(widths, geometry)
+  total = Cost(*map(sum, zip(*costs, strict=True)))
+  xp = jnp if isinstance(widths, jax.Array) else np
+  slowest = functools.reduce(xp.maximum, (c.interval_second for c in costs))
+  return total._replace(interval_second=slowest)
 
 
 def components(widths: chex.Array, geometry: Geometry) -> dict[str, Amount]:
@@ -285,56 +256,8 @@ def components(widths: chex.Array, geometry: Geometry) -> dict[str, Amount]:
   Returns:
     `Amount` of arrays `[...]` for each of `COMPONENTS`.
   """
-  parts = _evaluate(widths, geometry)[1]
+  _, parts = _each(widths, geometry)
   return {
-    name: Amount(*(x.sum(-1) for x in amount)) for name, amount in parts.items()
+    name: Amount(*map(sum, zip(*(part[name] for part in parts), strict=True)))
+    for name in COMPONENTS
   }
-
-
-def utilisation(widths: chex.Array, geometry: Geometry) -> Utilisation:
-  """Used shares of every product's arrays; their names are `geometry.names`.
-
-  Args:
-    widths: int `[..., L]`, leading axes allowed.
-    geometry: of the network.
-  """
-  widths = np.asarray(widths, np.int64)
-
-  def share(ends, taps, size):
-    used = np.stack(
-      [
-        (widths[..., end.index] if isinstance(end, Layer) else end)
-        * np.full(widths.shape[:-1], tap)
-        for end, tap in zip(ends, taps, strict=True)
-      ],
-      axis=-1,
-    )
-    return used / (-(-used // size) * size)
-
-  products = geometry.products
-  rows = share(
-    [p.inputs for p in products],
-    [p.taps for p in products],
-    geometry.tile_shape[0],
-  )
-  columns = share(
-    [p.outputs for p in products], [1] * len(products), geometry.tile_shape[1]
-  )
-  return Utilisation(rows, columns, rows * columns)
-
-
-def stored_weights(params: dict, tile_shape: tuple[int, int]) -> dict[str, int]:
-  """`arrays` and `weights` of any net's kernels, one pair of cells a weight.
-
-  Args:
-    params: of a network, with its `kernel`s.
-    tile_shape: cells of one array (rows, columns).
-  """
-  flat = traverse_util.flatten_dict(params)
-  shapes = [leaf.shape for path, leaf in flat.items() if path[-1] == "kernel"]
-  arrays = weights = 0
-  for *taps, inputs, outputs in shapes:
-    rows = int(np.prod(taps)) * inputs
-    arrays += -(-rows // tile_shape[0]) * -(-outputs // tile_shape[1])
-    weights += rows * outputs
-  return {"arrays": arrays, "weights": weights}

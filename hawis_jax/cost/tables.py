@@ -61,7 +61,6 @@ def tables(choices: np.ndarray, geometry: Geometry, kind: str) -> np.ndarray:
   back = count if span(geometry) == 2 else 1
   dtype = np.int64 if kind in model.COUNTS else np.float64
   table = np.zeros((layers, back, count, count), dtype)
-  constants = model.fixed(geometry)
 
   def channels(end, layer):
     """Widths along the axis of the end's layer."""
@@ -71,11 +70,11 @@ def tables(choices: np.ndarray, geometry: Geometry, kind: str) -> np.ndarray:
     shape[2 - (layer - end.index)] = count
     return choices[end.index].reshape(shape)
 
-  for index, product in enumerate(geometry.products):
+  for product in geometry.products:
     costs, _ = model.product_costs(
       channels(product.inputs, product.layer),
       channels(product.outputs, product.layer),
-      model.Fixed(*(x[index] for x in constants)),
+      product,
       geometry.hardware,
     )
     part = model.KINDS[kind].of(costs)

@@ -122,10 +122,9 @@ _ISAAC = Technology(
   overlapped=True,
   # One ADC an array.
   columns_per_converter=128,
-  # SAR of 1.2 GS/s: 0.79, 0.99, 1.20, 1.42, 1.67 pJ and 361, 477, 627, 845,
-  # 1200 um^2 at 4 to 8 bits, ISAAC's 8-bit converter (2 mW, 0.0096 mm^2 / 8)
-  # scaled to fewer bits as it does; fits to 0.01 pJ and 1 um^2. Fewer and more
-  # bits: extrapolated.
+  # SAR of 1.2 GS/s, 4 to 8 bits: 0.79, 0.99, 1.20, 1.42, 1.67 pJ and 361, 477,
+  # 627, 845, 1200 um^2 (8 bits: 2 mW, 0.0096 mm^2 / 8). Fits to 0.01 pJ and
+  # 1 um^2; fewer and more bits are extrapolated.
   adc_energy=(0.0225e-12, 0.19e-12, 0.0, 0.0075e-12 / 2**4),
   adc_area=(-1e-12, 82e-12, 0.0, 34e-12 / 2**4),
   # 128 columns a cycle: 1.28 GS/s (its table says 1.2).
@@ -153,8 +152,8 @@ _ISAAC = Technology(
   # eDRAM: 20.45 pJ an access of 256 bits; 64 KB in 0.083 mm^2.
   buffer_energy=20.45e-12 / 256,
   buffer_area=0.083e-6 / (64 * 1024 * 8),
-  # Bus of a tile: 7 mW, at a bit a row and read 0.057 pJ; 0.054 pJ as in the
-  # simulators that use ISAAC's numbers. Router: 20.74 pJ a flit of 256 bits.
+  # Bus: 0.054 pJ a bit (a tile's 7 mW are 0.057 pJ at a bit a row and read).
+  # Router: 20.74 pJ a hop of 256 bits.
   bus_energy=0.054e-12,
   router_energy=20.74e-12 / 256,
   # Bus 0.090 mm^2 a tile, router 0.151 mm^2 of four tiles.
@@ -190,8 +189,9 @@ _NEUROSIM = Technology(
   # 2 F x 2 F, F the 40 nm of its wires: a cell without a transistor.
   cell_area=4 * 40e-9**2,
   # NeuroSim lays out what follows gate by gate. Here: ISAAC's values, energy
-  # scaled with the feature size and area with its square.
-  driver_energy=_ISAAC.driver_energy * _SHRINK,
+  # scaled with the feature size and area with its square; of a driver its
+  # power, for the shorter read.
+  driver_energy=_ISAAC.driver_energy * _SHRINK * 10e-9 / 100e-9,
   driver_area=_ISAAC.driver_area * _SHRINK**2,
   hold_energy=0.0,
   hold_area=0.0,

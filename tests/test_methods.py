@@ -127,7 +127,7 @@ def test_planted_optimum(name):
   _, (_, random) = _runner("random", 60, 0.01)(key, context, target)
   late = np.asarray(rewards[-10:])
   assert late.mean() > np.quantile(random, 0.95)
-  assert late.max() > -0.025  # at most two steps of a layer away
+  assert late.max() > -0.035  # at most three steps of a layer away
 
 
 def test_per_stage_vectors_have_one_scale_a_stage():

@@ -268,7 +268,8 @@ def _amount(experiment, kind, amount, name):
 def _check_budget(experiment, budget):
   kind, search = experiment.config.space.cost, experiment.config.search
   cheapest, dearest = budgets_lib.cost_range(experiment.space, experiment.costs)
-  if cheapest <= budget <= dearest:
+  # Sums in another order may differ in their last bits.
+  if cheapest * (1 - 1e-9) <= budget <= dearest * (1 + 1e-9):
     return
   name = "config.search.budget"
   if not search.budget:

@@ -16,15 +16,16 @@ from hawis_jax import cost
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import figures
+from hawis_jax import finalists as finalists_lib
 from hawis_jax import intervals
 from hawis_jax import looks
 from hawis_jax import nets as nets_lib
 from hawis_jax import report
 from hawis_jax import robustness
+from hawis_jax import units
 from hawis_jax import widths as widths_lib
 from hawis_jax import wording
 
-_GEOMETRY = cost.cifar_geometry(20, (8, 8, 1), 32, 10, (64, 64))
 _FOUND = (24, 40, 32, 48, 40, 32, 56, 96, 64, 80, 96, 64, 112) + (
   128,
   192,
@@ -65,31 +66,32 @@ def _experiment(**overrides):
   config = config_lib.default()
   config.update_from_flattened_dict(overrides)
   searches = config_lib.searches(config)
+  named = {**widths_lib.PRESETS, "baseline_1x": _WIDTHS["baseline_1x"]}
+  if searches:
+    named["uniform"] = _WIDTHS["uniform"]
+  hardware = config_lib.hardware(config)
+  geometry = cost.cifar_geometry(20, (8, 8, 1), 32, 10, hardware)
+  if config.network.family == "imagenet":
+    geometry = cost.imagenet_geometry("7x7", 64, 32, 10, hardware)
+    named["baseline_1x"] = widths_lib.PRESETS["resnet18_1x"]
   return experiment_lib.Experiment(
     config=config,
     splits=types.SimpleNamespace(
       name="cifar10", version="3.0.2", num_classes=10, test=range(360)
     ),
     space=config_lib.width_space(config) if searches else None,
-    geometry=_GEOMETRY,
+    geometry=geometry,
     device=config_lib.device(config),
-    widths={},
+    widths=named,
   )
 
 
-def _costs(vector):
-  if len(vector) != len(_FOUND):  # of another network: made up
-    return {"arrays": 1000, "macs": 10**9, "weights": 10**7}
-  net_cost = cost.network_cost(np.array(vector, np.int64), _GEOMETRY)
-  return {name: int(getattr(net_cost, name)) for name in cost.COUNTS}
-
-
-def _robustness(rng, config, nets, **loss):
+def _robustness(rng, experiment, **loss):
   """A result of the sweep: chips are more or less lucky, with all nets."""
-  loss = {**_LOSS, **loss}
+  config, loss = experiment.config, {**_LOSS, **loss}
   result = {"format": 2, "nets": {}}
   luck = rng.normal(0, 0.3, config.robustness.chips)
-  for net in nets:
+  for net in config.train.nets:
     vector, kind = nets_lib.parse(net)
     vector = _WIDTHS[vector]
     clean = round(0.97 * 360) / 360
@@ -125,26 +127,23 @@ def _robustness(rng, config, nets, **loss):
       "sweeps": sweeps,
     }
     if kind != nets_lib.FLOAT:
-      result["nets"][net].update(_costs(vector))
+      costs = experiment.exact_costs(vector)
+      result["nets"][net].update({n: costs[n] for n in cost.COUNTS})
   return result
 
 
-def _search(rng, config):
-  """A result of the search: the policy gains on random search."""
-  updates, num = config.search.updates, config.search.proposals
-  trajectory = {}
-  for method, gain in (("policy", 0.08), ("random", 0.0)):
-    mean = 0.6 + gain * (1 - np.exp(-np.arange(updates) / 30))
-    mean += rng.normal(0, 0.008, updates)
-    best = np.maximum.accumulate(mean + rng.uniform(0.03, 0.08, updates))
-    trajectory[method] = {"mean": mean.tolist(), "best": best.tolist()}
+def _search(rng, experiment, kind, shares, limits):
+  """A result of the search: the first method gains on the others."""
+  search = experiment.config.search
+  shape = len(shares), search.updates
+  main = shares.index(1.0)
+  field = cost.KINDS[kind].field
 
-  def finalist(vector, score, search_gain):
-    net_cost = _costs(vector)
-    del net_cost["weights"]
+  def finalist(budget, vector, score, search_gain):
     return {
+      "budget": budget,
       "widths": list(vector),
-      **net_cost,
+      "cost": experiment.exact_costs(vector),
       "score": score,
       "clean": score + 0.2,
       "scenarios": [robustness.summarize(score + rng.normal(0, 0.02, 16))] * 2,
@@ -152,21 +151,60 @@ def _search(rng, config):
       "search_gain": search_gain,
     }
 
-  def ranked(top):
-    scores = np.sort(top - rng.exponential(0.01, config.search.finalists))[::-1]
-    return [finalist(_FOUND, s, s + 0.03) for s in scores.tolist()]
+  def scaled(vector, budget):
+    factor = rng.uniform(0.95, 1) * shares[budget] ** 0.5
+    return [max(1, int(factor * w)) for w in vector]
 
+  def ranked(top, budget):
+    top += 0.05 * np.log(shares[budget])
+    scores = np.sort(top - rng.exponential(0.01, search.finalists))[::-1]
+    vectors = [scaled(_FOUND, budget) for _ in scores]
+    return [
+      finalist(budget, v, s, s - 0.6)
+      for v, s in zip(vectors, scores.tolist(), strict=True)
+    ]
+
+  trajectory, finalists = {}, {}
+  for place, method in enumerate(search.methods):
+    gain = 0.08 * 0.7**place
+    mean = 0.6 + gain * (1 - np.exp(-np.arange(search.updates) / 30))
+    mean = mean + rng.normal(0, 0.008, shape)
+    best = np.maximum.accumulate(mean + rng.uniform(0.03, 0.08, shape), axis=1)
+    trajectory[method] = {"mean": mean.tolist(), "best": best.tolist()}
+    finalists[method] = [
+      entry
+      for budget in range(len(shares))
+      for entry in ranked(0.7 - 0.01 * place, budget)
+    ]
+  first = finalists[search.methods[0]]
+  found = next(entry for entry in first if entry["budget"] == main)
+  found.update(finalist(main, _FOUND, found["score"], 0.1))
+  # No net is within the least of several budgets.
+  finalists["uniform"] = [
+    finalist(budget, scaled(_WIDTHS["uniform"], budget), 0.65, None)
+    for budget in range(len(shares) > 1, len(shares))
+  ]
+  uniform = finalists["uniform"][main - (len(shares) > 1)]
+  uniform.update(finalist(main, _WIDTHS["uniform"], 0.655, None))
   return {
+    "format": 2,
+    "method": search.methods[0],
     "found": list(_FOUND),
-    "budget": 240.0,
-    "cost": "arrays",
-    "evaluations": updates * num,
-    "finalists": {
-      "policy": ranked(0.70),
-      "random": ranked(0.67),
-      "uniform": [finalist(_WIDTHS["uniform"], 0.655, None)],
-    },
+    "cost": kind,
+    "technology": experiment.config.space.technology,
+    "budgets": [1.02 * found["cost"][field] * share for share in shares],
+    "main_budget": main,
+    "limits": limits,
+    "evaluations": search.updates * search.proposals,
+    "references": search.updates * search.references,
+    "best": [
+      next(e["widths"] for e in first if e["budget"] == budget)
+      for budget in range(len(shares))
+    ],
+    "finalists": finalists,
+    "front": finalists_lib.front(finalists),
     "trajectory": trajectory,
+    "table": {"columns": 11, "file": "evaluations.npz"},
   }
 
 
@@ -192,18 +230,28 @@ def _curves(rng, config, nets):
   return "".join(lines)
 
 
-def _write(workdir, rng, config, curves=True, **loss):
+def _write(
+  workdir,
+  rng,
+  experiment,
+  curves=True,
+  kind="arrays",
+  shares=(1.0,),
+  limits=None,
+  **loss,
+):
   """Writes the results of all stages before the report; returns the sweep's."""
-  nets = config.train.nets
-  result = _robustness(rng, config, nets, **loss)
+  config = experiment.config
+  result = _robustness(rng, experiment, **loss)
   stages = {"robustness": result}
   if config_lib.searches(config):
-    stages["search"] = _search(rng, config)
+    stages["search"] = _search(rng, experiment, kind, shares, limits or {})
   for stage, value in stages.items():
     (workdir / stage).mkdir(exist_ok=True)
     (workdir / stage / "result.json").write_text(json.dumps(value))
   if curves:
-    (workdir / "metrics.jsonl").write_text(_curves(rng, config, nets))
+    curves = _curves(rng, config, config.train.nets)
+    (workdir / "metrics.jsonl").write_text(curves)
   return result
 
 
@@ -250,7 +298,7 @@ def made(tmp_path_factory):
   """One report of all nets: (workdir, sweep's result, search's, content)."""
   workdir = tmp_path_factory.mktemp("digits")
   experiment = _experiment(**{"data.data_dir": "<script>alert(1)</script>&"})
-  result = _write(workdir, np.random.default_rng(3), experiment.config)
+  result = _write(workdir, np.random.default_rng(3), experiment)
   content, _ = _run(experiment, workdir)
   search = json.loads((workdir / "search" / "result.json").read_text())
   return workdir, result, search, content
@@ -454,7 +502,7 @@ def test_headline_against_an_8_bit_net_of_equal_widths():
 
 def test_a_found_net_that_loses(rng, tmp_path):
   experiment = _experiment()
-  _write(tmp_path, rng, experiment.config, found=0.4)
+  _write(tmp_path, rng, experiment, found=0.4)
   path = tmp_path / "search" / "result.json"
   search = json.loads(path.read_text())
   search["finalists"]["random"][0]["chips"] = [0.9 + 0.01 * i for i in range(9)]
@@ -496,7 +544,7 @@ def named(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("named")
   rng = np.random.default_rng()
   experiment = _experiment(**{"train.nets": _NAMED[::-1]})
-  result = _write(workdir, rng, experiment.config)
+  result = _write(workdir, rng, experiment)
   content, text = _run(experiment, workdir)
   return result, content, _Page(text)
 
@@ -567,7 +615,7 @@ def test_a_float_net_has_accuracy_and_no_cost(named):
 
 def test_only_float_nets(rng, tmp_path):
   experiment = _experiment(**{"train.nets": ("resnet20_1x_float",)})
-  _write(tmp_path, rng, experiment.config)
+  _write(tmp_path, rng, experiment)
   content, page = _run(experiment, tmp_path)
   (line,) = content["headline"]
   assert line.startswith("No net was measured on chips. Without defects: float")
@@ -590,7 +638,7 @@ def test_validation_has_steps_of_its_own(named):
 def test_a_subset_of_the_test_images_is_told(rng, tmp_path):
   experiment = _experiment()
   experiment.splits.test = range(5000)
-  _write(tmp_path, rng, experiment.config, curves=False)
+  _write(tmp_path, rng, experiment, curves=False)
   content, page = _run(experiment, tmp_path)
   assert content["data"] == {
     "name": "cifar10",
@@ -605,7 +653,7 @@ def test_stages_of_a_resnet18(rng, tmp_path):
   nets = ("resnet18_1x", "resnet18_hawis_b", "resnet18_1x_float")
   overrides = {"network.family": "imagenet", "network.depth": 18}
   experiment = _experiment(**overrides, **{"train.nets": nets})
-  result = _write(tmp_path, rng, experiment.config, curves=False)
+  result = _write(tmp_path, rng, experiment, curves=False)
   content, _ = _run(experiment, tmp_path)
   vector = np.array(result["nets"]["resnet18_1x"]["widths"])
   doubled = np.flatnonzero(np.diff(vector)) + 2  # layers count from 1
@@ -620,7 +668,7 @@ def test_looks_of_eight_nets_differ():
   for field in ("name", "color", "marker"):
     assert len({getattr(look, field) for look in shown.values()}) == 8
   alone = looks.net_looks(["resnet20_hawis_a"])["resnet20_hawis_a"]
-  assert alone.color == looks.METHODS["policy"].color
+  assert alone.color == looks.method_looks(["random", "ppo"])["random"].color
   assert len(looks.net_looks(map(str, range(20)))) == 20
 
 
@@ -650,7 +698,7 @@ def test_every_preset_has_a_name_of_its_own():
 
 def test_a_finished_report_is_left_alone(rng, tmp_path):
   experiment = _experiment()
-  result = _write(tmp_path, rng, experiment.config)
+  result = _write(tmp_path, rng, experiment)
   before, _ = _run(experiment, tmp_path)
   folder = tmp_path / "report"
 
@@ -683,7 +731,7 @@ def test_a_finished_report_is_left_alone(rng, tmp_path):
 
 def test_free_running_metrics_do_not_remake_it(rng, tmp_path):
   experiment = _experiment()
-  _write(tmp_path, rng, experiment.config)
+  _write(tmp_path, rng, experiment)
   before = report.collect(experiment, tmp_path)["digest"]
   line = {"time": 1.0, "stage": "robustness", "step": 9, "values": {"x": 1.0}}
   with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -696,7 +744,7 @@ def test_free_running_metrics_do_not_remake_it(rng, tmp_path):
 )
 def test_one_net_alone(rng, tmp_path, net, name):
   experiment = _experiment(**{"train.nets": (net,)})
-  _write(tmp_path, rng, experiment.config, curves=False)
+  _write(tmp_path, rng, experiment, curves=False)
   content, page = _run(experiment, tmp_path)
   assert content["comparisons"] == []
   assert content["missing"] == []
@@ -708,7 +756,7 @@ def test_one_net_alone(rng, tmp_path, net, name):
 
 def test_an_unfinished_sweep_says_what_is_missing(rng, tmp_path):
   experiment = _experiment()
-  result = _write(tmp_path, rng, experiment.config, curves=False)
+  result = _write(tmp_path, rng, experiment, curves=False)
   del result["nets"]["baseline_1x"]
   sweeps = result["nets"]["uniform"]["sweeps"]
   del sweeps["variation"]
@@ -727,7 +775,7 @@ def test_an_unfinished_sweep_says_what_is_missing(rng, tmp_path):
 
 def test_a_net_without_a_colour_of_its_own(rng, tmp_path):
   experiment = _experiment()
-  result = _write(tmp_path, rng, experiment.config, curves=False)
+  result = _write(tmp_path, rng, experiment, curves=False)
   result["nets"]["int8"] = result["nets"].pop("baseline_1x")
   path = tmp_path / "robustness" / "result.json"
   path.write_text(json.dumps(result))
@@ -738,7 +786,7 @@ def test_a_net_without_a_colour_of_its_own(rng, tmp_path):
 
 def test_missing_results_are_named(rng, tmp_path):
   experiment = _experiment()
-  _write(tmp_path, rng, experiment.config)
+  _write(tmp_path, rng, experiment)
   path = tmp_path / "robustness" / "result.json"
   path.write_text('{"format": 2, "nets": {}}')
   with pytest.raises(errors.InputError, match="got no net"):
@@ -746,7 +794,7 @@ def test_missing_results_are_named(rng, tmp_path):
   path.unlink()
   with pytest.raises(errors.InputError, match="--stages robustness first"):
     _run(experiment, tmp_path)
-  _write(tmp_path, rng, experiment.config)
+  _write(tmp_path, rng, experiment)
   (tmp_path / "search" / "result.json").unlink()
   with pytest.raises(errors.InputError, match="--stages search first"):
     _run(experiment, tmp_path)
@@ -755,7 +803,7 @@ def test_missing_results_are_named(rng, tmp_path):
 
 def test_a_folder_that_cannot_be_written(rng, tmp_path):
   experiment = _experiment()
-  _write(tmp_path, rng, experiment.config, curves=False)
+  _write(tmp_path, rng, experiment, curves=False)
   (tmp_path / "report").write_text("a file")
   with pytest.raises(errors.InputError, match="can't write"):
     _run(experiment, tmp_path)
@@ -796,4 +844,4 @@ def test_name_and_command(made, monkeypatch):
   ],
 )
 def test_amounts(count, text):
-  assert wording.amount(count) == text
+  assert units.amount(count) == text

@@ -54,8 +54,7 @@ def vectors(
   for name in nets.vector_names(experiment.config.network.depth):
     if name in experiment.widths:
       named.setdefault(name, experiment.widths[name])
-  first = (*nets.SEARCHED, nets.BASELINE)
-  order = [*(name for name in first if name in named), *named]
+  order = [*(name for name in nets.SEARCHED if name in named), *named]
   return {
     name: {
       "widths": list(named[name]),

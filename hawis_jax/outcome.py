@@ -56,12 +56,10 @@ def looks_of(search: dict) -> dict[str, looks.Look]:
 
 def budget_text(content: dict, budget: int) -> str:
   """A budget in running text: "31.2 µJ of energy by isaac_32nm"."""
-  search = content["search"]
-  return units.of_cost(
-    search["cost"],
-    search["budgets"][budget],
-    content["hardware"]["technology"],
-  )
+  search, technology = content["search"], content["hardware"]["technology"]
+  kind = search["cost"]
+  amount = units.of_cost(kind, search["budgets"][budget])
+  return amount + units.by(technology, kind)
 
 
 def sentences(content: dict) -> list[str]:
@@ -85,18 +83,22 @@ def sentences(content: dict) -> list[str]:
 
 def _spent(content, shown):
   """Budgets, limits and evaluations."""
-  search = content["search"]
+  search, technology = content["search"], content["hardware"]["technology"]
   methods, others = search["trajectory"], len(search["budgets"]) - 1
-  text = f"Within the budget of {budget_text(content, search['main_budget'])}"
-  if search["limits"]:
-    limits = " and ".join(
-      units.of_cost(kind, most, content["hardware"]["technology"])
-      for kind, most in search["limits"].items()
+  main = search["budgets"][search["main_budget"]]
+  text = f"Within the budget of {units.of_cost(search['cost'], main)}"
+  limits = search["limits"]
+  if limits:
+    most = (units.of_cost(kind, amount) for kind, amount in limits.items())
+    text += f" and at most {', '.join(most)}"
+  text += units.by(technology, search["cost"], *limits)
+  count = f"{search['evaluations']:,} width vectors"
+  if len(methods) == 1:
+    text += f", {shown[search['method']].name} scored {count}"
+  else:
+    text += (
+      f", each of {len(methods)} methods scored {count}, all on the same chips"
     )
-    text += f", and at most {limits},"
-  names = ", ".join(shown[name].name for name in methods)
-  each = " each, on the same chips" if len(methods) > 1 else ""
-  text += f" {names} scored {search['evaluations']:,} width vectors{each}"
   if others:
     text += (
       f"; as many within each of {others} other "
@@ -167,7 +169,7 @@ def table(content: dict) -> tuple[str, tuple, list[tuple]]:
     f"updates. Energy, times and area by {technology}."
   )
   header = (
-    f"budget [{search['cost']}]",
+    f"budget ({_heading(search['cost'])})",
     "method",
     "vectors scored",
     "finalists",
@@ -175,10 +177,14 @@ def table(content: dict) -> tuple[str, tuple, list[tuple]]:
     "mean of the finalists [%]",
     "the best's gain while searching [points]",
     "the best's clean accuracy [%]",
-    f"its {search['cost']} (of the budget)",
-    *kinds,
+    f"its {_heading(search['cost'])} (of the budget)",
+    *map(_heading, kinds),
   )
   return caption, header, rows
+
+
+def _heading(kind):
+  return "MACs" if kind == "macs" else kind
 
 
 def _row(search, name, entries, most, kinds):

@@ -2,8 +2,8 @@
 
 from hawis_jax import cost
 
-# What is counted, or measured, of each of `cost.KINDS`.
-_NOUNS = {
+# What follows an amount of each of `cost.KINDS`.
+NOUNS = {
   "arrays": "crossbar arrays",
   "macs": "binary MACs",
   "energy": "of energy",
@@ -56,26 +56,28 @@ def prefix(value: float) -> tuple[float, str]:
 def quantity(kind: str, value: float | None) -> str:
   """An amount of one of `cost.KINDS` with its unit: "31.2 µJ"; None: "-".
 
-  Counts have no unit, see `noun`.
+  Counts have no unit, see `NOUNS`.
   """
   if value is None:
     return "-"
   if kind in cost.COUNTS:
     return amount(value)
+  if not value:
+    return "0"
   if kind == "area":
     return f"{_three_digits(1e6 * value)} mm²"
   size, letter = prefix(value)
   return f"{_three_digits(value / size)} {letter}{cost.KINDS[kind].unit}"
 
 
-def noun(kind: str, technology: str) -> str:
-  """What follows a quantity: "crossbar arrays", "of energy by isaac_32nm"."""
-  return _NOUNS[kind] + ("" if kind in cost.COUNTS else f" by {technology}")
+def of_cost(kind: str, value: float) -> str:
+  """An amount in running text: "31.2 µJ of energy", "240 crossbar arrays"."""
+  return f"{quantity(kind, value)} {NOUNS[kind]}"
 
 
-def of_cost(kind: str, value: float, technology: str) -> str:
-  """An amount in running text: "31.2 µJ of energy by isaac_32nm"."""
-  return f"{quantity(kind, value)} {noun(kind, technology)}"
+def by(technology: str, *kinds: str) -> str:
+  """What goes with amounts: " by isaac_32nm"; "": they are all counts."""
+  return "" if {*kinds} <= {*cost.COUNTS} else f" by {technology}"
 
 
 def _three_digits(value):

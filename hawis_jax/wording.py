@@ -102,7 +102,9 @@ def _costs(content, reference, rival):
     return f"{kinds[0]} against {kinds[1]} weights"
   texts = [units.quantity(kind, value) for value in (ours, theirs)]
   if alike:
-    noun = units.noun(kind, content["hardware"]["technology"])
+    noun = units.NOUNS[kind]
+    if kind not in cost.COUNTS:
+      noun += f" by {content['hardware']['technology']}"
     return (
       f"{texts[0]} against {texts[1]} {noun}, {ours / theirs:.2f} times the "
       "cost"
@@ -172,7 +174,8 @@ def _hardware(hardware):
   return (
     f"component numbers of {hardware['technology']}; {converters}; copies of a "
     f"layer's arrays: {copies if copies != 1 else 'one'}; "
-    f"{100 * hardware['activity']:g} % of the rows are driven at a read"
+    f"{100 * hardware['activity']:g} % of the rows are driven at a read, "
+    "which bounds the energy from above"
   )
 
 

@@ -16,10 +16,13 @@ from hawis_jax import cost
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import figures
+from hawis_jax import figures_search
 from hawis_jax import finalists as finalists_lib
 from hawis_jax import intervals
 from hawis_jax import looks
+from hawis_jax import methods
 from hawis_jax import nets as nets_lib
+from hawis_jax import outcome
 from hawis_jax import report
 from hawis_jax import robustness
 from hawis_jax import units
@@ -341,23 +344,153 @@ def _check_level(entry, sweep, index, page):
   assert f"\n{text}\n5th pct. {100 * p5:.2f}\n" in page.text
 
 
+def test_costs_are_those_of_the_widths(made):
+  """Of a net's own table, by component, and as used cells."""
+  workdir, *_, content = made
+  page = _Page((workdir / "report" / "index.html").read_text())
+  experiment = _experiment()
+  assert content["hardware"]["technology"] == "neurosim_22nm"
+  for name in _SEARCHED:
+    net, vector = content["nets"][name], content["vectors"][name]
+    costs = experiment.exact_costs(_WIDTHS[name])
+    assert {k: net[k] for k in costs} == costs == vector["cost"]
+    cells = [
+      units.quantity(kind, costs[cost.KINDS[kind].field])
+      for kind in ("energy", "latency", "area")
+    ]
+    assert "\n" + "\n".join(cells) + "\n" in page.text
+    for field in ("energy_joule", "area_m2"):
+      parts = [part[field] for part in vector["components"].values()]
+      np.testing.assert_allclose(sum(parts), costs[field])
+    # The second of the first block: 9 w_2 rows, w_3 columns; the head.
+    rows, columns = 9 * _WIDTHS[name][1], _WIDTHS[name][2]
+    tiles = -(-rows // 64) * -(-columns // 64)
+    np.testing.assert_allclose(
+      vector["cells"][2], rows * columns / (4096 * tiles)
+    )
+    used = 100 * costs["weights"] / (4096 * costs["arrays"])
+    assert f"{looks.net_name(name)} {used:.1f} %" in page.text
+  array = content["vectors"]["found"]["components"]["array"]["energy_joule"]
+  share = array / content["nets"]["found"]["energy_joule"]
+  assert f"\narrays\n{1e6 * array:.3g} µJ\n{100 * share:.2f}\n" in page.text
+  # Published vectors of the depth stand beside the nets, and are none.
+  published = [n for n, v in content["vectors"].items() if not v["compared"]]
+  assert published == [n for n in widths_lib.PRESETS if n[:8] == "resnet20"]
+
+
 def test_search_table_holds_the_finalists(made):
   workdir, _, search, content = made
   page = _Page((workdir / "report" / "index.html").read_text())
   assert {k: content["search"][k] for k in search} == search
-  best = {}
-  for method, entries in search["finalists"].items():
-    best[method] = max(entry["score"] for entry in entries)
+  for entries in search["finalists"].values():
+    best = max(entry["score"] for entry in entries)
     mean = np.mean([entry["score"] for entry in entries])
-    assert f"\n{100 * best[method]:.2f}\n{100 * mean:.2f}\n" in page.text
-  chips = [search["finalists"][m][0]["chips"] for m in ("policy", "random")]
-  low, high = intervals.mean_interval(np.subtract(*chips))
-  gain = np.mean(np.subtract(*chips))
-  text = f"{100 * gain:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}] points"
-  verdict = "the two can't be told apart"
-  if low > 0 or high < 0:
-    verdict = f"the policy's is {'ahead' if low > 0 else 'behind'}"
-  assert f"{text}: {verdict}" in page.text
+    assert f"\n{100 * best:.2f}\n{100 * mean:.2f}\n" in page.text
+    assert entries[0]["score"] == best
+    share = 100 * entries[0]["cost"]["arrays"] / search["budgets"][0]
+    assert f"\n{entries[0]['cost']['arrays']} ({share:.1f} %)\n" in page.text
+  assert [row["rival"] for row in content["search"]["comparisons"]] == [
+    "random",
+    "uniform",
+  ]
+  for rival in ("random", "uniform"):
+    pair = [search["finalists"][m][0]["chips"] for m in ("predictor", rival)]
+    low, high = intervals.mean_interval(np.subtract(*pair))
+    gain = np.mean(np.subtract(*pair))
+    verdict = "ahead" if low > 0 else "behind" if high < 0 else "undecided"
+    text = f"{100 * gain:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+    name = {"random": "random search"}.get(rival, rival)
+    assert f"\n{name}\n16\n{text}\n{verdict}\n" in page.text
+
+
+@pytest.mark.parametrize("kind", ["energy", "macs", "area"])
+def test_several_budgets_and_all_methods(rng, tmp_path, kind):
+  names = rng.permutation(methods.NAMES).tolist()
+  experiment = _experiment(
+    **{"search.methods": tuple(names), "space.technology": "isaac_32nm"}
+  )
+  limits = {"latency": 2e-3, "interval": 2.5e-4}
+  _write(
+    tmp_path,
+    rng,
+    experiment,
+    False,
+    kind,
+    shares=(0.8, 1.0, 1.3),
+    limits=limits,
+  )
+  content, page = _run(experiment, tmp_path)
+  text, search = _Page(page).text, content["search"]
+  assert {"search.png", "front.png"} < set(content["files"])
+  assert "at most 2.00 ms of latency, 250 µs between images by isaac" in text
+  assert "each of 7 methods scored 6,400 width vectors" in text
+  assert "as many within each of 2 other budgets" in text
+  field = cost.KINDS[kind].field
+  shown = looks.method_looks(names)
+  for budget, most in enumerate(search["budgets"]):
+    assert f"\n{units.quantity(kind, most)}\n" in text
+    for name in (*names, "uniform"):
+      entry = outcome.best(search, name, budget)
+      if entry is None:
+        assert (name, budget) == ("uniform", 0)
+        continue
+      spent = units.quantity(kind, entry["cost"][field])
+      share = f"({100 * entry['cost'][field] / most:.1f} %)"
+      row = text[text.index(f"\n{units.quantity(kind, most)}\n") :]
+      row = row[row.index(f"\n{shown[name].name}\n") :]
+      assert row.split("\n")[4] == units.percent(entry["score"])
+      assert row.split("\n")[8] == f"{spent} {share}"
+  # Against every other method, at the main budget.
+  comparisons = {row["rival"]: row for row in search["comparisons"]}
+  assert list(comparisons) == [*names[1:], "uniform"]
+  for name, row in comparisons.items():
+    pair = [
+      next(e for e in search["finalists"][n] if e["budget"] == 1)["chips"]
+      for n in (names[0], name)
+    ]
+    np.testing.assert_allclose(row["difference"], np.mean(np.subtract(*pair)))
+  assert f"found net ({shown[names[0]].name}) minus" in text
+  for caption in ("Robust score on fresh chips against", "Energy of one image"):
+    (line,) = (x for x in text.split("\n") if x.startswith(caption))
+    assert "isaac_32nm" in line
+    assert ("dotted: the budgets" in line) == (
+      kind == "energy" and caption.startswith("Robust")
+    )
+
+
+def test_the_front_is_drawn_with_its_budgets(rng, tmp_path):
+  experiment = _experiment()
+  _write(tmp_path, rng, experiment, False, "energy", shares=(0.7, 1.0))
+  content, _ = _run(experiment, tmp_path)
+  search = content["search"]
+  (panel,) = figures_search.front(content).axes
+  drawn = [np.array(line.get_data(), float).T for line in panel.lines]
+  front = [(1e6 * p["energy_joule"], 100 * p["score"]) for p in search["front"]]
+  assert any(
+    line.shape == (len(front), 2) and np.allclose(line, front) for line in drawn
+  )
+  for budget in search["budgets"]:
+    assert any(np.allclose(line[:, 0], 1e6 * budget) for line in drawn)
+  points = sum(map(len, search["finalists"].values()))
+  assert sum(map(len, drawn)) == points + len(front) + 1 + 2 * 2
+  assert "neurosim_22nm" in panel.get_xlabel()
+
+
+def test_a_search_of_one_method_without_a_rival(rng, tmp_path):
+  experiment = _experiment(
+    **{"search.methods": ("evolution",), "train.nets": ("found",)}
+  )
+  _write(tmp_path, rng, experiment, False)
+  path = tmp_path / "search" / "result.json"
+  search = json.loads(path.read_text())
+  search["finalists"]["uniform"] = []
+  path.write_text(json.dumps(search))
+  content, page = _run(experiment, tmp_path)
+  assert content["search"]["comparisons"] == []
+  text = _Page(page).text
+  assert "crossbar arrays, evolution scored 6,400 width vectors." in text
+  assert "best of others" not in text
+  assert "uniform scaling is" not in text.split("What the numbers mean")[0]
 
 
 def test_differences_are_paired(made):
@@ -484,6 +617,17 @@ def test_headline_says_who_wins(verdicts, claim):
     assert f"{shown[verdict]} points at {text}" in line
 
 
+def test_headline_of_an_energy_budget_names_the_technology():
+  content = _content(["ahead"] * 3)
+  content["search"]["cost"] = "energy"
+  content["hardware"] = {"technology": "isaac_32nm"}
+  for net, energy in (("found", 3.1e-5), ("uniform", 2e-5)):
+    content["nets"][net]["energy_joule"] = energy
+  (line,) = wording.headline(content)
+  claim = "31.0 µJ against 20.0 µJ of energy by isaac_32nm, 1.55 times the cost"
+  assert f"({claim})" in line
+
+
 def test_headline_of_equal_widths():
   (line,) = wording.headline(_content(["ahead"] * 3, widths=(8, 24)))
   assert line == "The found net has the same widths as the uniform net."
@@ -512,7 +656,7 @@ def test_a_found_net_that_loses(rng, tmp_path):
   assert versus_uniform.startswith("The found net loses to the uniform net")
   assert versus_baseline.startswith("The found net beats the 1x baseline net")
   assert versus_uniform in _Page(page).text
-  assert "the policy's is behind" in _Page(page).text
+  assert "is behind random search" in _Page(page).text
 
 
 def test_page_stands_alone_and_is_escaped(made):
@@ -556,6 +700,8 @@ def test_no_word_of_a_search_that_was_not_needed(named):
     "index.html",
     "robustness.png",
     "widths.png",
+    "utilisation.png",
+    "components.png",
     "training.png",
   ]
   before, configuration = page.text.split("\nConfiguration\n")
@@ -608,7 +754,7 @@ def test_a_float_net_has_accuracy_and_no_cost(named):
   clean = 100 * result["nets"]["resnet20_1x_float"]["clean"]
   low, high = content["nets"]["resnet20_1x_float"]["clean_ci95"]
   interval = f"{clean:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
-  cells = ["float, 1x", "float", "-", "-", "-", "360", interval]
+  cells = ["float, 1x", "float", *"------", "360", interval]
   assert "\n".join(cells) in page.text
   assert "float, 1x [%]" not in page.text
 
@@ -620,7 +766,8 @@ def test_only_float_nets(rng, tmp_path):
   (line,) = content["headline"]
   assert line.startswith("No net was measured on chips. Without defects: float")
   assert content["reference"] is None
-  assert "robustness.png" not in content["files"]
+  # Nor are there 1-bit nets, whose costs and cells could be shown.
+  assert content["files"] == ["index.html", "widths.png", "training.png"]
   assert line in _Page(page).text
 
 
@@ -688,6 +835,13 @@ def test_looks_of_eight_nets_differ():
 )
 def test_names(net, name):
   assert looks.net_name(net) == name
+
+
+def test_looks_of_all_methods_differ():
+  shown = looks.method_looks(methods.NAMES)
+  assert list(shown) == [*methods.NAMES, "uniform"]
+  for field in ("name", "color", "marker"):
+    assert len({getattr(look, field) for look in shown.values()}) == 8
 
 
 def test_every_preset_has_a_name_of_its_own():
@@ -845,3 +999,20 @@ def test_name_and_command(made, monkeypatch):
 )
 def test_amounts(count, text):
   assert units.amount(count) == text
+
+
+@pytest.mark.parametrize(
+  "kind, value, text",
+  [
+    ("arrays", 240.0, "240"),
+    ("macs", 1.4e7, "14.0 M"),
+    ("energy", 5.534e-4, "553 µJ"),
+    ("energy", 9.996e-10, "1.00 nJ"),
+    ("latency", 4.21e-5, "42.1 µs"),
+    ("area", 1.352e-6, "1.35 mm²"),
+    ("area", 0.0, "0"),
+    ("energy", None, "-"),
+  ],
+)
+def test_quantities(kind, value, text):
+  assert units.quantity(kind, value) == text

@@ -16,6 +16,7 @@ def captions(content: dict) -> dict[str, str]:
     "the dotted line it is warmed up on its maximum width vector alone."
   )
   technology = content["hardware"]["technology"]
+  published = not all(v["compared"] for v in content["vectors"].values())
   return {
     "robustness.png": (
       f"Test accuracy on defective chips, {count} chips a level and net. Line: "
@@ -25,8 +26,8 @@ def captions(content: dict) -> dict[str, str]:
     **(_of_search(content) if content["search"] else {}),
     "widths.png": (
       "Output channels of every layer of the width vectors"
-      f"{shaded if content['space'] else ''}. Equal ones share a line; grey: "
-      "vectors for comparison, not trained here."
+      f"{shaded if content['space'] else ''}. Equal ones share a line"
+      f"{'; grey: published ones, for comparison' if published else ''}."
     ),
     "utilisation.png": (
       "Share of the cells of every matrix product's arrays that hold weights. "
@@ -53,7 +54,7 @@ def _of_search(content):
     lines = "; dotted: the budgets"
   return {
     "search.png": (
-      f"At the found net's budget of "
+      "At the found net's budget of "
       f"{outcome.budget_text(content, search['main_budget'])}. Left: robust "
       "score of the proposals of every update, mean and best so far. Each "
       "update scores all methods on the same few chips, drawn afresh, so the "
@@ -79,12 +80,12 @@ def _used(content):
   )
   return (
     f"Of all cells: {used}. Arrays are whole tiles of {rows} x {columns} "
-    "cells, and cost the same however few of them are used: widths that fill "
-    "tiles hold more weights for their arrays."
+    "cells, of the same area however few of these are used: widths that fill "
+    "tiles hold more weights in as many arrays."
   )
 
 
-def _last_validation(content: dict) -> str:
+def _last_validation(content):
   """The nets' last accuracies on validation images; "": not measured."""
   lasts = []
   for stage, curve in content["curves"].items():

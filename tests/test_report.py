@@ -674,6 +674,20 @@ def test_page_stands_alone_and_is_escaped(made):
   assert "@import" not in text
 
 
+def test_a_technology_of_a_file_is_named_and_escaped(rng, tmp_path):
+  content = {"preset": "isaac_32nm", "name": "<i>mine</i>"}
+  path = tmp_path / "technology.json"
+  path.write_text(json.dumps(content))
+  experiment = _experiment(
+    **{"space.technology": str(path), "train.nets": ("found",)}
+  )
+  _write(tmp_path, rng, experiment, False, "energy")
+  content, page = _run(experiment, tmp_path)
+  assert content["hardware"]["technology"] == "<i>mine</i>"
+  assert "of energy by <i>mine</i>, each of 2 methods" in _Page(page).text
+  assert "<i>" not in page
+
+
 def test_figures_need_only_report_json(made):
   workdir, _, _, content = made
   drawn = figures.draw(content)

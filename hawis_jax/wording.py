@@ -25,7 +25,8 @@ def headline(content: dict) -> list[str]:
   beyond, nets differ in how they fail.
 
   Args:
-    content: `nets`, `reference`, `comparisons` and `search` of report.json.
+    content: `nets`, `reference`, `comparisons`, `search` and `hardware` of
+      report.json.
   """
   nets, reference = content["nets"], content["reference"]
   if reference is None:

@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib import artist
 from matplotlib import figure as figure_lib
 from matplotlib import lines
+import numpy as np
 
 # Of `matplotlib.rc_context`.
 STYLE = {
@@ -59,6 +60,11 @@ def legend(figure: figure_lib.Figure, handles: Sequence[artist.Artist]) -> None:
 def key(label: str, color: str = NEUTRAL, **style: Any) -> lines.Line2D:
   """A legend entry without data; `style` is Line2D's."""
   return lines.Line2D([], [], color=color, label=label, **style)
+
+
+def percent(values: Sequence[float]) -> np.ndarray:
+  """Shares in percent."""
+  return 100 * np.asarray(values, np.float64)
 
 
 def png(figure: figure_lib.Figure) -> bytes:

@@ -19,6 +19,17 @@ def definitions(content: dict) -> dict[str, str]:
       "Multiply-accumulates of one image, head included; of as many bits as "
       "the weights have."
     ),
+    "Energy, latency, area": (
+      "Of one image's inference by a 1-bit net, layer after layer: arrays, "
+      "their drivers and converters, buffers, wires and digital parts. They "
+      "are estimates with the component numbers of one technology, here "
+      f"{content['hardware']['technology']}, and compare with no cost by "
+      "another."
+    ),
+    "Used cells": (
+      "Share of the cells of a product's arrays that hold weights: the rest is "
+      "built, and partly driven, for nothing."
+    ),
   }
 
 
@@ -174,6 +185,6 @@ def _search_definitions(content):
       "From few chips; the greatest of many such scores is optimistic, "
       "therefore finalists are scored again on fresh chips. The best of "
       "several finalists is still slightly optimistic; uniform scaling is a "
-      "single vector and isn't."
+      "single vector a budget and isn't."
     ),
   }

@@ -5,11 +5,22 @@ from matplotlib import patches
 from matplotlib import ticker
 import numpy as np
 
+from hawis_jax import breakdown
 from hawis_jax import canvas
+from hawis_jax import figures_hardware
+from hawis_jax import figures_search
 from hawis_jax import looks
 
-# Every file that `draw` may return.
-FILES = ("robustness.png", "search.png", "widths.png", "training.png")
+# Every file that `draw` may return, in the page's order.
+FILES = (
+  "robustness.png",
+  "search.png",
+  "front.png",
+  "widths.png",
+  "utilisation.png",
+  "components.png",
+  "training.png",
+)
 
 _PANELS_A_ROW = 3
 _VALIDATION = "accuracy_validation"  # metric of stages train/<net>
@@ -29,15 +40,15 @@ def draw(content: dict) -> dict[str, bytes]:
     if content["reference"]:
       drawn["robustness.png"] = _robustness(content)
     if content["search"]:
-      drawn["search.png"] = _search(content)
-    drawn["widths.png"] = _widths(content)
+      drawn["search.png"] = figures_search.trajectories(content)
+      drawn["front.png"] = figures_search.front(content)
+    drawn["widths.png"] = figures_hardware.widths(content)
+    if breakdown.distinct(content):
+      drawn["utilisation.png"] = figures_hardware.utilisation(content)
+      drawn["components.png"] = figures_hardware.components(content)
     if content["curves"]:
       drawn["training.png"] = _training(content)
     return {name: canvas.png(figure) for name, figure in drawn.items()}
-
-
-def _percent(values):
-  return 100 * np.asarray(values, np.float64)
 
 
 def _robustness(content):
@@ -94,127 +105,16 @@ def _spread_levels(panel):
 def _sweep(panel, sweep, axis, style):
   """One net's mean, interval and 5th percentile."""
   levels = axis.scale * np.array(sweep["level"])
-  low, high = _percent(sweep["ci95"]).T
+  low, high = canvas.percent(sweep["ci95"]).T
   color = style.color
   if len(levels) > 1:
     panel.fill_between(levels, low, high, color=color, alpha=0.25, lw=0)
   else:
     panel.vlines(levels, low, high, color=color, alpha=0.4, lw=4)
-  panel.plot(levels, _percent(sweep["p5"]), color=color, ls="--", lw=0.8)
-  panel.plot(levels, _percent(sweep["mean"]), color=color, marker=style.marker)
-
-
-def _search(content):
-  """Scores during the search, and of the finalists on fresh chips."""
-  search = content["search"]
-  figure = canvas.figure(2.9)
-  left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.6, 1))
-  for name, trajectory in search["trajectory"].items():
-    style = looks.METHODS[name]
-    count = len(trajectory["mean"])
-    spent = search["evaluations"] / count * np.arange(1, count + 1)
-    best, mean = _percent(trajectory["best"]), _percent(trajectory["mean"])
-    left.plot(spent, best, color=style.color, drawstyle="steps-post", lw=1.8)
-    left.plot(spent, mean, color=style.color, lw=0.9)
-  left.set_title("While searching: scores on each update's own chips")
-  left.set_xlabel("width vectors scored, each method")
-  left.set_ylabel("robust score [% accuracy]")
-  left.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
-  left.margins(x=0.02)
-  for place, (name, entries) in enumerate(search["finalists"].items()):
-    style = looks.METHODS[name]
-    spread = np.linspace(-0.22, 0.22, len(entries)) if entries[1:] else 0
-    right.plot(
-      place + spread,
-      _percent([entry["score"] for entry in entries]),
-      color=style.color,
-      marker=style.marker,
-      ls="none",
-      alpha=0.8,
-    )
-  names = [looks.METHODS[name].name for name in search["finalists"]]
-  right.set_xticks(range(len(names)), [n.split()[0] for n in names])
-  right.set_xlim(-0.6, len(names) - 0.4)
-  right.grid(axis="x", visible=False)
-  right.set_title("Finalists, on fresh chips")
-  searched = [looks.METHODS[name] for name in search["trajectory"]]
-  handles = [
-    *(canvas.key(x.name, x.color, lw=3) for x in searched),
-    canvas.key("best so far", lw=1.8),
-    canvas.key("mean of the update's proposals", lw=0.9),
-  ]
-  canvas.legend(figure, handles)
-  return figure
-
-
-def _widths(content):
-  """Widths a layer of every net, over the limits of the space if searched."""
-  nets, styles = content["nets"], looks.net_looks(content["nets"])
-  same = {}  # a net and its counterparts share one line
-  for name, net in nets.items():
-    same.setdefault(tuple(net["widths"]), []).append(name)
-  figure = canvas.figure(3.1)
-  figure.suptitle("Width of every layer", x=0.01, ha="left", fontsize=8.5)
-  panel = figure.subplots()
-  handles = []
-  for place, (vector, names) in enumerate(same.items()):
-    front = place == 0  # filled markers, so that those behind show
-    style = dict(
-      color=styles[names[0]].color,
-      marker=styles[names[0]].marker,
-      lw=1.8 if front else 1.2,
-      markersize=4 if front else 6.5,
-      markerfacecolor=None if front else "none",
-      zorder=3 - place / len(same),
-    )
-    layer = np.arange(1, len(vector) + 1)
-    panel.plot(layer, vector, drawstyle="steps-mid", **style)
-    handles.append(
-      canvas.key("; ".join(styles[n].name for n in names), **style)
-    )
-  if content["space"]:
-    handles.append(_choices(panel, content["space"]))
-  panel.set_yscale("log", base=2)
-  panel.yaxis.set_major_formatter(ticker.ScalarFormatter())
-  panel.set_ylabel("width [channels]")
-  panel.set_xlabel("layer of the width vector, 1 = stem")
-  panel.set_xticks(layer)
-  panel.set_xlim(0.5, len(layer) + 0.5)
-  panel.grid(axis="x", visible=False)
-  _stages(panel, content["stage_starts"], len(layer))
-  canvas.legend(figure, handles)
-  return figure
-
-
-def _choices(panel, choices):
-  """Shades each layer's choices; returns their legend entry."""
-  return panel.fill_between(
-    np.arange(len(choices) + 1) + 0.5,
-    [c[0] for c in choices] + [choices[-1][0]],
-    [c[-1] for c in choices] + [choices[-1][-1]],
-    step="post",
-    color="#eeeeee",
-    lw=0,
-    label="choices of the space",
+  panel.plot(levels, canvas.percent(sweep["p5"]), color=color, ls="--", lw=0.8)
+  panel.plot(
+    levels, canvas.percent(sweep["mean"]), color=color, marker=style.marker
   )
-
-
-def _stages(panel, starts, num_layers):
-  """Marks and names the stages of the network."""
-  ends = [*starts[1:], num_layers + 1]
-  names = ["stem and stage 1"]
-  names += [f"stage {place}" for place in range(2, len(starts) + 1)]
-  for name, start, end in zip(names, starts, ends, strict=True):
-    if end <= num_layers:
-      panel.axvline(end - 0.5, color=canvas.NEUTRAL, lw=0.8, ls=":")
-    panel.annotate(
-      name,
-      ((start + end - 1) / 2, 1.0),
-      xycoords=("data", "axes fraction"),
-      xytext=(0, 3),
-      textcoords="offset points",
-      ha="center",
-    )
 
 
 def _training(content):
@@ -287,7 +187,7 @@ def _validation(panel, curves, styles):
     every = -(-count // 20)  # markers that don't touch, one at the end
     panel.plot(
       points["step"],
-      _percent(points["value"]),
+      canvas.percent(points["value"]),
       color=look.color,
       marker=look.marker,
       markevery=((count - 1) % every, every),

@@ -67,11 +67,25 @@ _NAMES = {
 _KINDS = {nets_lib.INT8: "8-bit", nets_lib.FLOAT: "float"}
 _PRESET = re.compile(r"resnet(\d+)_(hawis_[ab]|\d+x)")
 
-# The found net is the policy's, so it has the policy's colour.
-METHODS = {
-  "policy": Look("policy", *_PALETTE[0]),
-  "random": Look("random search", *_PALETTE[6]),
-  "uniform": Look("uniform", *_PALETTE[1]),
+# Names of `cost.COMPONENTS`.
+COMPONENTS = {
+  "array": "arrays",
+  "drivers": "drivers",
+  "converters": "converters",
+  "sample_hold": "sample and hold",
+  "partial_sums": "partial sums",
+  "buffer": "buffers",
+  "interconnect": "interconnect",
+  "digital": "digital",
+}
+_METHOD_NAMES = {
+  "ppo": "policy (PPO)",
+  "reinforce": "policy (REINFORCE)",
+  "predictor": "predictor",
+  "evolution": "evolution",
+  "local": "local search",
+  "random": "random search",
+  "per_stage": "a width a stage",
 }
 AXES = {
   "stuck_off": Axis(
@@ -169,6 +183,27 @@ def net_looks(nets: Iterable[str]) -> dict[str, Look]:
   others = [net for net in nets if net not in places]
   places.update(zip(others, itertools.cycle(spare), strict=False))
   return {net: Look(net_name(net), *_PALETTE[places[net]]) for net in nets}
+
+
+def method_looks(methods: Iterable[str]) -> dict[str, Look]:
+  """How to draw search methods, the one of the found net first, and uniform.
+
+  The first has the colour of the found net, uniform scaling its net's.
+  """
+  others = itertools.cycle((6, 3, 4, 5, 7, 2))
+  places = {name: next(others) for name in list(methods)[1:]}
+  places = {next(iter(methods)): 0, **places, "uniform": 1}
+  return {
+    name: Look(_METHOD_NAMES.get(name, name), *_PALETTE[place])
+    for name, place in places.items()
+  }
+
+
+def content_looks(content: dict) -> dict[str, Look]:
+  """How to draw the nets of report.json, and its vectors that aren't nets'."""
+  names = [*content["nets"], *content["vectors"]]
+  nets_alone = net_looks(content["nets"])
+  return {**net_looks(dict.fromkeys(names)), **nets_alone}
 
 
 def _without_depth(net):

@@ -5,8 +5,11 @@ import html
 import json
 import re
 
+from hawis_jax import captions
 from hawis_jax import definitions
 from hawis_jax import looks
+from hawis_jax import outcome
+from hawis_jax import tables
 from hawis_jax import wording
 
 _STYLE = """
@@ -65,15 +68,20 @@ def render(content: dict, pictures: dict[str, bytes]) -> str:
     ),
     _lead(content),
     _element("h2", "Cost and accuracy of the trained nets"),
-    _cost_table(content),
-    _chip_tables(content, _selected),
-    _details("Accuracy at every level", _chip_tables(content, sorted)),
+    _table(tables.costs(content)),
+    _chips(content, tables.selected),
+    _details("Accuracy at every level", _chips(content, sorted)),
     _figure("robustness.png", content, pictures),
     *_search(content),
     _figure("search.png", content, pictures),
-    _element("h2", "Widths and training"),
+    _figure("front.png", content, pictures),
+    _element("h2", "Widths and hardware"),
     _figure("widths.png", content, pictures),
-    _details("Width vectors", _widths_table(content)),
+    _details("Width vectors", _table(tables.vectors(content))),
+    _figure("utilisation.png", content, pictures),
+    _figure("components.png", content, pictures),
+    _details("Energy and area by component", _table(tables.parts(content))),
+    _element("h2", "Training") if content["curves"] else "",
     _figure("training.png", content, pictures),
     _element("h2", "How it was made"),
     *_making(content),
@@ -96,11 +104,15 @@ def _element(tag, text, css=""):
 
 
 def _details(summary, inside):
-  return f"<details>{_element('summary', summary)}{inside}</details>"
+  """Something folded away, if there is anything."""
+  return inside and f"<details>{_element('summary', summary)}{inside}</details>"
 
 
-def _table(caption, header, rows):
-  """A table of plain text; a line break in a cell stays one."""
+def _table(table):
+  """A `tables.Table`, if there is one; a line break in a cell stays one."""
+  if not table:
+    return ""
+  caption, header, rows = table
   head = "".join(_element("th", cell) for cell in header)
   body = "".join(
     f"<tr>{''.join(_element('td', cell) for cell in row)}</tr>\n"
@@ -122,7 +134,7 @@ def _figure(name, content, pictures):
   if name not in pictures:
     return ""
   data = base64.b64encode(pictures[name]).decode()
-  caption = wording.captions(content)[name]
+  caption = captions.captions(content)[name]
   return (
     f'<figure><img alt="{html.escape(caption)}" '
     f'src="data:image/png;base64,{data}">{_element("figcaption", caption)}'
@@ -152,165 +164,20 @@ def _lead(content):
   return f'<div class="lead">{"".join(lines)}</div>'
 
 
-def _cost_table(content):
-  costs = ("arrays", "macs", "weights")
-  return _table(
-    "Cost of one image's inference; accuracy without defects on the test "
-    "images, with its 95 % Wilson interval over images.",
-    (
-      "net",
-      "kind",
-      "crossbar arrays",
-      "MACs",
-      "weights",
-      "test images",
-      "clean accuracy [%]",
-    ),
-    [
-      (
-        looks.net_name(name),
-        wording.weight_kind(net["weight_bits"]),
-        *(wording.amount(net.get(cost)) for cost in costs),
-        wording.test_images(content, net["test_images"]),
-        wording.estimate(net["clean"], net["clean_ci95"]),
-      )
-      for name, net in content["nets"].items()
-    ],
-  )
-
-
-def _selected(levels):
-  """The middle and the harshest of the levels."""
-  levels = sorted(levels)
-  return sorted({levels[len(levels) // 2], levels[-1]})
-
-
-def _chip_tables(content, select):
-  """Accuracy on chips, then differences, at the levels `select` picks."""
-  nets = {n: net for n, net in content["nets"].items() if net["sweeps"]}
-  levels = {}
-  for net in nets.values():
-    for scenario, sweep in net["sweeps"].items():
-      levels.setdefault(scenario, set()).update(sweep["level"])
-  rows = [(s, level) for s in levels for level in select(levels[s])]
-  if not rows:
-    return ""
-  accuracy = _table(
-    f"Accuracy on defective chips, {wording.chips(content)} each: "
-    "mean, its 95 % interval over chips, 5th percentile of the chips, and what "
-    "the draw of test images adds: 1.96 standard errors.",
-    ("defects", *(f"{looks.net_name(name)} [%]" for name in nets)),
-    [
-      (
-        looks.level_text(*row),
-        *(_accuracy(net, *row) for net in nets.values()),
-      )
-      for row in rows
-    ],
-  )
-  return accuracy + _difference_table(content, rows)
-
-
-def _accuracy(net, scenario, level):
-  sweep = net["sweeps"].get(scenario, {"level": []})
-  if level not in sweep["level"]:
-    return "-"
-  chips, mean, interval, p5, errors = (
-    sweep[column][sweep["level"].index(level)]
-    for column in ("chips", "mean", "ci95", "p5", "standard_errors")
-  )
-  images = f"test set ±{wording.percent(1.96 * errors['images'])}"
-  if chips == 1:
-    return f"{wording.percent(mean)}\nall chips alike\n{images}"
-  mean = wording.estimate(mean, interval)
-  return f"{mean}\n5th pct. {wording.percent(p5)}\n{images}"
-
-
-def _difference_table(content, rows):
-  """The reference net minus every other, at some (scenario, level)."""
-  pairs = {
-    (pair["rival"], pair["scenario"], pair["level"]): pair
-    for pair in content["comparisons"]
-  }
-  rivals = list(dict.fromkeys(rival for rival, *_ in pairs))
-  # Without random effects there is one chip, and nothing is compared.
-  rows = [row for row in rows if any((r, *row) in pairs for r in rivals)]
-  if not rows:
-    return ""
-  name = looks.net_name(content["reference"])
-  return _table(
-    f"{wording.capital(name)} minus the other net, paired over chips: mean "
-    "with its 95 % interval [points]; how wide the interval of different chips "
-    "would be.",
-    ("defects", *(f"minus {looks.net_name(rival)}" for rival in rivals)),
-    [
-      (
-        looks.level_text(*row),
-        *(_difference(pairs.get((rival, *row))) for rival in rivals),
-      )
-      for row in rows
-    ],
-  )
-
-
-def _difference(pair):
-  if not pair:
-    return "-"
-  wider = pair["narrowing"]
-  unpaired = f"\nunpaired {wider:.1f}x as wide" if wider else ""
-  return f"{wording.difference(pair)}\n{pair['verdict']}{unpaired}"
+def _chips(content, select):
+  """Tables of accuracy on chips at the levels that `select` picks."""
+  return "".join(map(_table, tables.on_chips(content, select)))
 
 
 def _search(content):
-  """What the search spent and found: a sentence and a table, if any."""
-  search = content["search"]
-  if not search:
+  """What the search spent and found: sentences and tables, if any."""
+  if not content["search"]:
     return ()
-  rows = []
-  for name, entries in search["finalists"].items():
-    first, searched = entries[0], name in search["trajectory"]
-    mean = sum(entry["score"] for entry in entries) / len(entries)
-    rows.append(
-      (
-        looks.METHODS[name].name,
-        f"{search['evaluations']:,}" if searched else "-",
-        str(len(entries)),
-        wording.percent(first["score"]),
-        wording.percent(mean),
-        f"{100 * first['search_gain']:+.2f}" if searched else "-",
-        wording.percent(first["clean"]),
-        wording.amount(first["arrays"]),
-        wording.amount(first["macs"]),
-      )
-    )
-  table = _table(
-    "The methods' finalists, scored again on fresh chips and all validation "
-    "images.",
-    (
-      "method",
-      "vectors scored",
-      "finalists",
-      "robust score of the best [%]",
-      "mean of the finalists [%]",
-      "the best's gain over random while searching [points]",
-      "the best's clean accuracy [%]",
-      "arrays",
-      "binary MACs",
-    ),
-    rows,
-  )
-  outcome = _element("p", wording.search_outcome(content))
-  return _element("h2", "The search"), outcome, table
-
-
-def _widths_table(content):
-  return _table(
-    "Output channels of every layer of the width vector, stem first.",
-    ("net", "widths"),
-    [
-      (looks.net_name(name), ", ".join(map(str, net["widths"])))
-      for name, net in content["nets"].items()
-    ],
+  return (
+    _element("h2", "The search"),
+    _element("p", " ".join(outcome.sentences(content))),
+    _table(outcome.difference_table(content)),
+    _table(outcome.table(content)),
   )
 
 

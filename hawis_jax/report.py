@@ -17,6 +17,7 @@ import sys
 
 from scipy import stats
 
+from hawis_jax import breakdown
 from hawis_jax import config as config_lib
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
@@ -25,12 +26,14 @@ from hawis_jax import files
 from hawis_jax import intervals
 from hawis_jax import looks
 from hawis_jax import metrics as metrics_lib
+from hawis_jax import nets
+from hawis_jax import outcome
 from hawis_jax import page
 from hawis_jax import search
 from hawis_jax import sweep
 from hawis_jax import wording
 
-_FORMAT = 6  # of report.json and the page; a new one remakes old reports
+_FORMAT = 7  # of report.json and the page; a new one remakes old reports
 _ORDER = ("found", "uniform", "baseline_1x")  # others follow
 
 
@@ -101,6 +104,9 @@ def collect(
     key=lambda n: (results[n]["weight_bits"], (*order, n).index(n)),
   )
   results = {name: results[name] for name in ranked}
+  found = None  # no net needed a search
+  if experiment.space:
+    found = outcome.collect(search.load_result(workdir))
   command = _command()
   inputs = {
     "config": json.loads(json.dumps(config_lib.flatten(config))),
@@ -110,8 +116,11 @@ def collect(
       "test_images": len(experiment.splits.test),
     },
     "device": dataclasses.asdict(experiment.device),
+    "hardware": breakdown.hardware(experiment),
     "reference": reference,
-    **_searched(experiment, workdir),
+    "search": found,
+    "space": found and [list(layer) for layer in experiment.space.choices],
+    "vectors": breakdown.vectors(experiment, results, found and found["found"]),
     "curves": _curves(
       workdir / "metrics.jsonl", ["pretrain", *(f"train/{n}" for n in results)]
     ),
@@ -128,7 +137,10 @@ def collect(
     "command": command,
     "versions": _versions(),
     **inputs,
-    "nets": {name: _net(result) for name, result in results.items()},
+    "nets": {
+      name: _net(result, inputs["vectors"][nets.parse(name).widths]["cost"])
+      for name, result in results.items()
+    },
     "comparisons": _comparisons(reference, results),
     "missing": _missing(config, results),
   }
@@ -171,24 +183,6 @@ def _missing(config, results):
         level = looks.level_text(step.scenario, step.level.value)
         missing.append(f"{name}: {level}")
   return missing
-
-
-def _searched(experiment, workdir):
-  """The search's result, its methods' best paired, and its space.
-
-  Both are None where no net needed a search.
-  """
-  if experiment.space is None:
-    return {"search": None, "space": None}
-  result = search.load_result(workdir)
-  best = [result["finalists"][m][0]["chips"] for m in ("policy", "random")]
-  return {
-    "search": {
-      **result,
-      "policy_minus_random": intervals.paired_difference(*best),
-    },
-    "space": [list(layer) for layer in experiment.space.choices],
-  }
 
 
 def _command():
@@ -238,8 +232,14 @@ def _by_level(result, scenario):
   return {e["level"]: e for e in sorted(entries, key=lambda e: e["level"])}
 
 
-def _net(result):
-  """What is shown of one net: `result` with a column a statistic."""
+def _net(result, costs):
+  """What is shown of one net: `result` with a column a statistic, and costs.
+
+  Args:
+    result: of the sweep.
+    costs: of a 1-bit net of these widths.
+  """
+  is_binary = result["weight_bits"] == 1
   images = result["test_images"]
   hits = stats.binomtest(round(result["clean"] * images), images)
   columns = (
@@ -257,6 +257,7 @@ def _net(result):
     "standard_errors",
   )
   return {
+    **{name: cost if is_binary else None for name, cost in costs.items()},
     **result,
     "clean_ci95": list(hits.proportion_ci(method="wilson")),
     "sweeps": {

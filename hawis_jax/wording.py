@@ -1,41 +1,10 @@
-"""The report's words: number formats, headline, captions."""
+"""The report's words: headline, how it was made."""
 
+from hawis_jax import cost
 from hawis_jax import looks
+from hawis_jax import units
 
 _SAME = ("widths", "weight_bits")  # of nets that differ in nothing
-UNITS = {"arrays": "crossbar arrays", "macs": "binary MACs"}
-
-
-def percent(share: float) -> str:
-  """A share in percent, without the sign."""
-  return f"{100 * share:.2f}"
-
-
-def estimate(value: float, interval: list[float]) -> str:
-  """A share and its interval in percent."""
-  low, high = map(percent, interval)
-  return f"{percent(value)} [{low}, {high}]"
-
-
-def difference(row: dict) -> str:
-  """Signed percentage points with their interval."""
-  numbers = [f"{100 * x:+.2f}" for x in (row["difference"], *row["ci95"])]
-  mean, low, high = ("0.00" if float(n) == 0 else n for n in numbers)
-  return f"{mean} [{low}, {high}]"
-
-
-def amount(count: float | None) -> str:
-  """A count: whole up to 9,999, then three digits and a prefix; None: "-"."""
-  if count is None:
-    return "-"
-  if count < 1e4:
-    return f"{count:,}"
-  unit, suffix = next(
-    (unit, suffix)
-    for unit, suffix in zip((1e3, 1e6, 1e9, 1e12, 1e15), "kMGTP", strict=True)
-    if count < 999.5 * unit
-  )
-  return f"{count / unit:#.3g}".rstrip(".") + f" {suffix}"
 
 
 def the_net(net: str) -> str:
@@ -56,12 +25,13 @@ def headline(content: dict) -> list[str]:
   beyond, nets differ in how they fail.
 
   Args:
-    content: `nets`, `reference`, `comparisons` and `search` of report.json.
+    content: `nets`, `reference`, `comparisons`, `search` and `hardware` of
+      report.json.
   """
   nets, reference = content["nets"], content["reference"]
   if reference is None:
     clean = "; ".join(
-      f"{looks.net_name(name)} {percent(net['clean'])} %"
+      f"{looks.net_name(name)} {units.percent(net['clean'])} %"
       for name, net in nets.items()
     )
     return [f"No net was measured on chips. Without defects: {clean}."]
@@ -74,7 +44,7 @@ def headline(content: dict) -> list[str]:
     harshest.setdefault(row["rival"], {})[row["scenario"]] = row
   if not harshest:
     levels = ", ".join(
-      f"{percent(sweep['mean'][-1])} % at "
+      f"{units.percent(sweep['mean'][-1])} % at "
       f"{looks.level_text(scenario, sweep['level'][-1])}"
       for scenario, sweep in nets[reference]["sweeps"].items()
     )
@@ -115,7 +85,7 @@ def _versus(content, rival, rows):
     verdict = f"{lead}: against {theirs}, {ours} is {tally} of "
     verdict += f"{len(rows)} harshest defect levels"
   parts = "; ".join(
-    f"{difference(row)} points at "
+    f"{units.difference(row)} points at "
     f"{looks.level_text(row['scenario'], row['level'])}"
     for row in rows
   )
@@ -127,50 +97,28 @@ def _costs(content, reference, rival):
   pair = [content["nets"][net] for net in (reference, rival)]
   kinds = [weight_kind(net["weight_bits"]) for net in pair]
   alike = kinds[0] == kinds[1]
-  unit = content["search"]["cost"] if content["search"] and alike else "arrays"
-  ours, theirs = (net.get(unit) for net in pair)
+  kind = content["search"]["cost"] if content["search"] and alike else "arrays"
+  ours, theirs = (net.get(cost.KINDS[kind].field) for net in pair)
   if ours is None or theirs is None:
     return f"{kinds[0]} against {kinds[1]} weights"
+  texts = [units.quantity(kind, value) for value in (ours, theirs)]
   if alike:
+    noun = units.NOUNS[kind]
+    if kind not in cost.COUNTS:
+      noun += f" by {content['hardware']['technology']}"
     return (
-      f"{amount(ours)} against {amount(theirs)} {UNITS[unit]}, "
-      f"{ours / theirs:.2f} times the cost"
+      f"{texts[0]} against {texts[1]} {noun}, {ours / theirs:.2f} times the "
+      "cost"
     )
   return (
-    f"{amount(ours)} {UNITS[unit]} of {kinds[0]} weights against "
-    f"{amount(theirs)} of {kinds[1]} weights"
+    f"{texts[0]} crossbar arrays of {kinds[0]} weights against {texts[1]} of "
+    f"{kinds[1]} weights"
   )
 
 
 def capital(text: str) -> str:
   """`text` as the start of a sentence."""
   return text[0].upper() + text[1:]
-
-
-def search_outcome(content: dict) -> str:
-  """What the search spent and found, policy against random search."""
-  search = content["search"]
-  best = {
-    name: entries[0]["score"] for name, entries in search["finalists"].items()
-  }
-  row = search["policy_minus_random"]
-  verdict = {
-    "ahead": "the policy's is ahead",
-    "behind": "the policy's is behind",
-    "undecided": "the two can't be told apart",
-  }[row["verdict"]]
-  return (
-    f"Within the budget of {search['budget']:,.0f} "
-    f"{UNITS[search['cost']]}, policy and random search "
-    f"scored {search['evaluations']:,} width vectors each. On fresh chips the "
-    f"best of the policy reaches a robust score of {percent(best['policy'])} "
-    f"%, of random search {percent(best['random'])} %, uniform scaling "
-    f"{percent(best['uniform'])} %. Paired over chips, the mean accuracy of "
-    f"the first two differs by {difference(row)} points: {verdict}. It is one "
-    "search each, so the interval holds chips alone, and the validation "
-    "images are partly those of the search. All scores are of the super-net, "
-    "not of nets trained on their own."
-  )
 
 
 def making(content: dict) -> dict[str, str]:
@@ -196,10 +144,13 @@ def making(content: dict) -> dict[str, str]:
       f"normalisation: {norm}"
     ),
   }
+  if of_kind(content, 1) or content["search"]:
+    parts["Energy, latency, area"] = _hardware(content["hardware"])
   if content["search"]:
     parts["Search"] = (
       f"{config['search.updates']:,} updates of {config['search.proposals']:,} "
-      f"width vectors a method, scored on {config['search.chips']:,} chips a "
+      "width vectors a method and budget, scored on "
+      f"{config['search.chips']:,} chips a "
       f"scenario and {config['search.images']:,} validation images, without IR "
       "drop; finalists "
       f"on {config['search.finalist_chips']:,} chips a scenario and all "
@@ -210,6 +161,23 @@ def making(content: dict) -> dict[str, str]:
   versions = ", ".join(" ".join(x) for x in content["versions"].items())
   parts["Versions"] = f"{versions} (when this report was made)"
   return parts
+
+
+def _hardware(hardware):
+  """What stands behind energies, times and areas."""
+  converters = (
+    f"converters of {hardware['converter_bits']} bits, and sense amplifiers "
+    "where a product fits the rows of one array and is only compared"
+  )
+  if hardware["sensed"]:
+    converters = "sense amplifiers"
+  copies = hardware["duplication"]
+  return (
+    f"component numbers of {hardware['technology']}; {converters}; copies of a "
+    f"layer's arrays: {copies if copies != 1 else 'one'}; "
+    f"{100 * hardware['activity']:g} % of the rows are driven at a read, "
+    "which bounds the energy from above"
+  )
 
 
 def _periphery(device):
@@ -259,58 +227,6 @@ def of_kind(content: dict, *bits: int) -> list[str]:
   """The nets whose weights have one of some numbers of bits."""
   nets = content["nets"]
   return [name for name, net in nets.items() if net["weight_bits"] in bits]
-
-
-def last_validation(content: dict) -> str:
-  """The nets' last accuracies on validation images; "": not measured."""
-  lasts = []
-  for stage, curve in content["curves"].items():
-    points = curve.get("accuracy_validation")
-    if points and points["value"][-1] is not None:
-      lasts.append(
-        f"{looks.net_name(stage.removeprefix('train/'))} "
-        f"{percent(points['value'][-1])} % at step {points['step'][-1]:,}"
-      )
-  if not lasts:
-    return ""
-  return (
-    f"Last accuracy on the {content['config']['data.validation_images']:,} "
-    f"validation images, without defects: {'; '.join(lasts)}."
-  )
-
-
-def captions(content: dict) -> dict[str, str]:
-  """{file: caption} of the figures."""
-  count = chips(content)
-  shaded = "; shaded: from the least to the greatest choice of the search space"
-  supernet = (
-    " The super-net's loss is the sum over the width vectors of a step; up to "
-    "the dotted line it is warmed up on its maximum width vector alone."
-  )
-  return {
-    "robustness.png": (
-      f"Test accuracy on defective chips, {count} chips a level and net. Line: "
-      "mean; band: 95 % interval of the mean over chips; dashed: 5th "
-      "percentile of the chips. Each defect has a vertical scale of its own."
-    ),
-    "search.png": (
-      "Left: robust score of the proposals of every update, and the best so "
-      "far, for the policy and for random search. Each update scores both on "
-      "the same few chips, drawn afresh, so the best so far is an optimistic "
-      "value. Right: each method's finalists scored again on other chips, the "
-      "best at the left."
-    ),
-    "widths.png": (
-      "Output channels of every layer of the width vectors"
-      f"{shaded if content['space'] else ''}. Nets of equal widths share a "
-      "line."
-    ),
-    "training.png": (
-      "Training curves: batch values (faint) and their running mean."
-      f"{supernet if 'pretrain' in content['curves'] else ''} "
-      f"{last_validation(content)}"
-    ).rstrip(),
-  }
 
 
 def chips(content: dict) -> str:

@@ -16,15 +16,19 @@ from hawis_jax import cost
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import figures
+from hawis_jax import figures_search
+from hawis_jax import finalists as finalists_lib
 from hawis_jax import intervals
 from hawis_jax import looks
+from hawis_jax import methods
 from hawis_jax import nets as nets_lib
+from hawis_jax import outcome
 from hawis_jax import report
 from hawis_jax import robustness
+from hawis_jax import units
 from hawis_jax import widths as widths_lib
 from hawis_jax import wording
 
-_GEOMETRY = cost.cifar_geometry(20, (8, 8, 1), 32, 10, (64, 64))
 _FOUND = (24, 40, 32, 48, 40, 32, 56, 96, 64, 80, 96, 64, 112) + (
   128,
   192,
@@ -65,31 +69,32 @@ def _experiment(**overrides):
   config = config_lib.default()
   config.update_from_flattened_dict(overrides)
   searches = config_lib.searches(config)
+  named = {**widths_lib.PRESETS, "baseline_1x": _WIDTHS["baseline_1x"]}
+  if searches:
+    named["uniform"] = _WIDTHS["uniform"]
+  hardware = config_lib.hardware(config)
+  geometry = cost.cifar_geometry(20, (8, 8, 1), 32, 10, hardware)
+  if config.network.family == "imagenet":
+    geometry = cost.imagenet_geometry("7x7", 64, 32, 10, hardware)
+    named["baseline_1x"] = widths_lib.PRESETS["resnet18_1x"]
   return experiment_lib.Experiment(
     config=config,
     splits=types.SimpleNamespace(
       name="cifar10", version="3.0.2", num_classes=10, test=range(360)
     ),
     space=config_lib.width_space(config) if searches else None,
-    geometry=_GEOMETRY,
+    geometry=geometry,
     device=config_lib.device(config),
-    widths={},
+    widths=named,
   )
 
 
-def _costs(vector):
-  if len(vector) != len(_FOUND):  # of another network: made up
-    return {"arrays": 1000, "macs": 10**9, "weights": 10**7}
-  net_cost = cost.network_cost(np.array(vector, np.int64), _GEOMETRY)
-  return {name: int(getattr(net_cost, name)) for name in cost.COUNTS}
-
-
-def _robustness(rng, config, nets, **loss):
+def _robustness(rng, experiment, **loss):
   """A result of the sweep: chips are more or less lucky, with all nets."""
-  loss = {**_LOSS, **loss}
+  config, loss = experiment.config, {**_LOSS, **loss}
   result = {"format": 2, "nets": {}}
   luck = rng.normal(0, 0.3, config.robustness.chips)
-  for net in nets:
+  for net in config.train.nets:
     vector, kind = nets_lib.parse(net)
     vector = _WIDTHS[vector]
     clean = round(0.97 * 360) / 360
@@ -125,26 +130,23 @@ def _robustness(rng, config, nets, **loss):
       "sweeps": sweeps,
     }
     if kind != nets_lib.FLOAT:
-      result["nets"][net].update(_costs(vector))
+      costs = experiment.exact_costs(vector)
+      result["nets"][net].update({n: costs[n] for n in cost.COUNTS})
   return result
 
 
-def _search(rng, config):
-  """A result of the search: the policy gains on random search."""
-  updates, num = config.search.updates, config.search.proposals
-  trajectory = {}
-  for method, gain in (("policy", 0.08), ("random", 0.0)):
-    mean = 0.6 + gain * (1 - np.exp(-np.arange(updates) / 30))
-    mean += rng.normal(0, 0.008, updates)
-    best = np.maximum.accumulate(mean + rng.uniform(0.03, 0.08, updates))
-    trajectory[method] = {"mean": mean.tolist(), "best": best.tolist()}
+def _search(rng, experiment, kind, shares, limits):
+  """A result of the search: the first method gains on the others."""
+  search = experiment.config.search
+  shape = len(shares), search.updates
+  main = shares.index(1.0)
+  field = cost.KINDS[kind].field
 
-  def finalist(vector, score, search_gain):
-    net_cost = _costs(vector)
-    del net_cost["weights"]
+  def finalist(budget, vector, score, search_gain):
     return {
+      "budget": budget,
       "widths": list(vector),
-      **net_cost,
+      "cost": experiment.exact_costs(vector),
       "score": score,
       "clean": score + 0.2,
       "scenarios": [robustness.summarize(score + rng.normal(0, 0.02, 16))] * 2,
@@ -152,21 +154,60 @@ def _search(rng, config):
       "search_gain": search_gain,
     }
 
-  def ranked(top):
-    scores = np.sort(top - rng.exponential(0.01, config.search.finalists))[::-1]
-    return [finalist(_FOUND, s, s + 0.03) for s in scores.tolist()]
+  def scaled(vector, budget):
+    factor = rng.uniform(0.95, 1) * shares[budget] ** 0.5
+    return [max(1, int(factor * w)) for w in vector]
 
+  def ranked(top, budget):
+    top += 0.05 * np.log(shares[budget])
+    scores = np.sort(top - rng.exponential(0.01, search.finalists))[::-1]
+    vectors = [scaled(_FOUND, budget) for _ in scores]
+    return [
+      finalist(budget, v, s, s - 0.6)
+      for v, s in zip(vectors, scores.tolist(), strict=True)
+    ]
+
+  trajectory, finalists = {}, {}
+  for place, method in enumerate(search.methods):
+    gain = 0.08 * 0.7**place
+    mean = 0.6 + gain * (1 - np.exp(-np.arange(search.updates) / 30))
+    mean = mean + rng.normal(0, 0.008, shape)
+    best = np.maximum.accumulate(mean + rng.uniform(0.03, 0.08, shape), axis=1)
+    trajectory[method] = {"mean": mean.tolist(), "best": best.tolist()}
+    finalists[method] = [
+      entry
+      for budget in range(len(shares))
+      for entry in ranked(0.7 - 0.01 * place, budget)
+    ]
+  first = finalists[search.methods[0]]
+  found = next(entry for entry in first if entry["budget"] == main)
+  found.update(finalist(main, _FOUND, found["score"], 0.1))
+  # No net is within the least of several budgets.
+  finalists["uniform"] = [
+    finalist(budget, scaled(_WIDTHS["uniform"], budget), 0.65, None)
+    for budget in range(len(shares) > 1, len(shares))
+  ]
+  uniform = finalists["uniform"][main - (len(shares) > 1)]
+  uniform.update(finalist(main, _WIDTHS["uniform"], 0.655, None))
   return {
+    "format": 2,
+    "method": search.methods[0],
     "found": list(_FOUND),
-    "budget": 240.0,
-    "cost": "arrays",
-    "evaluations": updates * num,
-    "finalists": {
-      "policy": ranked(0.70),
-      "random": ranked(0.67),
-      "uniform": [finalist(_WIDTHS["uniform"], 0.655, None)],
-    },
+    "cost": kind,
+    "technology": experiment.config.space.technology,
+    "budgets": [1.02 * found["cost"][field] * share for share in shares],
+    "main_budget": main,
+    "limits": limits,
+    "evaluations": search.updates * search.proposals,
+    "references": search.updates * search.references,
+    "best": [
+      next(e["widths"] for e in first if e["budget"] == budget)
+      for budget in range(len(shares))
+    ],
+    "finalists": finalists,
+    "front": finalists_lib.front(finalists),
     "trajectory": trajectory,
+    "table": {"columns": 11, "file": "evaluations.npz"},
   }
 
 
@@ -192,18 +233,28 @@ def _curves(rng, config, nets):
   return "".join(lines)
 
 
-def _write(workdir, rng, config, curves=True, **loss):
+def _write(
+  workdir,
+  rng,
+  experiment,
+  curves=True,
+  kind="arrays",
+  shares=(1.0,),
+  limits=None,
+  **loss,
+):
   """Writes the results of all stages before the report; returns the sweep's."""
-  nets = config.train.nets
-  result = _robustness(rng, config, nets, **loss)
+  config = experiment.config
+  result = _robustness(rng, experiment, **loss)
   stages = {"robustness": result}
   if config_lib.searches(config):
-    stages["search"] = _search(rng, config)
+    stages["search"] = _search(rng, experiment, kind, shares, limits or {})
   for stage, value in stages.items():
     (workdir / stage).mkdir(exist_ok=True)
     (workdir / stage / "result.json").write_text(json.dumps(value))
   if curves:
-    (workdir / "metrics.jsonl").write_text(_curves(rng, config, nets))
+    curves = _curves(rng, config, config.train.nets)
+    (workdir / "metrics.jsonl").write_text(curves)
   return result
 
 
@@ -250,7 +301,7 @@ def made(tmp_path_factory):
   """One report of all nets: (workdir, sweep's result, search's, content)."""
   workdir = tmp_path_factory.mktemp("digits")
   experiment = _experiment(**{"data.data_dir": "<script>alert(1)</script>&"})
-  result = _write(workdir, np.random.default_rng(3), experiment.config)
+  result = _write(workdir, np.random.default_rng(3), experiment)
   content, _ = _run(experiment, workdir)
   search = json.loads((workdir / "search" / "result.json").read_text())
   return workdir, result, search, content
@@ -293,23 +344,153 @@ def _check_level(entry, sweep, index, page):
   assert f"\n{text}\n5th pct. {100 * p5:.2f}\n" in page.text
 
 
+def test_costs_are_those_of_the_widths(made):
+  """Of a net's own table, by component, and as used cells."""
+  workdir, *_, content = made
+  page = _Page((workdir / "report" / "index.html").read_text())
+  experiment = _experiment()
+  assert content["hardware"]["technology"] == "neurosim_22nm"
+  for name in _SEARCHED:
+    net, vector = content["nets"][name], content["vectors"][name]
+    costs = experiment.exact_costs(_WIDTHS[name])
+    assert {k: net[k] for k in costs} == costs == vector["cost"]
+    cells = [
+      units.quantity(kind, costs[cost.KINDS[kind].field])
+      for kind in ("energy", "latency", "area")
+    ]
+    assert "\n" + "\n".join(cells) + "\n" in page.text
+    for field in ("energy_joule", "area_m2"):
+      parts = [part[field] for part in vector["components"].values()]
+      np.testing.assert_allclose(sum(parts), costs[field])
+    # The second of the first block: 9 w_2 rows, w_3 columns; the head.
+    rows, columns = 9 * _WIDTHS[name][1], _WIDTHS[name][2]
+    tiles = -(-rows // 64) * -(-columns // 64)
+    np.testing.assert_allclose(
+      vector["cells"][2], rows * columns / (4096 * tiles)
+    )
+    used = 100 * costs["weights"] / (4096 * costs["arrays"])
+    assert f"{looks.net_name(name)} {used:.1f} %" in page.text
+  array = content["vectors"]["found"]["components"]["array"]["energy_joule"]
+  share = array / content["nets"]["found"]["energy_joule"]
+  assert f"\narrays\n{1e6 * array:.3g} µJ\n{100 * share:.2f}\n" in page.text
+  # Published vectors of the depth stand beside the nets, and are none.
+  published = [n for n, v in content["vectors"].items() if not v["compared"]]
+  assert published == [n for n in widths_lib.PRESETS if n[:8] == "resnet20"]
+
+
 def test_search_table_holds_the_finalists(made):
   workdir, _, search, content = made
   page = _Page((workdir / "report" / "index.html").read_text())
   assert {k: content["search"][k] for k in search} == search
-  best = {}
-  for method, entries in search["finalists"].items():
-    best[method] = max(entry["score"] for entry in entries)
+  for entries in search["finalists"].values():
+    best = max(entry["score"] for entry in entries)
     mean = np.mean([entry["score"] for entry in entries])
-    assert f"\n{100 * best[method]:.2f}\n{100 * mean:.2f}\n" in page.text
-  chips = [search["finalists"][m][0]["chips"] for m in ("policy", "random")]
-  low, high = intervals.mean_interval(np.subtract(*chips))
-  gain = np.mean(np.subtract(*chips))
-  text = f"{100 * gain:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}] points"
-  verdict = "the two can't be told apart"
-  if low > 0 or high < 0:
-    verdict = f"the policy's is {'ahead' if low > 0 else 'behind'}"
-  assert f"{text}: {verdict}" in page.text
+    assert f"\n{100 * best:.2f}\n{100 * mean:.2f}\n" in page.text
+    assert entries[0]["score"] == best
+    share = 100 * entries[0]["cost"]["arrays"] / search["budgets"][0]
+    assert f"\n{entries[0]['cost']['arrays']} ({share:.1f} %)\n" in page.text
+  assert [row["rival"] for row in content["search"]["comparisons"]] == [
+    "random",
+    "uniform",
+  ]
+  for rival in ("random", "uniform"):
+    pair = [search["finalists"][m][0]["chips"] for m in ("predictor", rival)]
+    low, high = intervals.mean_interval(np.subtract(*pair))
+    gain = np.mean(np.subtract(*pair))
+    verdict = "ahead" if low > 0 else "behind" if high < 0 else "undecided"
+    text = f"{100 * gain:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+    name = {"random": "random search"}.get(rival, rival)
+    assert f"\n{name}\n16\n{text}\n{verdict}\n" in page.text
+
+
+@pytest.mark.parametrize("kind", ["energy", "macs", "area"])
+def test_several_budgets_and_all_methods(rng, tmp_path, kind):
+  names = rng.permutation(methods.NAMES).tolist()
+  experiment = _experiment(
+    **{"search.methods": tuple(names), "space.technology": "isaac_32nm"}
+  )
+  limits = {"latency": 2e-3, "interval": 2.5e-4}
+  _write(
+    tmp_path,
+    rng,
+    experiment,
+    False,
+    kind,
+    shares=(0.8, 1.0, 1.3),
+    limits=limits,
+  )
+  content, page = _run(experiment, tmp_path)
+  text, search = _Page(page).text, content["search"]
+  assert {"search.png", "front.png"} < set(content["files"])
+  assert "at most 2.00 ms of latency, 250 µs between images by isaac" in text
+  assert "each of 7 methods scored 6,400 width vectors" in text
+  assert "as many within each of 2 other budgets" in text
+  field = cost.KINDS[kind].field
+  shown = looks.method_looks(names)
+  for budget, most in enumerate(search["budgets"]):
+    assert f"\n{units.quantity(kind, most)}\n" in text
+    for name in (*names, "uniform"):
+      entry = outcome.best(search, name, budget)
+      if entry is None:
+        assert (name, budget) == ("uniform", 0)
+        continue
+      spent = units.quantity(kind, entry["cost"][field])
+      share = f"({100 * entry['cost'][field] / most:.1f} %)"
+      row = text[text.index(f"\n{units.quantity(kind, most)}\n") :]
+      row = row[row.index(f"\n{shown[name].name}\n") :]
+      assert row.split("\n")[4] == units.percent(entry["score"])
+      assert row.split("\n")[8] == f"{spent} {share}"
+  # Against every other method, at the main budget.
+  comparisons = {row["rival"]: row for row in search["comparisons"]}
+  assert list(comparisons) == [*names[1:], "uniform"]
+  for name, row in comparisons.items():
+    pair = [
+      next(e for e in search["finalists"][n] if e["budget"] == 1)["chips"]
+      for n in (names[0], name)
+    ]
+    np.testing.assert_allclose(row["difference"], np.mean(np.subtract(*pair)))
+  assert f"found net ({shown[names[0]].name}) minus" in text
+  for caption in ("Robust score on fresh chips against", "Energy of one image"):
+    (line,) = (x for x in text.split("\n") if x.startswith(caption))
+    assert "isaac_32nm" in line
+    assert ("dotted: the budgets" in line) == (
+      kind == "energy" and caption.startswith("Robust")
+    )
+
+
+def test_the_front_is_drawn_with_its_budgets(rng, tmp_path):
+  experiment = _experiment()
+  _write(tmp_path, rng, experiment, False, "energy", shares=(0.7, 1.0))
+  content, _ = _run(experiment, tmp_path)
+  search = content["search"]
+  (panel,) = figures_search.front(content).axes
+  drawn = [np.array(line.get_data(), float).T for line in panel.lines]
+  front = [(1e6 * p["energy_joule"], 100 * p["score"]) for p in search["front"]]
+  assert any(
+    line.shape == (len(front), 2) and np.allclose(line, front) for line in drawn
+  )
+  for budget in search["budgets"]:
+    assert any(np.allclose(line[:, 0], 1e6 * budget) for line in drawn)
+  points = sum(map(len, search["finalists"].values()))
+  assert sum(map(len, drawn)) == points + len(front) + 1 + 2 * 2
+  assert "neurosim_22nm" in panel.get_xlabel()
+
+
+def test_a_search_of_one_method_without_a_rival(rng, tmp_path):
+  experiment = _experiment(
+    **{"search.methods": ("evolution",), "train.nets": ("found",)}
+  )
+  _write(tmp_path, rng, experiment, False)
+  path = tmp_path / "search" / "result.json"
+  search = json.loads(path.read_text())
+  search["finalists"]["uniform"] = []
+  path.write_text(json.dumps(search))
+  content, page = _run(experiment, tmp_path)
+  assert content["search"]["comparisons"] == []
+  text = _Page(page).text
+  assert "crossbar arrays, evolution scored 6,400 width vectors." in text
+  assert "best of others" not in text
+  assert "uniform scaling is" not in text.split("What the numbers mean")[0]
 
 
 def test_differences_are_paired(made):
@@ -436,6 +617,17 @@ def test_headline_says_who_wins(verdicts, claim):
     assert f"{shown[verdict]} points at {text}" in line
 
 
+def test_headline_of_an_energy_budget_names_the_technology():
+  content = _content(["ahead"] * 3)
+  content["search"]["cost"] = "energy"
+  content["hardware"] = {"technology": "isaac_32nm"}
+  for net, energy in (("found", 3.1e-5), ("uniform", 2e-5)):
+    content["nets"][net]["energy_joule"] = energy
+  (line,) = wording.headline(content)
+  claim = "31.0 µJ against 20.0 µJ of energy by isaac_32nm, 1.55 times the cost"
+  assert f"({claim})" in line
+
+
 def test_headline_of_equal_widths():
   (line,) = wording.headline(_content(["ahead"] * 3, widths=(8, 24)))
   assert line == "The found net has the same widths as the uniform net."
@@ -454,7 +646,7 @@ def test_headline_against_an_8_bit_net_of_equal_widths():
 
 def test_a_found_net_that_loses(rng, tmp_path):
   experiment = _experiment()
-  _write(tmp_path, rng, experiment.config, found=0.4)
+  _write(tmp_path, rng, experiment, found=0.4)
   path = tmp_path / "search" / "result.json"
   search = json.loads(path.read_text())
   search["finalists"]["random"][0]["chips"] = [0.9 + 0.01 * i for i in range(9)]
@@ -464,7 +656,7 @@ def test_a_found_net_that_loses(rng, tmp_path):
   assert versus_uniform.startswith("The found net loses to the uniform net")
   assert versus_baseline.startswith("The found net beats the 1x baseline net")
   assert versus_uniform in _Page(page).text
-  assert "the policy's is behind" in _Page(page).text
+  assert "is behind random search" in _Page(page).text
 
 
 def test_page_stands_alone_and_is_escaped(made):
@@ -482,6 +674,20 @@ def test_page_stands_alone_and_is_escaped(made):
   assert "@import" not in text
 
 
+def test_a_technology_of_a_file_is_named_and_escaped(rng, tmp_path):
+  content = {"preset": "isaac_32nm", "name": "<i>mine</i>"}
+  path = tmp_path / "technology.json"
+  path.write_text(json.dumps(content))
+  experiment = _experiment(
+    **{"space.technology": str(path), "train.nets": ("found",)}
+  )
+  _write(tmp_path, rng, experiment, False, "energy")
+  content, page = _run(experiment, tmp_path)
+  assert content["hardware"]["technology"] == "<i>mine</i>"
+  assert "of energy by <i>mine</i>, each of 2 methods" in _Page(page).text
+  assert "<i>" not in page
+
+
 def test_figures_need_only_report_json(made):
   workdir, _, _, content = made
   drawn = figures.draw(content)
@@ -496,7 +702,7 @@ def named(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("named")
   rng = np.random.default_rng()
   experiment = _experiment(**{"train.nets": _NAMED[::-1]})
-  result = _write(workdir, rng, experiment.config)
+  result = _write(workdir, rng, experiment)
   content, text = _run(experiment, workdir)
   return result, content, _Page(text)
 
@@ -508,6 +714,8 @@ def test_no_word_of_a_search_that_was_not_needed(named):
     "index.html",
     "robustness.png",
     "widths.png",
+    "utilisation.png",
+    "components.png",
     "training.png",
   ]
   before, configuration = page.text.split("\nConfiguration\n")
@@ -560,19 +768,20 @@ def test_a_float_net_has_accuracy_and_no_cost(named):
   clean = 100 * result["nets"]["resnet20_1x_float"]["clean"]
   low, high = content["nets"]["resnet20_1x_float"]["clean_ci95"]
   interval = f"{clean:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
-  cells = ["float, 1x", "float", "-", "-", "-", "360", interval]
+  cells = ["float, 1x", "float", *"------", "360", interval]
   assert "\n".join(cells) in page.text
   assert "float, 1x [%]" not in page.text
 
 
 def test_only_float_nets(rng, tmp_path):
   experiment = _experiment(**{"train.nets": ("resnet20_1x_float",)})
-  _write(tmp_path, rng, experiment.config)
+  _write(tmp_path, rng, experiment)
   content, page = _run(experiment, tmp_path)
   (line,) = content["headline"]
   assert line.startswith("No net was measured on chips. Without defects: float")
   assert content["reference"] is None
-  assert "robustness.png" not in content["files"]
+  # Nor are there 1-bit nets, whose costs and cells could be shown.
+  assert content["files"] == ["index.html", "widths.png", "training.png"]
   assert line in _Page(page).text
 
 
@@ -590,7 +799,7 @@ def test_validation_has_steps_of_its_own(named):
 def test_a_subset_of_the_test_images_is_told(rng, tmp_path):
   experiment = _experiment()
   experiment.splits.test = range(5000)
-  _write(tmp_path, rng, experiment.config, curves=False)
+  _write(tmp_path, rng, experiment, curves=False)
   content, page = _run(experiment, tmp_path)
   assert content["data"] == {
     "name": "cifar10",
@@ -605,7 +814,7 @@ def test_stages_of_a_resnet18(rng, tmp_path):
   nets = ("resnet18_1x", "resnet18_hawis_b", "resnet18_1x_float")
   overrides = {"network.family": "imagenet", "network.depth": 18}
   experiment = _experiment(**overrides, **{"train.nets": nets})
-  result = _write(tmp_path, rng, experiment.config, curves=False)
+  result = _write(tmp_path, rng, experiment, curves=False)
   content, _ = _run(experiment, tmp_path)
   vector = np.array(result["nets"]["resnet18_1x"]["widths"])
   doubled = np.flatnonzero(np.diff(vector)) + 2  # layers count from 1
@@ -620,7 +829,7 @@ def test_looks_of_eight_nets_differ():
   for field in ("name", "color", "marker"):
     assert len({getattr(look, field) for look in shown.values()}) == 8
   alone = looks.net_looks(["resnet20_hawis_a"])["resnet20_hawis_a"]
-  assert alone.color == looks.METHODS["policy"].color
+  assert alone.color == looks.method_looks(["random", "ppo"])["random"].color
   assert len(looks.net_looks(map(str, range(20)))) == 20
 
 
@@ -642,6 +851,13 @@ def test_names(net, name):
   assert looks.net_name(net) == name
 
 
+def test_looks_of_all_methods_differ():
+  shown = looks.method_looks(methods.NAMES)
+  assert list(shown) == [*methods.NAMES, "uniform"]
+  for field in ("name", "color", "marker"):
+    assert len({getattr(look, field) for look in shown.values()}) == 8
+
+
 def test_every_preset_has_a_name_of_its_own():
   names = {looks.net_name(net) for net in widths_lib.PRESETS}
   assert len(names) == len(widths_lib.PRESETS)
@@ -650,7 +866,7 @@ def test_every_preset_has_a_name_of_its_own():
 
 def test_a_finished_report_is_left_alone(rng, tmp_path):
   experiment = _experiment()
-  result = _write(tmp_path, rng, experiment.config)
+  result = _write(tmp_path, rng, experiment)
   before, _ = _run(experiment, tmp_path)
   folder = tmp_path / "report"
 
@@ -683,7 +899,7 @@ def test_a_finished_report_is_left_alone(rng, tmp_path):
 
 def test_free_running_metrics_do_not_remake_it(rng, tmp_path):
   experiment = _experiment()
-  _write(tmp_path, rng, experiment.config)
+  _write(tmp_path, rng, experiment)
   before = report.collect(experiment, tmp_path)["digest"]
   line = {"time": 1.0, "stage": "robustness", "step": 9, "values": {"x": 1.0}}
   with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -696,7 +912,7 @@ def test_free_running_metrics_do_not_remake_it(rng, tmp_path):
 )
 def test_one_net_alone(rng, tmp_path, net, name):
   experiment = _experiment(**{"train.nets": (net,)})
-  _write(tmp_path, rng, experiment.config, curves=False)
+  _write(tmp_path, rng, experiment, curves=False)
   content, page = _run(experiment, tmp_path)
   assert content["comparisons"] == []
   assert content["missing"] == []
@@ -708,7 +924,7 @@ def test_one_net_alone(rng, tmp_path, net, name):
 
 def test_an_unfinished_sweep_says_what_is_missing(rng, tmp_path):
   experiment = _experiment()
-  result = _write(tmp_path, rng, experiment.config, curves=False)
+  result = _write(tmp_path, rng, experiment, curves=False)
   del result["nets"]["baseline_1x"]
   sweeps = result["nets"]["uniform"]["sweeps"]
   del sweeps["variation"]
@@ -727,7 +943,7 @@ def test_an_unfinished_sweep_says_what_is_missing(rng, tmp_path):
 
 def test_a_net_without_a_colour_of_its_own(rng, tmp_path):
   experiment = _experiment()
-  result = _write(tmp_path, rng, experiment.config, curves=False)
+  result = _write(tmp_path, rng, experiment, curves=False)
   result["nets"]["int8"] = result["nets"].pop("baseline_1x")
   path = tmp_path / "robustness" / "result.json"
   path.write_text(json.dumps(result))
@@ -738,7 +954,7 @@ def test_a_net_without_a_colour_of_its_own(rng, tmp_path):
 
 def test_missing_results_are_named(rng, tmp_path):
   experiment = _experiment()
-  _write(tmp_path, rng, experiment.config)
+  _write(tmp_path, rng, experiment)
   path = tmp_path / "robustness" / "result.json"
   path.write_text('{"format": 2, "nets": {}}')
   with pytest.raises(errors.InputError, match="got no net"):
@@ -746,7 +962,7 @@ def test_missing_results_are_named(rng, tmp_path):
   path.unlink()
   with pytest.raises(errors.InputError, match="--stages robustness first"):
     _run(experiment, tmp_path)
-  _write(tmp_path, rng, experiment.config)
+  _write(tmp_path, rng, experiment)
   (tmp_path / "search" / "result.json").unlink()
   with pytest.raises(errors.InputError, match="--stages search first"):
     _run(experiment, tmp_path)
@@ -755,7 +971,7 @@ def test_missing_results_are_named(rng, tmp_path):
 
 def test_a_folder_that_cannot_be_written(rng, tmp_path):
   experiment = _experiment()
-  _write(tmp_path, rng, experiment.config, curves=False)
+  _write(tmp_path, rng, experiment, curves=False)
   (tmp_path / "report").write_text("a file")
   with pytest.raises(errors.InputError, match="can't write"):
     _run(experiment, tmp_path)
@@ -796,4 +1012,21 @@ def test_name_and_command(made, monkeypatch):
   ],
 )
 def test_amounts(count, text):
-  assert wording.amount(count) == text
+  assert units.amount(count) == text
+
+
+@pytest.mark.parametrize(
+  "kind, value, text",
+  [
+    ("arrays", 240.0, "240"),
+    ("macs", 1.4e7, "14.0 M"),
+    ("energy", 5.534e-4, "553 µJ"),
+    ("energy", 9.996e-10, "1.00 nJ"),
+    ("latency", 4.21e-5, "42.1 µs"),
+    ("area", 1.352e-6, "1.35 mm²"),
+    ("area", 0.0, "0"),
+    ("energy", None, "-"),
+  ],
+)
+def test_quantities(kind, value, text):
+  assert units.quantity(kind, value) == text

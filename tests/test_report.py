@@ -15,19 +15,19 @@ from hawis_jax import config as config_lib
 from hawis_jax import cost
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
-from hawis_jax import figures
-from hawis_jax import figures_search
 from hawis_jax import finalists as finalists_lib
 from hawis_jax import intervals
-from hawis_jax import looks
 from hawis_jax import methods
 from hawis_jax import nets as nets_lib
-from hawis_jax import outcome
 from hawis_jax import report
 from hawis_jax import robustness
-from hawis_jax import units
 from hawis_jax import widths as widths_lib
-from hawis_jax import wording
+from hawis_jax.report import figures
+from hawis_jax.report import figures_search
+from hawis_jax.report import looks
+from hawis_jax.report import outcome
+from hawis_jax.report import units
+from hawis_jax.report import wording
 
 _FOUND = (24, 40, 32, 48, 40, 32, 56, 96, 64, 80, 96, 64, 112) + (
   128,

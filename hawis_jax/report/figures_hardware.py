@@ -4,12 +4,12 @@ from matplotlib import figure as figure_lib
 from matplotlib import ticker
 import numpy as np
 
-from hawis_jax import breakdown
-from hawis_jax import canvas
 from hawis_jax import cost
-from hawis_jax import looks
 from hawis_jax import nets
-from hawis_jax import units
+from hawis_jax.report import breakdown
+from hawis_jax.report import canvas
+from hawis_jax.report import looks
+from hawis_jax.report import units
 
 _DASHES = ("--", ":", "-.")  # of lines that share a colour
 # Of components, none of a net's colours; neighbours differ in lightness.

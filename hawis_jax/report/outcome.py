@@ -3,8 +3,8 @@
 from hawis_jax import cost
 from hawis_jax import finalists
 from hawis_jax import intervals
-from hawis_jax import looks
-from hawis_jax import units
+from hawis_jax.report import looks
+from hawis_jax.report import units
 
 
 def collect(result: dict) -> dict:

@@ -5,12 +5,12 @@ import html
 import json
 import re
 
-from hawis_jax import captions
-from hawis_jax import definitions
-from hawis_jax import looks
-from hawis_jax import outcome
-from hawis_jax import tables
-from hawis_jax import wording
+from hawis_jax.report import captions
+from hawis_jax.report import definitions
+from hawis_jax.report import looks
+from hawis_jax.report import outcome
+from hawis_jax.report import tables
+from hawis_jax.report import wording
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1b1b1b; --soft: #595959;

@@ -1,8 +1,8 @@
 """What the terms on the report's page mean."""
 
-from hawis_jax import looks
 from hawis_jax import widths
-from hawis_jax import wording
+from hawis_jax.report import looks
+from hawis_jax.report import wording
 
 
 def definitions(content: dict) -> dict[str, str]:

@@ -17,21 +17,21 @@ import sys
 
 from scipy import stats
 
-from hawis_jax import breakdown
 from hawis_jax import config as config_lib
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
-from hawis_jax import figures
 from hawis_jax import files
 from hawis_jax import intervals
-from hawis_jax import looks
 from hawis_jax import metrics as metrics_lib
 from hawis_jax import nets
-from hawis_jax import outcome
-from hawis_jax import page
 from hawis_jax import search
 from hawis_jax import sweep
-from hawis_jax import wording
+from hawis_jax.report import breakdown
+from hawis_jax.report import figures
+from hawis_jax.report import looks
+from hawis_jax.report import outcome
+from hawis_jax.report import page
+from hawis_jax.report import wording
 
 _FORMAT = 7  # of report.json and the page; a new one remakes old reports
 _ORDER = ("found", "uniform", "baseline_1x")  # others follow

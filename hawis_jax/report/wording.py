@@ -1,8 +1,8 @@
 """The report's words: headline, how it was made."""
 
 from hawis_jax import cost
-from hawis_jax import looks
-from hawis_jax import units
+from hawis_jax.report import looks
+from hawis_jax.report import units
 
 _SAME = ("widths", "weight_bits")  # of nets that differ in nothing
 

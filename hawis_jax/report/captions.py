@@ -1,10 +1,10 @@
 """What stands below the report's figures."""
 
-from hawis_jax import breakdown
-from hawis_jax import looks
-from hawis_jax import outcome
-from hawis_jax import units
-from hawis_jax import wording
+from hawis_jax.report import breakdown
+from hawis_jax.report import looks
+from hawis_jax.report import outcome
+from hawis_jax.report import units
+from hawis_jax.report import wording
 
 
 def captions(content: dict) -> dict[str, str]:

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable
 
-from hawis_jax import breakdown
 from hawis_jax import cost
-from hawis_jax import looks
-from hawis_jax import outcome
-from hawis_jax import units
-from hawis_jax import wording
+from hawis_jax.report import breakdown
+from hawis_jax.report import looks
+from hawis_jax.report import outcome
+from hawis_jax.report import units
+from hawis_jax.report import wording
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 

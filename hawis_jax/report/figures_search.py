@@ -4,10 +4,10 @@ from matplotlib import figure as figure_lib
 from matplotlib import ticker
 import numpy as np
 
-from hawis_jax import canvas
 from hawis_jax import finalists
-from hawis_jax import outcome
-from hawis_jax import units
+from hawis_jax.report import canvas
+from hawis_jax.report import outcome
+from hawis_jax.report import units
 
 
 def trajectories(content: dict) -> figure_lib.Figure:

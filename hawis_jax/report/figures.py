@@ -5,11 +5,11 @@ from matplotlib import patches
 from matplotlib import ticker
 import numpy as np
 
-from hawis_jax import breakdown
-from hawis_jax import canvas
-from hawis_jax import figures_hardware
-from hawis_jax import figures_search
-from hawis_jax import looks
+from hawis_jax.report import breakdown
+from hawis_jax.report import canvas
+from hawis_jax.report import figures_hardware
+from hawis_jax.report import figures_search
+from hawis_jax.report import looks
 
 # Every file that `draw` may return, in the page's order.
 FILES = (

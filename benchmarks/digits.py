@@ -5,7 +5,7 @@ python benchmarks/digits.py --workdir runs/digits_seeds
 Runs the main job with seeds 0 to 4 (the last two only as far as the search),
 resuming what is there, and prints three tables with 95 % t-intervals over
 seeds: clean test accuracy; paired robust accuracy of the found net minus its
-counterparts; the policy's best vector against random search's. All seeds share
+counterparts; the method's best vector against random search's. All seeds share
 one split of the data, so the intervals hold none of its variance.
 """
 
@@ -94,16 +94,17 @@ def main() -> None:
     f"\nsearch, {_SEARCHES} seeds, {results[0]['evaluations']} evaluations a "
     "method: best finalist's robust score on fresh chips"
   )
+  found_by = results[0]["method"]
   best = {
     method: [r["finalists"][method][0]["score"] for r in results]
-    for method in ("policy", "random", "uniform")
+    for method in (found_by, "random", "uniform")
   }
   for method, scores in best.items():
     print(f"  {method:16} {_interval(scores)}")
-  gain = np.subtract(best["policy"], best["random"])
-  test = stats.ttest_rel(best["policy"], best["random"])
+  gain = np.subtract(best[found_by], best["random"])
+  test = stats.ttest_rel(best[found_by], best["random"])
   print(
-    f"  policy - random  {_interval(gain, 'points')}  "
+    f"  {found_by + ' - random':16} {_interval(gain, 'points')}  "
     f"paired t-test p = {test.pvalue:.2g}"
   )
 

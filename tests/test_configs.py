@@ -22,7 +22,13 @@ def _config(name, *preset):
 
 @pytest.mark.parametrize(
   "name",
-  ["digits", "cifar10_resnet20", "cifar10_resnet32", "tolerance_resnet20"],
+  [
+    "digits",
+    "search_benchmark",
+    "cifar10_resnet20",
+    "cifar10_resnet32",
+    "tolerance_resnet20",
+  ],
 )
 def test_the_whole_way(name):
   config = _config(name)

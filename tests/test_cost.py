@@ -52,13 +52,6 @@ def test_published_imagenet_networks(preset, stem, weights, macs, arrays):
   np.testing.assert_allclose(got[:3], (arrays, macs, weights), rtol=0.002)
 
 
-def test_a_budget_needs_a_chain():
-  geometry = cost.imagenet_geometry("7x7", 224, 32, 1000, (64, 64))
-  assert not cost.is_chain(geometry)
-  with pytest.raises(errors.InputError, match="projection shortcuts"):
-    cost.pair_costs(np.full((17, 2), 8), geometry, "arrays")
-
-
 @pytest.mark.parametrize("stem", ["7x7", "3x3"])
 def test_stored_weights_are_those_of_the_network(stem):
   """Counted from the kernels' shapes and from the geometry."""
@@ -82,26 +75,6 @@ def test_hand_count_of_a_small_net():
   assert got.arrays == 2 + 3 + 3 + 3 * 2 + 6 * 2 + 6 * 3 + 10 * 3 + 2 * 2
   assert got.weights == (rows * vector).sum() + 170
   assert got.macs == (rows * vector * positions).sum() + 170
-
-
-def test_pair_costs_add_up_and_jit_agrees():
-  rng = np.random.default_rng()
-  space = widths.width_space(((8, 16, 24), (16, 40), (32, 64, 80)), 7)
-  geometry = cost.cifar_geometry(8, (9, 9, 3), 8, 10, (64, 64))
-  index = np.array([rng.integers(len(c)) for c in space.choices])
-  vector = space.table[np.arange(7), index]
-  total = cost.network_cost(vector, geometry)
-  for kind in ("arrays", "macs"):
-    pairs = cost.pair_costs(space.table, geometry, kind)
-    chain = pairs[0, 0, index[0]] + sum(
-      pairs[layer, index[layer - 1], index[layer]] for layer in range(1, 7)
-    )
-    assert chain == getattr(total, kind)
-  jitted = jax.jit(lambda w: cost.network_cost(w, geometry))(
-    jnp.asarray(vector, jnp.int32)
-  )
-  assert int(jitted.arrays) == total.arrays
-  np.testing.assert_allclose(jitted.macs, total.macs, rtol=1e-5)
 
 
 def _random_hardware(rng, layers):
@@ -160,9 +133,6 @@ def test_tables_combine_to_the_cost_of_vectors(seed, kind):
     np.testing.assert_allclose(combined, expected, rtol=1e-12)
   assert (tables[0] == tables[0, :1, :1]).all()
   assert (tables[1] == tables[1, :1]).all()
-  if chain:
-    pairs = cost.pair_costs(choices, geometry, kind)
-    np.testing.assert_array_equal(pairs, tables[:, 0])
 
 
 def test_a_table_of_another_kind_is_refused():

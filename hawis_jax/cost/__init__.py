@@ -23,8 +23,6 @@ from hawis_jax.cost.model import Kind
 from hawis_jax.cost.model import KINDS
 from hawis_jax.cost.model import layer_costs
 from hawis_jax.cost.model import network_cost
-from hawis_jax.cost.tables import is_chain
-from hawis_jax.cost.tables import pair_costs
 from hawis_jax.cost.tables import tables
 from hawis_jax.cost.technology import TECHNOLOGIES
 from hawis_jax.cost.technology import Technology
@@ -50,10 +48,8 @@ __all__ = (
   "components",
   "hardware",
   "imagenet_geometry",
-  "is_chain",
   "layer_costs",
   "network_cost",
-  "pair_costs",
   "stored_weights",
   "tables",
   "technology",

@@ -82,32 +82,3 @@ def tables(choices: np.ndarray, geometry: Geometry, kind: str) -> np.ndarray:
     combine = np.add if model.KINDS[kind].additive else np.maximum
     combine(entry, part, out=entry)
   return table
-
-
-def is_chain(geometry: Geometry) -> bool:
-  """Whether no product skips a layer, as `pair_costs` needs it."""
-  return span(geometry) == 1
-
-
-def pair_costs(
-  choices: np.ndarray, geometry: Geometry, kind: str
-) -> np.ndarray:
-  """`tables` of a chain, without the axis of the layer before the previous.
-
-  Args:
-    choices: int64 `[L, C]` widths.
-    geometry: of the network; a chain (see `is_chain`).
-    kind: one of `KINDS`.
-
-  Returns:
-    `[L, C_in, C_out]`.
-
-  Raises:
-    InputError: the network is no chain.
-  """
-  if not is_chain(geometry):
-    raise errors.InputError(
-      "network: got projection shortcuts, allowed for a budget are networks "
-      "whose products all join adjacent layers"
-    )
-  return tables(choices, geometry, kind)[:, 0]

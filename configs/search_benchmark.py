@@ -1,0 +1,30 @@
+"""All search methods on the digits, three budgets of energy each.
+
+for seed in 0 1 2 3 4; do
+  python -m hawis_jax.main --config configs/search_benchmark.py \
+    --config.seed=$seed --workdir runs/search_benchmark/$seed \
+    --stages pretrain,search
+done
+python benchmarks/search.py --runs runs/search_benchmark
+
+Every method proposes equally many vectors, scored on the same chips.
+"""
+
+from configs import digits
+from hawis_jax import methods
+
+
+def get_config():
+  """Returns the configuration."""
+  c = digits.get_config()
+  c.space.cost = "energy"
+  c.space.technology = "neurosim_22nm"
+  c.device.preset = "reram_wan2022"
+  c.search.front = (0.7, 1.4)
+  c.search.methods = methods.NAMES
+  c.search.updates = 20
+  c.search.proposals = 8
+  c.search.population = 32
+  c.search.tournament = 8
+  c.search.finalists = 4
+  return c

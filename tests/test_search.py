@@ -1,5 +1,10 @@
 """The reward, the chips behind it, and the choice of finalists."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 from hypothesis import given
 from hypothesis import strategies as st
 import jax
@@ -7,8 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hawis_jax import config as config_lib
+from hawis_jax import experiment as experiment_lib
 from hawis_jax import finalists
 from hawis_jax import scoring
+from hawis_jax import sharding
+from hawis_jax import variables
 
 
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 9))
@@ -92,3 +101,65 @@ def test_the_front_is_what_no_other_dominates():
   assert [p["energy_joule"] for p in got] == sorted(
     p["energy_joule"] for p in got
   )
+
+
+def _scores(devices, seed, data_dir):
+  """Scores of five vectors on a mesh of some devices, `[S, P]`."""
+  config = config_lib.default()
+  config.network.depth = 8
+  config.network.base_widths = (4, 4, 8)
+  config.search.budget_uniform = 1.5
+  config.space.choices = ((4, 8), (4, 6, 8), (8, 12))
+  config.search.images = config.search.calibration_images = 64
+  config.search.batch_size = 32
+  config.data.levels, config.data.data_dir = 4, str(data_dir)
+  experiment = experiment_lib.prepare(config)
+  shape = experiment.splits.image_shape
+  init = jax.jit(variables.init, static_argnums=(0, 2))
+  net = init(experiment.supernet, jax.random.key(seed), shape)
+  scorer = scoring.make_scorer(experiment, net["params"])
+  rng = np.random.default_rng(seed)
+  vectors = [
+    [rng.choice(c) for c in experiment.space.choices] for _ in range(5)
+  ]
+  mesh = sharding.evaluation_mesh(1, jax.devices()[:devices])
+  score = scoring.make_score(
+    experiment, config_lib.search_devices(config)[:-1], mesh
+  )
+  keys = scoring.chip_keys(jax.random.key(seed), 3, 2)
+  replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  arguments = jax.device_put((scorer, jnp.array(vectors), keys), replicated)
+  scores = jax.jit(score)(*arguments)
+  return np.asarray(scores.accuracy), np.asarray(scores.cross_entropy)
+
+
+_CHILD = """
+import sys
+sys.path.insert(0, {tests!r})
+import jax, numpy as np, test_search as t
+assert len(jax.devices()) == 8
+for devices in (2, 8):
+  accuracy, entropy = t._scores(devices, {seed}, {data!r})
+  np.savez({path!r} + str(devices), accuracy=accuracy, entropy=entropy)
+"""
+
+
+def test_scores_do_not_depend_on_the_number_of_devices(tmp_path):
+  """Vectors are shared out: 5 over 1, 2 and 8 devices."""
+  seed = int(np.random.default_rng().integers(2**31))
+  accuracy, entropy = _scores(1, seed, tmp_path)
+  assert accuracy.shape == (6, 5) and np.ptp(accuracy) > 0
+  tests, path = pathlib.Path(__file__).parent, str(tmp_path / "scores")
+  child = _CHILD.format(
+    tests=str(tests), seed=seed, data=str(tmp_path), path=path
+  )
+  flags = os.environ.get("XLA_FLAGS", "")
+  environment = os.environ | {
+    "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=8",
+    "JAX_PLATFORMS": "cpu",
+  }
+  subprocess.run([sys.executable, "-c", child], env=environment, check=True)
+  for devices in (2, 8):
+    with np.load(f"{path}{devices}.npz") as other:
+      np.testing.assert_array_equal(other["accuracy"], accuracy)
+      np.testing.assert_allclose(other["entropy"], entropy, rtol=1e-5)

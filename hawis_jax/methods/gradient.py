@@ -97,8 +97,13 @@ def _method(config, epochs, ranks):
     (params, opt_state), _ = jax.lax.scan(
       epoch, (state.params, state.opt_state), length=epochs
     )
+    now = policy_lib.evaluate(
+      network(context), params, context, windows, proposals.choices
+    )
+    moved = (proposals.log_probs - now.log_probs).sum(-1).mean()
     metrics = {
       "entropy": proposals.entropies.mean(),
+      "kl": moved,  # of the policy before from that after, estimated
       "policy_norm": optax.tree.norm(params),
     }
     return state.replace(params=params, opt_state=opt_state), metrics

@@ -110,16 +110,15 @@ def default() -> ml_collections.ConfigDict:
   p.optimizer = _optimizer("adam", 1e-3, "cosine")
 
   c.search = r = ml_collections.ConfigDict()
-  # Hard upper limit of `space.cost`: a number, or the name of a width vector
-  # that costs it, e.g. "resnet20_hawis_a"; 0: see the next field.
-  r.budget = 0
-  r.budget_uniform = 2.0  # budget 0 means: cost of base_widths times this
+  r.budget = 0.0  # hard upper limit of `space.cost`; 0: see the next fields
+  r.budget_of = ""  # width vector that costs it, e.g. "resnet20_hawis_a"
+  r.budget_uniform = 2.0  # neither: what base_widths times this cost
   r.budget_slack = 0.05  # proposals cost within [1 - slack, 1] x budget
   # Further budgets, as shares of that one: one search serves all of them.
   r.front = ()
   # Hard upper limits of other costs, for all budgets: (("latency", 1e-4), ...),
-  # amounts like `budget`; beside the above "interval" [s] between two images,
-  # layers working at the same time.
+  # or of what a named width vector has; beside the above "interval" [s] between
+  # two images, layers working at the same time.
   r.limits = ()
   # Instead of a hard budget: points of score lost a share of excess; 0: hard.
   r.penalty = 0.0
@@ -281,6 +280,8 @@ def _check_search(search):
   if search.updates % search.updates_per_call:
     allowed = f"a divisor of search.updates = {search.updates}"
     raise _error("search.updates_per_call", search.updates_per_call, allowed)
+  if search.budget and search.budget_of:
+    raise _error("search.budget_of", search.budget_of, "'' with search.budget")
   if search.penalty and search.limits:
     raise _error("search.limits", search.limits, "() with search.penalty")
 

@@ -254,7 +254,10 @@ def _main_budget(experiment):
   config = experiment.config
   search, kind = config.search, config.space.cost
   if search.budget:
-    return _amount(experiment, kind, search.budget, "config.search.budget")
+    return search.budget
+  if search.budget_of:
+    name = "config.search.budget_of"
+    return _amount(experiment, kind, search.budget_of, name)
   base = np.array(experiment.widths[nets.BASELINE])
   scaled = (base * search.budget_uniform).astype(np.int64)
   return cost.KINDS[kind].of(experiment.cost(scaled))
@@ -283,7 +286,9 @@ def _check_budget(experiment, budget):
   if cheapest * (1 - 1e-9) <= budget <= dearest * (1 + 1e-9):
     return
   name = "config.search.budget"
-  if not search.budget:
+  if search.budget_of:
+    name = f"config.search.budget_of = {search.budget_of}"
+  elif not search.budget:
     name = f"config.search.budget_uniform = {search.budget_uniform:g}"
   if budget != experiment.budgets[experiment.main_budget]:
     name = f"config.search.front = {search.front}"

@@ -53,13 +53,12 @@ def _numbers(low, high, length=None):
 
 def _is_limit(item):
   pair = isinstance(item, tuple | list) and len(item) == 2
-  return pair and item[0] in cost.KINDS and item[1] and _AMOUNT[1](item[1])
+  if not pair or item[0] not in cost.KINDS:
+    return False
+  return isinstance(item[1], str) or _number(0, math.inf, above=True)[1](
+    item[1]
+  )
 
-
-_AMOUNT = (
-  "a number from 0, or the name of a width vector",
-  lambda x: isinstance(x, str) or _number(0, math.inf)[1](x),
-)
 
 _FLAG = ("True or False", lambda x: type(x) is bool)
 
@@ -102,7 +101,7 @@ FIELDS = {
   "pretrain.batch_size": _integers(2),
   "pretrain.random_widths": _integers(0, 1024),
   "pretrain.cost_bins": _integers(1, 1024),
-  "search.budget": _AMOUNT,
+  "search.budget": _number(0, math.inf),
   "search.budget_uniform": _number(0, math.inf, above=True),
   "search.budget_slack": _number(0, 1),
   "search.front": (

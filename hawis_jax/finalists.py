@@ -137,20 +137,26 @@ def best_vectors(
   A gain is a score less that of the update's references, which met the same
   chips: so an update with lucky chips has no advantage. The estimate of a
   vector scored n times is the sum of its gains over n + 1: one lucky score
-  counts half.
+  counts half. A method that predicts gains is asked first, and what the scores
+  say beyond is counted so.
 
   Args:
     choices: int `[N, L]`, all evaluations; a vector may occur many times.
     gains: `[N]`.
     num: at most so many.
-    estimate: distinct vectors `[D, L]` -> `[D]`, to choose by instead.
+    estimate: distinct vectors `[D, L]` -> predicted gains `[D]`, up to a
+      constant; None: nothing is predicted.
   """
   unique, inverse = np.unique(choices, axis=0, return_inverse=True)
   inverse = inverse.reshape(-1)
-  gain = np.bincount(inverse, gains) / (np.bincount(inverse) + 1)
-  value = np.asarray(estimate(unique)) if estimate else gain
+  predicted = np.zeros(len(unique))
+  if estimate:
+    predicted = np.asarray(estimate(unique), np.float64)
+    predicted += np.mean(gains - predicted[inverse])
+  beyond = np.bincount(inverse, gains - predicted[inverse])
+  value = predicted + beyond / (np.bincount(inverse) + 1)
   order = np.argsort(-value, kind="stable")[:num]
-  return [(unique[i], float(gain[i])) for i in order]
+  return [(unique[i], float(value[i])) for i in order]
 
 
 def front(finalists: dict[str, list[dict]]) -> list[dict]:

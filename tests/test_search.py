@@ -66,13 +66,19 @@ def test_finalists_are_the_best_ones(num):
   assert [int(vector[0]) for vector, _ in best] == list(expected)
 
 
-def test_finalists_are_chosen_by_what_a_method_believes():
-  choices = np.arange(20)[:, None]
-  gains = np.random.default_rng().permutation(20) / 100
-  best = finalists.best_vectors(
-    choices, gains, 2, lambda c: -abs(c[:, 0] - 7.1)
-  )
-  assert [int(vector[0]) for vector, _ in best] == [7, 8]
+def test_finalists_shrink_to_what_a_method_predicts():
+  rng = np.random.default_rng()
+  choices = rng.integers(0, 6, (40, 1))
+  gains = rng.normal(size=40)
+  best = finalists.best_vectors(choices, gains, 6, lambda v: 3 * v[:, 0] + 7)
+  offset = np.mean(gains - 3 * choices[:, 0])
+  for vector, value in best:
+    own = gains[choices[:, 0] == vector[0]]
+    predicted = 3 * vector[0] + offset
+    expected = predicted + (own - predicted).sum() / (len(own) + 1)
+    np.testing.assert_allclose(value, expected)
+  values = [value for _, value in best]
+  assert values == sorted(values, reverse=True)
 
 
 def test_the_front_is_what_no_other_dominates():

@@ -21,8 +21,8 @@ class Method:
     learn: (key, state, context, step, notes, choices, gains `[K, P]`) ->
       (state, scalar metrics). A gain is a learning signal less that of the
       update's references, which met the same chips.
-    estimate: (state, context, budget's index, choices `[N, L]`) -> `[N]`, what
-      it believes of vectors, to choose its finalists by; None: by their scores.
+    estimate: (state, context, budget's index, choices `[N, L]`) -> `[N]`, gains
+      it predicts, up to a constant, for `finalists.best_vectors`; or None.
   """
 
   init: Callable[..., Any]

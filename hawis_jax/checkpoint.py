@@ -91,7 +91,8 @@ class Checkpoints:
 
     Args:
       like: pytree like the one saved, of arrays or `jax.ShapeDtypeStruct`s.
-        Arrays come back with its shardings, where it has none on one device.
+        Arrays come back with its shardings, where it has none on the first
+        device of each process.
 
     Returns:
       (step, state), bit for bit as saved, or None where nothing was saved.
@@ -105,7 +106,8 @@ class Checkpoints:
     folder = self.directory / f"{step}"
     _check_leaves(folder, _leaves(like))
     self._damaged = {s for s in _steps(self.directory) if s > step}
-    return step, ocp.load(folder, jax.tree.map(_abstract, like))
+    loaded = ocp.load(folder, jax.tree.map(_abstract, like))
+    return step, jax.tree.map(_own, like, loaded)
 
   def wait(self) -> None:
     """Waits for the last save; raises what made it fail."""
@@ -214,7 +216,21 @@ def _abstract(leaf):
   """What Orbax takes for a leaf to restore: arrays need a sharding."""
   if not isinstance(leaf, _ARRAYS) or isinstance(leaf, np.ndarray):
     return leaf
-  sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(
-    jax.local_devices()[0]
-  )
+  sharding = leaf.sharding or _on_first_devices()
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _on_first_devices():
+  """A whole array on the first device of each process."""
+  firsts = {}
+  for device in jax.devices():
+    firsts.setdefault(device.process_index, device)
+  mesh = jax.sharding.Mesh(np.array(list(firsts.values())), ("process",))
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def _own(leaf, loaded):
+  """This process's copy of what has no sharding."""
+  if isinstance(leaf, _ARRAYS) and not isinstance(leaf, np.ndarray):
+    return loaded if leaf.sharding else loaded.addressable_data(0)
+  return loaded

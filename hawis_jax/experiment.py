@@ -20,6 +20,7 @@ from hawis_jax import layers
 from hawis_jax import nets
 from hawis_jax import resnet
 from hawis_jax import robustness
+from hawis_jax import sharding
 from hawis_jax import widths
 
 # Append only: a key is its use's place here.
@@ -132,16 +133,22 @@ class Experiment:
 
   def train_batches(
     self, source: data.Source, batch_size: int, start_step: int
-  ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of a training stage from `start_step` on."""
-    return data.train_batches(
+  ) -> Iterator[dict[str, jax.Array]]:
+    """Batches of a training stage from `start_step` on, over all devices.
+
+    Each process reads the rows of its own devices.
+    """
+    shares = data.train_batches(
       source,
       seed=self.config.seed,
       batch_size=batch_size,
       augment=self.config.data.augment,
       start_step=start_step,
       read_threads=self.config.data.read_threads,
+      shard=(jax.process_index(), jax.process_count()),
     )
+    mesh = sharding.training_mesh()
+    return (sharding.batch(rows, mesh) for rows in shares)
 
   def evaluation(
     self, source: data.Source, batch_size: int, limit: int | None = None
@@ -181,6 +188,7 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
   Raises:
     InputError: the data can't be read, or the budget can't be met.
   """
+  _check_batches(config)
   splits = data.load(config.data)
   _check_images(config, splits)
   device = config_lib.device(config)
@@ -319,6 +327,22 @@ def _uniform(experiment, budget):
     budget,
     experiment.config.search.budget_slack,
   )
+
+
+def _check_batches(config):
+  """Raises InputError where a batch can't be split evenly over all devices."""
+  devices, parts = jax.device_count(), config.train.microbatches
+  sizes = {"train.batch_size": (config.train.batch_size, parts)}
+  if config_lib.searches(config):
+    sizes["pretrain.batch_size"] = (config.pretrain.batch_size, 1)
+  for field, (size, parts) in sizes.items():
+    if size % (devices * parts):
+      by = f"{devices}, the number of devices"
+      if parts > 1:
+        by = f"{devices * parts}, devices times train.microbatches"
+      raise errors.InputError(
+        f"config.{field}: got {size}, allowed are multiples of {by}"
+      )
 
 
 def _check_images(config, splits):

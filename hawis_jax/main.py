@@ -1,5 +1,6 @@
 """Runs the stages: python -m hawis_jax.main --config configs/digits.py."""
 
+import contextlib
 import pathlib
 import re
 import sys
@@ -20,6 +21,7 @@ from hawis_jax import experiment as experiment_lib
 from hawis_jax import files
 from hawis_jax import metrics as metrics_lib
 from hawis_jax import pretrain
+from hawis_jax import processes
 from hawis_jax import report
 from hawis_jax import search
 from hawis_jax import sweep
@@ -44,28 +46,68 @@ _STAGES = flags.DEFINE_list(
   ["all"],
   f"all that the nets need, or some of {', '.join(STAGES)}, in this order.",
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed",
+  False,
+  "One of several processes with devices of their own, all started alike; TPU "
+  "pods, GKE, SLURM and MPI tell the next three.",
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator_address", None, "host:port of the first of them."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which this is, from 0.")
 
 
 def main(argv: list[str]) -> None:
   """Runs the stages asked for; those already finished are not repeated."""
   del argv
   start = time.monotonic()
+  _join()
   config = _CONFIG.value
   config_lib.validate(config)
   stages = _stages(_STAGES.value, config_lib.searches(config))
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{_config_name()}")
-  experiment = experiment_lib.prepare(config)
+  _check_same(config, workdir, stages)
+  experiment = processes.first_then_others(
+    lambda: experiment_lib.prepare(config)
+  )
   if "train" in stages:
     train.check_teacher(experiment)
   if "robustness" in stages:
     sweep.check_chips(experiment, workdir)
-  with files.locked(workdir):
-    config_lib.settle(config, workdir)
-    with metrics_lib.Metrics(workdir) as metrics:
-      for stage in stages:
-        STAGES[stage](experiment, workdir, metrics)
-  minutes, seconds = divmod(round(time.monotonic() - start), 60)
-  print(f"done in {minutes}:{seconds:02d}; results in {workdir}")
+  first = processes.is_first()
+  with contextlib.ExitStack() as run:
+    processes.on_first(lambda: run.enter_context(files.locked(workdir)))
+    processes.on_first(lambda: config_lib.settle(config, workdir))
+    metrics = run.enter_context(metrics_lib.Metrics(workdir, recording=first))
+    for stage in stages:
+      STAGES[stage](experiment, workdir, metrics)
+  if first:
+    minutes, seconds = divmod(round(time.monotonic() - start), 60)
+    print(f"done in {minutes}:{seconds:02d}; results in {workdir}")
+
+
+def _join():
+  """Meets the other processes, if there are any."""
+  cluster = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+  if _DISTRIBUTED.value:
+    processes.join(*(flag.value for flag in cluster))
+    return
+  for flag in cluster:
+    if flag.value is not None:
+      raise errors.InputError(
+        f"--{flag.name}: got {flag.value!r}, allowed with --distributed"
+      )
+
+
+def _check_same(config, workdir, stages):
+  """Raises InputError where processes were not started alike."""
+  fields = config_lib.flatten(config)
+  for own in ("data.data_dir", "data.read_threads"):
+    del fields[own]
+  processes.check_same(fields, "--config")
+  processes.check_same([str(workdir), stages], "--workdir, --stages")
 
 
 def _stages(names, searches):

@@ -123,7 +123,7 @@ def classify(
       blocks = _blocks(images[part], labels[part], first, plan)
       got = plan.evaluate(shared, programmed, *blocks)
       count = min(plan.segment, len(images) - first)
-      hits[:, part] = np.asarray(got)[: len(numbers), :count]
+      hits[:, part] = sharding.fetch(got)[: len(numbers), :count]
       if progress:
         done = (first + count) / len(images) * len(numbers)
         progress(start + done)
@@ -258,7 +258,7 @@ class _Compiled:
 
   def __call__(self, *arguments):
     pairs = zip(arguments, self.shardings, strict=True)
-    return self.executable(*(jax.device_put(x, where) for x, where in pairs))
+    return self.executable(*(sharding.put(x, where) for x, where in pairs))
 
 
 @functools.lru_cache(maxsize=64)

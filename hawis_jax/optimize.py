@@ -12,12 +12,12 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 
 from hawis_jax import checkpoint
 from hawis_jax import errors
 from hawis_jax import metrics as metrics_lib
+from hawis_jax import processes
 from hawis_jax import variables as variables_lib
 
 
@@ -157,17 +157,17 @@ def run_steps(
   log_every: int,
   checkpoint_seconds: float,
   stride: int = 1,
-  placement: jax.sharding.Sharding | None = None,
   validate: Callable[[Any], dict[str, float]] | None = None,
   validate_every: int = 0,
-  batches: Callable[[int], Iterator[dict[str, np.ndarray]]] | None = None,
+  batches: Callable[[int], Iterator[dict[str, jax.Array]]] | None = None,
 ) -> Any:
   """Runs a stage's steps from its last checkpoint to its end.
 
   Args:
     update: (state, step[, batch]) -> (state, metrics of scalars). A pure
       function of its arguments: that makes a resumed run bit-identical.
-    state: at step 0; the structure of the checkpoints.
+    state: at step 0, placed where it is to stay; the structure of the
+      checkpoints.
     name: of the stage, for metrics and errors.
     total: steps; the state after the last one is always saved.
     checkpoints: of the stage.
@@ -175,7 +175,6 @@ def run_steps(
     log_every: steps between two looks at the metrics.
     checkpoint_seconds: least time between two checkpoints [s].
     stride: steps that one `update` does, a divisor of `total`.
-    placement: of the state; None: on the first device.
     validate: state -> metrics, added to those of some steps;
     validate_every: steps between them, and after the last one; 0: never.
     batches: start step -> batches from there on; None: `update` takes none.
@@ -190,16 +189,16 @@ def run_steps(
   start, state = restored if restored else (0, state)
   if start >= total:
     return state
-  # Restored arrays are committed to a device. Commit fresh ones too, or the
-  # second step compiles again.
-  state = jax.device_put(state, placement or jax.devices()[0])
+  # On several CPU devices, steps on their way at the same time can wait for
+  # each other's collectives without end.
+  waiting = jax.default_backend() == "cpu" and jax.device_count() > 1
   progress = metrics.stage(name, total=total, start=start)
   stream = batches(start) if batches else None
   saved, pending = time.monotonic(), []
   for step in range(start, total, stride):
     batch = (next(stream),) if stream else ()
     state, values = update(state, step, *batch)
-    pending.append(values)
+    pending.append(jax.block_until_ready(values) if waiting else values)
     done = step + stride
     validating = validate_every and (
       done % validate_every == 0 or done == total
@@ -215,7 +214,8 @@ def run_steps(
       shown |= validate(state)
     progress.report(done, shown)
     pending = []
-    if done == total or time.monotonic() - saved > checkpoint_seconds:
+    late = time.monotonic() - saved > checkpoint_seconds
+    if done == total or processes.on_first(lambda late=late: late):
       checkpoints.save(done, state)
       saved = time.monotonic()
   checkpoints.wait()

@@ -15,6 +15,7 @@ import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from hawis_jax import budgets
@@ -22,6 +23,7 @@ from hawis_jax import checkpoint
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import metrics as metrics_lib
 from hawis_jax import optimize
+from hawis_jax import sharding
 from hawis_jax import widths as widths_lib
 
 
@@ -33,7 +35,9 @@ def run(
   """Trains the super-net, or what is left of it; returns its `params`."""
   config = experiment.config.pretrain
   root = experiment.key("pretrain")
+  mesh = sharding.training_mesh()
   state, optimizer = _init(experiment)
+  state = sharding.place(state, mesh, split=True)
   sampler = functools.partial(
     sample_widths,
     bands=budgets.cost_bands(
@@ -48,13 +52,18 @@ def run(
     optimizer=optimizer,
     distill=config.distill,
   )
-  widest = jnp.asarray(experiment.space.max_widths)[None]
+  widest = np.array([experiment.space.max_widths], np.int32)
+  jit = functools.partial(
+    jax.jit,
+    donate_argnums=0,
+    out_shardings=(sharding.of(state), sharding.replicated(mesh)),
+  )
 
-  @functools.partial(jax.jit, donate_argnums=0)
+  @jit
   def warm_up(state, batch):
     return step_function(state, widest, batch)
 
-  @functools.partial(jax.jit, donate_argnums=0)
+  @jit
   def sandwich(state, step, batch):
     key = jax.random.fold_in(root, step)
     return step_function(state, sampler(key), batch)

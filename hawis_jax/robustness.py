@@ -281,8 +281,8 @@ def ideal_accuracy(
   """
   hits, images = 0, 0
   for batch in batches:
-    hits += int(_hits(module, variables, batch))
-    images += int(np.sum(batch.mask))
+    found, count = _hits(module, variables, batch)
+    hits, images = hits + int(found), images + int(count)
   return hits / images
 
 
@@ -290,4 +290,5 @@ def ideal_accuracy(
 def _hits(module, variables, batch):
   inputs = module.encode(batch.image)
   logits = module.apply(variables, inputs, train=False)
-  return ((logits.argmax(-1) == batch.label) & batch.mask).sum()
+  hits = (logits.argmax(-1) == batch.label) & batch.mask
+  return hits.sum(), batch.mask.sum()

@@ -75,7 +75,7 @@ def make_score(
     mesh: all its devices take part; None: of all devices.
   """
   module = experiment.supernet
-  mesh = sharding.evaluation_mesh(num_chips=1) if mesh is None else mesh
+  mesh = sharding.training_mesh() if mesh is None else mesh
 
   def score(scorer, widths, keys):
     num, shares = len(widths), mesh.size
@@ -173,13 +173,18 @@ def score_vectors(
     )
   )
   devices = config_lib.search_devices(experiment.config)
-  score = jax.jit(make_score(experiment, devices))
+  mesh = sharding.training_mesh()
+  score = jax.jit(
+    make_score(experiment, devices, mesh),
+    out_shardings=sharding.replicated(mesh),
+  )
+  scorer, keys = sharding.place((scorer, keys), mesh)
   padded = list(vectors) + [vectors[-1]] * (-len(vectors) % _VECTORS_PER_CALL)
   progress = metrics.stage("search/finalists", total=len(padded))
   parts = []
   for start in range(0, len(padded), _VECTORS_PER_CALL):
     end = start + _VECTORS_PER_CALL
-    scores = score(scorer, jnp.array(padded[start:end]), keys)
+    scores = score(scorer, np.array(padded[start:end], np.int32), keys)
     parts.append(np.asarray(scores.accuracy))
     progress.report(end, {"accuracy": parts[-1].mean()})
   accuracy = np.concatenate(parts, axis=1)

@@ -32,6 +32,7 @@ from hawis_jax import metrics as metrics_lib
 from hawis_jax import optimize
 from hawis_jax import policy as policy_lib
 from hawis_jax import pretrain
+from hawis_jax import processes
 from hawis_jax import scoring
 from hawis_jax import sharding
 from hawis_jax import widths as widths_lib
@@ -67,13 +68,15 @@ def run(
   """Searches, or finishes a search; returns and writes search/result.json."""
   config = experiment.config.search
   result_path = workdir / "search" / "result.json"
-  if result_path.exists():
+  if processes.on_first(result_path.exists):
     return load_result(workdir)
-  scorer = scoring.make_scorer(experiment, pretrain.load(experiment, workdir))
   context = make_context(experiment)
   methods = build_methods(experiment)
   key = experiment.key("search")
-  mesh = sharding.evaluation_mesh(num_chips=1)
+  mesh = sharding.training_mesh()
+  scorer = sharding.place(
+    scoring.make_scorer(experiment, pretrain.load(experiment, workdir)), mesh
+  )
   step_function = functools.partial(
     search_step,
     config=config,
@@ -83,7 +86,9 @@ def run(
     ),
   )
 
-  @functools.partial(jax.jit, donate_argnums=0)
+  @functools.partial(
+    jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh)
+  )
   def updates(state, first, scorer, context, key):
     steps = first + jnp.arange(config.updates_per_call)
     state, values = jax.lax.scan(
@@ -93,26 +98,26 @@ def run(
     )
     return state, jax.tree.map(lambda x: x.mean(0), values)
 
-  state = init(experiment, methods, context)
+  state = sharding.place(init(experiment, methods, context), mesh)
+  placed = sharding.place((context, key), mesh)
   with checkpoint.Checkpoints(workdir / "search") as checkpoints:
     state = optimize.run_steps(
-      lambda state, step: updates(state, step, scorer, context, key),
+      lambda state, step: updates(state, step, scorer, *placed),
       state,
       name="search",
       total=config.updates,
       stride=config.updates_per_call,
-      placement=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
       checkpoints=checkpoints,
       metrics=metrics,
       log_every=1,
       checkpoint_seconds=experiment.config.checkpoint_seconds,
     )
   host = jax.device_get(state)
-  finalists.write_table(
-    workdir / "search" / "evaluations.npz", experiment, host
-  )
+  table = workdir / "search" / "evaluations.npz"
+  processes.on_first(lambda: finalists.write_table(table, experiment, host))
   result = finalists.choose(experiment, scorer, methods, context, host, metrics)
-  files.write_json(result_path, {"format": _FORMAT, **result})
+  result = {"format": _FORMAT, **result}
+  processes.on_first(lambda: files.write_json(result_path, result))
   return load_result(workdir)
 
 

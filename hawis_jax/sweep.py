@@ -25,6 +25,7 @@ from hawis_jax import intervals
 from hawis_jax import metrics as metrics_lib
 from hawis_jax import montecarlo
 from hawis_jax import nets
+from hawis_jax import processes
 from hawis_jax import robustness
 from hawis_jax import scenarios
 from hawis_jax import train
@@ -45,7 +46,7 @@ def run(
   """
   config = experiment.config
   path = workdir / "robustness" / "result.json"
-  result = _stored(path)
+  result = processes.on_first(lambda: _stored(path))
   todo = todo_list(config)
   done = [step for step in todo if _is_done(result, step)]
   if len(done) == len(todo):
@@ -56,7 +57,8 @@ def run(
   ends = np.cumsum([_chips(step, most) for step in todo]).tolist()
   partial = path.with_name("partial.json")
   start = sum(_chips(step, most) for step in done)
-  start += _saved_chips(partial, [step for step in todo if step not in done])
+  left = [step for step in todo if step not in done]
+  start += processes.on_first(lambda: _saved_chips(partial, left))
   progress = metrics.stage("robustness", total=ends[-1], start=start)
   images = experiment.unpadded(
     experiment.splits.test, config.robustness.images or None
@@ -72,7 +74,7 @@ def run(
       result["nets"][step.net] = _describe(
         step.net, module, variables, experiment
       )
-      files.write_json(path, result)
+      processes.on_first(lambda: files.write_json(path, result))
     entry = result["nets"][step.net]
     if step.level is None:
       continue
@@ -88,7 +90,7 @@ def run(
       values = {"accuracy": level.accuracy.mean()}
       progress.report(min(first + level.count, end), values)
     entry["sweeps"].setdefault(step.scenario, []).append(level.summary())
-    files.write_json(path, result)
+    processes.on_first(lambda: files.write_json(path, result))
     level.forget()
     if level.count < end - first:
       progress.report(end, {"accuracy": level.accuracy.mean()})
@@ -158,11 +160,12 @@ class _Level:
     self._name = [*level, len(labels), *identity]
     self._hits = []  # of every chip
     self._image_hits = np.zeros(len(labels), np.int64)
-    if path.exists():
-      saved = files.read_json(path)
-      if saved["level"] == self._name:
-        self._hits = saved["hits"]
-        self._image_hits = np.array(saved["image_hits"], np.int64)
+    saved = processes.on_first(
+      lambda: files.read_json(path) if path.exists() else None
+    )
+    if saved and saved["level"] == self._name:
+      self._hits = saved["hits"]
+      self._image_hits = np.array(saved["image_hits"], np.int64)
 
   @property
   def count(self) -> int:
@@ -182,7 +185,7 @@ class _Level:
       "hits": self._hits,
       "image_hits": self._image_hits.tolist(),
     }
-    files.write_json(self._path, content)
+    processes.on_first(lambda: files.write_json(self._path, content))
 
   def summary(self) -> dict:
     """What result.json holds of the level."""
@@ -197,7 +200,7 @@ class _Level:
 
   def forget(self) -> None:
     """Removes the saved chunks, once they are in result.json."""
-    self._path.unlink(missing_ok=True)
+    processes.on_first(lambda: self._path.unlink(missing_ok=True))
 
 
 def _evaluate(level, module, variables, images, experiment, show):

@@ -14,6 +14,8 @@ import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 import optax
 
 from hawis_jax import checkpoint
@@ -25,6 +27,7 @@ from hawis_jax import nets
 from hawis_jax import optimize
 from hawis_jax import robustness
 from hawis_jax import search
+from hawis_jax import sharding
 from hawis_jax import teachers
 
 
@@ -127,7 +130,9 @@ def train_net(
   """Trains one net into `<workdir>/train/<net>`."""
   config, splits = experiment.config.train, experiment.splits
   module = net_module(net, experiment, workdir)
+  mesh = sharding.training_mesh()
   state, optimizer = _init(net, module, experiment)
+  state = sharding.place(state, mesh, split=True)
   recipe = Recipe(config.microbatches, config.label_smoothing)
   teacher = None
   if nets.parse(net).kind == nets.BINARY:
@@ -141,10 +146,17 @@ def train_net(
     optimizer=optimizer,
     recipe=recipe,
     teacher_module=teacher and teacher.module,
+    mesh=mesh,
   )
-  teacher_variables = teacher and teacher.variables
+  teacher_variables = None
+  if teacher:
+    teacher_variables = sharding.place(teacher.variables, mesh, split=True)
 
-  @functools.partial(jax.jit, donate_argnums=0)
+  @functools.partial(
+    jax.jit,
+    donate_argnums=0,
+    out_shardings=(sharding.of(state), sharding.replicated(mesh)),
+  )
   def jitted(state, batch, teacher_variables):
     return step_function(state, batch, teacher_variables)
 
@@ -161,7 +173,7 @@ def train_net(
       metrics=metrics,
       log_every=experiment.config.log_every,
       checkpoint_seconds=experiment.config.checkpoint_seconds,
-      validate=_validation(module, experiment),
+      validate=_validation(module, experiment, mesh),
       validate_every=config.validate_every,
       batches=functools.partial(
         experiment.train_batches, source, config.batch_size
@@ -192,14 +204,16 @@ def _teacher(experiment, workdir):
   return teachers.Teacher(*load(config.teacher, experiment, workdir))
 
 
-def _validation(module, experiment) -> Callable[..., dict[str, float]]:
+def _validation(module, experiment, mesh) -> Callable[..., dict[str, float]]:
   """Returns state -> accuracy on the validation images."""
+  size = 8 * montecarlo.block_size(experiment.splits.image_shape)
+  where = NamedSharding(mesh, PartitionSpec(sharding.DATA))
 
   def validate(state):
     batches = experiment.evaluation_stream(
-      experiment.splits.validation,
-      8 * montecarlo.block_size(experiment.splits.image_shape),
+      experiment.splits.validation, -(-size // mesh.size) * mesh.size
     )
+    batches = (sharding.put(batch, where) for batch in batches)
     accuracy = robustness.ideal_accuracy(module, _variables(state), batches)
     return {"accuracy_validation": accuracy}
 
@@ -237,6 +251,7 @@ def train_step(
   optimizer: optax.GradientTransformation,
   recipe: Recipe,
   teacher_module: nn.Module | None = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[optimize.TrainState, dict[str, chex.Array]]:
   """One optimiser step of a fixed net.
 
@@ -250,6 +265,7 @@ def train_step(
     optimizer: of `state`.
     recipe: see `Recipe`.
     teacher_module: any network with `encode`.
+    mesh: whose `data` axis the batch is split on; None: one device's.
   """
 
   def loss_function(params, batch_stats, part):
@@ -276,7 +292,11 @@ def train_step(
     return loss, (updated["batch_stats"], {"loss": loss, "accuracy": hits})
 
   grads, batch_stats, values = _mean_gradients(
-    jax.grad(loss_function, has_aux=True), state, batch, recipe.microbatches
+    jax.grad(loss_function, has_aux=True),
+    state,
+    batch,
+    recipe.microbatches,
+    mesh,
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -292,7 +312,7 @@ def train_step(
   return state, values
 
 
-def _mean_gradients(gradient, state, batch, microbatches):
+def _mean_gradients(gradient, state, batch, microbatches, mesh):
   """Returns (gradients, `batch_stats`, metrics) of a batch, part by part."""
   if microbatches == 1:
     grads, (batch_stats, values) = gradient(
@@ -308,6 +328,9 @@ def _mean_gradients(gradient, state, batch, microbatches):
   parts = jax.tree.map(
     lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch
   )
+  if mesh is not None:  # all devices take part in each of them
+    where = NamedSharding(mesh, PartitionSpec(None, sharding.DATA))
+    parts = jax.lax.with_sharding_constraint(parts, where)
   zeros = jax.tree.map(jnp.zeros_like, state.params)
   (total, batch_stats), values = jax.lax.scan(
     step, (zeros, state.batch_stats), parts

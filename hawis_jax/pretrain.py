@@ -51,6 +51,7 @@ def run(
     module=experiment.supernet,
     optimizer=optimizer,
     distill=config.distill,
+    mesh=mesh,
   )
   widest = np.array([experiment.space.max_widths], np.int32)
   jit = functools.partial(
@@ -150,6 +151,7 @@ def sandwich_loss(
   inputs: chex.Array,
   labels: chex.Array,
   distill: bool,
+  looped: bool = False,
 ) -> tuple[chex.Array, chex.Array]:
   """Summed loss of N width vectors; the first is the maximum net.
 
@@ -160,14 +162,18 @@ def sandwich_loss(
     inputs: `[B, H, W, C]`, from `module.encode`.
     labels: int `[B]`.
     distill: vectors after the first learn its softmax, not the labels.
+    looped: one vector after the other, for images on several devices: XLA
+      can't split the images of the weight gradients of all at once.
 
   Returns:
     (loss, logits `[N, B, classes]`).
   """
+
   # Batch statistics only: a running average would mix widths.
-  logits = jax.vmap(
-    lambda w: module.apply({"params": params}, inputs, w, train=True)
-  )(widths)
+  def apply(vector):
+    return module.apply({"params": params}, inputs, vector, train=True)
+
+  logits = jax.lax.map(apply, widths) if looped else jax.vmap(apply)(widths)
   loss = optimize.cross_entropy(logits[0], labels)
   for student in logits[1:]:
     if distill:
@@ -185,6 +191,7 @@ def sandwich_step(
   module: nn.Module,
   optimizer: optax.GradientTransformation,
   distill: bool,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[optimize.TrainState, dict[str, chex.Array]]:
   """One optimiser step on N width vectors, the maximum first.
 
@@ -198,11 +205,18 @@ def sandwich_step(
     module: the super-net.
     optimizer: of `state`.
     distill: see `sandwich_loss`.
+    mesh: whose `data` axis the batch is split on; None: one device's.
   """
   inputs = module.encode(batch["image"])
   grad = jax.value_and_grad(sandwich_loss, has_aux=True)
   (loss, logits), grads = grad(
-    state.params, module, widths, inputs, batch["label"], distill
+    sharding.gathered(state.params, mesh),
+    module,
+    widths,
+    inputs,
+    batch["label"],
+    distill,
+    mesh is not None and mesh.size > 1,
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)

@@ -75,6 +75,16 @@ def _split(leaf, shares):
   return _P(*[None] * largest, DATA)
 
 
+def gathered(tree: Any, mesh: sharding.Mesh | None) -> Any:
+  """What is split, whole for its use in a jitted function; None: as it is.
+
+  Without this, XLA may gather the images' activations instead.
+  """
+  if mesh is None or mesh.size == 1:
+    return tree
+  return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+
 def put(tree: Any, where: sharding.Sharding) -> Any:
   """`jax.device_put`, also on devices of other processes.
 

@@ -291,9 +291,10 @@ def train_step(
     hits = (logits.argmax(-1) == part["label"]).mean()
     return loss, (updated["batch_stats"], {"loss": loss, "accuracy": hits})
 
+  teacher = sharding.gathered(teacher, mesh)
   grads, batch_stats, values = _mean_gradients(
     jax.grad(loss_function, has_aux=True),
-    state,
+    state.replace(params=sharding.gathered(state.params, mesh)),
     batch,
     recipe.microbatches,
     mesh,

@@ -30,6 +30,7 @@ KEY_USES = (
   "finalists",
   "train_init",
   "robustness",
+  "pretrain_chips",
 )
 
 

@@ -85,6 +85,7 @@ FIELDS = {
   "pretrain.warmup_steps": _integers(0),
   "pretrain.batch_size": _integers(2),
   "pretrain.random_widths": _integers(0, 1024),
+  "pretrain.faulty_widths": _integers(0, 1024),
   "pretrain.cost_bins": _integers(1, 1024),
   "search.budget": _integers(0, 2**53),
   "search.budget_uniform": _number(0, math.inf, above=True),

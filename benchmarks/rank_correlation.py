@@ -12,9 +12,10 @@ search's robust score in both.
 
 Printed, and written to --data: Kendall's tau-b of each variant, averaged over
 super-nets of several seeds, with its 95 % interval (percentile bootstrap over
-width vectors); differences to the first variant on the same resamples; and
-between the seeds of the stand-alone nets, which says how sure the truth is.
-What is in the work directory is not computed again.
+width vectors); differences to the first variant on the same resamples; tau
+between the seeds of the stand-alone nets, which says how sure the truth is; and
+tau of the cost alone, which a score must beat to be worth its training. What is
+in the work directory is not computed again.
 
 Axes: N width vectors, R resamples, S chips of all scenarios, L layers.
 """
@@ -61,6 +62,7 @@ _VARIANTS = {
     1,
   ),
 }
+_COSTS = ("arrays", "macs")
 _SPLITS = ("validation", "test")
 
 
@@ -314,7 +316,7 @@ def _report(found):
   for truth, sets in found.items():
     for name, rows in sets.items():
       print(f"\ntruth: {truth} images; width vectors: {name}")
-      quantities = list(rows["default"])
+      quantities = max(map(list, rows.values()), key=len)
       print(f"{'':28}" + "".join(f"{q:44}" for q in quantities))
       for variant, summaries in rows.items():
         cells = [
@@ -355,13 +357,19 @@ def main():
     ]
     for name in options.variants
   }
+  costs = [experiment.cost(tuple(int(w) for w in v)) for v in vectors]
+  kinds = {kind: [getattr(c, kind) for c in costs] for kind in _COSTS}
+  by_cost = {
+    f"{kind} alone": [{"clean": values, "robust": values}]
+    for kind, values in kinds.items()
+  }
   found, truths = {}, {}
   for name, splits in (("test", ["test"]), ("validation + test", _SPLITS)):
     truths[name] = accuracies(results, experiment, splits)
     found[name], start = {}, 0
     for group, members in sets.items():
       rows = slice(start, start + len(members))
-      found[name][group] = correlations(truths[name], scores, rows)
+      found[name][group] = correlations(truths[name], scores | by_cost, rows)
       start = rows.stop
   _report(found)
   content = {
@@ -371,7 +379,7 @@ def main():
     "nets": [
       {
         "widths": vector.tolist(),
-        "arrays": int(experiment.cost(tuple(vector)).arrays),
+        **{kind: int(values[i]) for kind, values in kinds.items()},
         "truth": {
           split: {k: v[:, i].round(5).tolist() for k, v in truth.items()}
           for split, truth in truths.items()

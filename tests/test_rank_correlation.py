@@ -55,9 +55,12 @@ def test_a_net_at_its_widths_trains_as_the_narrower_one():
   key, shape = jax.random.key(rng.integers(2**31)), (8, 8, 1)
   start = jax.jit(optimize.init_state, static_argnums=(0, 2, 3))
   masked = start(wide, key, shape, optimizer)
-  masked = masked.replace(
-    params=standalone.narrowed(masked.params, wide, jnp.array(vector))
+  fresh = standalone.narrowed(masked.params, wide, jnp.array(vector))
+  # Fresh shifts of 0 put dead channels exactly on the edge of the gradient.
+  shifted = jax.tree.map(
+    lambda x: x + rng.uniform(0.1, 0.4) if x.ndim == 1 else x, fresh
   )
+  masked = masked.replace(params=shifted)
   example = variables_lib.shapes(narrow, shape)
   cut = {
     name: jax.tree.map(

@@ -105,6 +105,9 @@ def default() -> ml_collections.ConfigDict:
   p.warmup_steps = 500  # first steps, on the maximum net alone
   p.batch_size = 256  # images
   p.random_widths = 2  # random width vectors a step, beside maximum and minimum
+  # Of those so many are on a chip, a new one each step: with the defects of one
+  # of search.scenarios, its levels times a factor drawn uniform in [0, 1).
+  p.faulty_widths = 0
   p.cost_bins = 16  # random vectors are drawn uniform over this many cost bands
   p.distill = True  # the maximum net's softmax teaches the other branches
   p.optimizer = _optimizer("adam", 1e-3, "cosine")
@@ -238,6 +241,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
       config.pretrain.warmup_steps,
       f"at most pretrain.steps = {config.pretrain.steps}",
     )
+  random, faulty = config.pretrain.random_widths, config.pretrain.faulty_widths
+  if faulty > random:
+    allowed = f"at most pretrain.random_widths = {random}"
+    raise _error("pretrain.faulty_widths", faulty, allowed)
   images, batch = config.search.calibration_images, config.search.batch_size
   if images % batch:
     raise _error(
@@ -266,6 +273,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   if searches(config):
     width_space(config)
   search_devices(config)
+  pretrain_devices(config)
   sweeps(config)
 
 
@@ -408,6 +416,29 @@ def search_devices(config: ml_collections.ConfigDict) -> list[crossbar.Device]:
   return devices
 
 
+def pretrain_devices(
+  config: ml_collections.ConfigDict,
+) -> list[crossbar.Device]:
+  """The devices that `pretrain.faulty_widths` are trained on, checked.
+
+  Those of `search.scenarios` that have defects of cells or lines, with ideal
+  read-out: converters pass no gradient, and noise a read is no weight.
+  """
+  if not config.pretrain.faulty_widths:
+    return []
+  ideal_readout = dict(adc_bits=0, read_noise=0.0, telegraph_noise=0.0)
+  devices = [
+    dataclasses.replace(device, **ideal_readout)
+    for device in search_devices(config)[:-1]
+  ]
+  devices = [d for d in devices if crossbar.without_defects(d) != d]
+  if not devices:
+    allowed = "0: no scenario of search.scenarios has defects of cells or lines"
+    got = config.pretrain.faulty_widths
+    raise _error("pretrain.faulty_widths", got, allowed)
+  return devices
+
+
 def sweeps(
   config: ml_collections.ConfigDict,
 ) -> tuple[scenarios_lib.Scenario, ...]:
@@ -452,6 +483,9 @@ def settle(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   maps = {level.fault_map for s in sweeps(config) for level in s.levels} - {""}
   resolved = {
     "device.resolved": dataclasses.asdict(device(config)),
+    "pretrain.devices": [
+      dataclasses.asdict(device) for device in pretrain_devices(config)
+    ],
     "robustness.fault_maps": {m: files.digest(m) for m in sorted(maps)},
   }
   now = json.loads(json.dumps(flatten(config) | resolved))

@@ -31,6 +31,7 @@ KEY_USES = (
   "finalists",
   "train_init",
   "robustness",
+  "pretrain_chips",
 )
 
 _READ_BATCH = 1024  # images that are read at a time

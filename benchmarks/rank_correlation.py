@@ -315,10 +315,10 @@ def _report(found):
     for name, rows in sets.items():
       print(f"\ntruth: {truth} images; width vectors: {name}")
       quantities = max(map(list, rows.values()), key=len)
-      print(f"{'':28}" + "".join(f"{q:44}" for q in quantities))
+      print(f"{'':28}" + "".join(f"{q:46}" for q in quantities))
       for variant, summaries in rows.items():
         cells = [
-          f"{_show(summaries[q]) if q in summaries else '':44}"
+          f"{_show(summaries[q]) if q in summaries else '':46}"
           for q in quantities
         ]
         print(f"{variant:28}" + "".join(cells).rstrip())

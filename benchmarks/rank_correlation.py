@@ -85,7 +85,7 @@ def draw_vectors(experiment, num: int, key) -> dict[str, np.ndarray]:
   space, costs = experiment.space, experiment.costs
   keys = jax.random.split(key)
   bands = budgets.cost_bands(space, costs, experiment.config.pretrain.cost_bins)
-  feasible = experiment.feasible()
+  feasible = experiment.feasible
   inside = jax.vmap(feasible.sample)(jax.random.split(keys[1], 2 * num))
   drawn = {
     "all costs": pretrain.sample_widths(keys[0], bands, space, 2 * num)[2:],

@@ -123,7 +123,8 @@ def default() -> ml_collections.ConfigDict:
   # or of what a named width vector has; beside the above "interval" [s] between
   # two images, layers working at the same time.
   r.limits = ()
-  # Instead of a hard budget: points of score lost a share of excess; 0: hard.
+  # Instead of a hard budget: what exceeding it by its own size takes off a
+  # score, in the unit of `signal`; 0: hard.
   r.penalty = 0.0
   # The first finds the net; the others are compared with it at equal numbers of
   # evaluations, on the same chips: see hawis_jax/methods.
@@ -150,7 +151,8 @@ def default() -> ml_collections.ConfigDict:
   r.epochs = 4  # PPO epochs an update
   r.clip = 0.2  # PPO ratio clip
   r.entropy = (0.05, 0.001)  # entropy bonus, first to last update (linear)
-  r.population = 64  # of "evolution", for each budget
+  # Of "evolution", for each budget; the first `population` scores are random.
+  r.population = 64
   r.tournament = 16  # of "evolution"
   r.finalists = 16  # best of each method and budget, scored again at the end
   r.finalist_chips = 16  # chips a scenario for that final score
@@ -290,6 +292,9 @@ def _check_search(search):
     raise _error("search.updates_per_call", search.updates_per_call, allowed)
   if search.budget and search.budget_of:
     raise _error("search.budget_of", search.budget_of, "'' with search.budget")
+  kinds = [kind for kind, _ in search.limits]
+  if len(set(kinds)) < len(kinds):
+    raise _error("search.limits", search.limits, "one of each kind")
   if search.penalty and search.limits:
     raise _error("search.limits", search.limits, "() with search.penalty")
 
@@ -483,6 +488,9 @@ def settle(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   maps = {level.fault_map for s in sweeps(config) for level in s.levels} - {""}
   resolved = {
     "device.resolved": dataclasses.asdict(device(config)),
+    "space.technology.resolved": dataclasses.asdict(
+      hardware(config).technology
+    ),
     "pretrain.devices": [
       dataclasses.asdict(device) for device in pretrain_devices(config)
     ],

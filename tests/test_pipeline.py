@@ -436,7 +436,12 @@ _MISTAKES = [
   (
     [],
     {"search.limits": "(('energy',1e-15),)"},
-    "holds no width vector",
+    "limits: got energy 1e-15, allowed is at least",
+  ),
+  (
+    [],
+    {"search.limits": "(('area',1.0),('area',2.0))"},
+    "config.search.limits: got (('area', 1.0), ('area', 2.0)), allowed is one",
   ),
   (
     [],

@@ -26,6 +26,7 @@ L layers.
 """
 
 import argparse
+from collections.abc import Iterator, Sequence
 import functools
 import itertools
 import json
@@ -38,7 +39,8 @@ from unittest import mock
 
 from hawis_jax import backend
 
-# Sums of one thread: the number of cores must not change the result.
+# Neither another backend nor the number of cores must change the result.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
   f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
 ).strip()
@@ -50,6 +52,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from scipy import stats
 
 from hawis_jax import binary
 from hawis_jax import config as config_lib
@@ -118,13 +121,18 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def environment() -> dict[str, str]:
   """What a row depends on to the bit: jax's version and the CPU."""
-  cpu = platform.processor() or platform.machine()
+  found = {"jax": jax.__version__, "cpu": platform.machine(), "vectors": ""}
   info = pathlib.Path("/proc/cpuinfo")
   if info.exists():
-    lines = (line.split(":") for line in info.read_text().splitlines())
-    found = {line[0].strip(): line[1].strip() for line in lines if line[1:]}
-    cpu = found.get("model name", cpu)
-  return {"jax": jax.__version__, "cpu": cpu}
+    lines = (line.split(":", 1) for line in info.read_text().splitlines())
+    facts = {line[0].strip(): line[1].strip() for line in lines if line[1:]}
+    found["cpu"] = facts.get("model name", found["cpu"])
+    flags = facts.get("flags", "").split()
+    # Virtual machines may hide the model, but not these.
+    found["vectors"] = " ".join(
+      flag for flag in flags if flag.startswith(("avx", "fma", "amx"))
+    )
+  return found
 
 
 def load() -> dict[str, Any]:
@@ -237,7 +245,7 @@ def make(workdir: pathlib.Path, again: int) -> None:
   """
   config = get_config()
   nets = vectors(config)
-  # Any first part of this order is a random sample.
+  # The beginning of this order, of any length, is a random sample.
   order = np.random.RandomState(0).permutation(len(nets))
   with files.locked(workdir):
     made_with = {"settings": settings(config), "environment": environment()}
@@ -311,30 +319,114 @@ def _write_table(workdir, config, nets, order, made_with):
   print(f"{TABLE}: {TABLE.stat().st_size} bytes")
 
 
-def retrain(net: int, seed_row: int = 0) -> dict[str, Any]:
-  """Makes a row anew; returns it beside the stored one."""
+def retrain(nets: Sequence[int]) -> Iterator[dict[str, Any]]:
+  """Makes rows of the first seed anew; yields them beside the stored ones."""
   table = load()
-  clean, chips = Rows(int(table["seeds"][seed_row]))(net)
-  return {
-    "net": net,
-    "widths": table["widths"][net].tolist(),
-    "clean": clean,
-    "clean_stored": table["clean"][seed_row, net],
-    "most_of_chips": np.abs(chips - table["chips"][seed_row, net]).max(),
-    "same_environment": table["environment"] == environment(),
-  }
+  rows = Rows(int(table["seeds"][0]))
+  for net in nets:
+    clean, chips = rows(net)
+    yield {
+      "net": net,
+      "widths": table["widths"][net].tolist(),
+      "clean": clean,
+      "clean_stored": table["clean"][0, net],
+      "greatest_difference_of_chips": np.abs(
+        chips - table["chips"][0, net]
+      ).max(),
+      "same_environment": table["environment"] == environment(),
+    }
+
+
+_SHARES = (0, 5, 25, 50, 75, 95, 100)
+
+
+def summarize() -> None:
+  """Prints what the table holds."""
+  table = load()
+  robust = robust_scores(table)
+  by_chips = table["chips"].mean(-1)
+  measures = {"clean": table["clean"]}
+  for index, scenario in enumerate(table["settings"]["search.scenarios"]):
+    name = ", ".join(f"{k} {v:g}" for k, v in scenario.items())
+    measures[name] = by_chips[:, :, index]
+  measures["robust score"] = robust
+  print(json.dumps(table["settings"]))
+  print(json.dumps(table["environment"]))
+  trained = np.isfinite(table["clean"])
+  for seed, count in zip(table["seeds"], trained.sum(1), strict=True):
+    print(f"seed {seed}: {count} of {len(table['widths'])} nets")
+
+  print(f"\nquantiles over nets, seed {table['seeds'][0]} [%]")
+  print(f"{'':34}" + "".join(f"{share:>7} %" for share in _SHARES))
+  for name, values in measures.items():
+    quantiles = 100 * np.percentile(values[0], _SHARES)
+    print(f"{name:34}" + "".join(f"{q:9.2f}" for q in quantiles))
+
+  print("\nKendall's tau with cost, of the first seed; cost from .. to")
+  for kind in ("arrays", "macs"):
+    costs = table[kind]
+    taus = {name: _tau(v[0], costs) for name, v in measures.items()}
+    print(f"{kind} ({costs.min()} .. {costs.max()})")
+    for name, tau in taus.items():
+      print(f"  {name:32}{tau:9.3f}")
+
+  twice = trained.all(0)
+  print(f"\ntwo seeds of {twice.sum()} nets: standard deviations [points]")
+  head = ("one net", "all nets", "reliable", "tau", "ceiling")
+  print(f"{'':34}" + "".join(f"{name:>9}" for name in head))
+  for name, values in measures.items():
+    print(f"{name:34}" + _noise(*values[:, twice]))
+  for kind in ("arrays", "macs"):
+    print(f"robust score, by quarters of {kind}")
+    for low, high, inside in _quarters(table[kind], twice):
+      label = f"  {low} .. {high}: {inside.sum()} nets"
+      print(f"{label:34}" + _noise(*robust[:, inside]))
+  print(
+    "one net: of its trainings; all nets: of their true values; reliable: "
+    "the nets' share\nof the variance; tau: between the seeds; ceiling: tau "
+    "of one seed with the true values,\nwere all normal (2 / pi asin "
+    "sqrt(reliable))"
+  )
+
+
+def _tau(first, second):
+  return stats.kendalltau(first, second).statistic
+
+
+def _noise(first, second):
+  """One line on what two seeds `[N]` say of their noise."""
+  within = np.square(first - second).mean() / 2
+  total = (first.var(ddof=1) + second.var(ddof=1)) / 2
+  between = max(total - within, 0)
+  reliable = between / total
+  return (
+    f"{100 * within**0.5:9.2f}{100 * between**0.5:9.2f}{reliable:9.3f}"
+    f"{_tau(first, second):9.3f}"
+    f"{2 / np.pi * np.arcsin(reliable**0.5):9.3f}"
+  )
+
+
+def _quarters(costs, among):
+  """Yields (least, greatest cost, bool `[N]`) of quarters by cost."""
+  edges = np.percentile(costs[among], (0, 25, 50, 75, 100))
+  for number, (low, high) in enumerate(itertools.pairwise(edges)):
+    inside = among & (costs <= high)
+    inside &= costs >= low if number == 0 else costs > low
+    yield costs[inside].min(), costs[inside].max(), inside
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--workdir", default="runs/exhaustive")
-  parser.add_argument("--again", type=int, default=1024)
+  parser.add_argument("--again", type=int, default=1024, metavar="NETS")
   parser.add_argument("--summary", action="store_true")
-  parser.add_argument("--retrain", type=int, nargs="+")
+  parser.add_argument("--retrain", type=int, nargs="+", metavar="NET")
   options = parser.parse_args()
-  if options.retrain:
-    for net in options.retrain:
-      print(json.dumps(retrain(net)), flush=True)
+  if options.summary:
+    summarize()
+  elif options.retrain:
+    for row in retrain(options.retrain):
+      print(json.dumps(row), flush=True)
   else:
     make(pathlib.Path(options.workdir), options.again)
 

@@ -232,9 +232,7 @@ def test_cost_bands_are_uniform_in_cost():
 
 @pytest.mark.parametrize("kind", _KINDS)
 def test_budgets_at_both_ends_of_the_range(kind):
-  """The narrowest net is in its own budget, exactly; the widest in a little
-  more than its own.
-  """
+  """The narrowest net is in its own budget, the widest just beyond its own."""
   rng = np.random.default_rng()
   space, geometry = _random_space(rng, 5, bool(rng.integers(2)))
   costs = cost.tables(space.table, geometry, kind)

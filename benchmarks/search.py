@@ -12,9 +12,9 @@ for every update from those 16; the truth is of 16 others. Mean over seeds with
 the 95 % t-interval, and the two-sided Mann-Whitney p against random search.
 
 Of searches (configs/search_benchmark.py, one work directory a seed) it prints
-what they found: robust score of each method's best vector, on chips that did not
-choose it, and the hypervolume of its best of all budgets in robust score and
-energy. Seeds are pairs: the difference from random search has a paired
+what they found: robust score of each method's best vector, on chips that did
+not choose it, and the hypervolume of its best of all budgets in robust score
+and energy. Seeds are pairs: the difference from random search has a paired
 t-interval; Mann-Whitney's p ignores pairs, and none is corrected for the number
 of methods.
 """

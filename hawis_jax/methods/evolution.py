@@ -54,7 +54,7 @@ def regularized_evolution(
     places = (state.oldest + jnp.arange(config.proposals)) % size
     beginning = step * config.proposals < size
 
-    def child(key, window, choices, signals, gains):
+    def child(key, window, choices, signals):
       tournament_key, mutation_key = jax.random.split(key)
       entrants = jax.random.randint(
         tournament_key, (config.tournament,), 0, size

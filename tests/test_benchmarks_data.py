@@ -52,7 +52,7 @@ def test_costs_are_those_of_the_nets(table):
   levels = json.loads(str(table["settings"]))["data.levels"]
   geometry = cost.cifar_geometry(8, (8, 8, 1), levels, 10, (64, 64))
   expected = cost.network_cost(table["widths"].astype(np.int64), geometry)
-  for kind in cost.KINDS:
+  for kind in ("arrays", "macs"):
     np.testing.assert_array_equal(table[kind], getattr(expected, kind))
 
 

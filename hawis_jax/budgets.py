@@ -28,9 +28,8 @@ from hawis_jax import widths as widths_lib
 # Finest resolution of a budget, and of a limit; with products that skip a
 # layer, tables have one axis more and a budget is counted more coarsely.
 _MAX_UNITS, _MAX_UNITS_SKIPPING = 2**14, 2**12
-_LIMIT_UNITS = 2**22
-# More than any entry of a vector within a limit; 2^8 of them fit in int32.
-_TOO_MANY = 2 * _LIMIT_UNITS
+_LIMIT_UNITS = 2**22  # sums of 2^8 such entries fit in int32
+_TRIES = 64  # draws of which one that meets the limits is taken
 
 
 @jax.tree_util.register_dataclass
@@ -43,10 +42,10 @@ class FeasibleSet:
       finish a vector inside a window after layers l - 1 and l took choices b
       and c and u units in all are spent; -inf where there is none. Limits are
       not counted.
-    units: int32 `[K, L, A, C, C]`, cost of layer l in a window's units, by the
-      choices of layers l - 2, l - 1 and l.
-    limit_units: int32 `[M, L, A, C, C]`, the same of each limited cost; each
-      limit is 2^22 units.
+    units: int32 `[K, L, A, C, C]`, cost of layer l beyond its cheapest in a
+      window's units, by the choices of layers l - 2, l - 1 and l.
+    limit_units: int32 `[M, L, A, C, C]`, the same of each limited cost.
+    limits: int32 `[M]`, the most of them.
     witness: int32 `[K, M, L, B, C, U + 1]`, units of each limited cost that the
       rest of the witness has.
   """
@@ -54,6 +53,7 @@ class FeasibleSet:
   completions: chex.Array
   units: chex.Array
   limit_units: chex.Array
+  limits: chex.Array
   witness: chex.Array
 
   @property
@@ -72,10 +72,17 @@ class FeasibleSet:
     before = jnp.minimum(prefix.before, self.units.shape[2] - 1)
     return self.units[window, prefix.layer, before, prefix.previous]
 
-  def log_counts(self, window: chex.Numeric, prefix: "Prefix") -> chex.Array:
+  def log_counts(
+    self, window: chex.Numeric, prefix: "Prefix", limited: bool = True
+  ) -> chex.Array:
     """Log number of completions of each choice of the next layer, `[C]`.
 
     -inf where there is none, or none known that meets all limits.
+
+    Args:
+      window: index.
+      prefix: the beginning.
+      limited: False: limits don't matter.
     """
     layer, spent = prefix.layer, prefix.spent + self.marginal(window, prefix)
     previous = jnp.minimum(prefix.previous, self.completions.shape[2] - 1)
@@ -83,10 +90,10 @@ class FeasibleSet:
     choice, total = jnp.arange(len(spent)), jnp.minimum(spent, last)
     counts = self.completions[window, layer, previous, choice, total]
     possible = spent <= last
-    if self.limit_units.shape[0]:
+    if limited and self.limit_units.shape[0]:
       used = prefix.used[:, None] + self._limited(prefix)
       rest = self.witness[window, :, layer, previous, choice, total]
-      possible &= (used + rest.T <= _LIMIT_UNITS).all(0)
+      possible &= (used + rest.T <= self.limits[:, None]).all(0)
     return jnp.where(possible, counts, -jnp.inf)
 
   def extend(
@@ -109,12 +116,23 @@ class FeasibleSet:
   def sample(self, key: chex.PRNGKey, window: chex.Numeric = 0) -> chex.Array:
     """Draws one vector: choice indices int32 `[L]`.
 
-    Uniformly from the window; limits exclude what they must, and what is left
-    is drawn by the counts without them.
+    Uniformly from the window. With limits, the first of 64 such draws that
+    meets them: uniform as well. Where none does, choices are made by the counts
+    without limits among those whose witness meets them.
     """
+    if not self.limit_units.shape[0]:
+      return self._draw(key, window, limited=False)
+    guided_key, free_key = jax.random.split(key)
+    tried = jax.vmap(lambda key: self._draw(key, window, limited=False))(
+      jax.random.split(free_key, _TRIES)
+    )
+    inside = self.contains(window, tried)
+    guided = self._draw(guided_key, window, limited=True)
+    return jnp.where(inside.any(), tried[inside.argmax()], guided)
 
+  def _draw(self, key, window, limited):
     def step(prefix, layer_key):
-      counts = self.log_counts(window, prefix)
+      counts = self.log_counts(window, prefix, limited)
       choice = jax.random.categorical(layer_key, counts)
       return self.extend(window, prefix, choice), choice
 
@@ -129,9 +147,20 @@ class FeasibleSet:
     own, total = choices[..., -1], jnp.clip(spent, 0, last)
     counts = self.completions[window, -1, previous, own, total]
     inside = jnp.isfinite(counts) & (spent <= last)
-    for limited in self.limit_units:
-      used = vector_cost(limited, choices)
-      inside &= used <= _LIMIT_UNITS
+    return inside & self._meets_limits(choices)
+
+  def affords(self, window: chex.Numeric, choices: chex.Array) -> chex.Array:
+    """`contains`, but vectors may cost less than the window's low end."""
+    spent = vector_cost(self.units[window], choices)
+    # The dearest total that ends a vector inside.
+    ends = jnp.isfinite(self.completions[window, -1]).any((0, 1))
+    last = ends.shape[0] - 1 - ends[::-1].argmax()
+    return (spent <= last) & self._meets_limits(choices)
+
+  def _meets_limits(self, choices):
+    inside = jnp.ones(choices.shape[:-1], bool)
+    for units, most in zip(self.limit_units, self.limits, strict=True):
+      inside &= vector_cost(units, choices) <= most
     return inside
 
 
@@ -229,11 +258,12 @@ def feasible_set(
 ) -> FeasibleSet:
   """Tabulates all vectors with low <= cost <= high by dynamic programming.
 
-  Integer costs are counted in units of their greatest common divisor, exactly,
-  where `high` is at most 2^14 of them (2^12 with products that skip a layer).
-  Else every layer's cost is rounded up to units of high / 2^14: no vector costs
-  more than `high`, some may cost less than `low` by up to L units. Limited
-  costs are rounded up to units of limit / 2^22.
+  What is counted is cost beyond the cheapest vector's. Integer costs are
+  counted in units of their greatest common divisor, exactly, where the budget
+  has at most 2^14 of them (2^12 with products that skip a layer). Else every
+  layer's is rounded up to 1 / 2^14 of the budget: no vector costs more than
+  `high`; vectors within L units below it may be left out, and as far below
+  `low` some may be in. Limited costs are counted likewise, in 2^22 units.
 
   Args:
     space: of the vectors.
@@ -248,30 +278,25 @@ def feasible_set(
   """
   axis = max(costs.shape[1], *(limit.costs.shape[1] for limit in limits), 1)
   costs = _spread(costs, axis)
-  allowed = np.ones(costs.shape, bool)
-  sums = []
-  for limit in limits:
-    if limit.slowest:
-      allowed &= _spread(limit.costs, axis) <= limit.most
-    else:
-      share = _spread(limit.costs, axis) / limit.most * _LIMIT_UNITS
-      sums.append(np.minimum(np.ceil(share - 1e-6), _TOO_MANY))
-  limited = np.array(sums, np.int64).reshape(-1, *costs.shape)
+  allowed, limited, most = _limit_tables(limits, costs.shape)
+  free, cheapest = _beyond_cheapest(costs)
   parts = []
   for low, high in windows:
-    unit = cost_unit(costs, high)
-    spent = np.arange(int(high / unit * (1 + 1e-12)) + 1)
-    beyond = len(spent)
-    units = np.where(allowed, _in_units(costs, unit), beyond)
-    units = np.minimum(units, beyond)
-    ends = spent * unit >= low * (1 - 1e-12)
-    counts, witness = _completions(space, units, ends, limited)
-    if not _reachable(counts, units, witness, limited):
+    counted = cost_unit(costs, high)
+    last = max(_floor((high - cheapest) / counted), 0)
+    units = np.where(allowed, _in_units(free, counted), last + 1)
+    units = np.minimum(units, last + 1)
+    spent = np.arange(last + 1) * counted
+    ends = spent >= (low - cheapest) - 1e-9 * counted
+    if high < cheapest * (1 - 1e-12):
+      ends[:] = False
+    counts, witness = _completions(space, units, ends, limited, most)
+    if not _reachable(counts, units, witness, limited, most):
       raise errors.InputError(
-        _nothing_inside(space, costs, (low, high), unit, limits, name)
+        _nothing_inside(space, costs, (low, high), counted, limits, name)
       )
     parts.append((counts, units, witness))
-  return _stack(parts, limited)
+  return _stack(parts, limited, most)
 
 
 def _spread(costs, axis):
@@ -280,19 +305,64 @@ def _spread(costs, axis):
   return np.broadcast_to(costs, shape)
 
 
+def _beyond_cheapest(costs):
+  """(costs less each layer's least, their sum: the cheapest vector's cost).
+
+  No cost falls with a width, so the least of all layers are of one vector. What
+  is counted is only what vectors differ in, and the cheapest one exactly.
+  """
+  least = costs.min((1, 2, 3), keepdims=True)
+  return costs - least, least.sum().item()
+
+
+def _limit_tables(limits, shape):
+  """(allowed entries, units `[M, L, A, C, C]`, the most of each `[M]`)."""
+  allowed, tables, most = np.ones(shape, bool), [], []
+  for limit in limits:
+    costs = _spread(limit.costs, shape[1])
+    free, cheapest = _beyond_cheapest(costs)
+    slowest = costs.min((1, 2, 3)).max().item()
+    least = slowest if limit.slowest else cheapest
+    if limit.most < least * (1 - 1e-12):
+      raise errors.InputError(
+        f"limits: got {limit.name} {limit.most:g}, allowed is at least "
+        f"{least:g}, that of the narrowest net"
+      )
+    if limit.slowest:
+      allowed &= costs <= limit.most
+      continue
+    unit = _unit(free, limit.most - cheapest, _LIMIT_UNITS)
+    most.append(max(_floor((limit.most - cheapest) / unit), 0))
+    tables.append(np.minimum(_in_units(free, unit), most[-1] + 1))
+  tables = np.array(tables, np.int64).reshape(-1, *shape)
+  return allowed, tables, np.array(most, np.int64)
+
+
 def cost_unit(costs: np.ndarray, high: float) -> float:
   """The unit that `feasible_set` counts a budget `high` in; see there."""
   most = _MAX_UNITS if costs.shape[1] == 1 else _MAX_UNITS_SKIPPING
-  if np.issubdtype(costs.dtype, np.integer):
-    return max(int(np.gcd.reduce(costs, axis=None)), -(-int(high) // most))
-  return high / most
+  free, cheapest = _beyond_cheapest(costs)
+  return _unit(free, high - cheapest, most)
 
 
-def _in_units(costs, unit):
-  if np.issubdtype(costs.dtype, np.integer):
-    return -(-costs // unit)
+def _unit(free, span, most):
+  if np.issubdtype(free.dtype, np.integer):
+    common = int(np.gcd.reduce(free, axis=None))
+    return max(common, -(-int(span) // most), 1)
+  # With nothing to spend, whatever costs anything is beyond.
+  return max(span, 1e-9 * free.max(), 1e-300) / most
+
+
+def _floor(units):
+  """Whole units, though rounding errors may have taken a little of the last."""
+  return int(units * (1 + 1e-12) + 1e-9)
+
+
+def _in_units(free, unit):
+  if np.issubdtype(free.dtype, np.integer):
+    return -(-free // unit)
   # What rounding errors put above a whole number of units does not count.
-  return np.ceil(costs / unit - 1e-9).astype(np.int64)
+  return np.ceil(free / unit - 1e-9).astype(np.int64)
 
 
 def cost_bands(
@@ -313,22 +383,23 @@ def cost_bands(
     The non-empty bands, as windows.
   """
   dearest = cost_range(space, costs)[1]
-  units = np.rint(costs / (dearest / resolution)).astype(np.int64)
+  unit = dearest / resolution
   if np.issubdtype(costs.dtype, np.integer):
-    units = np.rint(costs / max(1, dearest // resolution)).astype(np.int64)
+    unit = max(1, dearest // resolution)
+  units = np.rint(costs / unit).astype(np.int64)
   first, last = cost_range(space, units)
   spent = np.arange(last + 1)
   band = (spent - first) * bands // (last + 1 - first)
-  none = np.zeros((0, *costs.shape), np.int64)
+  none = np.zeros((0, *costs.shape), np.int64), np.zeros(0, np.int64)
   parts = []
   for index in range(bands):
-    counts, witness = _completions(space, units, band == index, none)
-    if _reachable(counts, units, witness, none):
+    counts, witness = _completions(space, units, band == index, *none)
+    if _reachable(counts, units, witness, *none):
       parts.append((counts, units, witness))
-  return _stack(parts, none)
+  return _stack(parts, *none)
 
 
-def _completions(space, units, ends, limited):
+def _completions(space, units, ends, limited, most):
   """Counts and witnesses of one window.
 
   Args:
@@ -336,6 +407,7 @@ def _completions(space, units, ends, limited):
     units: int64 `[L, A, C, C]`.
     ends: bool `[U + 1]`, total costs inside.
     limited: int64 `[M, L, A, C, C]`.
+    most: int64 `[M]`, the limits.
 
   Returns:
     float64 `[L, B, C, U + 1]` number of completions, and int64 `[M, L, B, C,
@@ -344,9 +416,12 @@ def _completions(space, units, ends, limited):
   size, choices, last = units.shape[1], units.shape[-1], len(ends) - 1
   num, valid = len(limited), space.valid
   counts = np.zeros((len(units), size, choices, last + 1))
-  witness = np.full((num, *counts.shape), _TOO_MANY)
+  beyond = most.reshape(-1, *[1] * counts.ndim) + 1
+  witness = np.broadcast_to(beyond, (num, *counts.shape)).copy()
   counts[-1] = np.where(valid[-1][:, None], ends, False)
-  witness[:, -1] = np.where(counts[-1] > 0, 0, _TOO_MANY)
+  witness[:, -1] = np.where(counts[-1] > 0, 0, beyond[:, 0])
+  # Limits count alike, whatever their units.
+  weights = 1 / np.maximum(most, 1)
   for layer in range(len(units) - 1, 0, -1):
     for before in range(size):
       for i in np.flatnonzero(valid[layer - 1]):
@@ -364,42 +439,49 @@ def _completions(space, units, ends, limited):
               witness[:, layer - 1, before, i, room],
               witness[:, layer, state, j, shift:]
               + limited[:, layer, before, i, j, None],
+              weights,
+              most,
             )
   return counts, witness
 
 
-def _take_witness(kept, offered):
+def _take_witness(kept, offered, weights, most):
   """Keeps, in place, the completion of the least sum of limited costs."""
-  better = offered.sum(0) < kept.sum(0)
-  kept[:, better] = np.minimum(offered[:, better], _TOO_MANY)
+  better = weights @ offered < weights @ kept
+  np.copyto(kept, np.minimum(offered, most[:, None] + 1), where=better)
 
 
-def _reachable(counts, units, witness, limited):
+def _reachable(counts, units, witness, limited, most):
   """Whether any vector is left."""
   first = units[0, 0, 0]
   for choice, spent in enumerate(first):
     if spent >= counts.shape[-1] or not counts[0, 0, choice, spent]:
       continue
     rest = witness[:, 0, 0, choice, spent] + limited[:, 0, 0, 0, choice]
-    if (rest <= _LIMIT_UNITS).all():
+    if (rest <= most).all():
       return True
   return False
 
 
 def _nothing_inside(space, costs, window, unit, limits, name):
   cheapest, dearest = cost_range(space, costs)
+  if cheapest == dearest:
+    return (
+      f"{name}: got a window of {window[0]:g} to {window[1]:g}, but all "
+      f"vectors of the space cost {cheapest:g}: this cost is no budget here"
+    )
   message = (
-    f"{name}: got a window of {window[0]:g} to {window[1]:g} that holds no "
-    f"width vector, counted in units of {unit:g}; the space's vectors cost "
+    f"{name}: got a window of {window[0]:g} to {window[1]:g} in which no width "
+    f"vector was found, counted in units of {unit:g}; the space's vectors cost "
     f"{cheapest:g} to {dearest:g}"
   )
   if limits:
     found = ", ".join(f"{limit.name} {limit.most:g}" for limit in limits)
-    message += f"; limits: {found}"
+    message += f", and limits are {found}"
   return message
 
 
-def _stack(parts, limited):
+def _stack(parts, limited, most):
   """Windows of one space, which may differ in their number of units."""
   last = max(counts.shape[-1] for counts, _, _ in parts)
 
@@ -409,11 +491,11 @@ def _stack(parts, limited):
 
   with np.errstate(divide="ignore"):
     completions = [np.log(padded(counts, 0)) for counts, _, _ in parts]
+  witness = [padded(witness, _LIMIT_UNITS + 1) for *_, witness in parts]
   return FeasibleSet(
     completions=jnp.asarray(np.stack(completions), jnp.float32),
     units=jnp.asarray(np.stack([units for _, units, _ in parts]), jnp.int32),
     limit_units=jnp.asarray(limited, jnp.int32),
-    witness=jnp.asarray(
-      np.stack([padded(witness, _TOO_MANY) for *_, witness in parts]), jnp.int32
-    ),
+    limits=jnp.asarray(most, jnp.int32),
+    witness=jnp.asarray(np.stack(witness), jnp.int32),
   )

@@ -105,6 +105,9 @@ def default() -> ml_collections.ConfigDict:
   p.warmup_steps = 500  # first steps, on the maximum net alone
   p.batch_size = 256  # images
   p.random_widths = 2  # random width vectors a step, beside maximum and minimum
+  # Of those so many are on a chip, a new one each step: with the defects of one
+  # of search.scenarios, its levels times a factor drawn uniform in [0, 1).
+  p.faulty_widths = 0
   p.cost_bins = 16  # random vectors are drawn uniform over this many cost bands
   p.distill = True  # the maximum net's softmax teaches the other branches
   p.optimizer = _optimizer("adam", 1e-3, "cosine")
@@ -120,7 +123,8 @@ def default() -> ml_collections.ConfigDict:
   # or of what a named width vector has; beside the above "interval" [s] between
   # two images, layers working at the same time.
   r.limits = ()
-  # Instead of a hard budget: points of score lost a share of excess; 0: hard.
+  # Instead of a hard budget: what exceeding it by its own size takes off a
+  # score, in the unit of `signal`; 0: hard.
   r.penalty = 0.0
   # The first finds the net; the others are compared with it at equal numbers of
   # evaluations, on the same chips: see hawis_jax/methods.
@@ -147,7 +151,8 @@ def default() -> ml_collections.ConfigDict:
   r.epochs = 4  # PPO epochs an update
   r.clip = 0.2  # PPO ratio clip
   r.entropy = (0.05, 0.001)  # entropy bonus, first to last update (linear)
-  r.population = 64  # of "evolution", for each budget
+  # Of "evolution", for each budget; the first `population` scores are random.
+  r.population = 64
   r.tournament = 16  # of "evolution"
   r.finalists = 16  # best of each method and budget, scored again at the end
   r.finalist_chips = 16  # chips a scenario for that final score
@@ -238,6 +243,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
       config.pretrain.warmup_steps,
       f"at most pretrain.steps = {config.pretrain.steps}",
     )
+  random, faulty = config.pretrain.random_widths, config.pretrain.faulty_widths
+  if faulty > random:
+    allowed = f"at most pretrain.random_widths = {random}"
+    raise _error("pretrain.faulty_widths", faulty, allowed)
   images, batch = config.search.calibration_images, config.search.batch_size
   if images % batch:
     raise _error(
@@ -266,6 +275,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   if searches(config):
     width_space(config)
   search_devices(config)
+  pretrain_devices(config)
   sweeps(config)
 
 
@@ -282,6 +292,9 @@ def _check_search(search):
     raise _error("search.updates_per_call", search.updates_per_call, allowed)
   if search.budget and search.budget_of:
     raise _error("search.budget_of", search.budget_of, "'' with search.budget")
+  kinds = [kind for kind, _ in search.limits]
+  if len(set(kinds)) < len(kinds):
+    raise _error("search.limits", search.limits, "one of each kind")
   if search.penalty and search.limits:
     raise _error("search.limits", search.limits, "() with search.penalty")
 
@@ -408,6 +421,29 @@ def search_devices(config: ml_collections.ConfigDict) -> list[crossbar.Device]:
   return devices
 
 
+def pretrain_devices(
+  config: ml_collections.ConfigDict,
+) -> list[crossbar.Device]:
+  """The devices that `pretrain.faulty_widths` are trained on, checked.
+
+  Those of `search.scenarios` that have defects of cells or lines, with ideal
+  read-out: converters pass no gradient, and noise a read is no weight.
+  """
+  if not config.pretrain.faulty_widths:
+    return []
+  ideal_readout = dict(adc_bits=0, read_noise=0.0, telegraph_noise=0.0)
+  devices = [
+    dataclasses.replace(device, **ideal_readout)
+    for device in search_devices(config)[:-1]
+  ]
+  devices = [d for d in devices if crossbar.without_defects(d) != d]
+  if not devices:
+    allowed = "0: no scenario of search.scenarios has defects of cells or lines"
+    got = config.pretrain.faulty_widths
+    raise _error("pretrain.faulty_widths", got, allowed)
+  return devices
+
+
 def sweeps(
   config: ml_collections.ConfigDict,
 ) -> tuple[scenarios_lib.Scenario, ...]:
@@ -452,6 +488,12 @@ def settle(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   maps = {level.fault_map for s in sweeps(config) for level in s.levels} - {""}
   resolved = {
     "device.resolved": dataclasses.asdict(device(config)),
+    "space.technology.resolved": dataclasses.asdict(
+      hardware(config).technology
+    ),
+    "pretrain.devices": [
+      dataclasses.asdict(device) for device in pretrain_devices(config)
+    ],
     "robustness.fault_maps": {m: files.digest(m) for m in sorted(maps)},
   }
   now = json.loads(json.dumps(flatten(config) | resolved))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import dataclasses
+import functools
 
 import chex
 from flax import linen as nn
@@ -32,6 +33,7 @@ KEY_USES = (
   "finalists",
   "train_init",
   "robustness",
+  "pretrain_chips",
 )
 
 _READ_BATCH = 1024  # images that are read at a time
@@ -123,6 +125,7 @@ class Experiment:
     found = self.cost(net_widths)._asdict()
     return {name: np.asarray(value).item() for name, value in found.items()}
 
+  @functools.cached_property
   def feasible(self) -> budgets_lib.FeasibleSet:
     """The width vectors within each budget and all limits."""
     slack = self.config.search.budget_slack
@@ -244,7 +247,8 @@ def _with_search(experiment):
   )
   for budget in experiment.budgets:
     _check_budget(experiment, budget)
-  experiment.feasible()  # raises where a window is empty
+  # Raises where a window is empty.
+  assert experiment.feasible.windows == len(shares)
   uniforms = [_uniform(experiment, budget) for budget in experiment.budgets]
   named = dict(experiment.widths)
   if uniforms[experiment.main_budget]:

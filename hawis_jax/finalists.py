@@ -8,8 +8,10 @@ import functools
 import json
 import pathlib
 
+import jax
 import numpy as np
 
+from hawis_jax import budgets
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import files
@@ -43,45 +45,63 @@ def choose(
     The content of search/result.json.
 
   Raises:
-    InputError: with a penalty, no vector scored was within a budget.
+    InputError: with a penalty, no vector of the first method was within the
+      main budget.
   """
   config = experiment.config.search
-  names, table = list(config.methods), experiment.space.table
+  names = list(config.methods)
   groups = _candidates(experiment, methods, context, state)
   for window, widths in enumerate(experiment.uniforms):
     groups[UNIFORM, window] = [(widths, None)] if widths else []
-  distinct = sorted({w for group in groups.values() for w, _ in group})
-  scored = scoring.score_vectors(
-    experiment, scorer, distinct, experiment.key("finalists"), metrics
-  )
-  scored = dict(zip(distinct, scored, strict=True))
-  finalists = {name: [] for name in (*names, UNIFORM)}
-  for (name, window), group in groups.items():
-    entries = [
-      {"budget": window, **scored[widths], "search_gain": gain}
+  key, fresh_key = jax.random.split(experiment.key("finalists"))
+
+  def scored(vectors, key):
+    distinct = sorted(set(vectors))
+    entries = scoring.score_vectors(experiment, scorer, distinct, key, metrics)
+    return dict(zip(distinct, entries, strict=True))
+
+  first = scored([w for group in groups.values() for w, _ in group], key)
+  ranked = {
+    place: sorted(group, key=lambda item: -first[item[0]]["score"])
+    for place, group in groups.items()
+  }
+  # Chips that chose the best would flatter it: it is judged on others.
+  fresh = scored([group[0][0] for group in ranked.values() if group], fresh_key)
+  finalists, best = {}, {}
+  for name in (*names, UNIFORM):
+    mine = [ranked[name, window] for window in range(len(experiment.budgets))]
+    finalists[name] = [
+      {"budget": window, **first[widths], "search_gain": gain}
+      for window, group in enumerate(mine)
       for widths, gain in group
     ]
-    finalists[name] += sorted(entries, key=lambda e: -e["score"])
-  best = {
-    name: [
-      next((e for e in entries if e["budget"] == window), None)
-      for window in range(len(experiment.budgets))
+    best[name] = [
+      {"budget": window, **fresh[group[0][0]], "search_gain": group[0][1]}
+      if group
+      else None
+      for window, group in enumerate(mine)
     ]
-    for name, entries in finalists.items()
-  }
+  found = best[names[0]][experiment.main_budget]
+  if found is None:
+    raise errors.InputError(
+      f"config.search.penalty: got {config.penalty:g}, with which {names[0]} "
+      f"scored no vector within config.search.budget; needed is more, or 0: a "
+      "hard budget. search/evaluations.npz has what was scored"
+    )
   scores = state.scores
   return {
     "method": names[0],
-    "found": best[names[0]][experiment.main_budget]["widths"],
+    "found": found["widths"],
     "cost": experiment.config.space.cost,
     "technology": experiment.config.space.technology,
     "budgets": list(experiment.budgets),
     "main_budget": experiment.main_budget,
     "limits": {limit.name: limit.most for limit in experiment.limits},
     "evaluations": config.updates * config.proposals,
+    "distinct": _distinct(names, state),
     "references": config.updates * config.references,
-    "best": [entry and entry["widths"] for entry in best[names[0]]],
     "finalists": finalists,
+    "best": best,
     "front": front(finalists),
     "trajectory": {
       name: {
@@ -90,7 +110,17 @@ def choose(
       }
       for index, name in enumerate(names)
     },
-    "table": {"columns": table.shape[0], "file": "evaluations.npz"},
+  }
+
+
+def _distinct(names, state):
+  """{method: number of distinct vectors it had scored, of each budget}."""
+  return {
+    name: [
+      len(np.unique(of_budget.reshape(-1, of_budget.shape[-1]), axis=0))
+      for of_budget in state.choices[:, index].swapaxes(0, 1)
+    ]
+    for index, name in enumerate(names)
   }
 
 
@@ -102,22 +132,15 @@ def _candidates(experiment, methods, context, state):
   groups = {}
   for index, name in enumerate(config.methods):
     method, learnt = methods[index], state.methods[index]
-
-    for window in range(len(experiment.budgets)):
+    for window, budget in enumerate(experiment.budgets):
       estimate = method.estimate and functools.partial(
         method.estimate, learnt, context, window
       )
       choices = state.choices[:, index, window].reshape(-1, length)
       gain = gains[:, index, window].reshape(-1)
       if config.penalty:
-        inside = np.asarray(experiment.feasible().contains(window, choices))
-        if not inside.any():
-          raise errors.InputError(
-            f"config.search.penalty: got {config.penalty:g}, with which "
-            f"{name} scored no vector within the budget "
-            f"{experiment.budgets[window]:g}; needed is more, or 0: a hard one"
-          )
-        choices, gain = choices[inside], gain[inside]
+        within = budgets.vector_cost(experiment.costs, choices) <= budget
+        choices, gain = choices[within], gain[within]
       best = best_vectors(choices, gain, config.finalists, estimate)
       groups[name, window] = [
         (tuple(int(w) for w in table[np.arange(length), vector]), value)
@@ -132,13 +155,13 @@ def best_vectors(
   num: int,
   estimate: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> list[tuple[np.ndarray, float]]:
-  """The best distinct vectors of one method: [(choices, estimated gain)].
+  """The best distinct vectors of one method: [(choices, mean gain)].
 
   A gain is a score less that of the update's references, which met the same
   chips: so an update with lucky chips has no advantage. The estimate of a
   vector scored n times is the sum of its gains over n + 1: one lucky score
   counts half. A method that predicts gains is asked first, and what the scores
-  say beyond is counted so.
+  say beyond is counted so. Returned is the plain mean of a vector's gains.
 
   Args:
     choices: int `[N, L]`, all evaluations; a vector may occur many times.
@@ -147,6 +170,8 @@ def best_vectors(
     estimate: distinct vectors `[D, L]` -> predicted gains `[D]`, up to a
       constant; None: nothing is predicted.
   """
+  if not len(choices):
+    return []
   unique, inverse = np.unique(choices, axis=0, return_inverse=True)
   inverse = inverse.reshape(-1)
   predicted = np.zeros(len(unique))
@@ -154,9 +179,11 @@ def best_vectors(
     predicted = np.asarray(estimate(unique), np.float64)
     predicted += np.mean(gains - predicted[inverse])
   beyond = np.bincount(inverse, gains - predicted[inverse])
-  value = predicted + beyond / (np.bincount(inverse) + 1)
+  count = np.bincount(inverse)
+  value = predicted + beyond / (count + 1)
+  mean = np.bincount(inverse, gains) / count
   order = np.argsort(-value, kind="stable")[:num]
-  return [(unique[i], float(value[i])) for i in order]
+  return [(unique[i], float(mean[i])) for i in order]
 
 
 def front(finalists: dict[str, list[dict]]) -> list[dict]:

@@ -3,8 +3,9 @@
 Autoregressive over layers: a GRU sees what has been chosen and spent and gives
 logits over the next layer's choices. They are added to the log number of
 feasible completions of each choice, so a fresh policy (all its logits 0) is the
-exact uniform sampler of the feasible set, and no infeasible vector has any
-probability. It sees the budget, so one policy serves several.
+exact uniform sampler of the window, and no infeasible vector has any
+probability. (Limits on further costs are not counted, only kept.) It sees the
+budget, so one policy serves several.
 
 Axes: P proposals, K budgets, L layers, C choices.
 """
@@ -53,7 +54,8 @@ class Context:
 
   Attributes:
     feasible: the width vectors within each budget.
-    budget: in the units of `feasible`, float32 `[K]`.
+    budget: beyond the cheapest vector in units of `feasible`, float32 `[K]`.
+    costs: float32 `[L, A, C, C]`, as shares of the dearest vector.
     widths: int32 `[L, C]`.
     valid: bool `[L, C]`, False on padding of `widths`.
     layer_features: float32 `[L, F]` what is known of a layer beforehand.
@@ -62,6 +64,7 @@ class Context:
 
   feasible: budgets.FeasibleSet
   budget: chex.Array
+  costs: chex.Array
   widths: chex.Array
   valid: chex.Array
   layer_features: chex.Array
@@ -85,16 +88,18 @@ class Proposals(NamedTuple):
 def make_context(
   space: widths_lib.WidthSpace,
   feasible: budgets.FeasibleSet,
+  costs: np.ndarray,
   positions: tuple[int, ...],
-  shares: Sequence[float],
+  amounts: Sequence[float],
 ) -> Context:
   """Builds what methods see of a space and its budgets.
 
   Args:
     space: of the vectors.
     feasible: those within each budget.
+    costs: `[L, A, C, C]`, what budgets count.
     positions: output positions (spatial size) of each layer, `[L]`.
-    shares: budgets / cost of the dearest vector, `[K]`.
+    amounts: the budgets, `[K]`.
   """
   num_layers = len(space.choices)
   size = np.log2(np.array(positions, np.float64))[:, None]
@@ -104,13 +109,15 @@ def make_context(
   # Units of the dearest completion: budgets have units of their own.
   counted = np.isfinite(np.asarray(feasible.completions[:, -1])).any((1, 2))
   last = counted.shape[-1] - 1 - counted[:, ::-1].argmax(-1)
+  dearest = budgets.cost_range(space, costs)[1]
   return Context(
     feasible=feasible,
-    budget=jnp.asarray(last, jnp.float32),
+    budget=jnp.asarray(np.maximum(last, 1), jnp.float32),
+    costs=jnp.asarray(costs / dearest, jnp.float32),
     widths=jnp.asarray(space.table, jnp.int32),
     valid=jnp.asarray(space.valid),
     layer_features=jnp.asarray(layer_features, jnp.float32),
-    budget_share=jnp.asarray(shares, jnp.float32),
+    budget_share=jnp.asarray(np.array(amounts) / dearest, jnp.float32),
   )
 
 

@@ -100,6 +100,7 @@ FIELDS = {
   "pretrain.warmup_steps": _integers(0),
   "pretrain.batch_size": _integers(2),
   "pretrain.random_widths": _integers(0, 1024),
+  "pretrain.faulty_widths": _integers(0, 1024),
   "pretrain.cost_bins": _integers(1, 1024),
   "search.budget": _number(0, math.inf),
   "search.budget_uniform": _number(0, math.inf, above=True),

@@ -96,7 +96,11 @@ def run(
       state,
       steps,
     )
-    return state, jax.tree.map(lambda x: x.mean(0), values)
+    # Of several updates: what is best of all, else means.
+    return state, {
+      name: value.max(0) if name.endswith("_best") else value.mean(0)
+      for name, value in values.items()
+    }
 
   state = sharding.place(init(experiment, methods, context), mesh)
   placed = sharding.place((context, key), mesh)
@@ -154,19 +158,15 @@ def make_context(experiment: experiment_lib.Experiment) -> policy_lib.Context:
 
   With a penalty, budgets are no windows: all vectors of the space are.
   """
-  space = experiment.space
-  dearest = budgets.cost_range(space, experiment.costs)[1]
-  feasible = experiment.feasible()
+  space, costs = experiment.space, experiment.costs
+  feasible = experiment.feasible
   if experiment.config.search.penalty:
-    whole = (0, dearest)
-    feasible = budgets.feasible_set(
-      space, experiment.costs, [whole] * len(experiment.budgets)
-    )
+    # Costs are rounded up: above the dearest vector's, not to lose it.
+    whole = (0, 1.01 * budgets.cost_range(space, costs)[1])
+    windows = [whole] * len(experiment.budgets)
+    feasible = budgets.feasible_set(space, costs, windows)
   return policy_lib.make_context(
-    space,
-    feasible,
-    experiment.geometry.positions,
-    [budget / dearest for budget in experiment.budgets],
+    space, feasible, costs, experiment.geometry.positions, experiment.budgets
   )
 
 
@@ -198,7 +198,7 @@ def init(
       ),
     )
 
-  return fresh(key, context, experiment.feasible())
+  return fresh(key, context, experiment.feasible)
 
 
 def search_step(
@@ -229,8 +229,8 @@ def search_step(
   keys = jax.random.split(method_key, (len(methods), 2))
   before = tuple(zip(methods.values(), state.methods, keys, strict=True))
   proposed = [
-    method.propose(key[0], learnt, context, step)
-    for method, learnt, key in before
+    method.propose(pair[0], learnt, context, step)
+    for method, learnt, pair in before
   ]
   choices = jnp.stack([choices for choices, _ in proposed])  # [M, K, P, L]
   layers = choices.shape[-1]
@@ -253,27 +253,31 @@ def search_step(
     )
 
   scores, references = robust(scored.accuracy)
-  signals = scores, references
+  gains = scores - references.mean(1)[None, :, None]
+  signals = gains
   if config.signal == "cross_entropy":
-    signals = robust(-scored.cross_entropy)
-  gains = signals[0] - signals[1].mean(1)[None, :, None]
+    signals, baseline = robust(-scored.cross_entropy)
+    signals -= baseline.mean(1)[None, :, None]
   if config.penalty:
-    gains -= config.penalty * _excess(context, choices)
+    signals -= config.penalty * excess(context, choices)
   learnt, values = [], {}
   for index, name in enumerate(methods):
-    method, state_before, key = before[index]
+    method, state_before, pair = before[index]
     after, said = method.learn(
-      key[1],
+      pair[1],
       state_before,
       context,
       step,
       proposed[index][1],
       choices[index],
+      signals[index],
       gains[index],
     )
     learnt.append(after)
     values |= {name: scores[index].mean(), f"{name}_best": scores[index].max()}
-    values |= {f"{name}_{key}": value for key, value in said.items()}
+    # A signal that is not finite stops the search.
+    values |= {f"{name}_signal": signals[index].mean()}
+    values |= {f"{name}_{what}": value for what, value in said.items()}
   state = state.replace(
     methods=tuple(learnt),
     choices=state.choices.at[step].set(choices),
@@ -283,16 +287,8 @@ def search_step(
   return state, {**values, "references": references.mean()}
 
 
-def _excess(context, choices):
-  """Share by which vectors `[M, K, P, L]` exceed their budgets."""
-  windows = jnp.arange(context.feasible.windows)
-  spent = jax.vmap(
-    lambda window, choices: budgets.vector_cost(
-      context.feasible.units[window], choices
-    ),
-    (0, 1),
-    1,
-  )(windows, choices)
-  # Windows are those of the whole space, so units are of the dearest vector.
-  budget = (context.budget_share * context.budget)[None, :, None]
+def excess(context: policy_lib.Context, choices: chex.Array) -> chex.Array:
+  """Share by which vectors `[M, K, P, L]` exceed their budgets; at least 0."""
+  spent = budgets.vector_cost(context.costs, choices)
+  budget = context.budget_share[None, :, None]
   return jnp.maximum(spent / budget - 1, 0)

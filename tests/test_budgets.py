@@ -139,11 +139,17 @@ def test_one_limit_excludes_what_exceeds_it_and_no_more(seed, skipping):
   choices, vectors, every = _every(space, geometry)
   high = float(np.quantile(every.arrays, 0.8))
   inside = (every.arrays >= 0.5 * high) & (every.arrays <= high)
-  most = float(np.quantile(every.energy_joule[inside], 0.4))
-  wanted = inside & (every.energy_joule <= most * (1 - 1e-4))
+  if not inside.any():
+    return
+  kind = ("energy", "macs")[seed % 2]
+  limited = cost.KINDS[kind].of(every)
+  # A value that vectors have: they meet it, where it is an integer.
+  most = np.sort(limited[inside])[inside.sum() // 3].item()
+  exact = kind == "macs" and most < 2**22  # else costs are rounded up
+  wanted = inside & (limited <= most * (1 if exact else 1 - 1e-4))
   if not wanted.any():
     return
-  limit = budgets.Limit(cost.tables(space.table, geometry, "energy"), most)
+  limit = budgets.Limit(cost.tables(space.table, geometry, kind), most)
   feasible = budgets.feasible_set(
     space,
     cost.tables(space.table, geometry, "arrays"),
@@ -154,7 +160,7 @@ def test_one_limit_excludes_what_exceeds_it_and_no_more(seed, skipping):
   drawn_cost = cost.network_cost(space.table[np.arange(5), drawn], geometry)
   assert (drawn_cost.arrays <= high).all()
   assert (drawn_cost.arrays >= 0.5 * high).all()
-  assert (drawn_cost.energy_joule <= most * (1 + 1e-9)).all()
+  assert (cost.KINDS[kind].of(drawn_cost) <= most * (1 + 1e-9)).all()
   assert np.asarray(feasible.contains(0, choices))[wanted].all()
   # Every vector that meets the limit can be reached, choice by choice.
   assert np.asarray(_reaches(feasible, choices[wanted])).all()
@@ -225,6 +231,42 @@ def test_cost_bands_are_uniform_in_cost():
       assert (np.abs(share - (index + 0.5) / 10) < 0.05 + 13 / 512).all()
 
 
+@pytest.mark.parametrize("kind", _KINDS)
+def test_budgets_at_both_ends_of_the_range(kind):
+  """The narrowest net is in its own budget, the widest just beyond its own."""
+  rng = np.random.default_rng()
+  space, geometry = _random_space(rng, 5, bool(rng.integers(2)))
+  costs = cost.tables(space.table, geometry, kind)
+  cheapest, dearest = budgets.cost_range(space, costs)
+  windows = [(0, cheapest), (0, 1.01 * dearest)]
+  feasible = budgets.feasible_set(space, costs, windows)
+  narrow = jnp.zeros(5, jnp.int32)
+  wide = jnp.asarray([len(c) - 1 for c in space.choices])
+  assert feasible.contains(0, narrow) and feasible.contains(1, wide)
+  drawn = budgets.vector_cost(costs, _draws(feasible, 0, 0))
+  assert (drawn <= cheapest * (1 + 1e-9)).all()
+
+
+def test_draws_within_a_limit_are_uniform():
+  space = widths.WidthSpace(((8, 40, 72),) * 4)
+  geometry = _geometry(3, (9, 5, 3, 1))
+  choices, _, every = _every(space, geometry)
+  high = np.quantile(every.arrays, 0.8)
+  most = int(np.quantile(every.macs, 0.4))
+  count = ((every.arrays <= high) & (every.macs <= most)).sum()
+  feasible = budgets.feasible_set(
+    space,
+    cost.tables(space.table, geometry, "arrays"),
+    [(0, high)],
+    [budgets.Limit(cost.tables(space.table, geometry, "macs"), most)],
+  )
+  seed = np.random.default_rng().integers(2**31)
+  drawn = _draws(feasible, 0, seed, 100 * count)
+  found, counts = np.unique(drawn, axis=0, return_counts=True)
+  assert len(found) == count
+  assert stats.chisquare(counts).pvalue > 1e-6
+
+
 def test_infeasible_budget_names_the_range():
   space = widths.WidthSpace(((64, 128),) * 3)
   geometry = _geometry(8, (1,) * 3)
@@ -239,5 +281,5 @@ def test_infeasible_budget_names_the_range():
   energy = cost.tables(space.table, geometry, "energy")
   cheapest = budgets.cost_range(space, energy)[0]
   limit = budgets.Limit(energy, 0.9 * cheapest, name="energy")
-  with pytest.raises(errors.InputError, match="limits: energy"):
+  with pytest.raises(errors.InputError, match="limits: got energy"):
     budgets.feasible_set(space, costs, [(0, high)], [limit])

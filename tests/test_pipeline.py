@@ -198,6 +198,35 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert got[name] == expected[name], name
 
 
+def test_fault_aware_pretraining_resumes_to_the_same_bits(
+  run, tmp_path, monkeypatch, capsys
+):
+  fields = {"pretrain.faulty_widths": 1}
+  report = metrics.Progress.report
+
+  def interrupted(self, done, values):
+    report(self, done, values)
+    if done == 6:
+      raise KeyboardInterrupt
+
+  once, twice, ideal = (tmp_path / name for name in ("once", "twice", "ideal"))
+  assert run(once, "--stages=pretrain", **fields) == 0
+  assert "accuracy_faulty" in capsys.readouterr().out
+  with monkeypatch.context() as patch:
+    patch.setattr(metrics.Progress, "report", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      run(twice, "--stages=pretrain", **fields)
+  assert run(twice, "--stages=pretrain", **fields) == 0
+  assert run(ideal, "--stages=pretrain") == 0
+  weights = [_arrays(d / "pretrain" / "8") for d in (once, twice, ideal)]
+  assert weights[0] == weights[1] != weights[2]
+  # What the super-net was trained on does not change under the search.
+  fields["search.scenarios"] = "({'stuck_on': 0.01},)"
+  capsys.readouterr()
+  assert run(once, "--stages=search", **fields) == 2
+  assert "config.pretrain.devices was" in capsys.readouterr().err
+
+
 def test_chips_are_added_to_a_wanted_interval(run, finished, tmp_path, capsys):
   """The first chips are those of a run without; the rest goes on from them."""
   shutil.copytree(finished, tmp_path / "more")
@@ -407,7 +436,12 @@ _MISTAKES = [
   (
     [],
     {"search.limits": "(('energy',1e-15),)"},
-    "holds no width vector",
+    "limits: got energy 1e-15, allowed is at least",
+  ),
+  (
+    [],
+    {"search.limits": "(('area',1.0),('area',2.0))"},
+    "config.search.limits: got (('area', 1.0), ('area', 2.0)), allowed is one",
   ),
   (
     [],
@@ -432,6 +466,12 @@ _MISTAKES = [
     "config.robustness.scenarios[0].stuck_off: got 1.5, allowed",
   ),
   ([], {"search.calibration_images": 65}, "a multiple of search.batch_size"),
+  ([], {"pretrain.faulty_widths": 3}, "at most pretrain.random_widths = 2"),
+  (
+    [],
+    {"pretrain.faulty_widths": 1, "search.scenarios": "({'adc_bits': 6},)"},
+    "pretrain.faulty_widths: got 1, allowed is 0: no scenario of",
+  ),
   ([], {"pretrain.warmup_steps": 99}, "at most pretrain.steps = 8"),
   ([], {"device.g_off": 1.0}, "config.device.g_off, g_on: got 1"),
   ([], {"train.nets": "('resnet18_1x',)"}, "config.train.nets: got"),

@@ -22,7 +22,11 @@ def setup():
   """(policy, params far from uniform, context)."""
   feasible = budgets.feasible_set(_SPACE, _COSTS, _WINDOWS)
   context = policy_lib.make_context(
-    _SPACE, feasible, _GEOMETRY.positions, (0.4, 0.6)
+    _SPACE,
+    feasible,
+    _COSTS,
+    _GEOMETRY.positions,
+    [high for _, high in _WINDOWS],
   )
   policy = policy_lib.Policy(3, 64)
   params = jax.jit(policy_lib.init, static_argnums=1)(

@@ -200,14 +200,20 @@ def _search(rng, experiment, kind, shares, limits):
     "limits": limits,
     "evaluations": search.updates * search.proposals,
     "references": search.updates * search.references,
-    "best": [
-      next(e["widths"] for e in first if e["budget"] == budget)
-      for budget in range(len(shares))
-    ],
+    "distinct": {
+      method: [int(rng.integers(1, 99)) for _ in shares]
+      for method in search.methods
+    },
     "finalists": finalists,
+    "best": {
+      method: [
+        next((e for e in entries if e["budget"] == budget), None)
+        for budget in range(len(shares))
+      ]
+      for method, entries in finalists.items()
+    },
     "front": finalists_lib.front(finalists),
     "trajectory": trajectory,
-    "table": {"columns": 11, "file": "evaluations.npz"},
   }
 
 
@@ -484,6 +490,7 @@ def test_a_search_of_one_method_without_a_rival(rng, tmp_path):
   path = tmp_path / "search" / "result.json"
   search = json.loads(path.read_text())
   search["finalists"]["uniform"] = []
+  search["best"]["uniform"] = [None]
   path.write_text(json.dumps(search))
   content, page = _run(experiment, tmp_path)
   assert content["search"]["comparisons"] == []
@@ -649,7 +656,7 @@ def test_a_found_net_that_loses(rng, tmp_path):
   _write(tmp_path, rng, experiment, found=0.4)
   path = tmp_path / "search" / "result.json"
   search = json.loads(path.read_text())
-  search["finalists"]["random"][0]["chips"] = [0.9 + 0.01 * i for i in range(9)]
+  search["best"]["random"][0]["chips"] = [0.9 + 0.01 * i for i in range(9)]
   path.write_text(json.dumps(search))
   content, page = _run(experiment, tmp_path)
   versus_uniform, versus_baseline = content["headline"]

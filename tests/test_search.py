@@ -12,12 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hawis_jax import budgets
 from hawis_jax import config as config_lib
+from hawis_jax import cost
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import finalists
+from hawis_jax import policy
 from hawis_jax import scoring
+from hawis_jax import search
 from hawis_jax import sharding
 from hawis_jax import variables
+from hawis_jax import widths
 
 
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 9))
@@ -50,7 +55,8 @@ def test_finalists_are_distinct_and_one_lucky_score_counts_half():
   best = finalists.best_vectors(choices, gains, 2)
   # (0 1), scored thrice: 0.09 / 4; (1 0), once: 0.044 / 2.
   assert [tuple(vector.tolist()) for vector, _ in best] == [(0, 1), (1, 0)]
-  np.testing.assert_allclose([gain for _, gain in best], [0.0225, 0.022])
+  # Given is the plain mean of their gains.
+  np.testing.assert_allclose([gain for _, gain in best], [0.03, 0.044])
   everything = finalists.best_vectors(choices, gains, 10)
   assert len(everything) == 3
   np.testing.assert_allclose(everything[-1][1], 0, atol=1e-9)
@@ -72,12 +78,12 @@ def test_finalists_shrink_to_what_a_method_predicts():
   gains = rng.normal(size=40)
   best = finalists.best_vectors(choices, gains, 6, lambda v: 3 * v[:, 0] + 7)
   offset = np.mean(gains - 3 * choices[:, 0])
-  for vector, value in best:
+  values = []
+  for vector, mean in best:
     own = gains[choices[:, 0] == vector[0]]
+    np.testing.assert_allclose(mean, own.mean())
     predicted = 3 * vector[0] + offset
-    expected = predicted + (own - predicted).sum() / (len(own) + 1)
-    np.testing.assert_allclose(value, expected)
-  values = [value for _, value in best]
+    values.append(predicted + (own - predicted).sum() / (len(own) + 1))
   assert values == sorted(values, reverse=True)
 
 
@@ -169,3 +175,24 @@ def test_scores_do_not_depend_on_the_number_of_devices(tmp_path):
     with np.load(f"{path}{devices}.npz") as other:
       np.testing.assert_array_equal(other["accuracy"], accuracy)
       np.testing.assert_allclose(other["entropy"], entropy, rtol=1e-5)
+
+
+def test_the_penalty_is_on_what_exceeds_the_budget():
+  space = widths.width_space(((8, 16, 24), (16, 40), (32, 64, 80)), 7)
+  geometry = cost.cifar_geometry(8, (9, 9, 3), 8, 10, (64, 64))
+  costs = cost.tables(space.table, geometry, "energy")
+  cheapest, dearest = budgets.cost_range(space, costs)
+  amounts = np.array([0.3, 0.6]) * dearest + 0.7 * cheapest
+  feasible = budgets.feasible_set(space, costs, [(0, 1.01 * dearest)] * 2)
+  context = policy.make_context(
+    space, feasible, costs, geometry.positions, amounts
+  )
+  keys = jax.random.split(jax.random.key(0), (3, 2, 50))
+  draw = jax.vmap(jax.vmap(jax.vmap(feasible.sample, (0, None))), (0, None))
+  choices = draw(keys, jnp.arange(2))
+  vectors = np.asarray(widths.take(space.table, choices), np.int64)
+  spent = cost.network_cost(vectors, geometry).energy_joule
+  expected = np.maximum(spent / amounts[None, :, None] - 1, 0)
+  got = search.excess(context, choices)
+  np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+  assert (got == 0).any() and (got > 0).any()

@@ -208,7 +208,7 @@ _NEUROSIM = Technology(
 )
 
 TECHNOLOGIES = {preset.name: preset for preset in (_ISAAC, _NEUROSIM)}
-DEFAULT = _ISAAC
+DEFAULT = _NEUROSIM
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Technology))
 _LENGTHS = {"adc_energy": 4, "adc_area": 4, "adc_time": 2}

@@ -19,12 +19,12 @@ class Population:
 
   Attributes:
     choices: int32 `[K, S, L]`.
-    gains: float32 `[K, S]`; -inf: not scored yet.
+    signals: float32 `[K, S]`; -inf: not scored yet.
     oldest: int32, the place that is overwritten next.
   """
 
   choices: chex.Array
-  gains: chex.Array
+  signals: chex.Array
   oldest: chex.Array
 
 
@@ -45,39 +45,39 @@ def regularized_evolution(
     draw = jax.vmap(context.feasible.sample, (0, None))
     return Population(
       choices=jax.vmap(draw)(keys, jnp.arange(num)).reshape(num, size, layers),
-      gains=jnp.full((num, size), -jnp.inf),
+      signals=jnp.full((num, size), -jnp.inf),
       oldest=jnp.zeros((), jnp.int32),
     )
 
   def propose(key, state, context, step):
-    size = state.gains.shape[1]
+    size = state.signals.shape[1]
     places = (state.oldest + jnp.arange(config.proposals)) % size
     beginning = step * config.proposals < size
 
-    def child(key, window, choices, gains):
+    def child(key, window, choices, signals):
       tournament_key, mutation_key = jax.random.split(key)
       entrants = jax.random.randint(
         tournament_key, (config.tournament,), 0, size
       )
-      parent = choices[entrants[gains[entrants].argmax()]]
+      parent = choices[entrants[signals[entrants].argmax()]]
       return neighbours.mutate(mutation_key, context, window, parent)
 
     windows = jnp.arange(context.feasible.windows)
     keys = jax.random.split(key, (len(windows), config.proposals))
     each = jax.vmap(jax.vmap(child, (0, None, None, None)))
-    children = each(keys, windows, state.choices, state.gains)
-    # The first population is random, each of its members scored once.
+    children = each(keys, windows, state.choices, state.signals)
+    # The first population is random, and scored before it has children.
     return jnp.where(beginning, state.choices[:, places], children), places
 
-  def learn(key, state, context, step, places, choices, gains):
-    del key, context, step
+  def learn(key, state, context, step, places, choices, signals, gains):
+    del key, context, step, gains
     state = Population(
       choices=state.choices.at[:, places].set(choices),
-      gains=state.gains.at[:, places].set(gains),
-      oldest=(places[-1] + 1) % state.gains.shape[1],
+      signals=state.signals.at[:, places].set(signals),
+      oldest=(places[-1] + 1) % state.signals.shape[1],
     )
-    scored = jnp.isfinite(state.gains)
-    mean = jnp.where(scored, state.gains, 0).sum() / scored.sum()
+    scored = ~jnp.isneginf(state.signals)
+    mean = jnp.where(scored, state.signals, 0).sum() / scored.sum()
     return state, {"population": mean}
 
   return base.Method(init, propose, learn)
@@ -104,9 +104,9 @@ def local_search(config: ml_collections.ConfigDict, stages: int) -> base.Method:
     tried = jax.vmap(mutate, (0, None, 0, 0))(keys, context, windows, state)
     return jnp.concatenate([state[:, None], tried], 1), ()
 
-  def learn(key, state, context, step, notes, choices, gains):
-    del key, context, step, notes
-    best = gains.argmax(1)
+  def learn(key, state, context, step, notes, choices, signals, gains):
+    del key, context, step, notes, gains
+    best = signals.argmax(1)
     incumbent = jnp.take_along_axis(choices, best[:, None, None], 1)[:, 0]
     moved = (incumbent != state).any(-1).mean()
     return incumbent, {"moved": moved}

@@ -25,7 +25,7 @@ class State:
   Attributes:
     params: of the policy.
     opt_state: of its optimiser.
-    baseline: moving average of gains, `[K]`, and
+    baseline: moving average of signals, `[K]`, and
     deviation: of their absolute distances from it. REINFORCE's; PPO ranks.
   """
 
@@ -67,18 +67,18 @@ def _method(config, epochs, ranks):
     shape = context.feasible.windows, config.proposals, -1
     return proposals.choices.reshape(shape), proposals
 
-  def learn(key, state, context, step, proposals, choices, gains):
-    del key, choices
+  def learn(key, state, context, step, proposals, choices, signals, gains):
+    del key, choices, gains
     windows = _windows(context, config.proposals)
     first, last = config.entropy
     progress = step / max(config.updates - 1, 1)
     entropy = first + (last - first) * progress
     if ranks:
-      advantages = jax.vmap(policy_lib.rank_advantages)(gains)
+      advantages = jax.vmap(policy_lib.rank_advantages)(signals)
       hyper = policy_lib.PPOConfig(config.clip, entropy)
       loss = functools.partial(policy_lib.ppo_loss, hyper=hyper)
     else:
-      state, advantages = _against_baseline(state, step, gains)
+      state, advantages = _against_baseline(state, step, signals)
       loss = functools.partial(policy_lib.reinforce_loss, entropy=entropy)
 
     def epoch(carry, _):
@@ -116,12 +116,12 @@ def _windows(context, proposals):
   return jnp.repeat(jnp.arange(context.feasible.windows), proposals)
 
 
-def _against_baseline(state, step, gains):
+def _against_baseline(state, step, signals):
   """(state with the next baseline, advantages of about unit size)."""
-  mean = gains.mean(1)
+  mean = signals.mean(1)
   first = step == 0
   baseline = jnp.where(first, mean, state.baseline)
-  advantages = gains - baseline[:, None]
+  advantages = signals - baseline[:, None]
   size = jnp.abs(advantages).mean(1)
   deviation = jnp.where(first, size, state.deviation)
   keep = _BASELINE_DECAY
@@ -129,4 +129,6 @@ def _against_baseline(state, step, gains):
     baseline=keep * baseline + (1 - keep) * mean,
     deviation=keep * deviation + (1 - keep) * size,
   )
-  return state, advantages / jnp.maximum(deviation, 1e-6)[:, None]
+  # A first update without spread says nothing of sizes to come.
+  scale = jnp.maximum(jnp.maximum(deviation, size), 1e-6)
+  return state, advantages / scale[:, None]

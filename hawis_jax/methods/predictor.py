@@ -20,7 +20,8 @@ from hawis_jax import policy as policy_lib
 from hawis_jax.methods import base
 from hawis_jax.methods import neighbours
 
-_POOL = 256  # candidates an update and budget: a half uniform, a half mutations
+# Candidates an update and budget, at least: a half uniform, a half mutations.
+_POOL = 256
 _ELITE = 16  # vectors that are mutated
 _PRIOR = 1.0  # observations that the prior of a coefficient is worth
 
@@ -32,6 +33,7 @@ class State:
   Attributes:
     gram: `[F, F]`, sum of outer products of centred features.
     moment: `[F]`, of centred features times signals.
+    gain_moment: `[F]`, times gains: to choose finalists by.
     square: of centred signals.
     count: of observations, less one an update and budget.
     elite: int32 `[K, E, L]`.
@@ -39,6 +41,7 @@ class State:
 
   gram: chex.Array
   moment: chex.Array
+  gain_moment: chex.Array
   square: chex.Array
   count: chex.Array
   elite: chex.Array
@@ -62,6 +65,7 @@ def predictor(config: ml_collections.ConfigDict, stages: int) -> base.Method:
     return State(
       gram=jnp.zeros((size, size)),
       moment=jnp.zeros(size),
+      gain_moment=jnp.zeros(size),
       square=jnp.zeros(()),
       count=jnp.zeros(()),
       elite=elite,
@@ -70,7 +74,8 @@ def predictor(config: ml_collections.ConfigDict, stages: int) -> base.Method:
   def propose(key, state, context, step):
     del step
     pool_key, draw_key = jax.random.split(key)
-    pool = _pool(pool_key, state, context)
+    size = max(_POOL, 4 * config.proposals)
+    pool = _pool(pool_key, state, context, size)
     mean, factor, noise = _posterior(state)
     num = context.feasible.windows
     shape = (num, config.proposals, len(mean))
@@ -79,25 +84,28 @@ def predictor(config: ml_collections.ConfigDict, stages: int) -> base.Method:
     spread = solve(factor.T, normal.reshape(-1, len(mean)).T, lower=False)
     draws = mean[None, None] + spread.T.reshape(shape)
     values = jnp.einsum("kpf,knf->kpn", draws, _features(context, pool))
-    values = _without_repeats(values)
-    return jnp.take_along_axis(pool, values[..., None], 1), ()
+    best = _without_repeats(pool, values)
+    return jnp.take_along_axis(pool, best[..., None], 1), ()
 
-  def learn(key, state, context, step, notes, choices, gains):
+  def learn(key, state, context, step, notes, choices, signals, gains):
     del step, notes
     features = _features(context, choices)
     features = features - features.mean(1, keepdims=True)
     features = features.reshape(-1, features.shape[-1])
-    signals = (gains - gains.mean(1, keepdims=True)).reshape(-1)
+    means = len(signals)
+    signals, gains = (
+      (x - x.mean(1, keepdims=True)).reshape(-1) for x in (signals, gains)
+    )
     state = state.replace(
       gram=state.gram + features.T @ features,
       moment=state.moment + features.T @ signals,
+      gain_moment=state.gain_moment + features.T @ gains,
       square=state.square + (signals**2).sum(),
-      count=state.count + len(signals) - len(gains),
+      count=state.count + len(signals) - means,
     )
     mean, _, noise = _posterior(state)
-    pool = jnp.concatenate(
-      [state.elite, choices, _pool(key, state, context)], 1
-    )
+    pool = _pool(key, state, context, _POOL)
+    pool = jnp.concatenate([state.elite, choices, pool], 1)
     values = _features(context, pool) @ mean
     best = _best_distinct(pool, values)
     elite = jnp.take_along_axis(pool, best[..., None], 1)
@@ -106,7 +114,8 @@ def predictor(config: ml_collections.ConfigDict, stages: int) -> base.Method:
   def estimate(state, context, window, choices):
     every = (context.feasible.windows, *choices.shape)
     features = _features(context, jnp.broadcast_to(choices[None], every))
-    return features[window] @ _posterior(state)[0]
+    gains = state.replace(moment=state.gain_moment)
+    return features[window] @ _posterior(gains)[0]
 
   return base.Method(init, propose, learn, estimate)
 
@@ -144,11 +153,11 @@ def _posterior(state):
   return mean, factor, jnp.where(state.count > 0, noise, 1.0)
 
 
-def _pool(key, state, context):
+def _pool(key, state, context, size):
   """Feasible candidates of each budget, `[K, N, L]`."""
   windows = jnp.arange(context.feasible.windows)
   uniform_key, parent_key, mutation_key = jax.random.split(key, 3)
-  shape = len(windows), _POOL // 2
+  shape = len(windows), size // 2
   draw = jax.vmap(context.feasible.sample, (0, None))
   uniform = jax.vmap(draw)(jax.random.split(uniform_key, shape), windows)
   parents = jax.random.randint(parent_key, shape, 0, _ELITE)
@@ -160,18 +169,18 @@ def _pool(key, state, context):
   return jnp.concatenate([uniform, mutations], 1)
 
 
-def _without_repeats(values):
-  """Of each draw in turn the best candidate not yet taken, `[K, P]`."""
+def _without_repeats(pool, values):
+  """Of each draw in turn the best vector not yet taken, places `[K, P]`."""
 
-  def one_budget(values):
+  def one_budget(pool, values):
     def pick(taken, row):
       best = jnp.where(taken, -jnp.inf, row).argmax()
-      return taken.at[best].set(True), best
+      return taken | (pool == pool[best][None]).all(-1), best
 
-    taken = jnp.zeros(values.shape[1], bool)
+    taken = jnp.zeros(len(pool), bool)
     return jax.lax.scan(pick, taken, values)[1]
 
-  return jax.vmap(one_budget)(values)
+  return jax.vmap(one_budget)(pool, values)
 
 
 def _best_distinct(pool, values):

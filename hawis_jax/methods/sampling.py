@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from hawis_jax import budgets
 from hawis_jax.methods import base
 
 _MOST_STAGE_VECTORS = 2**16
+SPARE = 0.2  # of a budget, that vectors of one scale a stage may leave
 
 
 def random_search(
@@ -34,8 +36,10 @@ def random_search(
 def per_stage(config: ml_collections.ConfigDict, stages: int) -> base.Method:
   """Random search among the vectors of one scale a stage (stem with first).
 
-  A stage's layers take the choices of the same rank. Budgets within which there
-  is no such vector get vectors of the whole feasible set.
+  A stage's layers take the choices of the same rank. There are few, so the
+  budget's low end does not matter: those are drawn that have less than `SPARE`
+  of the budget left, else all within it. Where none is, random vectors of the
+  window stand in.
   """
 
   def vectors(context):
@@ -53,8 +57,11 @@ def per_stage(config: ml_collections.ConfigDict, stages: int) -> base.Method:
     del key
     all_of_them = vectors(context)
     windows = jnp.arange(context.feasible.windows)
-    inside = jax.vmap(context.feasible.contains, (0, None))
-    return {"vectors": all_of_them, "inside": inside(windows, all_of_them)}
+    within = jax.vmap(context.feasible.affords, (0, None))(windows, all_of_them)
+    spent = budgets.vector_cost(context.costs, all_of_them)[None]
+    close = within & (spent >= (1 - SPARE) * context.budget_share[:, None])
+    inside = jnp.where(close.any(1, keepdims=True), close, within)
+    return {"vectors": all_of_them, "inside": inside}
 
   def propose(key, state, context, step):
     del step
@@ -74,6 +81,6 @@ def per_stage(config: ml_collections.ConfigDict, stages: int) -> base.Method:
   return base.Method(init, propose, _learn_nothing)
 
 
-def _learn_nothing(key, state, context, step, notes, choices, gains):
-  del key, context, step, notes, choices, gains
+def _learn_nothing(key, state, context, step, notes, choices, signals, gains):
+  del key, context, step, notes, choices, signals, gains
   return state, {}

@@ -183,8 +183,7 @@ def _search_definitions(content):
     ),
     "Score while searching": (
       "From few chips; the greatest of many such scores is optimistic, "
-      "therefore finalists are scored again on fresh chips. The best of "
-      "several finalists is still slightly optimistic; uniform scaling is a "
-      "single vector a budget and isn't."
+      "therefore finalists are scored again on fresh chips, and the best of "
+      "them on others still, whose score is shown."
     ),
   }

@@ -9,6 +9,7 @@ from hawis_jax import nets
 from hawis_jax.report import breakdown
 from hawis_jax.report import canvas
 from hawis_jax.report import looks
+from hawis_jax.report import outcome
 from hawis_jax.report import units
 
 _DASHES = ("--", ":", "-.")  # of lines that share a colour
@@ -79,8 +80,8 @@ def _profile(panel, vector, label, style):
 def _other_budgets(panel, content, styles):
   """Draws the found vectors of the other budgets; [legend entry]."""
   search, handles = content["search"], []
-  for budget, vector in enumerate(search["best"] if search else ()):
-    if vector and budget != search["main_budget"]:
+  for budget, entry in enumerate(outcome.found(search) if search else ()):
+    if entry and budget != search["main_budget"]:
       style = dict(
         color=styles["found"].color,
         ls=_DASHES[len(handles) % 3],
@@ -91,7 +92,7 @@ def _other_budgets(panel, content, styles):
       label = f"found, {most}"
       if search["cost"] in cost.COUNTS:
         label += f" {search['cost']}"
-      handles.append(_profile(panel, vector, label, style))
+      handles.append(_profile(panel, entry["widths"], label, style))
   return handles
 
 

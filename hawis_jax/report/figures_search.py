@@ -99,7 +99,7 @@ def front(content: dict) -> figure_lib.Figure:
     markersize=10,
     markerfacecolor="none",
   )
-  found = outcome.best(search, search["method"], search["main_budget"])
+  found = outcome.of_budget(search, search["method"], search["main_budget"])[0]
   panel.plot(
     found["cost"]["energy_joule"] / scale, 100 * found["score"], **ring
   )

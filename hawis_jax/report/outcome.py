@@ -1,7 +1,6 @@
 """The search's outcome: methods compared, in numbers and in words."""
 
 from hawis_jax import cost
-from hawis_jax import finalists
 from hawis_jax import intervals
 from hawis_jax.report import looks
 from hawis_jax.report import units
@@ -39,8 +38,13 @@ def collect(result: dict) -> dict:
 
 
 def best(search: dict, method: str, budget: int) -> dict | None:
-  """A method's best finalist of a budget, if it has any."""
-  return next(iter(of_budget(search, method, budget)), None)
+  """A method's best vector of a budget on chips of its own, if it has any."""
+  return search["best"][method][budget]
+
+
+def found(search: dict) -> list[dict | None]:
+  """The best vector of every budget of the method that is used."""
+  return search["best"][search["method"]]
 
 
 def of_budget(search: dict, method: str, budget: int) -> list[dict]:
@@ -77,7 +81,7 @@ def sentences(content: dict) -> list[str]:
     f"On fresh chips the found net, the best of {shown[found].name}, reaches a "
     f"robust score of {score} %{others and f'; the best of others: {others}'}.",
     *_verdicts(search, shown),
-    _caution(search),
+    _caution(),
   ]
 
 
@@ -132,16 +136,13 @@ def _verdicts(search, shown):
   ]
 
 
-def _caution(search):
-  single = ""
-  if search["finalists"][finalists.UNIFORM]:
-    single = ", while uniform scaling is a single net"
+def _caution():
   return (
     "It is one search of each method, so the intervals hold the draw of chips "
     "alone: another seed may turn the order. The validation images are partly "
-    "those of the search, and a method's best is picked by the very score that "
-    f"is shown{single}. All scores are of the super-net, not of nets trained "
-    "on their own."
+    "those of the search; a method's best is picked on other chips than it is "
+    "judged on. All scores are of the super-net, not of nets trained on their "
+    "own."
   )
 
 
@@ -154,24 +155,24 @@ def table(content: dict) -> tuple[str, tuple, list[tuple]]:
   rows = []
   for budget, most in enumerate(search["budgets"]):
     for name in search["finalists"]:
-      entries = of_budget(search, name, budget)
-      if entries:
+      if best(search, name, budget):
         rows.append(
           (
             units.quantity(search["cost"], most),
             shown[name].name,
-            *_row(search, name, entries, most, kinds),
+            *_row(search, name, budget, kinds),
           )
         )
   caption = (
-    "The best finalist of each budget and method, scored again on fresh chips "
-    "and all validation images; gain: over random vectors scored in the same "
-    f"updates. Energy, times and area by {technology}."
+    "Finalists of each budget and method are scored again on fresh chips and "
+    "all validation images, and the best of them once more on others; gain: "
+    "over the references scored in the same updates. Energy, times and area by "
+    f"{technology}."
   )
   header = (
     f"budget ({_heading(search['cost'])})",
     "method",
-    "vectors scored",
+    "scores (distinct vectors)",
     "finalists",
     "robust score of the best [%]",
     "mean of the finalists [%]",
@@ -187,16 +188,19 @@ def _heading(kind):
   return "MACs" if kind == "macs" else kind
 
 
-def _row(search, name, entries, most, kinds):
+def _row(search, name, budget, kinds):
   """Cells of one budget and method."""
-  first, searched = entries[0], name in search["trajectory"]
+  first, searched = best(search, name, budget), name in search["trajectory"]
+  entries, most = of_budget(search, name, budget), search["budgets"][budget]
 
   def spent(kind):
     return first["cost"][cost.KINDS[kind].field]
 
   own = search["cost"]
   return (
-    f"{search['evaluations']:,}" if searched else "-",
+    f"{search['evaluations']:,} ({search['distinct'][name][budget]:,})"
+    if searched
+    else "-",
     str(len(entries)),
     units.percent(first["score"]),
     units.percent(sum(e["score"] for e in entries) / len(entries)),

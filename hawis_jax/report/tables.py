@@ -53,10 +53,13 @@ def vectors(content: dict) -> Table:
   ]
   search = content["search"]
   if search:
-    for budget, vector in enumerate(search["best"]):
-      if vector and budget != search["main_budget"]:
+    for budget, entry in enumerate(outcome.found(search)):
+      if entry and budget != search["main_budget"]:
         rows.append(
-          (f"found within {outcome.budget_text(content, budget)}", vector)
+          (
+            f"found within {outcome.budget_text(content, budget)}",
+            entry["widths"],
+          )
         )
   return (
     "Output channels of every layer of the width vector, stem first.",

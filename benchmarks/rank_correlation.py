@@ -1,0 +1,401 @@
+"""Whether scores of the super-net rank width vectors as training them does.
+
+python benchmarks/rank_correlation.py --workdir runs/rank_correlation
+
+Space and budget are those of configs/digits.py. Two sets of width vectors are
+drawn: uniform in cost, and uniform within the search's window of the budget (5
+%). Truth: each is trained alone, with several seeds, and meets chips of
+`search.scenarios`; accuracy on the test images and on the validation images,
+averaged over seeds. Scores: those of the search's finalists, on the validation
+images and other chips, from super-nets of several variants. "robust" is the
+search's robust score in both.
+
+Printed, and written to --data: Kendall's tau-b of each variant, averaged over
+super-nets of several seeds, with its 95 % interval (percentile bootstrap over
+width vectors); differences to the first variant on the same resamples; tau
+between the seeds of the stand-alone nets, which says how sure the truth is; and
+tau of the cost alone, which a score must beat to be worth its training. What is
+in the work directory is not computed again.
+
+Axes: N width vectors, R resamples, S chips of all scenarios, L layers.
+"""
+
+import argparse
+import functools
+import importlib.util
+import json
+import pathlib
+import time
+
+from hawis_jax import backend
+
+backend.configure()
+
+# ruff: noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
+import standalone
+
+from hawis_jax import budgets
+from hawis_jax import config as config_lib
+from hawis_jax import experiment as experiment_lib
+from hawis_jax import files
+from hawis_jax import metrics as metrics_lib
+from hawis_jax import pretrain
+from hawis_jax import robustness
+from hawis_jax import scoring
+from hawis_jax import widths as widths_lib
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_RESAMPLES = 2000
+_BLOCK = 8  # vectors a call of the scorer
+# name: (what differs from configs/digits.py, super-nets of so many seeds)
+_VARIANTS = {
+  "default": ({}, 2),
+  "fault-aware, 1 of 2": ({"pretrain.faulty_widths": 1}, 2),
+  "fault-aware, 2 of 2": ({"pretrain.faulty_widths": 2}, 1),
+  "no distillation": ({"pretrain.distill": False}, 1),
+  "6 random vectors": ({"pretrain.random_widths": 6}, 1),
+  "calibrated on 1024 images": ({"search.calibration_images": 1024}, 2),
+  "3 times the steps": (
+    {"pretrain.steps": 3000, "pretrain.warmup_steps": 600},
+    1,
+  ),
+}
+_COSTS = ("arrays", "macs")
+_SPLITS = ("validation", "test")
+
+
+def _experiment(changes, seed=0):
+  spec = importlib.util.spec_from_file_location(
+    "digits", _ROOT / "configs" / "digits.py"
+  )
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  config.seed = seed
+  config.update_from_flattened_dict(changes)
+  config_lib.validate(config)
+  return experiment_lib.prepare(config)
+
+
+def draw_vectors(experiment, num: int, key) -> dict[str, np.ndarray]:
+  """Distinct width vectors, int `[N, L]` each: of all costs, and of a band."""
+  space, costs = experiment.space, experiment.costs
+  keys = jax.random.split(key)
+  bands = budgets.cost_bands(space, costs, experiment.config.pretrain.cost_bins)
+  feasible = experiment.feasible
+  inside = jax.vmap(feasible.sample)(jax.random.split(keys[1], 2 * num))
+  drawn = {
+    "all costs": pretrain.sample_widths(keys[0], bands, space, 2 * num)[2:],
+    "5 % band": widths_lib.take(space.table, inside),
+  }
+  distinct = {}
+  for name, vectors in drawn.items():
+    vectors = np.asarray(vectors)
+    _, first = np.unique(vectors, axis=0, return_index=True)
+    distinct[name] = vectors[np.sort(first)[:num]]
+  return distinct
+
+
+def make_test(experiment, chips: int, key):
+  """Returns (variables, widths) -> {split: hits}: S chips, the ideal last."""
+  config = experiment.config.search
+  devices = config_lib.search_devices(experiment.config)
+  keys = [*scoring.chip_keys(key, chips, len(config.scenarios)), key[None]]
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def hits(module, variables, widths, batches):
+    norms = jax.tree.map(lambda x: x[None], variables["batch_stats"])
+    found = [
+      robustness.score_chips(
+        module, variables, widths[None], norms, batches, chip_keys, device
+      ).hits[:, 0]
+      for device, chip_keys in zip(devices, keys, strict=True)
+    ]
+    return jnp.concatenate(found)
+
+  batches = {
+    split: experiment.evaluation(
+      getattr(experiment.splits, split), config.batch_size
+    )
+    for split in _SPLITS
+  }
+
+  def test(variables, widths):
+    widths = jnp.asarray(widths, jnp.int32)
+    return {
+      split: np.asarray(
+        hits(experiment.supernet, variables, widths, images)
+      ).tolist()
+      for split, images in batches.items()
+    }
+
+  return test
+
+
+def train_alone(experiment, vectors, seeds, chips, folder) -> list[list[dict]]:
+  """Results of every vector and seed, trained or read: `[N][seeds]`."""
+  fit = standalone.make_fit(experiment, experiment.config.train.steps)
+  test = make_test(experiment, chips, jax.random.key(2**20))
+  results, start = [], time.perf_counter()
+  for place, vector in enumerate(vectors):
+    results.append([])
+    for seed in range(seeds):
+      name = "-".join(map(str, vector))
+      path = folder / "train" / f"{name}_{seed}.json"
+      if not path.exists():
+        variables, accuracy = fit(vector, seed)
+        result = {"train": accuracy, **test(variables, vector)}
+        files.write_json(path, result)
+        seconds = time.perf_counter() - start
+        print(
+          f"net {place + 1} of {len(vectors)}, seed {seed}: {name}, training "
+          f"accuracy {accuracy:.3f}, {seconds:.0f} s",
+          flush=True,
+        )
+      results[-1].append(files.read_json(path))
+  return results
+
+
+def accuracies(results, experiment, splits) -> dict[str, np.ndarray]:
+  """Clean and robust accuracy of each seed, `[seeds, N]`, pooled over splits.
+
+  Args:
+    results: from `train_alone`.
+    experiment: of the nets.
+    splits: names.
+  """
+  config = experiment.config.search
+  scenarios = len(config.scenarios)
+  hits = np.array(
+    [[sum(np.array(r[s]) for s in splits) for r in net] for net in results]
+  )
+  images = sum(len(getattr(experiment.splits, s)) for s in splits)
+  share = (hits / images).transpose(1, 2, 0)  # seeds, S, N
+  robust = [
+    np.asarray(scoring.robust_score(one[:-1], scenarios, config.cvar_weight))
+    for one in share
+  ]
+  return {"clean": share[:, -1], "robust": np.array(robust)}
+
+
+def supernet_scores(experiment, vectors, folder) -> dict[str, list[float]]:
+  """Scores of all vectors by one super-net, trained or read: `[N]` each."""
+  config = experiment.config.search
+  with metrics_lib.Metrics(folder) as metrics:
+    params = pretrain.run(experiment, folder, metrics)
+  scorer = scoring.make_scorer(experiment, params)
+  images = experiment.evaluation(
+    experiment.splits.validation, config.batch_size
+  )
+  scorer = scorer.replace(images=images)
+  devices = config_lib.search_devices(experiment.config)
+  key, scenarios = experiment.key("finalists"), len(config.scenarios)
+  keys = scoring.chip_keys(key, config.finalist_chips, scenarios)
+  keys.append(key[None])  # of the ideal device
+  score = jax.jit(scoring.make_score(experiment, devices))
+  count, length = vectors.shape
+  padded = np.resize(vectors, (-count // _BLOCK * -_BLOCK, length))
+  parts = [
+    jax.device_get(score(scorer, jnp.asarray(block, jnp.int32), keys))
+    for block in padded.reshape(-1, _BLOCK, length)
+  ]
+  found = {}
+  for suffix, values in (
+    ("", [part.accuracy for part in parts]),
+    (" by cross-entropy", [-part.cross_entropy for part in parts]),
+  ):
+    values = np.concatenate(values, axis=1)[:, :count]
+    robust = scoring.robust_score(values[:-1], scenarios, config.cvar_weight)
+    found["clean" + suffix] = values[-1].tolist()
+    found["robust" + suffix] = np.asarray(robust).tolist()
+  return found
+
+
+def score_variant(name, seed, vectors, workdir):
+  """`supernet_scores` of a variant's super-net, or what is stored of them."""
+  changes = _VARIANTS[name][0]
+  experiment = _experiment(changes, seed)
+  own = [f"{k}={v}" for k, v in changes.items() if k.startswith("pretrain.")]
+  folder = workdir / "_".join([*own, f"seed={seed}"])
+  path = workdir / "scores" / f"{name}_{seed}.json"
+  if path.exists():
+    return files.read_json(path)
+  files.make_directory(folder)
+  start = time.perf_counter()
+  config_lib.settle(experiment.config, folder)
+  scores = supernet_scores(experiment, vectors, folder)
+  files.write_json(path, scores)
+  seconds = time.perf_counter() - start
+  print(f"{name}, seed {seed}: {seconds:.0f} s", flush=True)
+  return scores
+
+
+def _tau(x, y, counts):
+  """Kendall's tau-b, `[R]`, of vectors that occur `counts` `[R, N]` times.
+
+  Pairs of a vector with itself, which resampling makes, do not count.
+  """
+  x, y = (np.sign(np.subtract.outer(v, v)) for v in (x, y))
+
+  def pairs(signs):
+    return np.einsum("ri,ij,rj->r", counts, signs, counts)
+
+  return pairs(x * y) / np.sqrt(pairs(x * x) * pairs(y * y))
+
+
+def _counts(num):
+  """Of every vector in the sample (first row) and in resamples."""
+  rng = np.random.default_rng(0)
+  resampled = rng.multinomial(num, np.full(num, 1 / num), _RESAMPLES)
+  return np.concatenate([np.ones((1, num)), resampled])
+
+
+def _summary(taus):
+  """{tau, ci95} of the sample's and the resamples' values."""
+  low, high = np.nanquantile(taus[1:], (0.025, 0.975))
+  return {"tau": float(taus[0]), "ci95": [float(low), float(high)]}
+
+
+def correlations(truth, scores, rows) -> dict:
+  """Taus of one set of vectors: {variant or "seeds": {quantity: summary}}.
+
+  Args:
+    truth: {"clean", "robust": `[seeds, N]`}.
+    scores: {variant: [a super-net's scores {quantity: `[N]`}]}.
+    rows: slice of the set's vectors.
+  """
+  counts = _counts(rows.stop - rows.start)
+  between = {
+    quantity: _summary(
+      _tau(values[0, rows], values[1, rows], counts),
+    )
+    for quantity, values in truth.items()
+    if len(values) > 1
+  }
+  found, first = {"seeds of the truth": between}, None
+  for variant, nets in scores.items():
+    taus = {
+      quantity: np.mean(
+        [
+          _tau(
+            np.array(net[quantity])[rows],
+            truth[quantity.split()[0]].mean(0)[rows],
+            counts,
+          )
+          for net in nets
+        ],
+        axis=0,
+      )
+      for quantity in nets[0]
+    }
+    found[variant] = {}
+    for quantity, values in taus.items():
+      summary = _summary(values)
+      if first:
+        summary["gain"] = _summary(values - first[quantity])
+      found[variant][quantity] = summary
+    first = first or taus
+  return found
+
+
+def _show(summary):
+  low, high = summary["ci95"]
+  text = f"{summary['tau']:5.2f} ({low:5.2f} to {high:4.2f})"
+  if "gain" in summary:
+    low, high = summary["gain"]["ci95"]
+    text += f" {summary['gain']['tau']:+.2f} ({low:+.2f} to {high:+.2f})"
+  return text
+
+
+def _report(found):
+  for truth, sets in found.items():
+    for name, rows in sets.items():
+      print(f"\ntruth: {truth} images; width vectors: {name}")
+      quantities = max(map(list, rows.values()), key=len)
+      print(f"{'':28}" + "".join(f"{q:46}" for q in quantities))
+      for variant, summaries in rows.items():
+        cells = [
+          f"{_show(summaries[q]) if q in summaries else '':46}"
+          for q in quantities
+        ]
+        print(f"{variant:28}" + "".join(cells).rstrip())
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--workdir", default="runs/rank_correlation")
+  parser.add_argument("--nets", type=int, default=24, help="of each set")
+  parser.add_argument("--seeds", type=int, default=2, help="of each net")
+  parser.add_argument("--steps", type=int, default=400, help="of each net")
+  parser.add_argument("--chips", type=int, default=32, help="of a scenario")
+  parser.add_argument("--variants", nargs="*", default=list(_VARIANTS))
+  parser.add_argument(
+    "--data", default=_ROOT / "benchmarks" / "data" / "rank_correlation.json"
+  )
+  options = parser.parse_args()
+  workdir = pathlib.Path(options.workdir).absolute()
+  experiment = _experiment(
+    {"train.steps": options.steps, "robustness.chips": options.chips}
+  )
+  sets = draw_vectors(experiment, options.nets, jax.random.key(2**21))
+  vectors = np.concatenate(list(sets.values()))
+  for folder in ("alone/train", "scores"):
+    files.make_directory(workdir / folder)
+  config_lib.settle(experiment.config, workdir / "alone")
+  results = train_alone(
+    experiment, vectors, options.seeds, options.chips, workdir / "alone"
+  )
+  scores = {
+    name: [
+      score_variant(name, seed, vectors, workdir)
+      for seed in range(_VARIANTS[name][1])
+    ]
+    for name in options.variants
+  }
+  costs = [experiment.cost(tuple(int(w) for w in v)) for v in vectors]
+  kinds = {kind: [getattr(c, kind) for c in costs] for kind in _COSTS}
+  by_cost = {
+    f"{kind} alone": [{"clean": values, "robust": values}]
+    for kind, values in kinds.items()
+  }
+  found, truths = {}, {}
+  for name, splits in (("test", ["test"]), ("validation + test", _SPLITS)):
+    truths[name] = accuracies(results, experiment, splits)
+    found[name], start = {}, 0
+    for group, members in sets.items():
+      rows = slice(start, start + len(members))
+      found[name][group] = correlations(truths[name], scores | by_cost, rows)
+      start = rows.stop
+  _report(found)
+  content = {
+    "steps": options.steps,
+    "chips": options.chips,
+    "tau": found,
+    "nets": [
+      {
+        "widths": vector.tolist(),
+        **{kind: int(values[i]) for kind, values in kinds.items()},
+        "truth": {
+          split: {k: v[:, i].round(5).tolist() for k, v in truth.items()}
+          for split, truth in truths.items()
+        },
+        "scores": {
+          name: {
+            quantity: [round(net[quantity][i], 5) for net in nets]
+            for quantity in nets[0]
+          }
+          for name, nets in scores.items()
+        },
+      }
+      for i, vector in enumerate(vectors)
+    ],
+  }
+  files.make_directory(pathlib.Path(options.data).parent)
+  pathlib.Path(options.data).write_text(json.dumps(content) + "\n")
+
+
+if __name__ == "__main__":
+  main()

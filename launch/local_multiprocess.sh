@@ -2,8 +2,8 @@
 # Runs hawis_jax as several processes on this machine, as it would on as many.
 set -euo pipefail
 
-usage="usage: launch/local_multiprocess.sh [--processes N] [--devices D]
-  [--port P] [--dry-run] -- FLAGS
+usage="usage: launch/local_multiprocess.sh [--processes=N] [--devices=D]
+  [--port=P] [--dry-run] -- FLAGS
 
 Starts N (2) processes of hawis_jax.main with FLAGS, each with D (4) CPU devices;
 the first listens on port P of localhost (a free one). Ends with status 0 where
@@ -15,14 +15,15 @@ all do; when one fails, the others are killed and its status is returned.
 processes=2 devices=4 port="" dry_run=false
 while (($#)); do
   case "$1" in
-    --processes) processes=$2 && shift 2 ;;
-    --devices) devices=$2 && shift 2 ;;
-    --port) port=$2 && shift 2 ;;
-    --dry-run) dry_run=true && shift ;;
+    --processes=*) processes=${1#*=} ;;
+    --devices=*) devices=${1#*=} ;;
+    --port=*) port=${1#*=} ;;
+    --dry-run) dry_run=true ;;
     --help) echo "$usage" && exit ;;
     --) shift && break ;;
     *) echo "$1: no such option; $usage" >&2 && exit 2 ;;
   esac
+  shift
 done
 if (($# == 0)); then
   echo "no FLAGS; $usage" >&2

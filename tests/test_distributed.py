@@ -1,0 +1,311 @@
+"""The same run on 1 device, on 8, and on 8 of two processes."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from hawis_jax import errors
+from hawis_jax import experiment as experiment_lib
+from hawis_jax import main
+from hawis_jax import processes
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_LAUNCH = _ROOT / "launch" / "local_multiprocess.sh"
+_SECONDS = 300  # a child that takes longer hangs
+
+_SHORT = {
+  "log_every": 1,
+  "checkpoint_seconds": 0.0,
+  "data.validation_images": 32,
+  "space.choices": "((4,8),(8,16),(16,32))",
+  "network.base_widths": "(4,8,16)",
+  "pretrain.steps": 3,
+  "pretrain.warmup_steps": 0,
+  "pretrain.random_widths": 1,
+  "pretrain.batch_size": 16,
+  "search.budget_uniform": 1.5,
+  "search.methods": "('random',)",
+  "search.scenarios": "({'stuck_off':0.1},)",
+  "search.updates": 1,
+  "search.proposals": 4,
+  "search.chips": 2,
+  "search.images": 32,
+  "search.batch_size": 32,
+  "search.calibration_images": 32,
+  "search.finalists": 2,
+  "search.finalist_chips": 2,
+  "train.nets": "('found',)",
+  "train.steps": 3,
+  "train.batch_size": 16,
+  "train.validate_every": 3,
+  "robustness.chips": 4,
+  "robustness.chips_per_step": 1,
+  "robustness.images": 100,
+  "robustness.scenarios": "({'variation':(0.5,)},)",
+}
+
+
+def _child(command, **environment):
+  """Runs a command; kills it and all that it started if it hangs.
+
+  Returns:
+    (exit status, stdout and stderr).
+  """
+  environment = os.environ | {
+    "PYTHONPATH": f"{_ROOT}{os.pathsep}{_ROOT / 'tests'}",
+    "PYTHON": sys.executable,
+    "JAX_PLATFORMS": "cpu",
+    **environment,
+  }
+  process = subprocess.Popen(
+    command,
+    cwd=_ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    start_new_session=True,
+  )
+  try:
+    output, _ = process.communicate(timeout=_SECONDS)
+  except subprocess.TimeoutExpired:
+    # Hard: jax catches SIGTERM.
+    os.killpg(process.pid, signal.SIGKILL)
+    output, _ = process.communicate()
+    pytest.fail(f"{command} hung:\n{output}")
+  return process.returncode, output
+
+
+_STEPS = """
+import functools
+
+from hawis_jax import backend
+
+backend.configure()
+import jax
+import numpy as np
+import optax
+
+from hawis_jax import optimize, pretrain, resnet, sharding, train
+
+sharding._SPLIT_BYTES = 1024
+module = resnet.cifar_resnet(8, (8, 8, 8, 16, 16, 32, 32), 10, levels=4)
+optimizer = optax.sgd(0.01, 0.9)
+state = optimize.init_state(module, jax.random.key(0), (8, 8, 1), optimizer)
+rng = np.random.default_rng(0)
+# Fresh shifts of 0 put dead channels exactly on the binariser's edge, where
+# the last bit of a sum decides.
+shift = lambda x: x + rng.uniform(0.1, 0.4, x.shape).astype(np.float32)
+state = state.replace(
+  params=jax.tree.map(lambda x: shift(x) if x.ndim == 1 else x, state.params)
+)
+batches = [
+  {
+    "image": rng.integers(0, 256, (32, 8, 8, 1)).astype(np.uint8),
+    "label": rng.integers(0, 10, 32).astype(np.int32),
+  }
+  for _ in range(3)
+]
+widths = np.array(
+  [(8, 8, 8, 16, 16, 32, 32), (4, 4, 4, 8, 8, 16, 16), (4, 8, 5, 9, 16, 30, 16)]
+)
+steps = {
+  "pretrain": lambda mesh: lambda state, batch: pretrain.sandwich_step(
+    state, widths, batch, module=module, optimizer=optimizer, distill=True,
+    mesh=mesh,
+  ),
+  "train": lambda mesh: functools.partial(
+    train.train_step, module=module, optimizer=optimizer,
+    recipe=train.Recipe(microbatches=2), mesh=mesh,
+  ),
+}
+for name, make in steps.items():
+  results = []
+  for devices in (1, 8):
+    mesh = sharding.evaluation_mesh(1, jax.devices()[:devices])
+    now = sharding.place(state, mesh, split=True)
+    held = sum(
+      shard.data.nbytes
+      for leaf in jax.tree.leaves(now)
+      for shard in leaf.addressable_shards
+      if shard.device == jax.devices()[0]
+    )
+    jitted = jax.jit(
+      make(mesh),
+      out_shardings=(sharding.of(now), sharding.replicated(mesh)),
+    )
+    compiled = jitted.lower(now, sharding.batch(batches[0], mesh)).compile()
+    losses = []
+    for batch in batches:
+      now, values = compiled(now, sharding.batch(batch, mesh))
+      losses.append(float(jax.block_until_ready(values)["loss"]))
+    results.append((held, compiled.cost_analysis()["flops"], losses, now))
+  (whole, all_flops, losses, one), (part, flops, others, eight) = results
+  # Memory and work of a device; small leaves are not split.
+  assert part < 0.2 * whole, (part, whole)
+  assert flops < 0.2 * all_flops, (flops, all_flops)
+  np.testing.assert_allclose(others[0], losses[0], rtol=1e-5)
+  np.testing.assert_allclose(others, losses, rtol=1e-3)
+  for a, b in zip(*map(jax.tree.leaves, (one, eight)), strict=True):
+    a, b = np.asarray(a), np.asarray(b)
+    np.testing.assert_allclose(a, b, atol=1e-3 * max(1, np.abs(a).max()))
+print("same")
+"""
+
+
+def test_steps_on_eight_devices_are_those_on_one():
+  flags = os.environ.get("XLA_FLAGS", "")
+  status, output = _child(
+    [sys.executable, "-c", _STEPS],
+    XLA_FLAGS=f"{flags} --xla_force_host_platform_device_count=8",
+  )
+  assert status == 0, output
+  assert output.split()[-1] == "same"
+
+
+def _launch(num_processes, devices, workdir, data_dir, **fields):
+  values = _SHORT | {"data.data_dir": data_dir} | fields
+  return _child(
+    [
+      _LAUNCH,
+      f"--processes={num_processes}",
+      f"--devices={devices}",
+      "--",
+      "--config=configs/digits.py",
+      f"--workdir={workdir}",
+      *(f"--config.{name}={value}" for name, value in values.items()),
+    ],
+    # A result depends on the order in which collectives sum: compile alike.
+    JAX_COMPILATION_CACHE_DIR=str(data_dir / "cache"),
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
+  )
+
+
+def _results(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  metrics = [json.loads(line) for line in lines]
+  for line in metrics:
+    del line["time"]
+  results = [
+    json.loads((workdir / stage / "result.json").read_text())
+    for stage in ("search", "robustness")
+  ]
+  return metrics, results
+
+
+def test_two_processes_find_what_one_finds(tmp_path):
+  """The whole way on 1 process x 8 devices and on 2 x 4: the same bits."""
+  status, output = _launch(1, 8, tmp_path / "one", tmp_path)
+  assert status == 0, output
+  status, output = _launch(2, 4, tmp_path / "two", tmp_path)
+  assert status == 0, output
+  assert output.count("done in") == 1  # only the first process shows anything
+  metrics, results = _results(tmp_path / "one")
+  assert _results(tmp_path / "two") == (metrics, results)
+  stages = {line["stage"] for line in metrics}
+  assert stages >= {"pretrain", "search", "train/found", "robustness"}
+  assert (tmp_path / "two" / "report" / "index.html").exists()
+
+  # What the first process alone finds wrong, all say, and end.
+  before = (tmp_path / "two" / "metrics.jsonl").read_text()
+  status, output = _launch(2, 4, tmp_path / "two", tmp_path, seed=1)
+  assert status == 2
+  assert "config.seed was 0, is 1" in output
+  assert (tmp_path / "two" / "metrics.jsonl").read_text() == before
+
+  # Two processes go on from what one with 8 devices had; nothing is repeated
+  # but the robustness stage, to the bit.
+  shutil.rmtree(tmp_path / "one" / "robustness")
+  status, output = _launch(2, 4, tmp_path / "one", tmp_path)
+  assert status == 0, output
+  assert "pretrain  begins" not in output
+  assert "robustness  begins" in output
+  assert _results(tmp_path / "one")[1] == results
+
+
+def test_the_launcher_shows_its_commands():
+  command = [_LAUNCH, "--processes=2", "--devices=3", "--port=1234"]
+  flags = ["--dry-run", "--", "--config=configs/digits.py"]
+  status, output = _child([*command, *flags])
+  assert status == 0, output
+  lines = output.splitlines()
+  assert len(lines) == 2
+  for index, line in enumerate(lines):
+    assert "JAX_NUM_CPU_DEVICES=3" in line
+    assert "-m hawis_jax.main --config=configs/digits.py" in line
+    assert "--coordinator_address=localhost:1234 --num_processes=2" in line
+    assert line.rstrip().endswith(f"--process_id={index}")
+  status, output = _child([_LAUNCH, "--nodes=2"])
+  assert status == 2 and "--nodes=2: no such option" in output
+
+
+def test_scripts_pass_shellcheck():
+  if not shutil.which("shellcheck"):
+    pytest.skip("needs shellcheck")
+  scripts = sorted((_ROOT / "launch").glob("*.sh"))
+  status, output = _child(["shellcheck", *scripts])
+  assert status == 0, output
+
+
+@pytest.mark.parametrize(
+  "cluster, message",
+  [
+    (("a:1", 2, None), "--process_id: missing, needed are --coordinator_addr"),
+    (("a", 2, 0), "--coordinator_address: got 'a', allowed is host:port"),
+    (("a:1", 0, 0), "--num_processes: got 0, allowed is at least 1"),
+    (("a:1", 2, 2), "--process_id: got 2, allowed are 0 to 1"),
+  ],
+)
+def test_bad_clusters(cluster, message):
+  with pytest.raises(errors.InputError) as info:
+    processes.join(*cluster)
+  assert message in str(info.value) and "\n" not in str(info.value)
+
+
+def test_no_cluster_is_one_line(monkeypatch):
+  def refuse(*_):
+    raise ValueError("coordinator_address should\nbe defined.")
+
+  monkeypatch.setattr(jax.distributed, "initialize", refuse)
+  with pytest.raises(errors.InputError) as info:
+    processes.join(None, None, None)
+  message = str(info.value)
+  assert message.startswith("--distributed: coordinator_address should be def")
+  assert "--num_processes" in message and "\n" not in message
+
+
+def test_a_cluster_needs_the_flag():
+  command = [sys.executable, "-m", "hawis_jax.main"]
+  flags = ["--config=configs/digits.py", "--process_id=1"]
+  status, output = _child([*command, *flags])
+  assert status == 2
+  assert "--process_id: got 1, allowed with --distributed" in output
+
+
+@pytest.mark.parametrize(
+  "field, size, allowed",
+  [
+    ("pretrain.batch_size", 20, "multiples of 8, the number of devices"),
+    ("train.batch_size", 24, "multiples of 16, devices times train.microba"),
+  ],
+)
+def test_batches_that_cannot_be_split(
+  monkeypatch, tmp_path, field, size, allowed
+):
+  config = main.config_lib.default()
+  config.data.data_dir = str(tmp_path)
+  config.train.microbatches = 2
+  config.update_from_flattened_dict({field: size})
+  monkeypatch.setattr(jax, "device_count", lambda: 8)
+  with pytest.raises(
+    errors.InputError, match=f"config.{field}: got {size}"
+  ) as e:
+    experiment_lib.prepare(config)
+  assert allowed in str(e.value)

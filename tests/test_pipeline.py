@@ -356,12 +356,13 @@ def test_divergence_stops_with_the_last_good_checkpoint(
   def poisoned(source, *, start_step, **kwargs):
     stream = batches(source, start_step=start_step, **kwargs)
     for step, batch in enumerate(stream, start_step):
-      yield {**batch, "bad": np.float32(np.nan if step >= 4 else 0)}
+      bad = np.full(len(batch["label"]), np.nan if step >= 4 else 0)
+      yield {**batch, "bad": bad.astype(np.float32)}
 
   def step_function(state, *args, **kwargs):
     batch = next(a for a in args if isinstance(a, dict))
     state, values = original(state, *args, **kwargs)
-    return state, {**values, "loss": values["loss"] + batch["bad"]}
+    return state, {**values, "loss": values["loss"] + batch["bad"].sum()}
 
   with monkeypatch.context() as patch:
     patch.setattr(module, name, step_function)

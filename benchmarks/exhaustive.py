@@ -371,8 +371,16 @@ def summarize() -> None:
       print(f"  {name:32}{tau:9.3f}")
 
   twice = trained.all(0)
+  first, second = robust[:, twice]
+  print("\nrobust score [%] of the best net of each seed, with seeds 0 and 1")
+  for values in (first, second):
+    best = values.argmax()
+    print(
+      f"  {table['widths'][twice][best].tolist()}: {100 * first[best]:.2f}, "
+      f"{100 * second[best]:.2f}"
+    )
   print(f"\ntwo seeds of {twice.sum()} nets: standard deviations [points]")
-  head = ("one net", "all nets", "reliable", "tau", "ceiling")
+  head = ("one net", "all nets", "reliable", "of both", "tau", "ceiling")
   print(f"{'':34}" + "".join(f"{name:>9}" for name in head))
   for name, values in measures.items():
     print(f"{name:34}" + _noise(*values[:, twice]))
@@ -382,10 +390,11 @@ def summarize() -> None:
       label = f"  {low} .. {high}: {inside.sum()} nets"
       print(f"{label:34}" + _noise(*robust[:, inside]))
   print(
-    "one net: of its trainings; all nets: of their true values; reliable: "
-    "the nets' share\nof the variance; tau: between the seeds; ceiling: tau "
-    "of one seed with the true values,\nwere all normal (2 / pi asin "
-    "sqrt(reliable))"
+    "one net: of its trainings (chips and images are the same); all nets: of "
+    "their means\nover trainings; reliable: those means' share of the variance "
+    "over nets; of both: the same\nof the mean of the seeds; tau: between the "
+    "seeds; ceiling: tau of one seed with the\nmeans over trainings, were all "
+    "normal: 2 / pi asin sqrt(reliable)"
   )
 
 
@@ -401,7 +410,7 @@ def _noise(first, second):
   reliable = between / total
   return (
     f"{100 * within**0.5:9.2f}{100 * between**0.5:9.2f}{reliable:9.3f}"
-    f"{_tau(first, second):9.3f}"
+    f"{2 * reliable / (1 + reliable):9.3f}{_tau(first, second):9.3f}"
     f"{2 / np.pi * np.arcsin(reliable**0.5):9.3f}"
   )
 

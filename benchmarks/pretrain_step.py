@@ -26,7 +26,6 @@ import numpy as np
 from hawis_jax import budgets
 from hawis_jax import config as config_lib
 from hawis_jax import experiment as experiment_lib
-from hawis_jax import optimize
 from hawis_jax import pretrain
 
 _ROUNDS = 15
@@ -46,13 +45,7 @@ def _load(path):
 def _calls(experiment):
   """{name: function of a step number}."""
   config = experiment.config.pretrain
-  optimizer = optimize.make_optimizer(config.optimizer, config.steps)
-  state = optimize.init_state(
-    experiment.supernet,
-    experiment.key("pretrain_init"),
-    experiment.splits.image_shape,
-    optimizer,
-  )
+  state, optimizer = pretrain.init(experiment)
   batch = next(
     experiment.train_batches(experiment.splits.train, config.batch_size, 0)
   )

@@ -1,5 +1,8 @@
 """The exceptions that `main` prints as one line, without a traceback."""
 
+from collections.abc import Iterable, Sequence
+import difflib
+
 
 class InputError(ValueError):
   """Bad input from the user: config, data, checkpoint, width vector, device.
@@ -11,3 +14,25 @@ class InputError(ValueError):
 
 class DivergenceError(ArithmeticError):
   """A loss or reward is not finite; names the step and the last checkpoint."""
+
+
+def check_fields(
+  given: Iterable[str], allowed: Sequence[str], name: str
+) -> None:
+  """Checks the names of some fields.
+
+  Args:
+    given: the names.
+    allowed: those there are.
+    name: of what has them, for the error.
+
+  Raises:
+    InputError: the first that is not allowed, with the likeliest meant.
+  """
+  for field in given:
+    if field not in allowed:
+      close = difflib.get_close_matches(str(field), allowed, 1)
+      hint = f"; did you mean {close[0]!r}?" if close else ""
+      raise InputError(
+        f"{name}: got {field!r}, allowed are {', '.join(allowed)}{hint}"
+      )

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 import dataclasses
-import functools
 
 import chex
 from flax import linen as nn
@@ -54,6 +53,7 @@ class Experiment:
     budgets: greatest costs, ascending.
     main_budget: index of the found net's.
     limits: on other costs of every net searched.
+    feasible: the width vectors within each budget and all limits.
     uniforms: the uniformly scaled net of each budget; None: there is none.
   """
 
@@ -67,6 +67,7 @@ class Experiment:
   budgets: tuple[float, ...] = ()
   main_budget: int = 0
   limits: tuple[budgets_lib.Limit, ...] = ()
+  feasible: budgets_lib.FeasibleSet | None = None
   uniforms: tuple[tuple[int, ...] | None, ...] = ()
 
   def network(self, max_widths: tuple[int, ...]) -> nn.Module:
@@ -124,15 +125,6 @@ class Experiment:
     """All costs of one width vector, by name."""
     found = self.cost(net_widths)._asdict()
     return {name: np.asarray(value).item() for name, value in found.items()}
-
-  @functools.cached_property
-  def feasible(self) -> budgets_lib.FeasibleSet:
-    """The width vectors within each budget and all limits."""
-    slack = self.config.search.budget_slack
-    windows = [((1 - slack) * budget, budget) for budget in self.budgets]
-    return budgets_lib.feasible_set(
-      self.space, self.costs, windows, self.limits, "config.search.budget"
-    )
 
   def train_batches(
     self, source: data.Source, batch_size: int, start_step: int
@@ -247,8 +239,15 @@ def _with_search(experiment):
   )
   for budget in experiment.budgets:
     _check_budget(experiment, budget)
-  # Raises where a window is empty.
-  assert experiment.feasible.windows == len(shares)
+  slack = search.budget_slack
+  feasible = budgets_lib.feasible_set(
+    space,
+    costs,
+    [((1 - slack) * budget, budget) for budget in experiment.budgets],
+    experiment.limits,
+    "config.search.budget",
+    "config.search.limits",
+  )
   uniforms = [_uniform(experiment, budget) for budget in experiment.budgets]
   named = dict(experiment.widths)
   if uniforms[experiment.main_budget]:
@@ -258,7 +257,9 @@ def _with_search(experiment):
       "config.train.nets: got uniform, but no uniformly scaled net is within "
       "config.search.budget and limits; leave it out, or allow more"
     )
-  return dataclasses.replace(experiment, uniforms=tuple(uniforms), widths=named)
+  return dataclasses.replace(
+    experiment, feasible=feasible, uniforms=tuple(uniforms), widths=named
+  )
 
 
 def _main_budget(experiment):

@@ -88,6 +88,24 @@ def read_json(path: str | os.PathLike) -> Any:
     ) from error
 
 
+def read_fields(path: str | os.PathLike) -> dict[str, Any]:
+  """Reads a JSON object that a user wrote: {"field": value}.
+
+  Raises:
+    InputError: the file can't be read, or holds something else.
+  """
+  try:
+    values = json.loads(pathlib.Path(path).read_text())
+  except (OSError, ValueError) as error:
+    reason = getattr(error, "strerror", None) or error
+    raise errors.InputError(f"{path}: can't be read: {reason}") from error
+  if not isinstance(values, dict):
+    raise errors.InputError(
+      f"{path}: got a {type(values).__name__}, needed is an object of fields"
+    )
+  return values
+
+
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
   """Holds a folder, made if need be, for this process alone until its end.

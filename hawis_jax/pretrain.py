@@ -44,7 +44,7 @@ def run(
   root, chip_root = map(experiment.key, ("pretrain", "pretrain_chips"))
   mesh = sharding.training_mesh()
   devices = config_lib.pretrain_devices(experiment.config)
-  state, optimizer = _init(experiment)
+  state, optimizer = init(experiment)
   state = sharding.place(state, mesh, split=True)
   sampler = functools.partial(
     sample_widths,
@@ -113,13 +113,15 @@ def load(experiment: experiment_lib.Experiment, workdir: pathlib.Path) -> dict:
     InputError: the stage has not finished.
   """
   steps = experiment.config.pretrain.steps
-  example = jax.eval_shape(lambda: _init(experiment)[0])
+  example = jax.eval_shape(lambda: init(experiment)[0])
   with checkpoint.Checkpoints(workdir / "pretrain") as checkpoints:
     state = optimize.load_final(checkpoints, example, steps, "pretrain")
   return state.params
 
 
-def _init(experiment):
+def init(
+  experiment: experiment_lib.Experiment,
+) -> tuple[optimize.TrainState, optax.GradientTransformation]:
   """Returns (state at step 0, optimiser)."""
   config = experiment.config.pretrain
   optimizer = optimize.make_optimizer(config.optimizer, config.steps)

@@ -437,7 +437,7 @@ _MISTAKES = [
   (
     [],
     {"search.limits": "(('energy',1e-15),)"},
-    "limits: got energy 1e-15, allowed is at least",
+    "config.search.limits: got energy 1e-15, allowed is at least",
   ),
   (
     [],

@@ -4,16 +4,14 @@ A technology is one consistent set of numbers. Those of two sources differ up to
 twentyfold for the same circuit, so that a cost says little without its name.
 """
 
-from collections.abc import Mapping
 import dataclasses
-import difflib
-import json
 import os
 import pathlib
 import sys
 from typing import Any
 
 from hawis_jax import errors
+from hawis_jax import files
 
 _MOST_BITS = 24  # of a converter whose formulas are checked
 
@@ -237,26 +235,12 @@ def technology_from_json(path: str | os.PathLike) -> Technology:
     InputError: the file or a field of it is bad.
   """
   path = pathlib.Path(path)
-  try:
-    values = json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    reason = getattr(error, "strerror", None) or error
-    raise errors.InputError(f"{path}: can't be read: {reason}") from error
-  if not isinstance(values, Mapping):
-    raise errors.InputError(
-      f"{path}: got a {type(values).__name__}, needed is an object of fields"
-    )
+  values = files.read_fields(path)
   base = {"name": path.stem}
   if "preset" in values:
     preset = technology(values["preset"], f"{path}: preset")
     base = dataclasses.asdict(preset) | base
-  for field in values:
-    if field not in (*_FIELDS, "preset"):
-      close = difflib.get_close_matches(str(field), _FIELDS, 1)
-      hint = f"; did you mean {close[0]!r}?" if close else ""
-      raise errors.InputError(
-        f"{path}: got {field!r}, allowed are {', '.join(_FIELDS)}{hint}"
-      )
+  errors.check_fields(values, (*_FIELDS, "preset"), str(path))
   values = base | {
     field: tuple(value) if isinstance(value, list) else value
     for field, value in values.items()

@@ -9,11 +9,8 @@ Axes: S chips, R rows and C columns of a tile.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import difflib
-import json
 import math
 import os
-import pathlib
 import sys
 from typing import Any
 
@@ -21,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from hawis_jax import errors
+from hawis_jax import files
 
 ADC_RANGES = ("full_scale", "calibrated")
 
@@ -386,16 +384,7 @@ def from_json(path: str | os.PathLike) -> Device:
   """
   from hawis_jax.crossbar import presets
 
-  path = pathlib.Path(path)
-  try:
-    values = json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    reason = getattr(error, "strerror", None) or error
-    raise errors.InputError(f"{path}: can't be read: {reason}") from error
-  if not isinstance(values, Mapping):
-    raise errors.InputError(
-      f"{path}: got a {type(values).__name__}, needed is an object of fields"
-    )
+  values = files.read_fields(path)
   base = Device()
   if "preset" in values:
     base = presets.preset(values["preset"], f"{path}: preset")
@@ -418,13 +407,7 @@ def with_fields(
   Raises:
     InputError: a field that is none of `allowed`, or a bad value.
   """
-  for field in values:
-    if field not in allowed:
-      close = difflib.get_close_matches(str(field), allowed, 1)
-      hint = f"; did you mean {close[0]!r}?" if close else ""
-      raise errors.InputError(
-        f"{name}: got {field!r}, allowed are {', '.join(allowed)}{hint}"
-      )
+  errors.check_fields(values, allowed, name)
   values = {
     field: 0.0 if value is None and field in EFFECTS else value
     for field, value in values.items()

@@ -129,6 +129,59 @@ def test_a_chunk_takes_no_more_memory_than_allowed(net, monkeypatch):
     _hits(net, _STUCK, range(8), limits=montecarlo.Limits(memory=1e3))
 
 
+_MEASURED = """
+import sys
+sys.path.insert(0, {tests!r})
+from hawis_jax import backend
+backend.configure()
+import jax, numpy as np, test_montecarlo as t
+from hawis_jax import montecarlo, resnet, variables
+module = resnet.cifar_resnet(
+  8, (64, 64, 64, 128, 128, 256, 256), 10, levels=4)
+init = jax.jit(variables.init, static_argnums=(0, 2))
+images, labels = np.zeros((300, 8, 8, 1), np.uint8), np.zeros(300, np.int32)
+net = module, init(module, jax.random.key(0), (8, 8, 1)), images, labels
+
+def memory(name):
+  with open("/proc/self/status") as file:
+    line = next(line for line in file if line.startswith(name))
+  return 1024 * int(line.split()[1])
+
+for limit in (0, {limit}):
+  limits = montecarlo.Limits(chips=16, memory=limit)
+  t._hits(net, t._VARIATION, range(16), limits=limits)  # compiles
+  before = memory("VmRSS")
+  with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak counts from here
+  t._hits(net, t._VARIATION, range(16), limits=limits)
+  print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(
+  not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc"
+)
+def test_the_measured_peak_stays_below_the_limit():
+  """Of the process, which without a limit goes beyond it."""
+  tests, limit = pathlib.Path(__file__).parent, 80_000_000
+  child = subprocess.run(
+    [sys.executable, "-c", _MEASURED.format(tests=str(tests), limit=limit)],
+    env={
+      **os.environ,
+      "PYTHONPATH": str(tests.parent),
+      # What is freed goes back at once, and is counted when it is used again.
+      "MALLOC_MMAP_THRESHOLD_": "65536",
+      "MALLOC_TRIM_THRESHOLD_": "65536",
+    },
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  assert child.returncode == 0, child.stderr
+  free, limited = map(int, child.stdout.split())
+  assert limited <= limit < free, (limited, free)
+
+
 def test_memory_does_not_grow_with_chips(net):
   """Shapes of the compiled programs do not depend on S, or on N."""
   _hits(net, _VARIATION, range(8))

@@ -116,6 +116,7 @@ def classify(
     numbers = chips[start : start + plan.chunk]
     # The last chunk is filled up: another shape would be another program.
     padded = np.resize(np.asarray(numbers, np.int32), plan.chunk)
+    programmed = got = None  # the chunk before, else both are in memory
     programmed = plan.program(key, padded)
     hits = np.empty((len(numbers), len(images)), bool)
     for first in range(0, len(images), plan.segment):

@@ -121,15 +121,26 @@ def test_every_proposal_is_feasible_for_a_resnet18():
 
 @pytest.mark.parametrize("name", _LEARNING)
 def test_planted_optimum(name):
-  """A known best vector: found, and what is proposed is far beyond random."""
+  """A known best vector: found, and what is proposed is far beyond random.
+
+  Of 32 searches together: REINFORCE settles too early in one of five.
+  """
   context = _context(windows=_WINDOWS[:1])
-  target = context.feasible.sample(jax.random.key(_seed()), 0)[None]
-  key = jax.random.key(_seed())
-  _, (_, rewards) = _runner(name, 60, 0.01)(key, context, target)
-  _, (_, random) = _runner("random", 60, 0.01)(key, context, target)
-  late = np.asarray(rewards[-10:])
-  assert late.mean() > np.quantile(random, 0.95)
-  assert late.max() > -0.035  # at most three steps of a layer away
+  keys = jax.random.split(jax.random.key(_seed()), (2, 32))
+
+  def rewards(name):
+    def one(target_key, key):
+      target = context.feasible.sample(target_key, 0)[None]
+      return _runner(name, 60, 0.01)(key, context, target)[1][1]
+
+    return np.asarray(jax.lax.map(lambda key: one(*key), tuple(keys)))
+
+  late = rewards(name)[:, -10:]
+  random = rewards("random")
+  better = late.mean((1, 2, 3)) - np.quantile(random, 0.95, axis=(1, 2, 3))
+  assert better.mean() > 0
+  # At most three steps of a layer away, in most searches.
+  assert np.median(late.max((1, 2, 3))) > -0.035
 
 
 def test_per_stage_vectors_have_one_scale_a_stage():

@@ -133,6 +133,7 @@ def test_planted_optimum(name):
       target = context.feasible.sample(target_key, 0)[None]
       return _runner(name, 60, 0.01)(key, context, target)[1][1]
 
+    # Not vmapped: a batched QR can deadlock XLA's thread pool (jaxlib 0.10.2).
     return np.asarray(jax.lax.map(lambda key: one(*key), tuple(keys)))
 
   late = rewards(name)[:, -10:]

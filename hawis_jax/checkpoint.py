@@ -24,7 +24,6 @@ from orbax.checkpoint import v1 as ocp
 from hawis_jax import errors
 from hawis_jax import files
 
-_KEEP = 2  # newest checkpoints kept
 _SHOWN = 3  # differing entries named in an error
 _ARRAYS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray)
 _NONE, _ALL_DAMAGED = -1, -2  # in place of a step, between processes
@@ -47,13 +46,18 @@ class Checkpoints:
     directory: of the stage; one object at a time may write to it.
   """
 
-  def __init__(self, directory: str | os.PathLike):
+  def __init__(self, directory: str | os.PathLike, keep: int = 2):
     """Creates the directory and removes what interrupted saves left there.
+
+    Args:
+      directory: of the stage.
+      keep: how many of the newest checkpoints stay.
 
     Raises:
       InputError: the directory can't be created or written to.
     """
     self.directory = pathlib.Path(directory).absolute()
+    self._keep = keep
     self._damaged: set[int] = set()
     self._pending: futures.Future | None = None
     files.make_directory(self.directory)
@@ -66,7 +70,7 @@ class Checkpoints:
     """Starts to save `state`; returns as soon as it may be donated.
 
     Waits first for the save before it. When complete, it replaces a checkpoint
-    of the same step, and all but the last two good ones are removed.
+    of the same step, and all but the last `keep` good ones are removed.
 
     Args:
       step: steps (or updates) done.
@@ -140,7 +144,7 @@ class Checkpoints:
       files.seal(part)
       steps = _steps(self.directory)
       good = [s for s in steps if s < step and s not in self._damaged]
-      for old in set(steps) - set(good[1 - _KEEP :]):
+      for old in set(steps) - set(good[max(0, len(good) - self._keep + 1) :]):
         (self.directory / f"{old}").rename(self.directory / f"{old}.part-old")
       part.rename(folder)
       self._clear()

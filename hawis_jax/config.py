@@ -50,6 +50,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   values = flatten(config)
   for field, rule in rules.FIELDS.items():
     _check(field, values[field], rule)
+  files.check_local(config.data.data_dir, "config.data.data_dir")
   network = config.network
   _check("network.depth", network.depth, rules.depth(network.family))
   stages = num_stages(config)
@@ -127,6 +128,9 @@ def _check_training(config):
   if train.use_validation and train.validate_every:
     allowed = "0 with train.use_validation: its images are trained on"
     raise _error("train.validate_every", train.validate_every, allowed)
+  if train.select == "best" and not train.validate_every:
+    allowed = "'last' with train.validate_every = 0"
+    raise _error("train.select", train.select, allowed)
   for place, name in enumerate(train.nets):
     net = nets.parse(name)
     source = f"{net.widths}_float"

@@ -40,6 +40,9 @@ def _data():
   d.lighting = 0.1  # "imagenet": AlexNet's colour noise, its sigma; 0: none
   d.image_size = 0  # height = width to crop to [pixels]; 0: as stored
   d.resize = 256  # short side before the centre crop to image_size [pixels]
+  # A damaged image of `train`: "stop" with its name, or "skip" it for the next
+  # one. Of the other splits it always stops: figures would be of other images.
+  d.damaged = "stop"
   d.read_threads = 2  # Grain reader threads
   return d
 
@@ -184,6 +187,8 @@ def _train():
   t.ema = 0.0  # decay a step of averaged weights, used in their stead; 0: off
   t.use_validation = False  # train on the held-out images too
   t.validate_every = 0  # steps between measurements on `validation`; 0: never
+  # The net of which step is used: "last", or "best" on `validation`.
+  t.select = "last"
   t.optimizer = _optimizer("sgd", 0.1, "multistep")
   t.counterparts = _optimizer("sgd", 0.1, "cosine")  # their optimiser
   t.counterparts.weight_decay = 1e-4

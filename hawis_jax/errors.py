@@ -16,6 +16,10 @@ class DivergenceError(ArithmeticError):
   """A loss or reward is not finite; names the step and the last checkpoint."""
 
 
+class Preempted(Exception):  # noqa: N818
+  """The run was asked to stop and has saved; names what it goes on from."""
+
+
 def check_fields(
   given: Iterable[str], allowed: Sequence[str], name: str
 ) -> None:

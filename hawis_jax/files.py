@@ -21,6 +21,19 @@ from hawis_jax import errors
 _SEAL = "files.json"
 
 
+def check_local(path: str, field: str) -> None:
+  """Checks that a path is one of this machine's file system.
+
+  Raises:
+    InputError: it is an address: a folder of that name would be made here.
+  """
+  if "://" in path:
+    raise errors.InputError(
+      f"{field}: got {path!r}, allowed is a folder of this machine's file "
+      "system, such as a mounted bucket (gcsfuse) or share (NFS)"
+    )
+
+
 def make_directory(path: str | os.PathLike) -> None:
   """Creates a directory, with its parents, and tries to write to it.
 
@@ -117,9 +130,14 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
   with (folder / "lock").open("a") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
       raise errors.InputError(
         f"{folder}: another process is running in it, allowed is one at a time"
+      ) from error
+    except OSError as error:
+      raise errors.InputError(
+        f"{folder}: got a file system that can't lock files ({error.strerror}),"
+        " needed is one that can: two runs would destroy each other's results"
       ) from error
     yield
 

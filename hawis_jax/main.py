@@ -1,6 +1,7 @@
 """Runs the stages: python -m hawis_jax.main --config configs/digits.py."""
 
 import contextlib
+import os
 import pathlib
 import re
 import sys
@@ -8,6 +9,7 @@ import time
 
 from absl import app
 from absl import flags
+import jax
 from ml_collections import config_flags
 
 from hawis_jax import backend
@@ -20,6 +22,7 @@ from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import files
 from hawis_jax import metrics as metrics_lib
+from hawis_jax import preemption
 from hawis_jax import pretrain
 from hawis_jax import processes
 from hawis_jax import report
@@ -34,6 +37,8 @@ STAGES = {
   "robustness": sweep.run,
   "report": report.run,
 }
+
+PREEMPTED = os.EX_TEMPFAIL  # exit status, 75: start again to go on
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "An experiment, e.g. configs/digits.py.", lock_config=True
@@ -67,7 +72,9 @@ def main(argv: list[str]) -> None:
   config = _CONFIG.value
   config_lib.validate(config)
   stages = _stages(_STAGES.value, config_lib.searches(config))
-  workdir = pathlib.Path(_WORKDIR.value or f"runs/{_config_name()}")
+  workdir = _WORKDIR.value or f"runs/{_config_name()}"
+  files.check_local(workdir, "--workdir")
+  workdir = pathlib.Path(workdir)
   _check_same(config, workdir, stages)
   experiment = processes.first_then_others(
     lambda: experiment_lib.prepare(config)
@@ -81,6 +88,7 @@ def main(argv: list[str]) -> None:
     processes.on_first(lambda: run.enter_context(files.locked(workdir)))
     processes.on_first(lambda: config_lib.settle(config, workdir))
     metrics = run.enter_context(metrics_lib.Metrics(workdir, recording=first))
+    run.enter_context(preemption.watch())
     for stage in stages:
       STAGES[stage](experiment, workdir, metrics)
   if first:
@@ -187,10 +195,29 @@ def run(argv: list[str]) -> int:
   """Parses, runs, and turns our errors into one line and exit status 2."""
   try:
     main(parse(argv))
+  except errors.Preempted as stop:
+    processes.on_first(lambda: None)  # which may still be writing
+    if processes.is_first():
+      print(f"stopped: {stop}; the same command goes on", file=sys.stderr)
+    return PREEMPTED
   except (errors.InputError, errors.DivergenceError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    print(f"error: {_out_of_memory(error)}", file=sys.stderr)
+    return 2
   return 0
+
+
+def _out_of_memory(error):
+  """One line from XLA's error."""
+  return (
+    f"a device's memory is full ({str(error).splitlines()[0]}); smaller need "
+    "less: pretrain.batch_size, search.vectors_per_step, search.batch_size, "
+    "train.batch_size (or more train.microbatches), robustness.memory_gb"
+  )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,4 @@
-"""What the training stages share: the optimiser, and the loop over steps."""
-
-from collections.abc import Callable, Iterator
-import math
-import time
-from typing import Any
+"""What the training stages share: their state, optimiser and losses."""
 
 import chex
 import flax
@@ -14,10 +9,6 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from hawis_jax import checkpoint
-from hawis_jax import errors
-from hawis_jax import metrics as metrics_lib
-from hawis_jax import processes
 from hawis_jax import variables as variables_lib
 
 
@@ -54,30 +45,6 @@ def init_state(
     return TrainState(params, batch_stats, optimizer.init(params), average)
 
   return jax.jit(make)(key)
-
-
-def load_final(
-  checkpoints: checkpoint.Checkpoints, example: Any, total: int, stage: str
-) -> Any:
-  """Returns the state that a finished stage left.
-
-  Args:
-    checkpoints: of the stage.
-    example: of the state, arrays or their shapes.
-    total: steps of the stage.
-    stage: its name, for the error.
-
-  Raises:
-    InputError: the stage has not finished.
-  """
-  restored = checkpoints.restore(example)
-  step, state = restored if restored else (0, None)
-  if step < total:
-    raise errors.InputError(
-      f"{checkpoints.directory}: got step {step}, needed is {total}; run "
-      f"--stages {stage} first"
-    )
-  return state
 
 
 def make_optimizer(
@@ -144,91 +111,3 @@ def weight_penalty(params: chex.ArrayTree, target: float = 0.01) -> chex.Array:
   flat = traverse_util.flatten_dict(params)
   kernels = [leaf for path, leaf in flat.items() if path[-1] == "kernel"]
   return sum(jnp.square(jnp.abs(w) - target).sum() for w in kernels)
-
-
-def run_steps(
-  update: Callable[..., tuple[Any, dict[str, chex.Array]]],
-  state: Any,
-  *,
-  name: str,
-  total: int,
-  checkpoints: checkpoint.Checkpoints,
-  metrics: metrics_lib.Metrics,
-  log_every: int,
-  checkpoint_seconds: float,
-  stride: int = 1,
-  validate: Callable[[Any], dict[str, float]] | None = None,
-  validate_every: int = 0,
-  batches: Callable[[int], Iterator[dict[str, jax.Array]]] | None = None,
-) -> Any:
-  """Runs a stage's steps from its last checkpoint to its end.
-
-  Args:
-    update: (state, step[, batch]) -> (state, metrics of scalars). A pure
-      function of its arguments: that makes a resumed run bit-identical.
-    state: at step 0, placed where it is to stay; the structure of the
-      checkpoints.
-    name: of the stage, for metrics and errors.
-    total: steps; the state after the last one is always saved.
-    checkpoints: of the stage.
-    metrics: of the run.
-    log_every: steps between two looks at the metrics.
-    checkpoint_seconds: least time between two checkpoints [s].
-    stride: steps that one `update` does, a divisor of `total`.
-    validate: state -> metrics, added to those of some steps;
-    validate_every: steps between them, and after the last one; 0: never.
-    batches: start step -> batches from there on; None: `update` takes none.
-
-  Returns:
-    The final state.
-
-  Raises:
-    DivergenceError: a metric is not finite; nothing of it is saved.
-  """
-  restored = checkpoints.restore(state)
-  start, state = restored if restored else (0, state)
-  if start >= total:
-    return state
-  # On several CPU devices, steps on their way at the same time can wait for
-  # each other's collectives without end.
-  waiting = jax.default_backend() == "cpu" and jax.device_count() > 1
-  progress = metrics.stage(name, total=total, start=start)
-  stream = batches(start) if batches else None
-  saved, pending = time.monotonic(), []
-  for step in range(start, total, stride):
-    batch = (next(stream),) if stream else ()
-    state, values = update(state, step, *batch)
-    pending.append(jax.block_until_ready(values) if waiting else values)
-    done = step + stride
-    validating = validate_every and (
-      done % validate_every == 0 or done == total
-    )
-    if done % log_every and done != total and not validating:
-      continue
-    pending = jax.device_get(pending)
-    first = done - (len(pending) - 1) * stride
-    for index, values in enumerate(pending):
-      _check_finite(name, first + index * stride, values, checkpoints)
-    shown = {k: float(v) for k, v in pending[-1].items()}
-    if validating:
-      shown |= validate(state)
-    progress.report(done, shown)
-    pending = []
-    late = time.monotonic() - saved > checkpoint_seconds
-    if done == total or processes.on_first(lambda late=late: late):
-      checkpoints.save(done, state)
-      saved = time.monotonic()
-  checkpoints.wait()
-  return state
-
-
-def _check_finite(name, step, values, checkpoints):
-  bad = [key for key, value in values.items() if not math.isfinite(value)]
-  if not bad:
-    return
-  last = checkpoints.latest_step()
-  good = "none" if last is None else f"step {last} in {checkpoints.directory}"
-  raise errors.DivergenceError(
-    f"{name}: {bad[0]} is {float(values[bad[0]])} at step {step}; last good "
-    f"checkpoint: {good}. Lower the learning rate or start from another seed"
-  )

@@ -28,6 +28,7 @@ from hawis_jax import checkpoint
 from hawis_jax import config as config_lib
 from hawis_jax import crossbar
 from hawis_jax import experiment as experiment_lib
+from hawis_jax import loop
 from hawis_jax import metrics as metrics_lib
 from hawis_jax import optimize
 from hawis_jax import sharding
@@ -90,7 +91,7 @@ def run(
     return sandwich(state, step, batch)
 
   with checkpoint.Checkpoints(workdir / "pretrain") as checkpoints:
-    state = optimize.run_steps(
+    state = loop.run_steps(
       update,
       state,
       name="pretrain",
@@ -115,7 +116,7 @@ def load(experiment: experiment_lib.Experiment, workdir: pathlib.Path) -> dict:
   steps = experiment.config.pretrain.steps
   example = jax.eval_shape(lambda: init(experiment)[0])
   with checkpoint.Checkpoints(workdir / "pretrain") as checkpoints:
-    state = optimize.load_final(checkpoints, example, steps, "pretrain")
+    state = loop.load_final(checkpoints, example, steps, "pretrain")
   return state.params
 
 

@@ -27,9 +27,9 @@ from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import files
 from hawis_jax import finalists
+from hawis_jax import loop
 from hawis_jax import methods as methods_lib
 from hawis_jax import metrics as metrics_lib
-from hawis_jax import optimize
 from hawis_jax import policy as policy_lib
 from hawis_jax import pretrain
 from hawis_jax import processes
@@ -105,7 +105,7 @@ def run(
   state = sharding.place(init(experiment, methods, context), mesh)
   placed = sharding.place((context, key), mesh)
   with checkpoint.Checkpoints(workdir / "search") as checkpoints:
-    state = optimize.run_steps(
+    state = loop.run_steps(
       lambda state, step: updates(state, step, scorer, *placed),
       state,
       name="search",

@@ -25,6 +25,7 @@ from hawis_jax import intervals
 from hawis_jax import metrics as metrics_lib
 from hawis_jax import montecarlo
 from hawis_jax import nets
+from hawis_jax import preemption
 from hawis_jax import processes
 from hawis_jax import robustness
 from hawis_jax import scenarios
@@ -89,6 +90,10 @@ def run(
     for _ in _evaluate(level, module, variables, images, experiment, show):
       values = {"accuracy": level.accuracy.mean()}
       progress.report(min(first + level.count, end), values)
+      if preemption.reached():
+        raise errors.Preempted(
+          f"robustness, saved at chip {first + level.count} of {ends[-1]}"
+        )
     entry["sweeps"].setdefault(step.scenario, []).append(level.summary())
     processes.on_first(lambda: files.write_json(path, result))
     level.forget()

@@ -5,7 +5,7 @@ A fixed net is the masked network at its own widths: no second definition.
 Axes: B images.
 """
 
-from collections.abc import Callable
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -21,6 +21,7 @@ import optax
 from hawis_jax import checkpoint
 from hawis_jax import counterparts
 from hawis_jax import experiment as experiment_lib
+from hawis_jax import loop
 from hawis_jax import metrics as metrics_lib
 from hawis_jax import montecarlo
 from hawis_jax import nets
@@ -29,6 +30,8 @@ from hawis_jax import robustness
 from hawis_jax import search
 from hawis_jax import sharding
 from hawis_jax import teachers
+
+_BEST = "best"  # folder of the state that `train.select` may ask for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +83,13 @@ def load(
     ).image
     return module, counterparts.quantize(module, variables, images)
   example = jax.eval_shape(lambda: _init(net, module, experiment)[0])
-  with checkpoint.Checkpoints(workdir / "train" / net) as checkpoints:
+  folder = workdir / "train" / net
+  with checkpoint.Checkpoints(folder) as checkpoints:
     steps = config.train.steps
-    state = optimize.load_final(checkpoints, example, steps, "train")
+    state = loop.load_final(checkpoints, example, steps, "train")
+  if config.train.select == "best":
+    with checkpoint.Checkpoints(folder / _BEST) as checkpoints:
+      state = loop.Best(checkpoints).load(example)
   return module, _variables(state)
 
 
@@ -163,8 +170,14 @@ def train_net(
   source = splits.train
   if config.use_validation:
     source = splits.train_and_validation
-  with checkpoint.Checkpoints(workdir / "train" / net) as checkpoints:
-    optimize.run_steps(
+  folder = workdir / "train" / net
+  with contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(checkpoint.Checkpoints(folder))
+    validation = _validation(module, experiment, mesh)
+    if config.select == "best":
+      best = stack.enter_context(checkpoint.Checkpoints(folder / _BEST, keep=1))
+      validation = dataclasses.replace(validation, best=loop.Best(best))
+    loop.run_steps(
       lambda state, step, batch: jitted(state, batch, teacher_variables),
       state,
       name=f"train/{net}",
@@ -173,8 +186,7 @@ def train_net(
       metrics=metrics,
       log_every=experiment.config.log_every,
       checkpoint_seconds=experiment.config.checkpoint_seconds,
-      validate=_validation(module, experiment, mesh),
-      validate_every=config.validate_every,
+      validation=validation,
       batches=functools.partial(
         experiment.train_batches, source, config.batch_size
       ),
@@ -204,8 +216,11 @@ def _teacher(experiment, workdir):
   return teachers.Teacher(*load(config.teacher, experiment, workdir))
 
 
-def _validation(module, experiment, mesh) -> Callable[..., dict[str, float]]:
-  """Returns state -> accuracy on the validation images."""
+def _validation(module, experiment, mesh) -> loop.Validation | None:
+  """Measures accuracy on the validation images, if that is asked for."""
+  every = experiment.config.train.validate_every
+  if not every:
+    return None
   size = 8 * montecarlo.block_size(experiment.splits.image_shape)
   where = NamedSharding(mesh, PartitionSpec(sharding.DATA))
 
@@ -214,10 +229,9 @@ def _validation(module, experiment, mesh) -> Callable[..., dict[str, float]]:
       experiment.splits.validation, -(-size // mesh.size) * mesh.size
     )
     batches = (sharding.put(batch, where) for batch in batches)
-    accuracy = robustness.ideal_accuracy(module, _variables(state), batches)
-    return {"accuracy_validation": accuracy}
+    return robustness.ideal_accuracy(module, _variables(state), batches)
 
-  return validate
+  return loop.Validation(validate, "accuracy_validation", every)
 
 
 def _variables(state):

@@ -17,6 +17,7 @@ from hawis_jax import data
 from hawis_jax import errors
 from hawis_jax.data import augment
 from hawis_jax.data import sources
+from hawis_jax.data import splits as splits_lib
 
 
 @pytest.fixture
@@ -235,6 +236,66 @@ def test_damaged_image_is_named(tmp_path, rng, harm):
     )
     with fails("cannot read", re.escape(str(tmp_path)), "train/dog/4.jpg"):
       next(batches)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("augmentation", data.AUGMENTATIONS)
+def test_damaged_training_images_are_skipped(
+  tmp_path, rng, monkeypatch, caplog, augmentation, in_memory
+):
+  """The next image stands in, whatever shards there are; others stop."""
+  make_folder(tmp_path, rng)
+  if not in_memory:
+    monkeypatch.setattr(splits_lib, "_IN_MEMORY_BYTES", 0)
+  splits = data.load(section(tmp_path, damaged="skip"))
+
+  def batch(shard=(0, 1)):
+    now = data.load(section(tmp_path, damaged="skip"))
+    batches = data.train_batches(
+      now.train,
+      seed=0,
+      batch_size=30,
+      augment=augmentation,
+      shard=shard,
+      read_threads=0,  # none that reads on later
+    )
+    return now, next(batches)
+
+  whole = batch()[1]
+  records = splits.train.images.records
+  names = [records.__getitems__([i])[0]["file_name"] for i in range(36)]
+  bad = [int(n) for n in splits.train.indices[[3, 7, 8]]]
+  for number in bad:
+    (tmp_path / names[number]).write_bytes(b"not an image")
+  caplog.clear()
+  now, skipping = batch()
+  for number in bad:  # named, and once
+    assert caplog.text.count(f"({names[number]})") == 1
+  changed = [
+    i for i in range(30) if (whole["image"][i] != skipping["image"][i]).any()
+  ]
+  assert 1 <= len(changed) <= 3
+  for part in (0, 1):
+    rows = slice(15 * part, 15 * part + 15)
+    share = batch((part, 2))[1]
+    np.testing.assert_array_equal(share["image"], skipping["image"][rows])
+    np.testing.assert_array_equal(share["label"], skipping["label"][rows])
+  # Rows 3, 7 and 8 are what 4 and 9 are.
+  read = now.train.read([3, 4, 7, 8, 9, 29])
+  assert (read["image"][0] == read["image"][1]).all()
+  assert (read["image"][2:4] == read["image"][4]).all()
+  (tmp_path / names[splits.validation.indices[0]]).write_bytes(b"neither")
+  with fails("cannot read", names[splits.validation.indices[0]]):
+    data.load(section(tmp_path, damaged="skip")).validation.read([0])
+
+
+def test_a_folder_of_damaged_images_is_not_skipped(tmp_path, rng):
+  make_folder(tmp_path, rng)
+  splits = data.load(section(tmp_path, damaged="skip"))
+  for path in (tmp_path / "train").rglob("*.*"):
+    path.write_bytes(b"")
+  with fails("config.data.damaged: got 'skip' and 100 damaged images in a row"):
+    next(data.train_batches(splits.train, seed=0, batch_size=4))
 
 
 def test_missing_image_is_named(tmp_path, rng):

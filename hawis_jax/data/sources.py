@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import io
+import logging
 import pathlib
 import threading
 from typing import Any
@@ -24,6 +25,13 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP")
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's, by C
 
 _DECODE_CHUNK = 1024  # images a thread decodes at a time, to keep them
+_MOST_SKIPPED = 100  # damaged images in a row
+
+_log = logging.getLogger(__name__)
+
+
+class DamagedError(errors.InputError):
+  """A record can't be read, or its image not be decoded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Images:
       [pixels]; 0: images are as stored.
     in_memory: whether `read` decodes all images at once and keeps them.
     read_threads: threads that decode them.
+    skip_damaged: whether damaged images matter only to those who ask for them.
   """
 
   records: Sequence[Mapping[str, Any]]
@@ -73,6 +82,10 @@ class Images:
   resize: int = 0
   in_memory: bool = True
   read_threads: int = 2
+  skip_damaged: bool = False
+  _damaged: dict[int, DamagedError] = dataclasses.field(
+    default_factory=dict, init=False, repr=False
+  )
   _kept: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
   _lock: threading.Lock = dataclasses.field(
     default_factory=threading.Lock, init=False, repr=False
@@ -92,6 +105,9 @@ class Images:
     with self._lock:
       if not self._kept:
         self._kept.update(self._decode_all())
+    if self._damaged:
+      for number in self._damaged.keys() & set(np.asarray(numbers).tolist()):
+        raise self._damaged[number]
     return {key: value[numbers] for key, value in self._kept.items()}
 
   def decode(
@@ -123,6 +139,17 @@ class Images:
       raise unfit(self.folder, "images without a label", "labelled images")
     return {"image": np.stack(images), "label": labels}
 
+  def is_damaged(self, number: int) -> bool:
+    """Whether a record can't be read; logs those that can't, once."""
+    if number in self._damaged:
+      return True
+    try:
+      self.decode(np.array([number]))
+    except DamagedError as error:
+      if self._damaged.setdefault(number, error) is error:  # no other thread
+        _log.warning("skipping a damaged image: %s", error)
+    return number in self._damaged
+
   def fetch(self, numbers: np.ndarray) -> list[Mapping[str, Any]]:
     """Returns records with their images still encoded.
 
@@ -138,8 +165,25 @@ class Images:
     numbers = np.arange(len(self.records))
     chunks = np.split(numbers, numbers[_DECODE_CHUNK::_DECODE_CHUNK])
     with concurrent.futures.ThreadPoolExecutor(max(1, self.read_threads)) as p:
-      parts = list(p.map(self.decode, chunks))
+      parts = list(p.map(self._decode_chunk, chunks))
     return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+
+  def _decode_chunk(self, numbers):
+    """`decode`; black images stand in for damaged ones that may be skipped."""
+    try:
+      return self.decode(numbers)
+    except DamagedError:
+      if not self.skip_damaged:
+        raise
+    good = np.array(
+      [not self.is_damaged(number) for number in numbers.tolist()]
+    )
+    images = np.zeros((len(numbers), *self.shape), np.uint8)
+    labels = np.zeros(len(numbers), np.int32)
+    if good.any():
+      decoded = self.decode(numbers[good])
+      images[good], labels[good] = decoded["image"], decoded["label"]
+    return {"image": images, "label": labels}
 
   def _decode(self, number, record, view):
     image = record["image"]
@@ -192,11 +236,13 @@ class Source:
     images: of the whole split.
     indices: int [B], the records that belong to this source.
     lighting: standard deviation of the augmentation "imagenet"'s colour noise.
+    skip_damaged: whether the next image stands in for a damaged one.
   """
 
   images: Images
   indices: np.ndarray
   lighting: float = 0.0
+  skip_damaged: bool = False
 
   def __len__(self) -> int:
     return len(self.indices)
@@ -214,7 +260,7 @@ class Source:
     Raises:
       InputError: a record is damaged, has no label or has another size.
     """
-    return self.images.read(self.indices[indices])
+    return self._past_damaged(self.images.read, indices)
 
   def read_crops(
     self, indices: Sequence[int], draws: augment.CropLight
@@ -234,7 +280,28 @@ class Source:
       return lambda image: augment.crop_light(image, size, draw)
 
     each = (augment.CropLight(*draw) for draw in zip(*draws, strict=True))
-    return self.images.decode(self.indices[indices], [view(d) for d in each])
+    views = [view(draw) for draw in each]
+    return self._past_damaged(lambda n: self.images.decode(n, views), indices)
+
+  def _past_damaged(self, read, indices):
+    """Calls `read` with the records of these images, or of their stand-ins."""
+    try:
+      return read(self.indices[indices])
+    except DamagedError:
+      if not self.skip_damaged:
+        raise
+    return read(np.array([self._whole(index) for index in indices]))
+
+  def _whole(self, index):
+    """The first record from an image on that is not damaged."""
+    for offset in range(_MOST_SKIPPED):
+      number = int(self.indices[(index + offset) % len(self)])
+      if not self.images.is_damaged(number):
+        return number
+    raise errors.InputError(
+      f"config.data.damaged: got 'skip' and {_MOST_SKIPPED} damaged images in"
+      f" a row in {self.images.folder}, allowed are fewer; prepare it again"
+    )
 
 
 def open_image(image: bytes | np.ndarray, channels: int) -> Image.Image:
@@ -258,14 +325,12 @@ def unfit(folder: pathlib.Path, got: str, allowed: str) -> errors.InputError:
   return errors.InputError(" ".join(message.split()))
 
 
-def unreadable(
-  place: pathlib.Path | str, error: Exception
-) -> errors.InputError:
+def unreadable(place: pathlib.Path | str, error: Exception) -> DamagedError:
   """The error of files that are damaged; `place` names them."""
   reason = (str(error).strip() or type(error).__name__).splitlines()[0]
   if isinstance(error, UnidentifiedImageError):  # its text is an address
     reason = "not an image"
-  return errors.InputError(
+  return DamagedError(
     f"config.data.data_dir: cannot read {place} ({reason}), allowed are whole"
     f" array_record and image files ({', '.join(FORMATS)}); prepare it again"
   )

@@ -85,12 +85,15 @@ def load(data_config: ml_collections.ConfigDict) -> Splits:
   # RandomState: a stream that no version of NumPy changes. The order is kept:
   # the first so many images are then a random sample even of sorted files.
   order = np.random.RandomState(0).permutation(count)
-  train = images(stored.train)
+  skip = data_config.damaged == "skip"
+  train = dataclasses.replace(images(stored.train), skip_damaged=skip)
   test = images(stored.test)
   return Splits(
     name=name,
     version=stored.version,
-    train=sources.Source(train, order[held_out:], data_config.lighting),
+    train=sources.Source(
+      train, order[held_out:], data_config.lighting, skip_damaged=skip
+    ),
     validation=sources.Source(train, order[:held_out]),
     test=sources.Source(test, np.arange(len(stored.test))),
     image_shape=shape,

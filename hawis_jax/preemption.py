@@ -1,0 +1,69 @@
+"""Stopping on request: clusters send SIGTERM before they take a machine away.
+
+A loop asks `reached` after every step; where it is true, it saves and raises
+`errors.Preempted`. All processes of a run stop at the same step: JAX's runtime
+agrees on it. A run of one process without that runtime watches the signals
+itself, Ctrl-C included; the second one ends it at once.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import itertools
+import signal
+import sys
+import threading
+
+import jax
+from jax.experimental import multihost_utils
+
+# With --distributed JAX catches SIGTERM itself.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class _Watch:
+  """What the signal handler leaves behind, and how often it was looked for."""
+
+  def __init__(self):
+    self.noticed = False
+    self.asked = itertools.count(1)
+
+
+_watch = _Watch()
+
+
+@contextlib.contextmanager
+def watch() -> Iterator[None]:
+  """Watches for signals to stop while the block runs."""
+  _watch.noticed = False
+  main_thread = threading.current_thread() is threading.main_thread()
+  if jax.distributed.is_initialized() or not main_thread:
+    yield
+    return
+  before = {number: signal.signal(number, _notice) for number in _SIGNALS}
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def reached() -> bool:
+  """Whether all processes are to save and stop now.
+
+  Every process calls it equally often: calls are what they agree on.
+  """
+  if jax.distributed.is_initialized():
+    return multihost_utils.reached_preemption_sync_point(next(_watch.asked))
+  return _watch.noticed
+
+
+def _notice(number, _):
+  for each in _SIGNALS:  # the next one is not ours
+    signal.signal(each, signal.SIG_DFL)
+  _watch.noticed = True
+  name = signal.Signals(number).name
+  print(
+    f"{name}: saving after this step; once more to end at once",
+    file=sys.stderr,
+    flush=True,
+  )

@@ -320,7 +320,7 @@ def settle(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     "robustness.fault_maps": {m: files.digest(m) for m in sorted(maps)},
   }
   now = json.loads(json.dumps(flatten(config) | resolved))
-  before = files.read_json(path) if path.exists() else now
+  before = files.read_record(path) if path.exists() else now
   changed = [
     f"config.{field} was {before.get(field)!r}, is {now.get(field)!r}"
     for field in sorted(before.keys() | now.keys())
@@ -331,7 +331,7 @@ def settle(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       f"{workdir} holds a run with another configuration: {'; '.join(changed)}."
       " Take another --workdir, or the old values"
     )
-  files.write_json(path, now)
+  files.write_record(path, now)
 
 
 def _matters(field, workdir):

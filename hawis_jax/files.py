@@ -19,6 +19,7 @@ import numpy as np
 from hawis_jax import errors
 
 _SEAL = "files.json"
+_DIGEST = "sha256"  # field of a record
 
 
 def check_local(path: str, field: str) -> None:
@@ -99,6 +100,38 @@ def read_json(path: str | os.PathLike) -> Any:
     raise errors.InputError(
       f"{path}: got damaged JSON ({error}); delete the file to make it anew"
     ) from error
+
+
+def write_record(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
+  """Writes a JSON object like `write_json`, with the digest of its content.
+
+  Raises:
+    InputError: the file can't be written.
+  """
+  value = json.loads(json.dumps(value))  # as it will be read
+  write_json(path, {**value, _DIGEST: _record_digest(value)})
+
+
+def read_record(path: str | os.PathLike) -> dict[str, Any]:
+  """Reads what `write_record` wrote, and nothing else.
+
+  Raises:
+    InputError: the file is missing, unreadable, damaged or was changed.
+  """
+  value = read_json(path)
+  if not isinstance(value, dict) or value.pop(_DIGEST, None) != _record_digest(
+    value
+  ):
+    raise errors.InputError(
+      f"{path}: got another content than was written there, or another "
+      "version's; restore the file, or delete it to make it anew"
+    )
+  return value
+
+
+def _record_digest(value):
+  text = json.dumps(value, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_fields(path: str | os.PathLike) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 A loop asks `reached` after every step; where it is true, it saves and raises
 `errors.Preempted`. All processes of a run stop at the same step: JAX's runtime
 agrees on it. A run of one process without that runtime watches the signals
-itself, Ctrl-C included; the second one ends it at once.
+itself, Ctrl-C and a terminal that is closed included; the second one ends it at
+once.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import jax
 from jax.experimental import multihost_utils
 
 # With --distributed JAX catches SIGTERM itself.
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class _Watch:
@@ -39,7 +40,11 @@ def watch() -> Iterator[None]:
   if jax.distributed.is_initialized() or not main_thread:
     yield
     return
-  before = {number: signal.signal(number, _notice) for number in _SIGNALS}
+  before = {
+    number: signal.signal(number, _notice)
+    for number in _SIGNALS
+    if signal.getsignal(number) != signal.SIG_IGN  # nohup
+  }
   try:
     yield
   finally:
@@ -59,7 +64,8 @@ def reached() -> bool:
 
 def _notice(number, _):
   for each in _SIGNALS:  # the next one is not ours
-    signal.signal(each, signal.SIG_DFL)
+    if signal.getsignal(each) == _notice:
+      signal.signal(each, signal.SIG_DFL)
   _watch.noticed = True
   name = signal.Signals(number).name
   print(

@@ -121,7 +121,7 @@ def run(
   processes.on_first(lambda: finalists.write_table(table, experiment, host))
   result = finalists.choose(experiment, scorer, methods, context, host, metrics)
   result = {"format": _FORMAT, **result}
-  processes.on_first(lambda: files.write_json(result_path, result))
+  processes.on_first(lambda: files.write_record(result_path, result))
   return load_result(workdir)
 
 
@@ -135,7 +135,7 @@ def load_result(workdir: pathlib.Path) -> dict:
   path = workdir / "search" / "result.json"
   if not path.exists():
     raise errors.InputError(f"{path}: missing; run --stages search first")
-  result = files.read_json(path)
+  result = files.read_record(path)
   if result.get("format") != _FORMAT:
     raise errors.InputError(
       f"{path}: got format {result.get('format')}, needed is {_FORMAT}: it is "

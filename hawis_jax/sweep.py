@@ -75,7 +75,7 @@ def run(
       result["nets"][step.net] = _describe(
         step.net, module, variables, experiment
       )
-      processes.on_first(lambda: files.write_json(path, result))
+      processes.on_first(lambda: files.write_record(path, result))
     entry = result["nets"][step.net]
     if step.level is None:
       continue
@@ -95,7 +95,7 @@ def run(
           f"robustness, saved at chip {first + level.count} of {ends[-1]}"
         )
     entry["sweeps"].setdefault(step.scenario, []).append(level.summary())
-    processes.on_first(lambda: files.write_json(path, result))
+    processes.on_first(lambda: files.write_record(path, result))
     level.forget()
     if level.count < end - first:
       progress.report(end, {"accuracy": level.accuracy.mean()})
@@ -110,7 +110,7 @@ def _stored(path):
   """
   if not path.exists():
     return {"format": _FORMAT, "nets": {}}
-  result = files.read_json(path)
+  result = files.read_record(path)
   if result.get("format") != _FORMAT:
     raise errors.InputError(
       f"{path}: got results of format {result.get('format', 1)}, allowed is "
@@ -125,7 +125,7 @@ def _saved_chips(path, todo):
   levels = [s for s in todo if s.level is not None]
   if not levels or not path.exists():
     return 0
-  saved, first = files.read_json(path), levels[0]
+  saved, first = files.read_record(path), levels[0]
   is_next = saved["level"][:3] == [first.net, first.scenario, first.level.value]
   return len(saved["hits"]) if is_next else 0
 
@@ -166,7 +166,7 @@ class _Level:
     self._hits = []  # of every chip
     self._image_hits = np.zeros(len(labels), np.int64)
     saved = processes.on_first(
-      lambda: files.read_json(path) if path.exists() else None
+      lambda: files.read_record(path) if path.exists() else None
     )
     if saved and saved["level"] == self._name:
       self._hits = saved["hits"]
@@ -190,7 +190,7 @@ class _Level:
       "hits": self._hits,
       "image_hits": self._image_hits.tolist(),
     }
-    processes.on_first(lambda: files.write_json(self._path, content))
+    processes.on_first(lambda: files.write_record(self._path, content))
 
   def summary(self) -> dict:
     """What result.json holds of the level."""

@@ -7,7 +7,8 @@ usage="usage: launch/local_multiprocess.sh [--processes=N] [--devices=D]
 
 Starts N (2) processes of hawis_jax.main with FLAGS, each with D (4) CPU devices;
 the first listens on port P of localhost (a free one). Ends with status 0 where
-all do; when one fails, the others are killed and its status is returned.
+all do; when one fails, the others are killed and its status is returned. SIGTERM
+is passed on: they save and all end with status 75.
 --dry-run prints the commands. The Python that runs is \$PYTHON (python).
 
   launch/local_multiprocess.sh -- --config configs/digits.py"
@@ -38,6 +39,7 @@ with socket.socket() as s:
 fi
 
 pids=()
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM
 # Hard: jax catches SIGTERM, and a process may wait for one that is gone.
 trap 'kill -KILL "${pids[@]}" 2>/dev/null || true' EXIT
 for ((id = 0; id < processes; id++)); do
@@ -55,6 +57,15 @@ for ((id = 0; id < processes; id++)); do
     pids+=($!)
   fi
 done
-for ((left = ${#pids[@]}; left; left--)); do
-  wait -n || exit
+preempted=75 result=0
+while ((${#pids[@]})); do
+  status=0
+  wait -n -p ended "${pids[@]}" || status=$?
+  [[ -n "${ended:-}" ]] || continue # a signal came
+  ((status == 0 || status == preempted)) || exit "$status"
+  ((status == 0)) || result=$status
+  for id in "${!pids[@]}"; do
+    [[ "${pids[id]}" != "$ended" ]] || unset "pids[$id]"
+  done
 done
+exit "$result"

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -33,7 +34,7 @@ _SHORT = {
   "search.budget_uniform": 1.5,
   "search.methods": "('random',)",
   "search.scenarios": "({'stuck_off':0.1},)",
-  "search.updates": 1,
+  "search.updates": 2,
   "search.proposals": 4,
   "search.chips": 2,
   "search.images": 32,
@@ -45,15 +46,20 @@ _SHORT = {
   "train.steps": 3,
   "train.batch_size": 16,
   "train.validate_every": 3,
-  "robustness.chips": 4,
+  "robustness.chips": 16,
   "robustness.chips_per_step": 1,
   "robustness.images": 100,
   "robustness.scenarios": "({'variation':(0.5,)},)",
 }
 
 
-def _child(command, **environment):
+def _child(command, meanwhile=None, **environment):
   """Runs a command; kills it and all that it started if it hangs.
+
+  Args:
+    command: its words.
+    meanwhile: called with the process, as soon as that has begun.
+    **environment: beside this process's.
 
   Returns:
     (exit status, stdout and stderr).
@@ -74,6 +80,8 @@ def _child(command, **environment):
     start_new_session=True,
   )
   try:
+    if meanwhile:
+      meanwhile(process)
     output, _ = process.communicate(timeout=_SECONDS)
   except subprocess.TimeoutExpired:
     # Hard: jax catches SIGTERM.
@@ -171,7 +179,18 @@ def test_steps_on_eight_devices_are_those_on_one():
   assert output.split()[-1] == "same"
 
 
-def _launch(num_processes, devices, workdir, data_dir, **fields):
+def _launch(num_processes, devices, workdir, data_dir, kill=None, **fields):
+  """Runs the launcher.
+
+  Args:
+    num_processes: of it.
+    devices: of each process.
+    workdir: of the run.
+    data_dir: of the data, and of what was compiled before.
+    kill: (stage, signal, which process; None: the launcher). As soon as that
+      stage has shown something.
+    **fields: of the configuration.
+  """
   values = _SHORT | {"data.data_dir": data_dir} | fields
   return _child(
     [
@@ -183,6 +202,7 @@ def _launch(num_processes, devices, workdir, data_dir, **fields):
       f"--workdir={workdir}",
       *(f"--config.{name}={value}" for name, value in values.items()),
     ],
+    kill and (lambda process: _kill(process, workdir, *kill)),
     # Most of the time is XLA's: half of it without LLVM's optimisations.
     XLA_FLAGS="--xla_backend_optimization_level=0",
     JAX_COMPILATION_CACHE_DIR=str(data_dir / "cache"),
@@ -190,9 +210,32 @@ def _launch(num_processes, devices, workdir, data_dir, **fields):
   )
 
 
+def _kill(launcher, workdir, stage, number, victim):
+  """Sends a signal when a stage has reported for the first time."""
+  deadline = time.monotonic() + _SECONDS
+  while launcher.poll() is None and time.monotonic() < deadline:
+    if any(line["stage"] == stage for line in _metrics(workdir)):
+      break
+    time.sleep(0.05)
+  pid = launcher.pid
+  if victim is not None:
+    listed = subprocess.run(
+      ["pgrep", "-P", str(pid), "-f", "--", f"--process_id={victim}"],
+      capture_output=True,
+      text=True,
+    )
+    pid = int(listed.stdout)
+  os.kill(pid, number)
+
+
+def _metrics(workdir):
+  path = workdir / "metrics.jsonl"
+  lines = path.read_text().splitlines() if path.exists() else []
+  return [json.loads(line) for line in lines if line.endswith("}")]
+
+
 def _results(workdir):
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  metrics = [json.loads(line) for line in lines]
+  metrics = _metrics(workdir)
   for line in metrics:
     del line["time"]
   results = [
@@ -202,14 +245,51 @@ def _results(workdir):
   return metrics, results
 
 
-def test_two_processes_find_what_one_finds(tmp_path):
-  """The whole way on 1 process x 8 devices and on 2 x 4: the same bits."""
-  status, output = _launch(1, 8, tmp_path / "one", tmp_path)
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+  """The whole way on 1 process x 8 devices: (data folder, its results)."""
+  folder = tmp_path_factory.mktemp("one")
+  status, output = _launch(1, 8, folder / "one", folder)
   assert status == 0, output
-  status, output = _launch(2, 4, tmp_path / "two", tmp_path)
+  return folder, _results(folder / "one")
+
+
+_KILLS = (
+  # (signal, which process) in pretrain, search and robustness.
+  ((signal.SIGTERM, None), (signal.SIGKILL, 1), (signal.SIGTERM, 1)),
+  pytest.param(
+    ((signal.SIGKILL, 0), (signal.SIGTERM, 0), (signal.SIGKILL, 1)),
+    marks=pytest.mark.slow,
+  ),
+)
+
+
+@pytest.mark.parametrize("kills", _KILLS)
+def test_killed_in_every_stage_they_find_the_same(one, tmp_path, kills):
+  """And ended by one process with 8 devices; results are equal to the bit."""
+  data_dir, expected = one
+  stages = "pretrain", "search", "robustness"
+  for stage, (number, victim) in zip(stages, kills, strict=True):
+    status, output = _launch(
+      2, 4, tmp_path / "run", data_dir, (stage, number, victim)
+    )
+    if number == signal.SIGTERM:
+      assert status == 75, output
+      assert output.count(f"stopped: {stage}, saved at") == 1
+    else:
+      assert status == 128 + signal.SIGKILL, output
+  status, output = _launch(1, 8, tmp_path / "run", data_dir)
+  assert status == 0, output
+  assert _results(tmp_path / "run") == expected
+  assert (tmp_path / "run" / "report" / "index.html").exists()
+
+
+def test_two_processes_find_what_one_finds(one, tmp_path):
+  """The whole way on 2 processes x 4 devices: the same bits as on 1 x 8."""
+  data_dir, (metrics, results) = one
+  status, output = _launch(2, 4, tmp_path / "two", data_dir)
   assert status == 0, output
   assert output.count("done in") == 1  # only the first process shows anything
-  metrics, results = _results(tmp_path / "one")
   assert _results(tmp_path / "two") == (metrics, results)
   stages = {line["stage"] for line in metrics}
   assert stages >= {"pretrain", "search", "train/found", "robustness"}
@@ -217,15 +297,16 @@ def test_two_processes_find_what_one_finds(tmp_path):
 
   # What the first process alone finds wrong, all say, and end.
   before = (tmp_path / "two" / "metrics.jsonl").read_text()
-  status, output = _launch(2, 4, tmp_path / "two", tmp_path, seed=1)
+  status, output = _launch(2, 4, tmp_path / "two", data_dir, seed=1)
   assert status == 2
   assert "config.seed was 0, is 1" in output
   assert (tmp_path / "two" / "metrics.jsonl").read_text() == before
 
   # Two processes go on from what one with 8 devices had; nothing is repeated
   # but the robustness stage, to the bit.
+  shutil.copytree(data_dir / "one", tmp_path / "one")
   shutil.rmtree(tmp_path / "one" / "robustness")
-  status, output = _launch(2, 4, tmp_path / "one", tmp_path)
+  status, output = _launch(2, 4, tmp_path / "one", data_dir)
   assert status == 0, output
   assert "pretrain  begins" not in output
   assert "robustness  begins" in output

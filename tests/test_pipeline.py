@@ -4,130 +4,20 @@ import json
 import pathlib
 import re
 import shutil
-import sys
-import warnings
 
-from absl import flags
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 import pytest
+import short_run
 
 from hawis_jax import data
 from hawis_jax import files
 from hawis_jax import interop
-from hawis_jax import main
 from hawis_jax import metrics
 from hawis_jax import pretrain
 from hawis_jax import resnet
 from hawis_jax import search
 from hawis_jax import train
-
-_CONFIG = str(pathlib.Path(__file__).parents[1] / "configs" / "digits.py")
-_SHORT = {
-  "log_every": 2,
-  "checkpoint_seconds": 0.0,
-  "data.validation_images": 64,
-  "space.choices": "((4,8),(8,16),(16,32))",
-  "network.base_widths": "(4,8,16)",
-  "search.budget_uniform": 1.5,
-  "pretrain.steps": 8,
-  "pretrain.warmup_steps": 3,
-  "pretrain.batch_size": 16,
-  "search.updates": 4,
-  "search.proposals": 4,
-  "search.images": 64,
-  "search.batch_size": 32,
-  "search.calibration_images": 64,
-  "search.finalists": 3,
-  "search.finalist_chips": 3,
-  "train.steps": 8,
-  "train.batch_size": 16,
-  "robustness.chips": 4,
-  "robustness.chips_per_step": 2,
-  "robustness.scenarios": (
-    "({'stuck_off':(0.0,0.1)},{'stuck_on':(0.02,)},{'variation':(0.5,)})"
-  ),
-}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
-  """These tests start the program often; it compiles the same each time."""
-  fields = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-    "jax_persistent_cache_min_compile_time_secs": 0.1,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-  }
-  before = {name: getattr(jax.config, name) for name in fields}
-  for name, value in fields.items():
-    jax.config.update(name, value)
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-
-
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-  return tmp_path_factory.mktemp("tfds")
-
-
-@pytest.fixture
-def run(data_dir, monkeypatch):
-  """Returns a function that runs the program in this process."""
-
-  def call(workdir, *arguments, config=_CONFIG, overrides=True, **fields):
-    values = {**_SHORT, "data.data_dir": data_dir} if overrides else {}
-    values |= {name.replace("__", "."): v for name, v in fields.items()}
-    overrides = [f"--config.{name}={value}" for name, value in values.items()]
-    argv = ["main", f"--config={config}", f"--workdir={workdir}"]
-    argv += [*overrides, *arguments]
-    for name in list(flags.FLAGS):
-      if name.startswith("config."):  # of the call before
-        delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
-    monkeypatch.setattr(sys, "argv", argv)  # config_flags reads it
-    return main.run(argv)
-
-  return call
-
-
-@pytest.fixture(scope="session")
-def finished_dir(tmp_path_factory):
-  return tmp_path_factory.mktemp("finished")
-
-
-@pytest.fixture
-def finished(run, finished_dir):
-  """The work directory of a finished run; the first test to ask runs it."""
-  if not (finished_dir / "report" / "report.json").exists():
-    assert run(finished_dir) == 0
-  return finished_dir
-
-
-def _metrics(workdir):
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  return [
-    {k: v for k, v in json.loads(line).items() if k != "time"} for line in lines
-  ]
-
-
-def _state(workdir):
-  """{path: content} of all results that must not depend on interruptions."""
-  state = {"metrics": _metrics(workdir)}
-  for path in sorted(workdir.rglob("result.json")):
-    state[str(path.relative_to(workdir))] = path.read_text()
-  for stage in ("pretrain", "search", "train/found", "train/uniform"):
-    steps = sorted(int(p.name) for p in (workdir / stage).glob("[0-9]*"))
-    state[stage] = steps[-1], _arrays(workdir / stage / str(steps[-1]))
-  return state
-
-
-def _arrays(folder):
-  with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="Sharding info not provided")
-    loaded = ocp.load(folder)
-  return [np.asarray(x).tobytes() for x in jax.tree.leaves(loaded)]
 
 
 def test_everything_runs_and_a_second_run_repeats_nothing(
@@ -193,7 +83,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
       with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
   assert run(tmp_path) == 0
-  expected, got = _state(finished), _state(tmp_path)
+  expected, got = short_run.state(finished), short_run.state(tmp_path)
   for name in expected:
     assert got[name] == expected[name], name
 
@@ -218,7 +108,9 @@ def test_fault_aware_pretraining_resumes_to_the_same_bits(
       run(twice, "--stages=pretrain", **fields)
   assert run(twice, "--stages=pretrain", **fields) == 0
   assert run(ideal, "--stages=pretrain") == 0
-  weights = [_arrays(d / "pretrain" / "8") for d in (once, twice, ideal)]
+  weights = [
+    short_run.arrays(d / "pretrain" / "8") for d in (once, twice, ideal)
+  ]
   assert weights[0] == weights[1] != weights[2]
   # What the super-net was trained on does not change under the search.
   fields["search.scenarios"] = "({'stuck_on': 0.01},)"
@@ -267,14 +159,14 @@ def test_results_of_other_chips_are_not_mixed(run, finished, tmp_path, capsys):
   """result.json of an earlier revision, whose chip numbers meant others."""
   shutil.copytree(finished, tmp_path / "old")
   path = tmp_path / "old" / "robustness" / "result.json"
-  result = json.loads(path.read_text())
+  result = files.read_record(path)
   del result["format"]
-  path.write_text(json.dumps(result))
+  files.write_record(path, result)
   assert run(tmp_path / "old", "--stages=robustness") == 2
   message = capsys.readouterr().err
   assert "got results of format 1, allowed is 2" in message
   assert message.count("\n") == 1
-  assert json.loads(path.read_text()) == result
+  assert files.read_record(path) == result
 
 
 def test_one_compilation_serves_all_width_vectors(run, tmp_path, monkeypatch):
@@ -332,9 +224,9 @@ def test_a_found_width_outside_the_choices_is_named(
 ):
   shutil.copytree(finished / "search", tmp_path / "search")
   path = tmp_path / "search" / "result.json"
-  result = json.loads(path.read_text())
+  result = files.read_record(path)
   result["found"][2] = 5
-  path.write_text(json.dumps(result))
+  files.write_record(path, result)
   assert run(tmp_path, "--stages=train") == 2
   error = capsys.readouterr().err
   assert "search/result.json: found[2]: got 5, allowed are (4, 8)" in error
@@ -390,10 +282,10 @@ def test_a_corrupt_checkpoint_is_skipped_or_named(run, tmp_path, capsys):
       if path.is_file() and path.stat().st_size > 1000:
         path.write_bytes(path.read_bytes()[:-100])
 
-  good = _arrays(steps[1])
+  good = short_run.arrays(steps[1])
   truncate(steps[1])
   assert run(tmp_path, "--stages=pretrain") == 0  # from step 6 again
-  assert _arrays(steps[1]) == good
+  assert short_run.arrays(steps[1]) == good
   for step in (tmp_path / "pretrain").glob("[0-9]*"):
     truncate(step)
   capsys.readouterr()
@@ -583,7 +475,7 @@ def test_counterparts_and_a_teacher_need_no_search(run, tmp_path, capsys):
     assert nets[name]["test_images"] == 100
   curve = [
     (line["stage"], line["step"])
-    for line in _metrics(tmp_path)
+    for line in short_run.metrics(tmp_path)
     if "accuracy_validation" in line["values"]
   ]
   assert curve == [
@@ -641,7 +533,7 @@ def test_a_bad_config_file_gets_one_clear_line(
   run, tmp_path, capsys, line, message
 ):
   config = tmp_path / "bad.py"
-  text = pathlib.Path(_CONFIG).read_text()
+  text = pathlib.Path(short_run.CONFIG).read_text()
   config.write_text(text.replace("  return c", f"  {line}\n  return c"))
   # No overrides: what the file says stands.
   assert run(tmp_path / "run", config=config, overrides=False) == 2

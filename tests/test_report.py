@@ -15,6 +15,7 @@ from hawis_jax import config as config_lib
 from hawis_jax import cost
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
+from hawis_jax import files
 from hawis_jax import finalists as finalists_lib
 from hawis_jax import intervals
 from hawis_jax import methods
@@ -257,7 +258,7 @@ def _write(
     stages["search"] = _search(rng, experiment, kind, shares, limits or {})
   for stage, value in stages.items():
     (workdir / stage).mkdir(exist_ok=True)
-    (workdir / stage / "result.json").write_text(json.dumps(value))
+    files.write_record(workdir / stage / "result.json", value)
   if curves:
     curves = _curves(rng, config, config.train.nets)
     (workdir / "metrics.jsonl").write_text(curves)
@@ -309,7 +310,7 @@ def made(tmp_path_factory):
   experiment = _experiment(**{"data.data_dir": "<script>alert(1)</script>&"})
   result = _write(workdir, np.random.default_rng(3), experiment)
   content, _ = _run(experiment, workdir)
-  search = json.loads((workdir / "search" / "result.json").read_text())
+  search = files.read_record(workdir / "search" / "result.json")
   return workdir, result, search, content
 
 
@@ -488,10 +489,10 @@ def test_a_search_of_one_method_without_a_rival(rng, tmp_path):
   )
   _write(tmp_path, rng, experiment, False)
   path = tmp_path / "search" / "result.json"
-  search = json.loads(path.read_text())
+  search = files.read_record(path)
   search["finalists"]["uniform"] = []
   search["best"]["uniform"] = [None]
-  path.write_text(json.dumps(search))
+  files.write_record(path, search)
   content, page = _run(experiment, tmp_path)
   assert content["search"]["comparisons"] == []
   text = _Page(page).text
@@ -655,9 +656,9 @@ def test_a_found_net_that_loses(rng, tmp_path):
   experiment = _experiment()
   _write(tmp_path, rng, experiment, found=0.4)
   path = tmp_path / "search" / "result.json"
-  search = json.loads(path.read_text())
+  search = files.read_record(path)
   search["best"]["random"][0]["chips"] = [0.9 + 0.01 * i for i in range(9)]
-  path.write_text(json.dumps(search))
+  files.write_record(path, search)
   content, page = _run(experiment, tmp_path)
   versus_uniform, versus_baseline = content["headline"]
   assert versus_uniform.startswith("The found net loses to the uniform net")
@@ -896,7 +897,7 @@ def test_a_finished_report_is_left_alone(rng, tmp_path):
   # Other results: another report, and no picture of what is gone.
   result["nets"]["found"]["clean"] = 0.5
   path = tmp_path / "robustness" / "result.json"
-  path.write_text(json.dumps(result))
+  files.write_record(path, result)
   (tmp_path / "metrics.jsonl").unlink()
   changed, page = _run(experiment, tmp_path)
   assert changed["digest"] != before["digest"]
@@ -937,7 +938,7 @@ def test_an_unfinished_sweep_says_what_is_missing(rng, tmp_path):
   del sweeps["variation"]
   del sweeps["stuck_on"][-1]
   path = tmp_path / "robustness" / "result.json"
-  path.write_text(json.dumps(result))
+  files.write_record(path, result)
   content, page = _run(experiment, tmp_path)
   assert "uniform: 2 % stuck on; uniform: variation γ = 0; " in page
   assert content["missing"][0] == "1x baseline: everything"
@@ -953,7 +954,7 @@ def test_a_net_without_a_colour_of_its_own(rng, tmp_path):
   result = _write(tmp_path, rng, experiment, curves=False)
   result["nets"]["int8"] = result["nets"].pop("baseline_1x")
   path = tmp_path / "robustness" / "result.json"
-  path.write_text(json.dumps(result))
+  files.write_record(path, result)
   content, page = _run(experiment, tmp_path)
   assert list(content["nets"]) == ["found", "uniform", "int8"]
   assert "<th>minus int8</th>" in page
@@ -963,7 +964,7 @@ def test_missing_results_are_named(rng, tmp_path):
   experiment = _experiment()
   _write(tmp_path, rng, experiment)
   path = tmp_path / "robustness" / "result.json"
-  path.write_text('{"format": 2, "nets": {}}')
+  files.write_record(path, {"format": 2, "nets": {}})
   with pytest.raises(errors.InputError, match="got no net"):
     _run(experiment, tmp_path)
   path.unlink()

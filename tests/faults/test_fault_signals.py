@@ -1,0 +1,140 @@
+"""Whole runs in processes of their own that are signalled or killed."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import short_run
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_SECONDS = 300  # a child that takes longer hangs
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@pytest.fixture
+def start(data_dir, tmp_path, compilation_cache, monkeypatch):
+  """Starts the shortened run of `short_run` in a process of its own."""
+
+  def call(workdir):
+    values = {**short_run.SHORT, "data.data_dir": data_dir}
+    return subprocess.Popen(
+      [
+        *(sys.executable, "-m", "hawis_jax.main"),
+        f"--config={short_run.CONFIG}",
+        f"--workdir={workdir}",
+        *(f"--config.{name}={value}" for name, value in values.items()),
+      ],
+      cwd=tmp_path,
+      env=os.environ
+      | {
+        "PYTHONPATH": str(_ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+      },
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+
+  return call
+
+
+def _lines(workdir):
+  path = workdir / "metrics.jsonl"
+  return path.read_text().count("\n") if path.exists() else 0
+
+
+def _signal(process, workdir, number, more, seconds):
+  """Sends a signal some time after so many more lines of metrics.
+
+  Returns:
+    (exit status, output); status 0 where the run was faster.
+  """
+  wanted, deadline = _lines(workdir) + more, time.monotonic() + _SECONDS
+  while process.poll() is None and _lines(workdir) < wanted:
+    if time.monotonic() > deadline:
+      break
+    time.sleep(0.01)
+  time.sleep(seconds)
+  process.send_signal(number)
+  try:
+    output, _ = process.communicate(timeout=_SECONDS)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    output, _ = process.communicate()
+    pytest.fail(f"hung after {signal.Signals(number).name}:\n{output}")
+  return process.returncode, output
+
+
+@pytest.mark.parametrize(
+  "numbers",
+  [
+    (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL),
+    pytest.param(
+      (signal.SIGKILL, *_STOPS) * 6, marks=pytest.mark.slow, id="often"
+    ),
+  ],
+)
+def test_stopped_at_random_moments_it_ends_the_same(
+  start, finished, tmp_path, numbers
+):
+  """Every result, metric and weight equal to the bit; so is the cache cut."""
+  rng, workdir = np.random.default_rng(), tmp_path / "run"
+  for number in numbers:
+    more = int(rng.integers(1, 5))
+    status, output = _signal(
+      start(workdir), workdir, number, more, rng.uniform(0, 0.3)
+    )
+    if status == 0:
+      break
+    if number == signal.SIGKILL:
+      assert status == -signal.SIGKILL, output
+    else:
+      assert status == 75, output
+      last = output.splitlines()[-1]
+      assert last.startswith("stopped: ") and ", saved at " in last
+    # What was compiled before need not be whole either.
+    for path in list((tmp_path / "cache").iterdir())[::3]:
+      path.write_bytes(path.read_bytes()[: rng.integers(100)])
+  process = start(workdir)
+  output, _ = process.communicate(timeout=_SECONDS)
+  assert process.returncode == 0, output
+  expected, got = short_run.state(finished), short_run.state(workdir)
+  for name in expected:
+    assert got[name] == expected[name], name
+
+
+def test_a_second_signal_ends_it_at_once(start, tmp_path):
+  process, workdir = start(tmp_path / "run"), tmp_path / "run"
+  # In the first step, which compiles: there is nothing to save yet.
+  line = ""
+  while "pretrain  begins" not in line:
+    line = process.stdout.readline()
+    assert line, "ended too early"
+  process.send_signal(signal.SIGINT)
+  assert process.stdout.readline().startswith("SIGINT: saving after this step")
+  status, _ = _signal(process, workdir, signal.SIGINT, 0, 0)
+  assert status == -signal.SIGINT
+  assert not [p for p in (workdir / "pretrain").iterdir() if p.name.isdecimal()]
+
+
+def test_two_runs_at_once(start, tmp_path):
+  """The second one is refused, and the first one not disturbed."""
+  workdir = tmp_path / "run"
+  first = start(workdir)
+  while not (workdir / "metrics.jsonl").exists():
+    assert first.poll() is None
+    time.sleep(0.05)
+  second = start(workdir)
+  output, _ = second.communicate(timeout=_SECONDS)
+  assert second.returncode == 2
+  assert "another process is running in it" in output
+  status, output = _signal(first, workdir, signal.SIGTERM, 1, 0)
+  assert status == 75, output
+  assert json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])

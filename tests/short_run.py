@@ -1,0 +1,69 @@
+"""A shortened main job, and what of its results must never change."""
+
+import json
+import pathlib
+import shutil
+import warnings
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+CONFIG = str(pathlib.Path(__file__).parents[1] / "configs" / "digits.py")
+SHORT = {
+  "log_every": 2,
+  "checkpoint_seconds": 0.0,
+  "data.validation_images": 64,
+  "space.choices": "((4,8),(8,16),(16,32))",
+  "network.base_widths": "(4,8,16)",
+  "search.budget_uniform": 1.5,
+  "pretrain.steps": 8,
+  "pretrain.warmup_steps": 3,
+  "pretrain.batch_size": 16,
+  "search.updates": 4,
+  "search.proposals": 4,
+  "search.images": 64,
+  "search.batch_size": 32,
+  "search.calibration_images": 64,
+  "search.finalists": 3,
+  "search.finalist_chips": 3,
+  "train.steps": 8,
+  "train.batch_size": 16,
+  "robustness.chips": 4,
+  "robustness.chips_per_step": 2,
+  "robustness.scenarios": (
+    "({'stuck_off':(0.0,0.1)},{'stuck_on':(0.02,)},{'variation':(0.5,)})"
+  ),
+}
+
+
+def copy(finished, workdir, without):
+  """Copies a finished run but for one stage."""
+  shutil.copytree(finished, workdir)
+  shutil.rmtree(workdir / without)
+  return workdir
+
+
+def metrics(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [
+    {k: v for k, v in json.loads(line).items() if k != "time"} for line in lines
+  ]
+
+
+def state(workdir):
+  """{path: content} of all results that must not depend on interruptions."""
+  state = {"metrics": metrics(workdir)}
+  for path in sorted(workdir.rglob("result.json")):
+    state[str(path.relative_to(workdir))] = path.read_text()
+  for stage in ("pretrain", "search", "train/found", "train/uniform"):
+    steps = sorted(int(p.name) for p in (workdir / stage).glob("[0-9]*"))
+    state[stage] = steps[-1], arrays(workdir / stage / str(steps[-1]))
+  return state
+
+
+def arrays(folder):
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="Sharding info not provided")
+    loaded = ocp.load(folder)
+  return [np.asarray(x).tobytes() for x in jax.tree.leaves(loaded)]

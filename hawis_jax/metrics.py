@@ -171,7 +171,8 @@ class Progress:
       print(file=self._metrics.stream)
     self._open_line = False
     if self._board:
-      self._board.close()
+      with files.write_errors(self._metrics.directory / "tensorboard"):
+        self._board.close()
 
   def _show(self, step, values):
     """Prints progress, unless the last line is too recent."""

@@ -53,7 +53,8 @@ def metrics(workdir):
 
 def state(workdir):
   """{path: content} of all results that must not depend on interruptions."""
-  state = {"metrics": metrics(workdir)}
+  by_step = lambda line: (line["stage"], line["step"])  # noqa: E731
+  state = {"metrics": sorted(metrics(workdir), key=by_step)}
   for path in sorted(workdir.rglob("result.json")):
     state[str(path.relative_to(workdir))] = path.read_text()
   for stage in ("pretrain", "search", "train/found", "train/uniform"):

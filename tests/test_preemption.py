@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from hawis_jax import main
 from hawis_jax import preemption
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -37,3 +38,7 @@ def test_what_is_ignored_stays_ignored():
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
   finally:
     signal.signal(signal.SIGHUP, before)
+
+
+def test_the_exit_status_of_preemption_is_the_systems():
+  assert main.PREEMPTED == 75  # EX_TEMPFAIL of sysexits.h; launch/ counts on it

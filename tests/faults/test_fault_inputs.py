@@ -10,7 +10,6 @@ import short_run
 
 from hawis_jax import data
 from hawis_jax import files
-from hawis_jax import main
 from hawis_jax import pretrain
 from hawis_jax import scoring
 from hawis_jax import train
@@ -200,7 +199,3 @@ def test_devices_that_are_none(run, tmp_path, capsys, text, message):
   )
   assert message in error
   assert not (tmp_path / "run").exists()
-
-
-def test_the_exit_status_of_preemption_is_the_systems():
-  assert main.PREEMPTED == 75  # EX_TEMPFAIL of sysexits.h; launch/ counts on it

@@ -70,7 +70,7 @@ each_run='for pid in hawis_jax_runs/*.pid; do
 if "$stop"; then
   # shellcheck disable=SC2016
   on all "$each_run"'
-  kill -TERM "$(cat "$pid")"
+  kill -TERM "$(cat "$pid")" || true
 done'
   exit
 fi

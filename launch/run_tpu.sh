@@ -77,7 +77,7 @@ fi
 
 folder=${folder:-$name}
 results=${results:-runs/$folder}
-[[ "$nfs" =~ ^[^:/]+:/ ]] ||
+[[ "$nfs" =~ ^[^:/]+:/([^/]|$) ]] ||
   die "--nfs: got '$nfs', needed is HOST:/SHARE, e.g. of Filestore"
 [[ "$folder" =~ ^[A-Za-z0-9_][-A-Za-z0-9_./]*$ && "$folder" != *..* ]] ||
   die "--run: got '$folder', allowed is a relative path of -A-Za-z0-9_./"
@@ -86,7 +86,7 @@ results=${results:-runs/$folder}
 (($#)) || die "FLAGS: missing, needed is at least -- --config=FILE"
 for flag in "$@"; do
   case "$flag" in
-    --workdir | --workdir=*) die "--workdir: is set by --run, which is $folder" ;;
+    --workdir | --workdir=*) die "--workdir: is set by --run, now $folder" ;;
   esac
 done
 

@@ -172,6 +172,31 @@ def test_dry_runs_start_nothing(fakes):
   assert not list(fakes.folder.glob("x*"))
 
 
+# This machine
+
+
+def test_local_processes_know_each_other():
+  options = ["--processes=2", "--devices=3", "--port=1234", "--dry-run"]
+  status, output, _ = _run(
+    "local_multiprocess.sh", *options, "--", *_FLAGS, PYTHON="my python"
+  )
+  assert status == 0
+  lines = output.splitlines()
+  assert len(lines) == 2
+  for index, line in enumerate(lines):
+    words = shlex.split(line)
+    assert "JAX_NUM_CPU_DEVICES=3" in words
+    assert words[words.index("my python") + 1 :] == [
+      "-m",
+      "hawis_jax.main",
+      *_FLAGS,
+      "--distributed",
+      "--coordinator_address=localhost:1234",
+      "--num_processes=2",
+      f"--process_id={index}",
+    ]
+
+
 # Cloud TPU
 
 
@@ -444,8 +469,21 @@ def test_sbatch_reads_its_options():
 # GKE
 
 
-def _yaml(name):
-  return yaml.safe_load((_LAUNCH / name).read_text())
+_KINDS = {
+  "JobSet": "JobsetV1alpha2JobSet",
+  "PersistentVolumeClaim": "IoK8sApiCoreV1PersistentVolumeClaim",
+  "Pod": "IoK8sApiCoreV1Pod",
+}
+
+
+def _kubernetes():
+  """All objects of the launch files, by kind."""
+  objects = {}
+  for path in _LAUNCH.glob("*.yaml"):
+    for content in yaml.safe_load_all(path.read_text()):
+      assert content["kind"] not in objects
+      objects[content["kind"]] = content
+  return objects
 
 
 def _lost(value, read, path=""):
@@ -463,38 +501,41 @@ def _lost(value, read, path=""):
     yield f"{path}: {value!r} read as {read!r}"
 
 
-@pytest.mark.parametrize(
-  "name, kind",
-  [
-    ("jobset.yaml", "JobsetV1alpha2JobSet"),
-    ("volume.yaml", "IoK8sApiCoreV1PersistentVolumeClaim"),
-  ],
-)
-def test_kubernetes_knows_every_field(name, kind):
+@pytest.mark.parametrize("kind", _KINDS)
+def test_kubernetes_knows_every_field(kind):
   """Models that are generated from the APIs drop what they don't know."""
   models = pytest.importorskip("kubeflow_trainer_api.models")
-  content, model = _yaml(name), getattr(models, kind)
+  content, model = _kubernetes()[kind], getattr(models, _KINDS[kind])
   assert list(_lost(content, model.from_dict(content).to_dict())) == []
   content["spec"]["unknown"] = 1
-  assert list(_lost(content, model.from_dict(content).to_dict())) == [
-    ".spec.unknown"
-  ]
+  lost = list(_lost(content, model.from_dict(content).to_dict()))
+  assert lost == [".spec.unknown"]
+
+
+def _job():
+  """The Job of the JobSet, its pod and its container."""
+  jobs = _kubernetes()["JobSet"]["spec"]["replicatedJobs"]
+  job = jobs[0]["template"]["spec"]
+  pod = job["template"]["spec"]
+  (container,) = pod["containers"]
+  return job, pod, container
 
 
 def test_jobset_restarts_on_all_but_2():
-  spec = _yaml("jobset.yaml")["spec"]
-  policy = spec["failurePolicy"]
+  jobset = _kubernetes()["JobSet"]
+  assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
+  policy = jobset["spec"]["failurePolicy"]
   assert policy["maxRestarts"] > 0
-  # A rule-less failure restarts; PodFailurePolicy is the Job's reason where a
-  # rule of its podFailurePolicy failed it.
+  assert policy["restartStrategy"] in ("Recreate", "BlockingRecreate")
+  # A failure without a rule restarts; PodFailurePolicy is the reason of a Job
+  # that a rule of its podFailurePolicy failed.
   (rule,) = policy["rules"]
+  assert re.fullmatch("[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"])
   assert rule["action"] == "FailJobSet"
   assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
-  job = spec["replicatedJobs"][0]["template"]["spec"]
+  job, pod, container = _job()
   (fatal,) = job["podFailurePolicy"]["rules"]
   assert fatal["action"] == "FailJob"
-  pod = job["template"]["spec"]
-  (container,) = pod["containers"]
   assert fatal["onExitCodes"] == {
     "containerName": container["name"],
     "operator": "In",
@@ -504,21 +545,25 @@ def test_jobset_restarts_on_all_but_2():
   assert job["backoffLimit"] == 0
 
 
-def test_jobset_fills_its_slice_and_shares_its_folder():
-  jobs = _yaml("jobset.yaml")["spec"]["replicatedJobs"]
-  job = jobs[0]["template"]["spec"]
-  pod = job["template"]["spec"]
-  (container,) = pod["containers"]
+def test_jobset_fills_its_slice():
+  job, pod, container = _job()
   x, y = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
   chips = container["resources"]["limits"]["google.com/tpu"]
   assert job["parallelism"] * chips == int(x) * int(y)
   assert job["completions"] == job["parallelism"]
+
+
+def test_jobset_runs_main_in_the_shared_folder():
+  _, pod, container = _job()
   (mount,) = container["volumeMounts"]
   (volume,) = pod["volumes"]
   assert mount["name"] == volume["name"]
-  claim = volume["persistentVolumeClaim"]["claimName"]
-  assert claim == _yaml("volume.yaml")["metadata"]["name"]
-  assert _yaml("volume.yaml")["spec"]["accessModes"] == ["ReadWriteMany"]
+  claim = _kubernetes()["PersistentVolumeClaim"]
+  assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+  for spec in (pod, _kubernetes()["Pod"]["spec"]):
+    (volume,) = spec["volumes"]
+    named = volume["persistentVolumeClaim"]["claimName"]
+    assert named == claim["metadata"]["name"]
   arguments = dict(
     argument.removeprefix("--").partition("=")[::2]
     for argument in container["args"]

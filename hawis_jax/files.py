@@ -31,7 +31,7 @@ def check_local(path: str, field: str) -> None:
   if "://" in path:
     raise errors.InputError(
       f"{field}: got {path!r}, allowed is a folder of this machine's file "
-      "system, such as a mounted bucket (gcsfuse) or share (NFS)"
+      "system, such as a mounted share"
     )
 
 

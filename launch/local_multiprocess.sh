@@ -5,10 +5,10 @@ set -euo pipefail
 usage="usage: launch/local_multiprocess.sh [--processes=N] [--devices=D]
   [--port=P] [--dry-run] -- FLAGS
 
-Starts N (2) processes of hawis_jax.main with FLAGS, each with D (4) CPU devices;
-the first listens on port P of localhost (a free one). Ends with status 0 where
-all do; when one fails, the others are killed and its status is returned. SIGTERM
-is passed on: they save and all end with status 75.
+Starts N (2) processes of hawis_jax.main with FLAGS, each with D (4) CPU
+devices; the first listens on port P of localhost (a free one). Ends with status
+0 where all do; when one fails, the others are killed and its status is
+returned. SIGTERM is passed on: they save, and all end with status 75.
 --dry-run prints the commands. The Python that runs is \$PYTHON (python).
 
   launch/local_multiprocess.sh -- --config configs/digits.py"

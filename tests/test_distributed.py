@@ -315,30 +315,6 @@ def test_two_processes_find_what_one_finds(one, tmp_path):
   assert _results(tmp_path / "one")[1] == results
 
 
-def test_the_launcher_shows_its_commands():
-  command = [_LAUNCH, "--processes=2", "--devices=3", "--port=1234"]
-  flags = ["--dry-run", "--", "--config=configs/digits.py"]
-  status, output = _child([*command, *flags])
-  assert status == 0, output
-  lines = output.splitlines()
-  assert len(lines) == 2
-  for index, line in enumerate(lines):
-    assert "JAX_NUM_CPU_DEVICES=3" in line
-    assert "-m hawis_jax.main --config=configs/digits.py" in line
-    assert "--coordinator_address=localhost:1234 --num_processes=2" in line
-    assert line.rstrip().endswith(f"--process_id={index}")
-  status, output = _child([_LAUNCH, "--nodes=2"])
-  assert status == 2 and "--nodes=2: no such option" in output
-
-
-def test_scripts_pass_shellcheck():
-  if not shutil.which("shellcheck"):
-    pytest.skip("needs shellcheck")
-  scripts = sorted((_ROOT / "launch").glob("*.sh"))
-  status, output = _child(["shellcheck", *scripts])
-  assert status == 0, output
-
-
 @pytest.mark.parametrize(
   "cluster, message",
   [

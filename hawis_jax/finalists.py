@@ -21,6 +21,8 @@ from hawis_jax import policy as policy_lib
 from hawis_jax import scoring
 
 UNIFORM = "uniform"
+# Scores so far, until search/result.json has them.
+PARTIAL = _FIRST, _FRESH = "finalists_first.json", "finalists_fresh.json"
 
 
 def choose(
@@ -30,6 +32,7 @@ def choose(
   context: policy_lib.Context,
   state,
   metrics: metrics_lib.Metrics,
+  folder: pathlib.Path,
 ) -> dict:
   """Scores every method's best again, on fresh chips and all validation data.
 
@@ -40,6 +43,7 @@ def choose(
     context: of the methods.
     state: `search.SearchState` after the last update, on the host.
     metrics: of the run, for progress.
+    folder: of the files that scores are saved to, `PARTIAL`.
 
   Returns:
     The content of search/result.json.
@@ -47,6 +51,7 @@ def choose(
   Raises:
     InputError: with a penalty, no vector of the first method was within the
       main budget.
+    Preempted: the run was asked to stop.
   """
   config = experiment.config.search
   names = list(config.methods)
@@ -55,18 +60,23 @@ def choose(
     groups[UNIFORM, window] = [(widths, None)] if widths else []
   key, fresh_key = jax.random.split(experiment.key("finalists"))
 
-  def scored(vectors, key):
+  def scored(vectors, key, name):
     distinct = sorted(set(vectors))
-    entries = scoring.score_vectors(experiment, scorer, distinct, key, metrics)
+    entries = scoring.score_vectors(
+      experiment, scorer, distinct, key, metrics, folder / name
+    )
     return dict(zip(distinct, entries, strict=True))
 
-  first = scored([w for group in groups.values() for w, _ in group], key)
+  first = scored(
+    [w for group in groups.values() for w, _ in group], key, _FIRST
+  )
   ranked = {
     place: sorted(group, key=lambda item: -first[item[0]]["score"])
     for place, group in groups.items()
   }
   # Chips that chose the best would flatter it: it is judged on others.
-  fresh = scored([group[0][0] for group in ranked.values() if group], fresh_key)
+  first_places = [group[0][0] for group in ranked.values() if group]
+  fresh = scored(first_places, fresh_key, _FRESH)
   finalists, best = {}, {}
   for name in (*names, UNIFORM):
     mine = [ranked[name, window] for window in range(len(experiment.budgets))]

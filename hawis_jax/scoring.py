@@ -5,6 +5,7 @@ Axes: P width vectors, S chips of all scenarios, N batches, B images, L layers.
 
 from collections.abc import Iterator, Sequence
 import functools
+import pathlib
 
 import chex
 import flax
@@ -14,9 +15,13 @@ import numpy as np
 
 from hawis_jax import config as config_lib
 from hawis_jax import crossbar
+from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
+from hawis_jax import files
 from hawis_jax import metrics as metrics_lib
 from hawis_jax import montecarlo
+from hawis_jax import preemption
+from hawis_jax import processes
 from hawis_jax import robustness
 from hawis_jax import sharding
 from hawis_jax import variables
@@ -153,8 +158,11 @@ def score_vectors(
   vectors: Sequence[tuple[int, ...]],
   key: chex.PRNGKey,
   metrics: metrics_lib.Metrics,
+  path: pathlib.Path,
 ) -> Iterator[dict]:
   """Yields each vector's clean and robust score, on `finalist_chips` chips.
+
+  Every few vectors their scores are saved, to go on from.
 
   Args:
     experiment: of the run.
@@ -162,6 +170,11 @@ def score_vectors(
     vectors: widths, `[L]` each.
     key: of the chips.
     metrics: of the run, for progress.
+    path: of the file that scores are saved to, and taken up from if they are
+      of the same vectors, chips and super-net.
+
+  Raises:
+    Preempted: the run was asked to stop; the scores so far are saved.
   """
   config = experiment.config.search
   num_scenarios = len(config.scenarios)
@@ -180,14 +193,13 @@ def score_vectors(
   )
   scorer, keys = sharding.place((scorer, keys), mesh)
   padded = list(vectors) + [vectors[-1]] * (-len(vectors) % _VECTORS_PER_CALL)
-  progress = metrics.stage("search/finalists", total=len(padded))
-  parts = []
-  for start in range(0, len(padded), _VECTORS_PER_CALL):
-    end = start + _VECTORS_PER_CALL
-    scores = score(scorer, np.array(padded[start:end], np.int32), keys)
-    parts.append(np.asarray(scores.accuracy))
-    progress.report(end, {"accuracy": parts[-1].mean()})
-  accuracy = np.concatenate(parts, axis=1)
+  accuracy = _score_parts(
+    lambda part: np.asarray(score(scorer, part, keys).accuracy),
+    np.array(padded, np.int32),
+    path,
+    [jax.random.key_data(key).tolist(), variables.digest(scorer.params)],
+    metrics,
+  )
   clean, accuracy = accuracy[-1], accuracy[:-1]
   robust = robust_score(accuracy, num_scenarios, config.cvar_weight)
   per_chip = accuracy.astype(np.float64)
@@ -205,3 +217,30 @@ def score_vectors(
         for chips in accuracy[:, index].reshape(num_scenarios, -1)
       ],
     }
+
+
+def _score_parts(score, vectors, path, identity, metrics):
+  """Accuracies `[S, P]` of `vectors`, some at a time, each time saved."""
+  identity = [*identity, vectors.tolist()]
+  saved = processes.on_first(
+    lambda: files.read_record(path) if path.exists() else None
+  )
+  parts = []
+  if saved and saved["of"] == identity:
+    parts = [np.array(part, np.float32) for part in saved["accuracy"]]
+  done = len(parts) * _VECTORS_PER_CALL
+  if done < len(vectors):
+    progress = metrics.stage("search/finalists", len(vectors), done)
+  for start in range(done, len(vectors), _VECTORS_PER_CALL):
+    end = start + _VECTORS_PER_CALL
+    parts.append(score(vectors[start:end]))
+    content = {"of": identity, "accuracy": [part.tolist() for part in parts]}
+    processes.on_first(
+      lambda content=content: files.write_record(path, content)
+    )
+    progress.report(end, {"accuracy": parts[-1].mean()})
+    if preemption.reached():
+      raise errors.Preempted(
+        f"search/finalists, saved at vector {end} of {len(vectors)}"
+      )
+  return np.concatenate(parts, axis=1)

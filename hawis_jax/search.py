@@ -117,11 +117,18 @@ def run(
       checkpoint_seconds=experiment.config.checkpoint_seconds,
     )
   host = jax.device_get(state)
-  table = workdir / "search" / "evaluations.npz"
+  folder = workdir / "search"
+  table = folder / "evaluations.npz"
   processes.on_first(lambda: finalists.write_table(table, experiment, host))
-  result = finalists.choose(experiment, scorer, methods, context, host, metrics)
+  result = finalists.choose(
+    experiment, scorer, methods, context, host, metrics, folder
+  )
   result = {"format": _FORMAT, **result}
   processes.on_first(lambda: files.write_record(result_path, result))
+  for name in finalists.PARTIAL:
+    processes.on_first(
+      lambda name=name: (folder / name).unlink(missing_ok=True)
+    )
   return load_result(workdir)
 
 

@@ -6,7 +6,6 @@ and level.
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
 from typing import NamedTuple
 
@@ -80,7 +79,8 @@ def run(
     if step.level is None:
       continue
     first = end - _chips(step, most)
-    identity = [_FORMAT, config.seed, jax.default_backend(), _digest(variables)]
+    digest = variables_lib.digest(variables)
+    identity = [_FORMAT, config.seed, jax.default_backend(), digest]
     level = _Level(step, partial, identity, images[1])
 
     def show(chips, level=level, first=first):
@@ -128,14 +128,6 @@ def _saved_chips(path, todo):
   saved, first = files.read_record(path), levels[0]
   is_next = saved["level"][:3] == [first.net, first.scenario, first.level.value]
   return len(saved["hits"]) if is_next else 0
-
-
-def _digest(variables):
-  """SHA-256 of a net's variables."""
-  digest = hashlib.sha256()
-  for leaf in jax.tree.leaves(variables):
-    digest.update(np.asarray(leaf).tobytes())
-  return digest.hexdigest()
 
 
 def _chips(step, most):

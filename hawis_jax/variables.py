@@ -3,6 +3,8 @@
 Axes: N batches, B images, H rows, W columns, C channels, L layers.
 """
 
+import hashlib
+
 import chex
 from flax import linen as nn
 from flax import traverse_util
@@ -48,6 +50,14 @@ def shapes(module: nn.Module, image_shape: tuple[int, int, int]) -> dict:
   return jax.eval_shape(
     lambda key: init(module, key, image_shape), jax.random.key(0)
   )
+
+
+def digest(variables: chex.ArrayTree) -> str:
+  """Returns the SHA-256 of a net's variables, in hexadecimal."""
+  sha256 = hashlib.sha256()
+  for leaf in jax.tree.leaves(variables):
+    sha256.update(np.asarray(leaf).tobytes())
+  return sha256.hexdigest()
 
 
 def with_scales(

@@ -67,6 +67,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     ("pretrain", 4),
     ("pretrain", 6),
     ("search", 2),
+    ("search/finalists", 8),
     ("train/found", 4),
     ("train/uniform", 6),
     ("robustness", 3),  # half of a level's chips

@@ -188,7 +188,8 @@ def ideal_net(variables: dict) -> dict:
 
 def _plan(setting, shared, images, num_chips, mesh, limits):
   """Takes as many chips a chunk as fit the memory, halving from the best."""
-  sample, data = mesh.devices.shape
+  sample = mesh.shape[sharding.SAMPLE]
+  data = mesh.size // sample
   block = block_size(images.shape[1:])
   images_a_step = block * data
   most = -(-len(images) // images_a_step) * images_a_step
@@ -275,8 +276,8 @@ def _compile(function, leaves, structure, *, module, layers, form, mesh):
     # is exact for binary nets alone, whatever number of chips share it.
     vmapped = form == "planes" or (layers and module.weight_bits == 1)
     local = functools.partial(_evaluate, module, vmapped)
-    specs = (P(), P(sharding.SAMPLE), *[P(sharding.DATA)] * 3)
-    out = P(sharding.SAMPLE, sharding.DATA)
+    specs = (P(), P(sharding.SAMPLE), *[P(sharding.data(mesh))] * 3)
+    out = P(sharding.SAMPLE, sharding.data(mesh))
   sharded = jax.shard_map(
     local, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False
   )

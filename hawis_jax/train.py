@@ -14,8 +14,6 @@ import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
 import optax
 
 from hawis_jax import checkpoint
@@ -207,7 +205,7 @@ def _teacher(experiment, workdir):
 def _validation(module, experiment, mesh) -> Callable[..., dict[str, float]]:
   """Returns state -> accuracy on the validation images."""
   size = 8 * montecarlo.block_size(experiment.splits.image_shape)
-  where = NamedSharding(mesh, PartitionSpec(sharding.DATA))
+  where = sharding.on_data(mesh)
 
   def validate(state):
     batches = experiment.evaluation_stream(
@@ -330,7 +328,7 @@ def _mean_gradients(gradient, state, batch, microbatches, mesh):
     lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch
   )
   if mesh is not None:  # all devices take part in each of them
-    where = NamedSharding(mesh, PartitionSpec(None, sharding.DATA))
+    where = sharding.on_data(mesh, axis=1)
     parts = jax.lax.with_sharding_constraint(parts, where)
   zeros = jax.tree.map(jnp.zeros_like, state.params)
   (total, batch_stats), values = jax.lax.scan(

@@ -77,6 +77,41 @@ def run(
   scorer = sharding.place(
     scoring.make_scorer(experiment, pretrain.load(experiment, workdir)), mesh
   )
+  updates = make_updates(experiment, methods, mesh)
+  state = sharding.place(init(experiment, methods, context), mesh)
+  placed = sharding.place((context, key), mesh)
+  with checkpoint.Checkpoints(workdir / "search") as checkpoints:
+    state = optimize.run_steps(
+      lambda state, step: updates(state, step, scorer, *placed),
+      state,
+      name="search",
+      total=config.updates,
+      stride=config.updates_per_call,
+      checkpoints=checkpoints,
+      metrics=metrics,
+      log_every=1,
+      checkpoint_seconds=experiment.config.checkpoint_seconds,
+    )
+  host = jax.device_get(state)
+  table = workdir / "search" / "evaluations.npz"
+  processes.on_first(lambda: finalists.write_table(table, experiment, host))
+  result = finalists.choose(experiment, scorer, methods, context, host, metrics)
+  result = {"format": _FORMAT, **result}
+  processes.on_first(lambda: files.write_json(result_path, result))
+  return load_result(workdir)
+
+
+def make_updates(
+  experiment: experiment_lib.Experiment,
+  methods: list[methods_lib.Method],
+  mesh: jax.sharding.Mesh,
+):
+  """Returns the stage's program for the devices of a mesh.
+
+  It is jitted: (state, first update, scorer, context, key) -> (state, metrics),
+  after `updates_per_call` updates. All of it is whole on every device.
+  """
+  config = experiment.config.search
   step_function = functools.partial(
     search_step,
     config=config,
@@ -102,27 +137,7 @@ def run(
       for name, value in values.items()
     }
 
-  state = sharding.place(init(experiment, methods, context), mesh)
-  placed = sharding.place((context, key), mesh)
-  with checkpoint.Checkpoints(workdir / "search") as checkpoints:
-    state = optimize.run_steps(
-      lambda state, step: updates(state, step, scorer, *placed),
-      state,
-      name="search",
-      total=config.updates,
-      stride=config.updates_per_call,
-      checkpoints=checkpoints,
-      metrics=metrics,
-      log_every=1,
-      checkpoint_seconds=experiment.config.checkpoint_seconds,
-    )
-  host = jax.device_get(state)
-  table = workdir / "search" / "evaluations.npz"
-  processes.on_first(lambda: finalists.write_table(table, experiment, host))
-  result = finalists.choose(experiment, scorer, methods, context, host, metrics)
-  result = {"format": _FORMAT, **result}
-  processes.on_first(lambda: files.write_json(result_path, result))
-  return load_result(workdir)
+  return updates
 
 
 def load_result(workdir: pathlib.Path) -> dict:

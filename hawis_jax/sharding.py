@@ -1,7 +1,9 @@
 """Devices as a mesh: chips on the axis `sample`, images on the axes `data`.
 
 There is an axis `data` for every prime factor of the devices that share images,
-so that an array can be split over all of them or over a part. What is on several devices is one global array, also where they belong to
+so that an array can be split over all of them or over a part.
+
+What is on several devices is one global array, also where they belong to
 several processes: each process holds its own devices' part of it.
 """
 

@@ -77,7 +77,8 @@ def load(
       experiment.splits.train, *_calibration_size(experiment)
     ).image
     return module, counterparts.quantize(module, variables, images)
-  example = jax.eval_shape(lambda: _init(net, module, experiment)[0])
+  init, _ = _make_init(net, module, experiment)
+  example = jax.eval_shape(init, experiment.key("train_init"))
   with checkpoint.Checkpoints(workdir / "train" / net) as checkpoints:
     steps = config.train.steps
     state = optimize.load_final(checkpoints, example, steps, "train")
@@ -129,8 +130,8 @@ def train_net(
   config, splits = experiment.config.train, experiment.splits
   module = net_module(net, experiment, workdir)
   mesh = sharding.training_mesh()
-  state, optimizer = _init(net, module, experiment)
-  state = sharding.place(state, mesh, split=True)
+  init, optimizer = _make_init(net, module, experiment, mesh)
+  state = init(experiment.key("train_init"))
   recipe = Recipe(config.microbatches, config.label_smoothing)
   teacher = None
   if nets.parse(net).kind == nets.BINARY:
@@ -224,20 +225,17 @@ def _variables(state):
   return {"params": params, "batch_stats": batch_stats}
 
 
-def _init(net, module, experiment):
-  """Returns (state at step 0, optimiser)."""
+def _make_init(net, module, experiment, mesh=None):
+  """Returns (key -> state at step 0, optimiser)."""
   config = experiment.config.train
   binary = nets.parse(net).kind == nets.BINARY
   section = config.optimizer if binary else config.counterparts
   optimizer = optimize.make_optimizer(section, config.steps)
-  state = optimize.init_state(
-    module,
-    experiment.key("train_init"),
-    experiment.splits.image_shape,
-    optimizer,
-    averaging=binary and config.ema > 0,
+  averaging = binary and config.ema > 0
+  init = optimize.make_init(
+    module, experiment.splits.image_shape, optimizer, averaging, mesh
   )
-  return state, optimizer
+  return init, optimizer
 
 
 def train_step(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from hawis_jax import compiled
+from hawis_jax import config as config_lib
 from hawis_jax import crossbar
 from hawis_jax import data
 from hawis_jax import experiment as experiment_lib
@@ -35,16 +36,19 @@ def prepare(
   """`experiment.prepare`, without data and with a super-net if need be.
 
   Args:
-    config: validated. Where its nets need no search, "found" is added.
+    config: where its nets need no search, "found" is added. How nets are
+      trained is none of the stages: a teacher need not be there.
     devices: that batches are split over.
     stages: some of `STAGES`.
 
   Raises:
-    InputError: as `experiment.prepare`.
+    InputError: as `config.validate` and `experiment.prepare`.
   """
   config = ml_collections.ConfigDict(config)  # a copy
+  config.train.loss = "labels"
   if stages != ["robustness"] and "found" not in config.train.nets:
     config.train.nets = (*config.train.nets, "found")
+  config_lib.validate(config)
   if "pretrain" in stages:
     experiment_lib.check_batches(config, devices, ["pretrain"])
   return experiment_lib.with_splits(config, data.blank(config.data))
@@ -132,7 +136,7 @@ def _robustness(experiment, devices, memory):
       continue
     module = train.widest_module(step.net, experiment)
     form = montecarlo.weights_form(level.device, module.weight_bits)
-    kind = step.net, form, crossbar.needs_tiles(level.device)
+    kind = module, form, crossbar.needs_tiles(level.device)
     if kind in seen:
       continue
     seen.add(kind)

@@ -31,7 +31,6 @@ import jax
 from hawis_jax import ahead
 from hawis_jax import command_line
 from hawis_jax import compiled
-from hawis_jax import config as config_lib
 from hawis_jax import errors
 from hawis_jax import tpu
 
@@ -45,8 +44,6 @@ _ROW = "{:44} {:>9} {:>8} {:>9} {:>6} {:>9}  {}"
 def main(argv: list[str]) -> int:
   """Prints the table; returns the exit status."""
   del argv
-  config = command_line.CONFIG.value
-  config_lib.validate(config)
   stages = _stages()
   devices, chip = tpu.topology(_TOPOLOGY.value)
   print(
@@ -55,7 +52,7 @@ def main(argv: list[str]) -> int:
   )
   fits = True
   with backend.compiling_for("tpu"):
-    experiment = ahead.prepare(config, len(devices), stages)
+    experiment = ahead.prepare(command_line.CONFIG.value, len(devices), stages)
     print(
       _ROW.format(
         "stage", "arguments", "outputs", "temporary", "memory", "TFLOP", ""

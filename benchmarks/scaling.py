@@ -66,6 +66,8 @@ def _config():
   """A net small enough for every number of devices."""
   config = config_lib.default()
   config.network.depth = 8
+  config.space.choices = ((8, 16), (16, 32), (32, 64))
+  config.search.budget_uniform = 0.7
   config.pretrain.random_widths = 1
   config.search.images = config.search.calibration_images = 64
   config.search.batch_size = 64
@@ -161,6 +163,7 @@ def _times(rounds):
     for n in counts
     for case in ((n, whole), (n, n * _SHARE), (1, n * _SHARE))
   }
+  print(f"{whole} images, vectors or chips in all; weak: {_SHARE} a device")
   print(
     f"{'':16}{'':>8} {'strong':>18} {'weak':>24}\n"
     f"{'stage':16}{'devices':>8} {'ms':>9} {'to one':>8} "

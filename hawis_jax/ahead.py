@@ -6,6 +6,7 @@ shapes only, and images zeros.
 
 from collections.abc import Iterator, Sequence
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +82,22 @@ def programs(
   mesh = sharding.training_mesh(devices)
   lower = {"init": _init, "pretrain": _pretrain, "search": _search}[stage]
   yield stage, compiled.needs(lower(experiment, mesh).compile())
+
+
+def state_bytes(
+  experiment: experiment_lib.Experiment, devices: Sequence[jax.Device]
+) -> int:
+  """Bytes of the super-net's training state on one device; from shapes."""
+  mesh = sharding.training_mesh(devices)
+  state = jax.eval_shape(pretrain.make_programs(experiment, mesh).init, _key())
+  shares = jax.tree.map(
+    lambda leaf, where: (
+      math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    ),
+    state,
+    sharding.split(state, mesh),
+  )
+  return sum(jax.tree.leaves(shares))
 
 
 def _key():

@@ -53,6 +53,9 @@ def main(argv: list[str]) -> int:
   fits = True
   with backend.compiling_for("tpu"):
     experiment = ahead.prepare(command_line.CONFIG.value, len(devices), stages)
+    if {"init", "pretrain"} & set(stages):
+      state = ahead.state_bytes(experiment, devices)
+      print(f"training state of a device: {state / 1e9:.3f} GB", flush=True)
     print(
       _ROW.format(
         "stage", "arguments", "outputs", "temporary", "memory", "TFLOP", ""

@@ -108,10 +108,12 @@ def _too_large(error: Exception) -> str:
   """One line of a compiler's error; any other error is raised again."""
   if isinstance(error, errors.InputError):
     return str(error)
-  found = re.search(r"Used \S+ of \S+ hbm", str(error))
   if "RESOURCE_EXHAUSTED" not in str(error):
     raise error
-  return found[0] if found else str(error).splitlines()[0]
+  needed = re.search(
+    r"Used \S+ of \S+ hbm|total memory required .*? exceeds .*?\)", str(error)
+  )
+  return needed[0] if needed else str(error).splitlines()[0]
 
 
 if __name__ == "__main__":

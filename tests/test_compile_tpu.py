@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_said():
     "--topology=v5e:1x1", "--stages=pretrain", pretrain__batch_size=2**21
   )
   assert status == 1, output
-  assert re.search("pretrain: does not fit: .* 15.75G", output), output
+  assert re.search("pretrain: does not fit: .*15.75G", output), output
   status, _, output = _compile(
     "--topology=v5e:1x1", "--stages=robustness", robustness__memory_gb=1e-4
   )

@@ -10,7 +10,7 @@ medians of interleaved rounds.
 
 Collectives: number and bytes a step and device, of the programs compiled for 8
 to 1024 TPU chips, where libtpu is installed, else for 8 to 64 CPU devices. The
-batch and the chips of the Monte Carlo grow with the devices.
+work grows with the devices.
 """
 
 import argparse
@@ -72,8 +72,6 @@ def _config():
   config.search.images = config.search.calibration_images = 64
   config.search.batch_size = 64
   config.search.vectors_per_step = _SHARE
-  config.search.proposals = 16
-  config.train.nets = ("baseline_1x", "found")
   config.robustness.images = 64
   config.robustness.scenarios = (dict(variation=0.5),)
   return config
@@ -201,15 +199,14 @@ def _collectives(count, name):
   config = _config()
   config.pretrain.batch_size = count * _SHARE
   config.robustness.chips = count * _SHARE
-  # The search's vectors grow too, of two methods.
-  config.search.proposals = count * _SHARE // 2
+  config.search.proposals = count * _SHARE
+  config.search.methods = ("random",)
+  config.search.scenarios = (dict(variation=0.5),)
+  config.train.nets = ("baseline_1x",)
   with backend.compiling_for(platform):
-    experiment = ahead.prepare(config, count)
     for stage in ("pretrain", "search", "robustness"):
-      # Of the robustness stage: the first net's classification.
+      experiment = ahead.prepare(config, count, [stage])
       for what, needs in ahead.programs(stage, experiment, devices, memory):
-        if stage == "robustness" and not what.startswith("baseline_1x"):
-          continue
         moved = ", ".join(
           f"{number} {kind} {size / 1e6:.3f} MB"
           for kind, (number, size) in needs.collectives.items()

@@ -1,6 +1,6 @@
 """What several devices cost: time on the CPU's, collectives on TPUs.
 
-python benchmarks/scaling.py [--rounds 5] [--skip times]
+python benchmarks/scaling.py [--rounds 5] [--skip times] [--stages pretrain]
 
 Times: a pre-training step, the search's scoring and the Monte Carlo on 1, 2, 4
 and 8 devices, which share this machine's cores: so their ratio to one device
@@ -29,6 +29,7 @@ _TOPOLOGIES = {
   256: "v5e:16x16",
   1024: "v5p:8x8x16",
 }
+_STAGES = ("pretrain", "search", "robustness")
 _HOST_DEVICES = (8, 16, 32, 64)
 
 
@@ -189,7 +190,7 @@ def _times(rounds):
       )
 
 
-def _collectives(count, name):
+def _collectives(count, name, stages):
   """Prints the programs' collectives on so many devices."""
   if name:
     devices, chip = tpu.topology(name)
@@ -204,7 +205,7 @@ def _collectives(count, name):
   config.search.scenarios = (dict(variation=0.5),)
   config.train.nets = ("baseline_1x",)
   with backend.compiling_for(platform):
-    for stage in ("pretrain", "search", "robustness"):
+    for stage in stages:
       experiment = ahead.prepare(config, count, [stage])
       for what, needs in ahead.programs(stage, experiment, devices, memory):
         moved = ", ".join(
@@ -222,11 +223,15 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--skip", choices=("times", "collectives"))
+  parser.add_argument(
+    "--stages", nargs="+", choices=_STAGES, default=_STAGES, help="to compile"
+  )
   parser.add_argument("--compile", nargs=2, help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.compile:
     count, name = options.compile
-    _collectives(int(count), "" if name == "cpu" else name)
+    name = "" if name == "cpu" else name
+    _collectives(int(count), name, options.stages)
     return
   print(f"jax {jax.__version__}, {os.cpu_count()} CPU cores")
   if options.skip != "times":
@@ -237,14 +242,12 @@ def main():
   names = _TOPOLOGIES if has_tpu else dict.fromkeys(_HOST_DEVICES, "cpu")
   print("\ncollectives a step and device")
   for count, name in names.items():
-    # Without LLVM's or the TPU compiler's optimisations: it takes minutes, and
-    # collectives are the same.
-    environment = os.environ | {
-      _COMPILED: str(1 if has_tpu else count),
-      "JAX_OPTIMIZATION_LEVEL": "O0",
-    }
-    command = [sys.executable, pathlib.Path(__file__), "--compile"]
-    subprocess.run([*command, str(count), name], env=environment, check=True)
+    # With all optimisations: one moves the sum of gradients out of the loop over
+    # width vectors.
+    environment = os.environ | {_COMPILED: str(1 if has_tpu else count)}
+    command = [sys.executable, pathlib.Path(__file__), "--stages"]
+    command += [*options.stages, "--compile", str(count), name]
+    subprocess.run(command, env=environment, check=True)
 
 
 if __name__ == "__main__":

@@ -242,8 +242,8 @@ def main():
   names = _TOPOLOGIES if has_tpu else dict.fromkeys(_HOST_DEVICES, "cpu")
   print("\ncollectives a step and device")
   for count, name in names.items():
-    # With all optimisations: one moves the sum of gradients out of the loop over
-    # width vectors.
+    # With all optimisations: one of them moves the sum of gradients out of the
+    # loop over width vectors.
     environment = os.environ | {_COMPILED: str(1 if has_tpu else count)}
     command = [sys.executable, pathlib.Path(__file__), "--stages"]
     command += [*options.stages, "--compile", str(count), name]

@@ -2,8 +2,8 @@
 
 python benchmarks/scaling.py [--rounds 5] [--skip times] [--stages pretrain]
 
-Times: a pre-training step, the search's scoring and the Monte Carlo on 1, 2, 4
-and 8 devices, which share this machine's cores: so their ratio to one device
+Times: a step of "pretrain", the scoring of "search" and the Monte Carlo of
+"robustness" on 1, 2, 4 and 8 devices, which share this machine's cores: so their ratio to one device
 with equal work is the overhead of dividing it, not a speed-up. "Strong" is one
 amount of work on all numbers of devices, "weak" work that grows with them;
 medians of interleaved rounds.
@@ -146,13 +146,13 @@ def _montecarlo_call(experiment, devices, work):
 
 
 _CALLS = {
-  "pretrain step": _pretrain_call,
-  "search scoring": _scoring_call,
-  "Monte Carlo": _montecarlo_call,
+  "pretrain": _pretrain_call,
+  "search": _scoring_call,
+  "robustness": _montecarlo_call,
 }
 
 
-def _times(rounds):
+def _times(rounds, stages):
   """Prints a row for each stage and number of devices."""
   experiment = ahead.prepare(_config(), 1)
   counts = [n for n in (1, 2, 4, 8) if n <= _MOST]
@@ -168,9 +168,9 @@ def _times(rounds):
     f"{'stage':16}{'devices':>8} {'ms':>9} {'to one':>8} "
     f"{'work':>6} {'ms':>9} {'to one':>8}"
   )
-  for stage, make in _CALLS.items():
+  for stage in stages:
     calls = {
-      case: make(experiment, jax.devices()[: case[0]], case[1])
+      case: _CALLS[stage](experiment, jax.devices()[: case[0]], case[1])
       for case in sorted(cases)
     }
     seconds = {case: [] for case in calls}
@@ -223,9 +223,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--skip", choices=("times", "collectives"))
-  parser.add_argument(
-    "--stages", nargs="+", choices=_STAGES, default=_STAGES, help="to compile"
-  )
+  parser.add_argument("--stages", nargs="+", choices=_STAGES, default=_STAGES)
   parser.add_argument("--compile", nargs=2, help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.compile:
@@ -235,7 +233,7 @@ def main():
     return
   print(f"jax {jax.__version__}, {os.cpu_count()} CPU cores")
   if options.skip != "times":
-    _times(options.rounds)
+    _times(options.rounds, options.stages)
   if options.skip == "collectives":
     return
   has_tpu = importlib.util.find_spec("libtpu") is not None

@@ -4,6 +4,10 @@ r"""ImageNet, ResNet-18: one published net by the published recipe, 75 epochs.
 python -m hawis_jax.main --config configs/imagenet_resnet18.py:hawis_a \
   --config.train.teacher=resnet50.pth
 
+Its weights are trained; with --config.train.nets="('found',)" widths are first
+searched in quarters of the preset's. What a step of each stage takes on TPUs:
+launch/compile_tpu.py --topology=v5e:16x16 --config=<the same>.
+
 The teacher is a file of torchvision's ResNet-50. The data set is TFDS's
 imagenet2012 (python -m hawis_jax.data prepare imagenet2012), or a folder:
   --config.data.name=image_folder --config.data.data_dir=<folder>
@@ -13,6 +17,7 @@ images). Not measured here: it takes an accelerator.
 """
 
 from hawis_jax import config as config_lib
+from hawis_jax import widths
 
 _IMAGES = 1_281_167
 _EPOCHS = 75
@@ -32,7 +37,10 @@ def get_config(preset: str = "hawis_a"):
   c.network.base_widths = (64, 128, 256, 512)
   c.network.stem = "3x3" if preset == "hawis_b" else "7x7"
   c.network.compute = "bfloat16"
-  c.train.nets = (f"resnet18_{preset}",)
+  net = f"resnet18_{preset}"
+  widest = widths.PRESETS.get(net, ())
+  c.space.choices = tuple((w // 4, w // 2, 3 * w // 4, w) for w in widest)
+  c.train.nets = (net,)
   c.train.batch_size = 64
   c.train.steps = _EPOCHS * _IMAGES // c.train.batch_size
   c.train.use_validation = True

@@ -1,7 +1,10 @@
 """What depends on the backend or on jax's version, in one place."""
 
+from collections.abc import Iterator
+import contextlib
 import os
 
+import jax
 import jaxlib
 
 # jaxlib 0.10 routes CPU convolutions through YNNPACK, which is slow for the
@@ -10,6 +13,8 @@ _CPU_FLAG = (
   "--xla_cpu_experimental_ynn_fusion_type="
   "-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
 )
+
+_target = None  # of `compiling_for`
 
 
 def configure() -> None:
@@ -21,3 +26,19 @@ def configure() -> None:
   flags = os.environ.get("XLA_FLAGS", "")
   if jaxlib.__version__ == "0.10.2" and "ynn_fusion" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} {_CPU_FLAG}".strip()
+
+
+def platform() -> str:
+  """What programs are made for: "cpu", "gpu" or "tpu"."""
+  return _target or jax.default_backend()
+
+
+@contextlib.contextmanager
+def compiling_for(target: str) -> Iterator[None]:
+  """Programs traced within are made for another platform than this one."""
+  global _target
+  before, _target = _target, target
+  try:
+    yield
+  finally:
+    _target = before

@@ -1,6 +1,6 @@
 """What all stages share: data, network, width space, costs and budget."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 
 import chex
@@ -183,9 +183,20 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
   Raises:
     InputError: the data can't be read, or the budget can't be met.
   """
-  _check_batches(config)
+  check_batches(config, jax.device_count())
   splits = data.load(config.data)
   _check_images(config, splits)
+  return with_splits(config, splits)
+
+
+def with_splits(
+  config: ml_collections.ConfigDict, splits: data.Splits
+) -> Experiment:
+  """`prepare` without the data's part.
+
+  Raises:
+    InputError: the budget can't be met.
+  """
   device = config_lib.device(config)
   geometry = _geometry(config, splits, config_lib.hardware(config))
   num_layers = config.network.depth - 1
@@ -334,19 +345,33 @@ def _uniform(experiment, budget):
   )
 
 
-def _check_batches(config):
-  """Raises InputError where a batch can't be split evenly over all devices."""
-  devices, parts = jax.device_count(), config.train.microbatches
-  sizes = {"train.batch_size": (config.train.batch_size, parts)}
+def check_batches(
+  config: ml_collections.ConfigDict,
+  devices: int,
+  stages: Sequence[str] = ("train", "pretrain"),
+) -> None:
+  """Checks that batches can be split evenly over all devices.
+
+  Args:
+    config: of the run.
+    devices: their number.
+    stages: whose batches.
+
+  Raises:
+    InputError: names the field.
+  """
+  sizes = {"train": (config.train.batch_size, config.train.microbatches)}
   if config_lib.searches(config):
-    sizes["pretrain.batch_size"] = (config.pretrain.batch_size, 1)
-  for field, (size, parts) in sizes.items():
+    sizes["pretrain"] = (config.pretrain.batch_size, 1)
+  for stage, (size, parts) in sizes.items():
+    if stage not in stages:
+      continue
     if size % (devices * parts):
       by = f"{devices}, the number of devices"
       if parts > 1:
         by = f"{devices * parts}, devices times train.microbatches"
       raise errors.InputError(
-        f"config.{field}: got {size}, allowed are multiples of {by}"
+        f"config.{stage}.batch_size: got {size}, allowed are multiples of {by}"
       )
 
 

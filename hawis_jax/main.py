@@ -1,15 +1,12 @@
 """Runs the stages: python -m hawis_jax.main --config configs/digits.py."""
 
 import contextlib
-import os
 import pathlib
-import re
 import sys
 import time
 
 from absl import app
 from absl import flags
-import jax
 from ml_collections import config_flags
 
 from hawis_jax import backend
@@ -17,6 +14,7 @@ from hawis_jax import backend
 backend.configure()  # before anything starts jax's backend
 
 # ruff: noqa: E402
+from hawis_jax import command_line
 from hawis_jax import config as config_lib
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
@@ -38,11 +36,6 @@ STAGES = {
   "report": report.run,
 }
 
-PREEMPTED = os.EX_TEMPFAIL  # exit status, 75: start again to go on
-
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "An experiment, e.g. configs/digits.py.", lock_config=True
-)
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where results go; default runs/<name of the config file>."
 )
@@ -69,7 +62,7 @@ def main(argv: list[str]) -> None:
   del argv
   start = time.monotonic()
   _join()
-  config = _CONFIG.value
+  config = command_line.CONFIG.value
   config_lib.validate(config)
   stages = _stages(_STAGES.value, config_lib.searches(config))
   workdir = _WORKDIR.value or f"runs/{_config_name()}"
@@ -143,81 +136,9 @@ def _config_name():
   return pathlib.Path(filename.split(":")[0]).stem
 
 
-def parse(argv: list[str]) -> list[str]:
-  """Parses flags; every mistake becomes one line.
-
-  Raises:
-    InputError: an unknown flag or field, a bad value, a leftover argument.
-  """
-  try:
-    rest = flags.FLAGS(argv)
-    if _CONFIG.value is not None:
-      _CONFIG.value.lock()  # a file that failed to load raises only here
-  except (KeyError, AttributeError) as error:
-    raise errors.InputError(_unknown_field(argv, error)) from error
-  except OSError as error:
-    reason = str(error).strip().splitlines()[-1].strip()
-    raise errors.InputError(f"--config: {reason}") from error
-  except flags.Error as error:
-    lines = str(error).strip().splitlines()
-    # A failed config file's reason stands on the last line.
-    message = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1].strip()}"
-    raise errors.InputError(message) from error
-  except Exception as error:  # whatever the user's config file raises
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    raise errors.InputError(f"--config: {reason}") from error
-  if len(rest) > 1:
-    raise errors.InputError(
-      f"command line: got {rest[1]!r}, allowed are only flags (--name=value)"
-    )
-  if _CONFIG.value is None:
-    raise errors.InputError(
-      "--config: missing, needed is a file such as configs/digits.py"
-    )
-  return rest
-
-
-def _unknown_field(argv, error):
-  """One line from ml_collections' message on an unknown config field."""
-  text = str(error)
-  hint = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
-  name = hint.group(2) if hint else re.search(r"\w+", text).group()
-  where = [
-    arg.split("=")[0].removeprefix("--")
-    for arg in argv
-    if arg.startswith("--config.") and name in arg.split("=")[0].split(".")
-  ]
-  message = f"{where[0] if where else 'config file'}: no field {name!r}"
-  return message + (f"; did you mean {hint.group(1)!r}?" if hint else "")
-
-
 def run(argv: list[str]) -> int:
   """Parses, runs, and turns our errors into one line and exit status 2."""
-  try:
-    main(parse(argv))
-  except errors.Preempted as stop:
-    processes.on_first(lambda: None)  # which may still be writing
-    if processes.is_first():
-      print(f"stopped: {stop}; the same command goes on", file=sys.stderr)
-    return PREEMPTED
-  except (errors.InputError, errors.DivergenceError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    print(f"error: {_out_of_memory(error)}", file=sys.stderr)
-    return 2
-  return 0
-
-
-def _out_of_memory(error):
-  """One line from XLA's error."""
-  return (
-    f"a device's memory is full ({str(error).splitlines()[0]}); smaller need "
-    "less: pretrain.batch_size, search.vectors_per_step, search.batch_size, "
-    "train.batch_size (or more train.microbatches), robustness.memory_gb"
-  )
+  return command_line.run(main, argv)
 
 
 if __name__ == "__main__":

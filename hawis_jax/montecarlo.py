@@ -26,6 +26,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from hawis_jax import backend
+from hawis_jax import compiled
 from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax import sharding
@@ -110,8 +112,8 @@ def classify(
   """
   _check(setting)
   mesh = sharding.evaluation_mesh(len(chips), devices)
-  shared = _shared(setting, images)
-  plan = _plan(setting, shared, images, len(chips), mesh, limits)
+  shared = shared_variables(setting, images)
+  plan = make_plan(setting, shared, images, len(chips), mesh, limits)
   for start in range(0, len(chips), plan.chunk):
     numbers = chips[start : start + plan.chunk]
     # The last chunk is filled up: another shape would be another program.
@@ -146,7 +148,7 @@ def _check(setting):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
+class Plan:
   """How chips are evaluated.
 
   Attributes:
@@ -155,6 +157,7 @@ class _Plan:
     segment: images a call.
     program: (key, numbers `[K]`) -> chips.
     evaluate: (shared, chips, images, labels, numbers) -> hits.
+    needs: of both programs, by name.
   """
 
   chunk: int
@@ -162,13 +165,14 @@ class _Plan:
   segment: int
   program: Callable[..., Any]
   evaluate: Callable[..., Any]
+  needs: dict[str, Any]
 
 
 def block_size(image_shape: Sequence[int]) -> int:
   """B, for images of (H, W, C)."""
-  backend = jax.default_backend()
-  pixels = _BLOCK_PIXELS.get(backend, _ACCELERATOR_PIXELS)
-  most = _MOST_IMAGES.get(backend, _ACCELERATOR_IMAGES)
+  platform = backend.platform()
+  pixels = _BLOCK_PIXELS.get(platform, _ACCELERATOR_PIXELS)
+  most = _MOST_IMAGES.get(platform, _ACCELERATOR_IMAGES)
   return max(1, min(pixels // (image_shape[0] * image_shape[1]), most))
 
 
@@ -176,7 +180,7 @@ def weights_form(device: crossbar.Device, bits: int) -> str:
   """The fastest exact form of a chip's weights on this backend."""
   if not crossbar.is_ternary(device, bits):
     return "float32"
-  return "planes" if jax.default_backend() == "cpu" else "bfloat16"
+  return "planes" if backend.platform() == "cpu" else "bfloat16"
 
 
 def ideal_net(variables: dict) -> dict:
@@ -186,9 +190,31 @@ def ideal_net(variables: dict) -> dict:
   return crossbar.program(jax.random.key(0), variables, device, form=form)
 
 
-def _plan(setting, shared, images, num_chips, mesh, limits):
-  """Takes as many chips a chunk as fit the memory, halving from the best."""
-  sample, data = mesh.devices.shape
+def make_plan(
+  setting: Setting,
+  shared: dict,
+  images: np.ndarray | jax.ShapeDtypeStruct,
+  num_chips: int,
+  mesh: jax.sharding.Mesh,
+  limits: Limits,
+) -> Plan:
+  """Compiles for as many chips a chunk as fit, halving from the best.
+
+  Shapes are enough: of the variables of `setting`, `shared` and `images`.
+
+  Args:
+    setting: see `classify`.
+    shared: from `shared_variables`.
+    images: see `classify`.
+    num_chips: to be evaluated.
+    mesh: from `sharding.evaluation_mesh`.
+    limits: see `classify`.
+
+  Raises:
+    InputError: one chip does not fit the memory.
+  """
+  sample = mesh.shape[sharding.SAMPLE]
+  data = mesh.size // sample
   block = block_size(images.shape[1:])
   images_a_step = block * data
   most = -(-len(images) // images_a_step) * images_a_step
@@ -215,7 +241,7 @@ def _plan(setting, shared, images, num_chips, mesh, limits):
         np.empty(steps, np.int32),
       ),
     )
-    needed = max(program.memory, evaluate.memory)
+    needed = max(program.needs.memory, evaluate.needs.memory)
     if needed <= memory:
       break
     if chips == 1:
@@ -224,12 +250,13 @@ def _plan(setting, shared, images, num_chips, mesh, limits):
         f"{segment} images are {needed / 1e9:.3g} GB"
       )
     chips //= 2
-  return _Plan(
+  return Plan(
     chunk=chips * sample,
     block=block,
     segment=segment,
     program=lambda key, numbers: program(key, numbers, *net),
     evaluate=evaluate,
+    needs={"program": program.needs, "evaluate": evaluate.needs},
   )
 
 
@@ -249,13 +276,13 @@ class _Compiled:
     executable: what XLA made of it.
     shardings: of its arguments.
     out: shapes and types of its result.
-    memory: that one device needs [bytes].
+    needs: of one device.
   """
 
   executable: Any
   shardings: tuple[NamedSharding, ...]
   out: Any
-  memory: int
+  needs: compiled.Needs
 
   def __call__(self, *arguments):
     pairs = zip(arguments, self.shardings, strict=True)
@@ -275,25 +302,22 @@ def _compile(function, leaves, structure, *, module, layers, form, mesh):
     # is exact for binary nets alone, whatever number of chips share it.
     vmapped = form == "planes" or (layers and module.weight_bits == 1)
     local = functools.partial(_evaluate, module, vmapped)
-    specs = (P(), P(sharding.SAMPLE), *[P(sharding.DATA)] * 3)
-    out = P(sharding.SAMPLE, sharding.DATA)
+    specs = (P(), P(sharding.SAMPLE), *[P(sharding.data(mesh))] * 3)
+    out = P(sharding.SAMPLE, sharding.data(mesh))
   sharded = jax.shard_map(
     local, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False
   )
   shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
   lowered = jax.jit(sharded, in_shardings=shardings).lower(*arguments)
   executable = lowered.compile()
-  sizes = executable.memory_analysis()
-  memory = (
-    sizes.argument_size_in_bytes
-    + sizes.output_size_in_bytes
-    + sizes.temp_size_in_bytes
-  )
-  return _Compiled(executable, shardings, lowered.out_info, memory)
+  needs = compiled.needs(executable)
+  return _Compiled(executable, shardings, lowered.out_info, needs)
 
 
-def _shared(setting, images):
-  """The variables that all chips share."""
+def shared_variables(
+  setting: Setting, images: np.ndarray | jax.ShapeDtypeStruct
+) -> dict:
+  """The variables that all chips share; of shapes only in `jax.eval_shape`."""
   form = weights_form(setting.device, setting.module.weight_bits)
   names = ("params", "batch_stats", "converters")
   shared = {k: v for k, v in setting.variables.items() if k in names}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from hawis_jax import sharding
 from hawis_jax import variables as variables_lib
 
 
@@ -37,6 +38,26 @@ def init_state(
   averaging: bool = False,
 ) -> TrainState:
   """Returns the state before step 0 of a network for images of a shape."""
+  return make_init(module, image_shape, optimizer, averaging)(key)
+
+
+def make_init(
+  module: nn.Module,
+  image_shape: tuple[int, int, int],
+  optimizer: optax.GradientTransformation,
+  averaging: bool = False,
+  mesh: jax.sharding.Mesh | None = None,
+):
+  """Returns a jitted function, key -> the state before step 0.
+
+  Args:
+    module: a network.
+    image_shape: (H, W, C) of its images.
+    optimizer: of the state.
+    averaging: whether the state has a moving average.
+    mesh: the state is made where it stays, see `sharding.split`; None: on one
+      device.
+  """
 
   def make(key):
     fresh = variables_lib.init(module, key, image_shape)
@@ -44,7 +65,10 @@ def init_state(
     average = jax.tree.map(jnp.copy, (params, batch_stats)) if averaging else ()
     return TrainState(params, batch_stats, optimizer.init(params), average)
 
-  return jax.jit(make)(key)
+  if mesh is None:
+    return jax.jit(make)
+  fresh = jax.eval_shape(make, jax.random.key(0))
+  return jax.jit(make, out_shardings=sharding.split(fresh, mesh))
 
 
 def make_optimizer(

@@ -10,10 +10,11 @@ robustness too.
 Axes: N vectors of a step, B images, L layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import pathlib
+from typing import Any, NamedTuple
 
 import chex
 from flax import linen as nn
@@ -42,11 +43,53 @@ def run(
 ) -> dict:
   """Trains the super-net, or what is left of it; returns its `params`."""
   config = experiment.config.pretrain
+  programs = make_programs(experiment, sharding.training_mesh())
+
+  def update(state, step, batch):
+    if step < config.warmup_steps:
+      return programs.warm_up(state, batch)
+    return programs.sandwich(state, step, batch)
+
+  with checkpoint.Checkpoints(workdir / "pretrain") as checkpoints:
+    state = loop.run_steps(
+      update,
+      programs.init(experiment.key("pretrain_init")),
+      name="pretrain",
+      total=config.steps,
+      checkpoints=checkpoints,
+      metrics=metrics,
+      log_every=experiment.config.log_every,
+      checkpoint_seconds=experiment.config.checkpoint_seconds,
+      batches=functools.partial(
+        experiment.train_batches, experiment.splits.train, config.batch_size
+      ),
+    )
+  return state.params
+
+
+class Programs(NamedTuple):
+  """The stage's jitted functions; states are placed as by `sharding.split`.
+
+  Attributes:
+    init: key -> the state at step 0.
+    warm_up: (state, batch) -> (state, metrics); the maximum net alone.
+    sandwich: (state, step, batch) -> (state, metrics).
+  """
+
+  init: Callable[..., Any]
+  warm_up: Callable[..., Any]
+  sandwich: Callable[..., Any]
+
+
+def make_programs(
+  experiment: experiment_lib.Experiment, mesh: jax.sharding.Mesh
+) -> Programs:
+  """Returns the stage's programs for the devices of a mesh."""
+  config = experiment.config.pretrain
   root, chip_root = map(experiment.key, ("pretrain", "pretrain_chips"))
-  mesh = sharding.training_mesh()
   devices = config_lib.pretrain_devices(experiment.config)
-  state, optimizer = init(experiment)
-  state = sharding.place(state, mesh, split=True)
+  init, optimizer = _make_init(experiment, mesh)
+  state = jax.eval_shape(init, root)
   sampler = functools.partial(
     sample_widths,
     bands=budgets.cost_bands(
@@ -66,7 +109,7 @@ def run(
   jit = functools.partial(
     jax.jit,
     donate_argnums=0,
-    out_shardings=(sharding.of(state), sharding.replicated(mesh)),
+    out_shardings=(sharding.split(state, mesh), sharding.replicated(mesh)),
   )
 
   @jit
@@ -85,26 +128,7 @@ def run(
       state, vectors, batch, chip, faulty=config.faulty_widths
     )
 
-  def update(state, step, batch):
-    if step < config.warmup_steps:
-      return warm_up(state, batch)
-    return sandwich(state, step, batch)
-
-  with checkpoint.Checkpoints(workdir / "pretrain") as checkpoints:
-    state = loop.run_steps(
-      update,
-      state,
-      name="pretrain",
-      total=config.steps,
-      checkpoints=checkpoints,
-      metrics=metrics,
-      log_every=experiment.config.log_every,
-      checkpoint_seconds=experiment.config.checkpoint_seconds,
-      batches=functools.partial(
-        experiment.train_batches, experiment.splits.train, config.batch_size
-      ),
-    )
-  return state.params
+  return Programs(init, warm_up, sandwich)
 
 
 def load(experiment: experiment_lib.Experiment, workdir: pathlib.Path) -> dict:
@@ -123,16 +147,19 @@ def load(experiment: experiment_lib.Experiment, workdir: pathlib.Path) -> dict:
 def init(
   experiment: experiment_lib.Experiment,
 ) -> tuple[optimize.TrainState, optax.GradientTransformation]:
-  """Returns (state at step 0, optimiser)."""
+  """Returns (state at step 0, on one device, optimiser)."""
+  make, optimizer = _make_init(experiment)
+  return make(experiment.key("pretrain_init")), optimizer
+
+
+def _make_init(experiment, mesh=None):
+  """Returns (key -> state at step 0, optimiser)."""
   config = experiment.config.pretrain
   optimizer = optimize.make_optimizer(config.optimizer, config.steps)
-  state = optimize.init_state(
-    experiment.supernet,
-    experiment.key("pretrain_init"),
-    experiment.splits.image_shape,
-    optimizer,
+  make = optimize.make_init(
+    experiment.supernet, experiment.splits.image_shape, optimizer, mesh=mesh
   )
-  return state, optimizer
+  return make, optimizer
 
 
 def sample_widths(

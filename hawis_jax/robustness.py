@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hawis_jax import backend
 from hawis_jax import crossbar
 from hawis_jax import montecarlo
 from hawis_jax import variables as variables_lib
@@ -133,7 +134,7 @@ def score_chips(
     count = batches.mask.sum()
     return Scores(hits, hits / count, losses / count)
 
-  looped = jax.default_backend() == "cpu"
+  looped = backend.platform() == "cpu"
   return (jax.lax.map if looped else _vmapped)(score_chip, chip_keys)
 
 

@@ -89,7 +89,7 @@ def make_score(
     blocks = -(-num // (shares * most))
     size = shares * blocks * most
     places = jnp.minimum(jnp.arange(size), num - 1)
-    axes = sharding.SAMPLE, sharding.DATA
+    axes = mesh.axis_names
     whole = jax.shard_map(
       functools.partial(score_share, block=most),
       mesh=mesh,

@@ -77,31 +77,7 @@ def run(
   scorer = sharding.place(
     scoring.make_scorer(experiment, pretrain.load(experiment, workdir)), mesh
   )
-  step_function = functools.partial(
-    search_step,
-    config=config,
-    methods=dict(zip(config.methods, methods, strict=True)),
-    score=scoring.make_score(
-      experiment, config_lib.search_devices(experiment.config)[:-1], mesh
-    ),
-  )
-
-  @functools.partial(
-    jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh)
-  )
-  def updates(state, first, scorer, context, key):
-    steps = first + jnp.arange(config.updates_per_call)
-    state, values = jax.lax.scan(
-      lambda state, step: step_function(state, step, scorer, context, key),
-      state,
-      steps,
-    )
-    # Of several updates: what is best of all, else means.
-    return state, {
-      name: value.max(0) if name.endswith("_best") else value.mean(0)
-      for name, value in values.items()
-    }
-
+  updates = make_updates(experiment, methods, mesh)
   state = sharding.place(init(experiment, methods, context), mesh)
   placed = sharding.place((context, key), mesh)
   with checkpoint.Checkpoints(workdir / "search") as checkpoints:
@@ -130,6 +106,45 @@ def run(
       lambda name=name: (folder / name).unlink(missing_ok=True)
     )
   return load_result(workdir)
+
+
+def make_updates(
+  experiment: experiment_lib.Experiment,
+  methods: list[methods_lib.Method],
+  mesh: jax.sharding.Mesh,
+):
+  """Returns the stage's program for the devices of a mesh.
+
+  It is jitted: (state, first update, scorer, context, key) -> (state, metrics),
+  after `updates_per_call` updates. All of it is whole on every device.
+  """
+  config = experiment.config.search
+  step_function = functools.partial(
+    search_step,
+    config=config,
+    methods=dict(zip(config.methods, methods, strict=True)),
+    score=scoring.make_score(
+      experiment, config_lib.search_devices(experiment.config)[:-1], mesh
+    ),
+  )
+
+  @functools.partial(
+    jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh)
+  )
+  def updates(state, first, scorer, context, key):
+    steps = first + jnp.arange(config.updates_per_call)
+    state, values = jax.lax.scan(
+      lambda state, step: step_function(state, step, scorer, context, key),
+      state,
+      steps,
+    )
+    # Of several updates: what is best of all, else means.
+    return state, {
+      name: value.max(0) if name.endswith("_best") else value.mean(0)
+      for name, value in values.items()
+    }
+
+  return updates
 
 
 def load_result(workdir: pathlib.Path) -> dict:

@@ -1,4 +1,7 @@
-"""Devices as a mesh: chips on the axis `sample`, images on the axis `data`.
+"""Devices as a mesh: chips on the axis `sample`, images on the axes `data`.
+
+There is an axis `data` for every prime factor of the devices that share images,
+so that an array can be split over all of them or over a part.
 
 What is on several devices is one global array, also where they belong to
 several processes: each process holds its own devices' part of it.
@@ -14,7 +17,7 @@ from jax import sharding
 from jax.experimental import multihost_utils
 import numpy as np
 
-SAMPLE, DATA = "sample", "data"
+SAMPLE, _DATA = "sample", "data"
 
 _P = sharding.PartitionSpec
 # Leaves of a training state from this size on are split: below, the time of
@@ -38,13 +41,33 @@ def evaluation_mesh(
     for n in range(1, len(devices) + 1)
     if len(devices) % n == 0 and n <= max(num_chips, 1)
   )
-  grid = np.array(devices).reshape(sample, -1)
-  return sharding.Mesh(grid, (SAMPLE, DATA))
+  factors = _prime_factors(len(devices) // sample)
+  names = [f"{_DATA}{index}" for index in range(len(factors))]
+  grid = np.array(devices).reshape(sample, *factors)
+  return sharding.Mesh(grid, (SAMPLE, *names))
 
 
-def training_mesh() -> sharding.Mesh:
+def _prime_factors(number):
+  """Ascending; of 1: itself, so that there always is an axis."""
+  factors, factor = [], 2
+  while number > 1:
+    while number % factor == 0:
+      factors.append(factor)
+      number //= factor
+    factor += 1
+  return factors or [1]
+
+
+def training_mesh(
+  devices: Sequence[jax.Device] | None = None,
+) -> sharding.Mesh:
   """All devices on `data`, those of a process side by side."""
-  return evaluation_mesh(num_chips=1)
+  return evaluation_mesh(1, devices)
+
+
+def data(mesh: sharding.Mesh) -> tuple[str, ...]:
+  """The axes `data`, as one entry of a PartitionSpec."""
+  return tuple(name for name in mesh.axis_names if name != SAMPLE)
 
 
 def place(tree: Any, mesh: sharding.Mesh, *, split: bool = False) -> Any:
@@ -53,26 +76,60 @@ def place(tree: Any, mesh: sharding.Mesh, *, split: bool = False) -> Any:
   Args:
     tree: of arrays, the same on all processes; other leaves stay as they are.
     mesh: of the result.
-    split: leaves of `_SPLIT_BYTES` and more are divided over `data`, on their
-      largest axis that divides; else every device has all of every leaf.
+    split: as `split` says; else every device has all of every leaf.
   """
-  shares = mesh.shape[DATA] if split else 1
 
   def one(leaf):
     if not isinstance(leaf, jax.Array | np.ndarray):
       return leaf
-    return put(leaf, sharding.NamedSharding(mesh, _split(leaf, shares)))
+    return put(leaf, _split(leaf, mesh) if split else replicated(mesh))
 
   return jax.tree.map(one, tree)
 
 
-def _split(leaf, shares):
-  """The PartitionSpec of a leaf of a training state."""
-  axes = [a for a, size in enumerate(leaf.shape) if size % shares == 0]
-  if shares == 1 or leaf.nbytes < _SPLIT_BYTES or not axes:
-    return _P()
-  largest = max(axes, key=lambda axis: leaf.shape[axis])
-  return _P(*[None] * largest, DATA)
+def split(tree: Any, mesh: sharding.Mesh) -> Any:
+  """Shardings of a training state: large leaves are divided over `data`.
+
+  A leaf of `_SPLIT_BYTES` and more is divided by as many of the prime factors
+  of the number of devices as divide its axes, and has copies on the rest.
+
+  Args:
+    tree: of arrays or their shapes.
+    mesh: of the state.
+  """
+  return jax.tree.map(lambda leaf: _split(leaf, mesh), tree)
+
+
+def _split(leaf, mesh):
+  """The sharding of one leaf of a training state.
+
+  The axis of the leaf that takes the greatest share of the devices comes first,
+  of equal ones the longest.
+  """
+  if leaf.size * leaf.dtype.itemsize < _SPLIT_BYTES:
+    return replicated(mesh)
+  free = list(data(mesh))
+  places = [()] * len(leaf.shape)
+
+  def taken(axis):
+    """The free axes of the mesh that divide an axis of the leaf."""
+    names, size = [], leaf.shape[axis]
+    for name in free:
+      if size % mesh.shape[name] == 0:
+        names.append(name)
+        size //= mesh.shape[name]
+    return tuple(names)
+
+  def gain(axis):
+    return math.prod(mesh.shape[n] for n in taken(axis)), leaf.shape[axis]
+
+  left = set(range(len(leaf.shape)))
+  while left:
+    axis = max(sorted(left), key=gain)
+    places[axis] = taken(axis)
+    free = [name for name in free if name not in places[axis]]
+    left.remove(axis)
+  return sharding.NamedSharding(mesh, _P(*(p or None for p in places)))
 
 
 def gathered(tree: Any, mesh: sharding.Mesh | None) -> Any:
@@ -119,7 +176,7 @@ def batch(
   Returns:
     Global arrays `[B, ...]`.
   """
-  where = sharding.NamedSharding(mesh, _P(DATA))
+  where = on_data(mesh)
   return {
     name: jax.make_array_from_process_local_data(where, value)
     for name, value in rows.items()
@@ -136,6 +193,27 @@ def fetch(array: jax.Array) -> np.ndarray:
 def of(tree: Any) -> Any:
   """Shardings of a tree of arrays, e.g. to have a result placed like it."""
   return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def abstract(tree: Any, where: Any) -> Any:
+  """Shapes and types of a tree, placed, to compile without the arrays.
+
+  Args:
+    tree: of arrays or their shapes.
+    where: a sharding, or a tree of them.
+  """
+  if isinstance(where, sharding.Sharding):
+    where = jax.tree.map(lambda _: where, tree)
+  return jax.tree.map(
+    lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
+    tree,
+    where,
+  )
+
+
+def on_data(mesh: sharding.Mesh, axis: int = 0) -> sharding.NamedSharding:
+  """An array whose axis `axis`, of images, is split over `data`."""
+  return sharding.NamedSharding(mesh, _P(*[None] * axis, data(mesh)))
 
 
 def replicated(mesh: sharding.Mesh) -> sharding.NamedSharding:

@@ -9,6 +9,7 @@ import functools
 import pathlib
 from typing import NamedTuple
 
+from flax import linen as nn
 import jax
 import ml_collections
 import numpy as np
@@ -203,24 +204,9 @@ class _Level:
 def _evaluate(level, module, variables, images, experiment, show):
   """Adds its chips to a level, and yields after every chunk of them."""
   config, setting = experiment.config.robustness, level.step.level
-  if setting.device.adc_bits and setting.device.adc_range == "calibrated":
-    variables = robustness.calibrate_converters(
-      module,
-      variables,
-      _calibration_batches(experiment)[0],
-      setting.device,
-    )
-  net = montecarlo.Setting(
-    module,
-    variables,
-    setting.device,
-    interop.load_faults(setting.fault_map) if setting.fault_map else None,
-    setting.layers,
-    _calibration_batches(experiment) if config.batch_norm == "chip" else None,
-  )
-  limits = montecarlo.Limits(
-    config.chips_per_step, config.batch_size, config.memory_gb * 1e9
-  )
+  variables = calibrated(experiment, setting, module, variables)
+  net = make_setting(experiment, setting, module, variables)
+  limits = make_limits(experiment)
   wanted = config.chips if setting.is_random else 1
   while True:
     start = level.count
@@ -244,6 +230,46 @@ def _evaluate(level, module, variables, images, experiment, show):
     )
     if wanted <= before:
       return
+
+
+def calibrated(
+  experiment: experiment_lib.Experiment,
+  level: scenarios.Level,
+  module: nn.Module,
+  variables: dict,
+) -> dict:
+  """A net's variables, with the ranges of the level's converters if needed."""
+  device = level.device
+  if not device.adc_bits or device.adc_range != "calibrated":
+    return variables
+  images = _calibration_batches(experiment)[0]
+  return robustness.calibrate_converters(module, variables, images, device)
+
+
+def make_setting(
+  experiment: experiment_lib.Experiment,
+  level: scenarios.Level,
+  module: nn.Module,
+  variables: dict,
+) -> montecarlo.Setting:
+  """What the chips of a level have in common; `variables` of `calibrated`."""
+  on_chip = experiment.config.robustness.batch_norm == "chip"
+  return montecarlo.Setting(
+    module,
+    variables,
+    level.device,
+    interop.load_faults(level.fault_map) if level.fault_map else None,
+    level.layers,
+    _calibration_batches(experiment) if on_chip else None,
+  )
+
+
+def make_limits(experiment: experiment_lib.Experiment) -> montecarlo.Limits:
+  """What a chunk of chips may take."""
+  config = experiment.config.robustness
+  return montecarlo.Limits(
+    config.chips_per_step, config.batch_size, config.memory_gb * 1e9
+  )
 
 
 def _calibration_batches(experiment):

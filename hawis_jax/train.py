@@ -14,8 +14,6 @@ import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
 import optax
 
 from hawis_jax import checkpoint
@@ -82,7 +80,8 @@ def load(
       experiment.splits.train, *_calibration_size(experiment)
     ).image
     return module, counterparts.quantize(module, variables, images)
-  example = jax.eval_shape(lambda: _init(net, module, experiment)[0])
+  init, _ = _make_init(net, module, experiment)
+  example = jax.eval_shape(init, experiment.key("train_init"))
   folder = workdir / "train" / net
   with checkpoint.Checkpoints(folder) as checkpoints:
     steps = config.train.steps
@@ -138,8 +137,8 @@ def train_net(
   config, splits = experiment.config.train, experiment.splits
   module = net_module(net, experiment, workdir)
   mesh = sharding.training_mesh()
-  state, optimizer = _init(net, module, experiment)
-  state = sharding.place(state, mesh, split=True)
+  init, optimizer = _make_init(net, module, experiment, mesh)
+  state = init(experiment.key("train_init"))
   recipe = Recipe(config.microbatches, config.label_smoothing)
   teacher = None
   if nets.parse(net).kind == nets.BINARY:
@@ -222,7 +221,7 @@ def _validation(module, experiment, mesh) -> loop.Validation | None:
   if not every:
     return None
   size = 8 * montecarlo.block_size(experiment.splits.image_shape)
-  where = NamedSharding(mesh, PartitionSpec(sharding.DATA))
+  where = sharding.on_data(mesh)
 
   def validate(state):
     batches = experiment.evaluation_stream(
@@ -240,20 +239,17 @@ def _variables(state):
   return {"params": params, "batch_stats": batch_stats}
 
 
-def _init(net, module, experiment):
-  """Returns (state at step 0, optimiser)."""
+def _make_init(net, module, experiment, mesh=None):
+  """Returns (key -> state at step 0, optimiser)."""
   config = experiment.config.train
   binary = nets.parse(net).kind == nets.BINARY
   section = config.optimizer if binary else config.counterparts
   optimizer = optimize.make_optimizer(section, config.steps)
-  state = optimize.init_state(
-    module,
-    experiment.key("train_init"),
-    experiment.splits.image_shape,
-    optimizer,
-    averaging=binary and config.ema > 0,
+  averaging = binary and config.ema > 0
+  init = optimize.make_init(
+    module, experiment.splits.image_shape, optimizer, averaging, mesh
   )
-  return state, optimizer
+  return init, optimizer
 
 
 def train_step(
@@ -344,7 +340,7 @@ def _mean_gradients(gradient, state, batch, microbatches, mesh):
     lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch
   )
   if mesh is not None:  # all devices take part in each of them
-    where = NamedSharding(mesh, PartitionSpec(None, sharding.DATA))
+    where = sharding.on_data(mesh, axis=1)
     parts = jax.lax.with_sharding_constraint(parts, where)
   zeros = jax.tree.map(jnp.zeros_like, state.params)
   (total, batch_stats), values = jax.lax.scan(

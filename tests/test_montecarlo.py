@@ -112,7 +112,7 @@ def test_a_chunk_takes_no_more_memory_than_allowed(net, monkeypatch):
 
   def recorded(*args, **kwargs):
     compiled = compile_(*args, **kwargs)
-    needed.append(compiled.memory)
+    needed.append(compiled.needs.memory)
     return compiled
 
   monkeypatch.setattr(montecarlo, "_compile", recorded)

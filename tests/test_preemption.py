@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from hawis_jax import main
+from hawis_jax import command_line
 from hawis_jax import preemption
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -41,4 +41,6 @@ def test_what_is_ignored_stays_ignored():
 
 
 def test_the_exit_status_of_preemption_is_the_systems():
-  assert main.PREEMPTED == 75  # EX_TEMPFAIL of sysexits.h; launch/ counts on it
+  assert (
+    command_line.PREEMPTED == 75
+  )  # EX_TEMPFAIL of sysexits.h; launch/ counts on it

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import chex
 import jax
 
+from hawis_jax import backend
+
 Product = Callable[[chex.Array, chex.Array], chex.Array]
 
 
@@ -28,7 +30,7 @@ def on_chips(product: Product) -> Product:
     with jax.default_matmul_precision("highest"):
       return product(left, right)
 
-  if jax.default_backend() != "cpu":
+  if backend.platform() != "cpu":
     return precise
 
   @jax.custom_batching.custom_vmap

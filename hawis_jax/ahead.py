@@ -1,0 +1,173 @@
+"""Compiles the pipeline's programs for devices that need not be there.
+
+The programs are those that the stages run, with their shardings; arrays are
+shapes only, and images zeros.
+"""
+
+from collections.abc import Iterator, Sequence
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from hawis_jax import compiled
+from hawis_jax import config as config_lib
+from hawis_jax import crossbar
+from hawis_jax import data
+from hawis_jax import experiment as experiment_lib
+from hawis_jax import montecarlo
+from hawis_jax import pretrain
+from hawis_jax import scoring
+from hawis_jax import search
+from hawis_jax import sharding
+from hawis_jax import sweep
+from hawis_jax import train
+from hawis_jax import variables as variables_lib
+
+STAGES = ("init", "pretrain", "search", "robustness")
+
+
+def prepare(
+  config: ml_collections.ConfigDict,
+  devices: int,
+  stages: Sequence[str] = STAGES,
+) -> experiment_lib.Experiment:
+  """`experiment.prepare`, without data and with a super-net if need be.
+
+  Args:
+    config: where its nets need no search, "found" is added. How nets are
+      trained is none of the stages: a teacher need not be there.
+    devices: that batches are split over.
+    stages: some of `STAGES`.
+
+  Raises:
+    InputError: as `config.validate` and `experiment.prepare`.
+  """
+  config = ml_collections.ConfigDict(config)  # a copy
+  config.train.loss = "labels"
+  if stages != ["robustness"] and "found" not in config.train.nets:
+    config.train.nets = (*config.train.nets, "found")
+  config_lib.validate(config)
+  if "pretrain" in stages:
+    experiment_lib.check_batches(config, devices, ["pretrain"])
+  return experiment_lib.with_splits(config, data.blank(config.data))
+
+
+def programs(
+  stage: str,
+  experiment: experiment_lib.Experiment,
+  devices: Sequence[jax.Device],
+  memory: float,
+) -> Iterator[tuple[str, compiled.Needs]]:
+  """Compiles the programs of one stage; yields (name, what it needs).
+
+  To be called within `backend.compiling_for`.
+
+  Args:
+    stage: one of `STAGES`: "init" makes the super-net's training state,
+      "pretrain" is a step on it, "search" an update, and "robustness" programs
+      chips and classifies images on them, once for every kind of chip.
+    experiment: from `prepare`.
+    devices: to compile for.
+    memory: of one device [bytes], for "robustness".
+
+  Raises:
+    InputError: "robustness" does not fit the memory.
+  """
+  if stage == "robustness":
+    yield from _robustness(experiment, devices, memory)
+    return
+  mesh = sharding.training_mesh(devices)
+  lower = {"init": _init, "pretrain": _pretrain, "search": _search}[stage]
+  yield stage, compiled.needs(lower(experiment, mesh).compile())
+
+
+def state_bytes(
+  experiment: experiment_lib.Experiment, devices: Sequence[jax.Device]
+) -> int:
+  """Bytes of the super-net's training state on one device; from shapes."""
+  mesh = sharding.training_mesh(devices)
+  state = jax.eval_shape(pretrain.make_programs(experiment, mesh).init, _key())
+  shares = jax.tree.map(
+    lambda leaf, where: (
+      math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    ),
+    state,
+    sharding.split(state, mesh),
+  )
+  return sum(jax.tree.leaves(shares))
+
+
+def _key():
+  return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _init(experiment, mesh):
+  return pretrain.make_programs(experiment, mesh).init.lower(_key())
+
+
+def _pretrain(experiment, mesh):
+  made = pretrain.make_programs(experiment, mesh)
+  state = jax.eval_shape(made.init, _key())
+  state = sharding.abstract(state, sharding.split(state, mesh))
+  size = experiment.config.pretrain.batch_size
+  batch = {
+    "image": jax.ShapeDtypeStruct(
+      (size, *experiment.splits.image_shape), jnp.uint8
+    ),
+    "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+  }
+  batch = sharding.abstract(batch, sharding.on_data(mesh))
+  return made.sandwich.lower(state, jnp.int32(0), batch)
+
+
+def _search(experiment, mesh):
+  methods = search.build_methods(experiment)
+  context = search.make_context(experiment)
+  params = variables_lib.shapes(
+    experiment.supernet, experiment.splits.image_shape
+  )["params"]
+  scorer = scoring.make_scorer(experiment, params)
+  state = jax.eval_shape(lambda: search.init(experiment, methods, context))
+  state, scorer, context, key = sharding.abstract(
+    (state, scorer, context, _key()), sharding.replicated(mesh)
+  )
+  updates = search.make_updates(experiment, methods, mesh)
+  return updates.lower(state, jnp.int32(0), scorer, context, key)
+
+
+def _robustness(experiment, devices, memory):
+  config = experiment.config.robustness
+  shape = experiment.splits.image_shape
+  count = config.images or len(experiment.splits.test)
+  images = jax.ShapeDtypeStruct((count, *shape), jnp.uint8)
+  limits = sweep.make_limits(experiment)
+  if not limits.memory:
+    limits = montecarlo.Limits(limits.chips, limits.images, memory)
+  seen = set()
+  for step in sweep.todo_list(experiment.config):
+    level = step.level
+    if level is None or not level.is_random:
+      continue
+    module = train.widest_module(step.net, experiment)
+    form = montecarlo.weights_form(level.device, module.weight_bits)
+    kind = module, form, crossbar.needs_tiles(level.device)
+    if kind in seen:
+      continue
+    seen.add(kind)
+    variables = variables_lib.shapes(module, shape)
+    variables = jax.eval_shape(
+      functools.partial(sweep.calibrated, experiment, level, module), variables
+    )
+    setting = sweep.make_setting(experiment, level, module, variables)
+    shared = jax.eval_shape(
+      lambda setting=setting: montecarlo.shared_variables(setting, images)
+    )
+    mesh = sharding.evaluation_mesh(config.chips, devices)
+    plan = montecarlo.make_plan(
+      setting, shared, images, config.chips, mesh, limits
+    )
+    for name, needs in plan.needs.items():
+      yield f"{step.net}, {step.scenario}: {name}", needs

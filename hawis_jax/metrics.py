@@ -22,11 +22,7 @@ import time
 from typing import Self, TextIO
 
 from hawis_jax import files
-
-try:
-  import tensorboardX
-except ImportError:  # an optional extra
-  tensorboardX = None
+from hawis_jax import tensorboard
 
 _SHOW_SECONDS = 2.0  # least time between two lines of progress
 
@@ -135,11 +131,9 @@ class Progress:
     self._shown = None  # when the last line was
     self._open_line = False
     self._board = None
-    if tensorboardX and metrics.recording:
+    if tensorboard.is_installed() and metrics.recording:
       folder = metrics.directory / "tensorboard" / name
-      self._board = tensorboardX.SummaryWriter(
-        str(folder), purge_step=start and start + 1
-      )
+      self._board = tensorboard.Board(folder, start)
 
   def report(self, step: int, values: Mapping[str, float]) -> None:
     """Records what was measured when `step` steps were done.
@@ -156,8 +150,7 @@ class Progress:
     values = {name: float(value) for name, value in values.items()}
     self._metrics.append(self._name, step, values)
     if self._board:
-      for name, value in values.items():
-        self._board.add_scalar(name, value, step)
+      self._board.add(step, values)
     self._show(step, values)
 
   def show(self, step: float, values: Mapping[str, float]) -> None:
@@ -171,8 +164,7 @@ class Progress:
       print(file=self._metrics.stream)
     self._open_line = False
     if self._board:
-      with files.write_errors(self._metrics.directory / "tensorboard"):
-        self._board.close()
+      self._board.close()
 
   def _show(self, step, values):
     """Prints progress, unless the last line is too recent."""

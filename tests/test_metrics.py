@@ -1,12 +1,14 @@
 import io
 import json
 import math
+import struct
 
 import jax.numpy as jnp
 import pytest
 
 from hawis_jax import errors
 from hawis_jax import metrics as metrics_lib
+from hawis_jax import tensorboard
 
 
 class Clock:
@@ -190,14 +192,47 @@ def test_a_terminal_line_does_not_wrap(tmp_path, monkeypatch):
   assert len(line) == len("\r") + 39 + len("\x1b[K")
 
 
+def _events(path):
+  """Of a TensorBoard file: records of length, checksum, event, checksum."""
+  event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+  content, place = path.read_bytes(), 0
+  while place < len(content):
+    (size,) = struct.unpack_from("<Q", content, place)
+    place += 12
+    yield event_pb2.Event.FromString(content[place : place + size])
+    place += size + 4
+
+
 def test_tensorboard(tmp_path):
-  pytest.importorskip("tensorboardX")
+  """A stage that goes on hides the steps that it does again."""
   record(tmp_path, "train/found", [1, 2])
-  (events,) = (tmp_path / "tensorboard" / "train" / "found").iterdir()
-  assert b"loss" in events.read_bytes()
+  folder = tmp_path / "tensorboard" / "train" / "found"
+  (first,) = folder.iterdir()
+  scalars = [
+    (event.step, value.tag, value.simple_value)
+    for event in _events(first)
+    for value in event.summary.value
+  ]
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  expected = [
+    (line["step"], name, pytest.approx(value))
+    for line in map(json.loads, lines)
+    for name, value in line["values"].items()
+  ]
+  assert scalars == expected and len(scalars) >= 2
+  content = first.read_bytes()
+  with metrics_lib.Metrics(tmp_path, stream=io.StringIO()) as metrics:
+    metrics.stage("train/found", total=3, start=1).report(2, {"loss": 3.0})
+  assert first.read_bytes() == content
+  (second,) = {*folder.iterdir()} - {first}
+  assert [(e.step, e.session_log.status) for e in _events(second)] == [
+    (0, 0),
+    (2, 1),  # START
+    (2, 0),
+  ]
 
 
 def test_tensorboard_may_be_absent(tmp_path, monkeypatch):
-  monkeypatch.setattr(metrics_lib, "tensorboardX", None)
+  monkeypatch.setattr(tensorboard, "event_file_writer", None)
   record(tmp_path, "train", [1])
   assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -3,10 +3,10 @@
 python benchmarks/scaling.py [--rounds 5] [--skip times] [--stages pretrain]
 
 Times: a step of "pretrain", the scoring of "search" and the Monte Carlo of
-"robustness" on 1, 2, 4 and 8 devices, which share this machine's cores: so their ratio to one device
-with equal work is the overhead of dividing it, not a speed-up. "Strong" is one
-amount of work on all numbers of devices, "weak" work that grows with them;
-medians of interleaved rounds.
+"robustness" on 1, 2, 4 and 8 devices, which share this machine's cores: so
+their ratio to one device with equal work is the overhead of dividing it, not a
+speed-up. "Strong" is one amount of work on all numbers of devices, "weak" work
+that grows with them; medians of interleaved rounds.
 
 Collectives: number and bytes a step and device, of the programs compiled for 8
 to 1024 TPU chips, where libtpu is installed, else for 8 to 64 CPU devices. The

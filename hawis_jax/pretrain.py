@@ -338,6 +338,7 @@ def sandwich_step(
     faulty,
     mesh is not None and mesh.size > 1,
   )
+  grads = sharding.gathered(grads, mesh)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   hits = (logits.argmax(-1) == batch["label"][None]).mean(-1)

@@ -135,7 +135,8 @@ def _split(leaf, mesh):
 def gathered(tree: Any, mesh: sharding.Mesh | None) -> Any:
   """What is split, whole for its use in a jitted function; None: as it is.
 
-  Without this, XLA may gather the images' activations instead.
+  Of parameters and of their gradients: else XLA may split the channels of
+  activations, as the state's are, and gather their images.
   """
   if mesh is None or mesh.size == 1:
     return tree

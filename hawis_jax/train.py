@@ -309,6 +309,7 @@ def train_step(
     recipe.microbatches,
     mesh,
   )
+  grads = sharding.gathered(grads, mesh)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   average = (

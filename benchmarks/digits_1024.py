@@ -22,14 +22,21 @@ from hawis_jax import backend
 backend.configure()
 
 # ruff: noqa: E402
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from scipy import stats
 
+from hawis_jax import budgets
 from hawis_jax import config as config_lib
+from hawis_jax import cost
+from hawis_jax import policy as policy_lib
 from hawis_jax import scoring
+from hawis_jax import widths as widths_lib
 
 PATH = pathlib.Path(__file__).parent / "data" / "digits_1024.npz"
+SEEN = 16  # chips a scenario that searches draw theirs from
+SLACK = 0.2  # share of the budget that the window of a search spans
 # What a row depends on, beside its seed.
 _FIELDS = (
   *("data.name", "data.validation_images", "data.levels", "data.augment"),
@@ -108,6 +115,53 @@ def robust_scores(table: dict[str, Any]) -> np.ndarray:
       for chips in table["chips"]
     ]
   )
+
+
+class Problem:
+  """The table as a search problem.
+
+  Attributes:
+    space: of the nets, in whose order of choices N nets are.
+    budget: of MACs.
+    context: of the methods, one budget.
+    accuracy: float32 `[scenarios, chips, N]`, of the first training seed.
+    inside: bool `[N]`, nets within the budget.
+    trained: {"robust", "clean": float64 `[N]`}, means over training seeds.
+  """
+
+  def __init__(self, quantile: float):
+    config = get_config()
+    table = load()
+    self.space = widths_lib.WidthSpace(config.space.choices)
+    self.accuracy = np.moveaxis(table["chips"][0], 0, -1).astype(np.float32)
+    geometry = cost.cifar_geometry(8, (8, 8, 1), 8, 10, (64, 64))
+    costs = cost.tables(self.space.table, geometry, "macs")
+    every = self.space.choices_of(table["widths"])
+    macs = budgets.vector_cost(costs, every)
+    self.budget = float(np.quantile(macs, quantile))
+    window = (1 - SLACK) * self.budget, self.budget
+    feasible = budgets.feasible_set(self.space, costs, [window])
+    self.context = policy_lib.make_context(
+      self.space, feasible, costs, geometry.positions, [self.budget]
+    )
+    self.inside = np.asarray(feasible.contains(0, jnp.asarray(every)))
+    self.truth = self.scores(self.accuracy[:, SEEN:])
+    self.known = self.scores(self.accuracy[:, :SEEN])
+    self.trained = {
+      "robust": robust_scores(table).mean(0),
+      "clean": table["clean"].mean(0),
+    }
+
+  def place(self, choices):
+    """Number of the nets of choices `[..., L]`."""
+    sizes = [len(layer) for layer in self.space.choices]
+    strides = np.cumprod([1, *sizes[:0:-1]])[::-1]
+    return (choices * strides.astype(np.int32)).sum(-1)
+
+  def scores(self, accuracy):
+    """Robust scores `[N]` of some chips."""
+    flat = jnp.asarray(accuracy.reshape(-1, accuracy.shape[-1]))
+    return np.asarray(scoring.robust_score(flat, len(accuracy), 0.5))
 
 
 _SHARES = (0, 5, 25, 50, 75, 95, 100)

@@ -41,71 +41,18 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from hawis_jax import budgets
 from hawis_jax import config as config_lib
-from hawis_jax import cost
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import files
 from hawis_jax import finalists
 from hawis_jax import methods as methods_lib
 from hawis_jax import metrics as metrics_lib
-from hawis_jax import policy as policy_lib
 from hawis_jax import pretrain
 from hawis_jax import scoring
 from hawis_jax import search as search_lib
-from hawis_jax import widths as widths_lib
 
-_SLACK = 0.2  # of the budget on the table
-_SEEN = 16  # chips a scenario that searches draw theirs from
 _FINALISTS = 4
 _BASELINE = "random"
-
-
-class Problem:
-  """The table as a search problem.
-
-  Attributes:
-    space: of the nets, in whose order of choices N nets are.
-    budget: of MACs.
-    context: of the methods, one budget.
-    accuracy: float32 `[scenarios, chips, N]`, of the first training seed.
-    inside: bool `[N]`, nets within the budget.
-    trained: {"robust", "clean": float64 `[N]`}, means over training seeds.
-  """
-
-  def __init__(self, quantile: float):
-    config = digits_1024.get_config()
-    table = digits_1024.load()
-    self.space = widths_lib.WidthSpace(config.space.choices)
-    self.accuracy = np.moveaxis(table["chips"][0], 0, -1).astype(np.float32)
-    geometry = cost.cifar_geometry(8, (8, 8, 1), 8, 10, (64, 64))
-    costs = cost.tables(self.space.table, geometry, "macs")
-    every = self.space.choices_of(table["widths"])
-    macs = budgets.vector_cost(costs, every)
-    self.budget = float(np.quantile(macs, quantile))
-    window = (1 - _SLACK) * self.budget, self.budget
-    feasible = budgets.feasible_set(self.space, costs, [window])
-    self.context = policy_lib.make_context(
-      self.space, feasible, costs, geometry.positions, [self.budget]
-    )
-    self.inside = np.asarray(feasible.contains(0, jnp.asarray(every)))
-    self.truth = self.scores(self.accuracy[:, _SEEN:])
-    self.known = self.scores(self.accuracy[:, :_SEEN])
-    self.trained = {
-      "robust": digits_1024.robust_scores(table).mean(0),
-      "clean": table["clean"].mean(0),
-    }
-
-  def place(self, choices):
-    """Number of the nets of choices `[..., L]`."""
-    sizes = [len(layer) for layer in self.space.choices]
-    strides = np.cumprod([1, *sizes[:0:-1]])[::-1]
-    return (choices * strides.astype(np.int32)).sum(-1)
-
-  def scores(self, accuracy):
-    """Robust scores `[N]` of some chips."""
-    flat = jnp.asarray(accuracy.reshape(-1, accuracy.shape[-1]))
-    return np.asarray(scoring.robust_score(flat, len(accuracy), 0.5))
 
 
 def _config(options):
@@ -133,7 +80,9 @@ def _search(problem, name, config):
         jax.random.fold_in(key, step), 3
       )
       choices, notes = method.propose(propose, state, context, step)
-      drawn = jax.random.choice(chip_key, _SEEN, (chips,), replace=False)
+      drawn = jax.random.choice(
+        chip_key, digits_1024.SEEN, (chips,), replace=False
+      )
       seen = accuracy[:, drawn]
 
       def score(vectors):
@@ -173,7 +122,7 @@ def _regret(problem, method, outcome, updates):
 
 def on_table(options):
   """Prints regret after numbers of evaluations."""
-  problem, config = Problem(options.quantile), _config(options)
+  problem, config = digits_1024.Problem(options.quantile), _config(options)
   truth = problem.truth[problem.inside]
   print(
     f"{problem.inside.sum()} of {len(problem.inside)} nets within the budget; "
@@ -266,7 +215,10 @@ def _hypervolume(result, name):
 
 def of_supernets(options):
   """Searches with super-nets and prints what the found nets score trained."""
-  problem, workdir = Problem(options.quantile), pathlib.Path(options.workdir)
+  problem, workdir = (
+    digits_1024.Problem(options.quantile),
+    pathlib.Path(options.workdir),
+  )
   found = np.array(
     [
       [
@@ -317,7 +269,7 @@ def _supernet_config(problem, faulty, seed):
   c.pretrain.batch_size = 64
   c.pretrain.faulty_widths = faulty
   c.search.budget = problem.budget
-  c.search.budget_slack = _SLACK
+  c.search.budget_slack = digits_1024.SLACK
   c.search.methods = ("predictor",)
   c.search.updates = 30
   c.search.images = 128

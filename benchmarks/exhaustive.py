@@ -1,16 +1,7 @@
-"""Every net of a small space, trained and scored: the truth for searches.
+"""Trains every net of a small space and writes the table of digits_1024.py.
 
 python benchmarks/exhaustive.py --workdir runs/exhaustive  # makes the table
-python benchmarks/exhaustive.py --summary  # what is in it
 python benchmarks/exhaustive.py --retrain 0 1023  # rows of it, made anew
-
-ResNet-8 on the embedded digits; five layers of four widths each and two fixed
-ones: 1,024 width vectors. Each net is trained on its own, from scratch, and
-scored as the search scores its candidates (BN recalibrated on training images,
-all validation images, never test ones) on a defect-free chip and on the chips
-of the default scenarios, which all nets share. What searches look for is thus
-known: regret, and rank correlation with a super-net, can be measured against
-benchmarks/data/digits_1024.npz (see `load`).
 
 One program trains every net: the masked net of the greatest widths computes
 what the narrower net does. Its kernels are He normal of the narrower net's own
@@ -20,9 +11,6 @@ depend on what else is computed. It does depend on how the machine rounds, so it
 comes back to the bit only with the jax and the CPU that the table names.
 
 It runs on one core and goes on where it was cut off.
-
-Axes: N nets (in the order of `vectors`), K seeds, D scenarios, S chips,
-L layers.
 """
 
 import argparse
@@ -47,12 +35,10 @@ os.environ["XLA_FLAGS"] = (
 backend.configure()
 
 # ruff: noqa: E402
-from flax import traverse_util
+import digits_1024
 import jax
-import jax.numpy as jnp
-import ml_collections
 import numpy as np
-from scipy import stats
+import standalone
 
 from hawis_jax import binary
 from hawis_jax import config as config_lib
@@ -64,59 +50,8 @@ from hawis_jax import pretrain
 from hawis_jax import scoring
 from hawis_jax import variables as variables_lib
 
-TABLE = pathlib.Path(__file__).parent / "data" / "digits_1024.npz"
 _SEEDS = (0, 1)
 _PART = 32  # nets of a file of partial results
-# What a row depends on, beside its seed.
-_FIELDS = (
-  *("data.name", "data.validation_images", "data.levels", "data.augment"),
-  *("network.depth", "space.choices", "device.preset"),
-  *("train.steps", "train.batch_size"),
-  *("train.optimizer.name", "train.optimizer.learning_rate"),
-  "train.optimizer.schedule",
-  *("search.scenarios", "search.cvar_weight", "search.chips"),
-  *("search.images", "search.calibration_images", "search.batch_size"),
-)
-
-
-def get_config(seed: int = 0) -> ml_collections.ConfigDict:
-  """The digits' configuration with narrower nets and a shorter training."""
-  c = config_lib.default()
-  c.seed = seed
-  c.data.name = "digits"
-  c.data.levels = 8
-  c.network.depth = 8
-  c.network.base_widths = (3, 6, 12)
-  c.space.choices = (
-    (3, 6, 9, 12),
-    (8,),
-    (3, 6, 9, 12),
-    (16,),
-    (6, 12, 18, 24),
-    (12, 24, 36, 48),
-    (12, 24, 36, 48),
-  )
-  c.train.steps = 400
-  c.train.batch_size = 32
-  c.train.optimizer.name = "adam"
-  c.train.optimizer.learning_rate = 1e-2
-  c.train.optimizer.schedule = "cosine"
-  c.search.images = c.data.validation_images
-  c.search.batch_size = 128
-  c.search.chips = 32
-  config_lib.validate(c)
-  return c
-
-
-def vectors(config: ml_collections.ConfigDict) -> np.ndarray:
-  """All width vectors, int `[N, L]`; the last layer's width changes fastest."""
-  return np.array(list(itertools.product(*config.space.choices)))
-
-
-def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """What the table's rows depend on, beside their seeds."""
-  flat = config_lib.flatten(config)
-  return json.loads(json.dumps({name: flat[name] for name in _FIELDS}))
 
 
 def environment() -> dict[str, str]:
@@ -135,41 +70,13 @@ def environment() -> dict[str, str]:
   return found
 
 
-def load() -> dict[str, Any]:
-  """Returns the table.
-
-  widths int `[N, L]`, arrays and macs int `[N]`, seeds int `[K]`, clean
-  float64 `[K, N]`, chips float64 `[K, N, D, S]` (accuracies), settings and
-  environment: dicts.
-  """
-  with np.load(TABLE) as file:
-    table = dict(file)
-  for name in ("clean", "chips"):
-    table[name] = table[name].astype(np.float64)
-  for name in ("settings", "environment"):
-    table[name] = json.loads(str(table[name]))
-  return table
-
-
-def robust_scores(table: dict[str, Any]) -> np.ndarray:
-  """The search's reward of every seed and net, `[K, N]`."""
-  weight = table["settings"]["search.cvar_weight"]
-  scenarios = table["chips"].shape[2]
-  return np.stack(
-    [
-      scoring.robust_score(chips.reshape(len(chips), -1).T, scenarios, weight)
-      for chips in table["chips"]
-    ]
-  )
-
-
 class Rows:
   """Makes rows of one seed."""
 
   def __init__(self, seed: int):
-    config = get_config(seed)
+    config = digits_1024.get_config(seed)
     self._experiment = experiment = experiment_lib.prepare(config)
-    self._vectors = vectors(config)
+    self._vectors = digits_1024.vectors(config)
     batches = experiment.train_batches(
       experiment.splits.train, config.train.batch_size, 0
     )
@@ -197,7 +104,7 @@ def _train_and_score(experiment, key, vector, batches, scorer):
     config.train.optimizer, config.train.steps
   )
   fresh = variables_lib.init(module, key, experiment.splits.image_shape)
-  params = _narrow_init(fresh["params"], vector, module.max_widths)
+  params = standalone.narrowed(fresh["params"], module, vector)
   state = optimize.TrainState(params, (), optimizer.init(params))
 
   def step(state, batch):
@@ -220,19 +127,6 @@ def _train_and_score(experiment, key, vector, batches, scorer):
   return score(scorer, vector[None], [*keys, root[None]]).hits[:, 0]
 
 
-def _narrow_init(params, vector, max_widths):
-  """Kernels of the greatest net scaled to the fan-out of a narrower one."""
-  flat = traverse_util.flatten_dict(params)
-  for path in flat:
-    if path[-1] == "kernel" and path[0] != "head":
-      layer = 0
-      if path[0] != "stem":  # stage<s>_block0
-        layer = 2 * int(path[0][5]) - (path[1] == "conv1")
-      ratio = max_widths[layer] / vector[layer].astype(jnp.float32)
-      flat[path] *= jnp.sqrt(ratio)
-  return traverse_util.unflatten_dict(flat)
-
-
 def make(workdir: pathlib.Path, again: int) -> None:
   """Makes the table, or what is left of it, and prints its progress.
 
@@ -243,12 +137,15 @@ def make(workdir: pathlib.Path, again: int) -> None:
   Raises:
     InputError: `workdir` holds rows of other settings, or of another machine.
   """
-  config = get_config()
-  nets = vectors(config)
+  config = digits_1024.get_config()
+  nets = digits_1024.vectors(config)
   # The beginning of this order, of any length, is a random sample.
   order = np.random.RandomState(0).permutation(len(nets))
   with files.locked(workdir):
-    made_with = {"settings": settings(config), "environment": environment()}
+    made_with = {
+      "settings": digits_1024.settings(config),
+      "environment": environment(),
+    }
     path = workdir / "settings.json"
     if path.exists() and files.read_json(path) != made_with:
       raise errors.InputError(
@@ -306,9 +203,9 @@ def _write_table(workdir, config, nets, order, made_with):
             values[row, where] = part[name]
   experiment = experiment_lib.prepare(config)
   costs = [experiment.cost(tuple(int(w) for w in net)) for net in nets]
-  TABLE.parent.mkdir(exist_ok=True)
+  digits_1024.PATH.parent.mkdir(exist_ok=True)
   np.savez_compressed(
-    TABLE,
+    digits_1024.PATH,
     widths=nets.astype(np.int16),
     arrays=np.array([c.arrays for c in costs], np.int32),
     macs=np.array([c.macs for c in costs], np.int32),
@@ -316,12 +213,12 @@ def _write_table(workdir, config, nets, order, made_with):
     **table,
     **{name: np.array(json.dumps(value)) for name, value in made_with.items()},
   )
-  print(f"{TABLE}: {TABLE.stat().st_size} bytes")
+  print(f"{digits_1024.PATH}: {digits_1024.PATH.stat().st_size} bytes")
 
 
 def retrain(nets: Sequence[int]) -> Iterator[dict[str, Any]]:
   """Makes rows of the first seed anew; yields them beside the stored ones."""
-  table = load()
+  table = digits_1024.load()
   rows = Rows(int(table["seeds"][0]))
   for net in nets:
     clean, chips = rows(net)
@@ -337,103 +234,13 @@ def retrain(nets: Sequence[int]) -> Iterator[dict[str, Any]]:
     }
 
 
-_SHARES = (0, 5, 25, 50, 75, 95, 100)
-
-
-def summarize() -> None:
-  """Prints what the table holds."""
-  table = load()
-  robust = robust_scores(table)
-  by_chips = table["chips"].mean(-1)
-  measures = {"clean": table["clean"]}
-  for index, scenario in enumerate(table["settings"]["search.scenarios"]):
-    name = ", ".join(f"{k} {v:g}" for k, v in scenario.items())
-    measures[name] = by_chips[:, :, index]
-  measures["robust score"] = robust
-  print(json.dumps(table["settings"]))
-  print(json.dumps(table["environment"]))
-  trained = np.isfinite(table["clean"])
-  for seed, count in zip(table["seeds"], trained.sum(1), strict=True):
-    print(f"seed {seed}: {count} of {len(table['widths'])} nets")
-
-  print(f"\nquantiles over nets, seed {table['seeds'][0]} [%]")
-  print(f"{'':34}" + "".join(f"{share:>7} %" for share in _SHARES))
-  for name, values in measures.items():
-    quantiles = 100 * np.percentile(values[0], _SHARES)
-    print(f"{name:34}" + "".join(f"{q:9.2f}" for q in quantiles))
-
-  print("\nKendall's tau with cost, of the first seed; cost from .. to")
-  for kind in ("arrays", "macs"):
-    costs = table[kind]
-    taus = {name: _tau(v[0], costs) for name, v in measures.items()}
-    print(f"{kind} ({costs.min()} .. {costs.max()})")
-    for name, tau in taus.items():
-      print(f"  {name:32}{tau:9.3f}")
-
-  twice = trained.all(0)
-  first, second = robust[:, twice]
-  print("\nrobust score [%] of the best net of each seed, with seeds 0 and 1")
-  for values in (first, second):
-    best = values.argmax()
-    print(
-      f"  {table['widths'][twice][best].tolist()}: {100 * first[best]:.2f}, "
-      f"{100 * second[best]:.2f}"
-    )
-  print(f"\ntwo seeds of {twice.sum()} nets: standard deviations [points]")
-  head = ("one net", "all nets", "reliable", "of both", "tau", "ceiling")
-  print(f"{'':34}" + "".join(f"{name:>9}" for name in head))
-  for name, values in measures.items():
-    print(f"{name:34}" + _noise(*values[:, twice]))
-  for kind in ("arrays", "macs"):
-    print(f"robust score, by quarters of {kind}")
-    for low, high, inside in _quarters(table[kind], twice):
-      label = f"  {low} .. {high}: {inside.sum()} nets"
-      print(f"{label:34}" + _noise(*robust[:, inside]))
-  print(
-    "one net: of its trainings (chips and images are the same); all nets: of "
-    "their means\nover trainings; reliable: those means' share of the variance "
-    "over nets; of both: the same\nof the mean of the seeds; tau: between the "
-    "seeds; ceiling: tau of one seed with the\nmeans over trainings, were all "
-    "normal: 2 / pi asin sqrt(reliable)"
-  )
-
-
-def _tau(first, second):
-  return stats.kendalltau(first, second).statistic
-
-
-def _noise(first, second):
-  """One line on what two seeds `[N]` say of their noise."""
-  within = np.square(first - second).mean() / 2
-  total = (first.var(ddof=1) + second.var(ddof=1)) / 2
-  between = max(total - within, 0)
-  reliable = between / total
-  return (
-    f"{100 * within**0.5:9.2f}{100 * between**0.5:9.2f}{reliable:9.3f}"
-    f"{2 * reliable / (1 + reliable):9.3f}{_tau(first, second):9.3f}"
-    f"{2 / np.pi * np.arcsin(reliable**0.5):9.3f}"
-  )
-
-
-def _quarters(costs, among):
-  """Yields (least, greatest cost, bool `[N]`) of quarters by cost."""
-  edges = np.percentile(costs[among], (0, 25, 50, 75, 100))
-  for number, (low, high) in enumerate(itertools.pairwise(edges)):
-    inside = among & (costs <= high)
-    inside &= costs >= low if number == 0 else costs > low
-    yield costs[inside].min(), costs[inside].max(), inside
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--workdir", default="runs/exhaustive")
   parser.add_argument("--again", type=int, default=1024, metavar="NETS")
-  parser.add_argument("--summary", action="store_true")
   parser.add_argument("--retrain", type=int, nargs="+", metavar="NET")
   options = parser.parse_args()
-  if options.summary:
-    summarize()
-  elif options.retrain:
+  if options.retrain:
     for row in retrain(options.retrain):
       print(json.dumps(row), flush=True)
   else:

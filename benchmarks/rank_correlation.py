@@ -17,7 +17,7 @@ between the seeds of the stand-alone nets, which says how sure the truth is; and
 tau of the cost alone, which a score must beat to be worth its training. What is
 in the work directory is not computed again.
 
-Axes: N width vectors, R resamples, S chips of all scenarios, L layers.
+Axes: N width vectors, S chips of all scenarios, L layers.
 """
 
 import argparse
@@ -34,6 +34,7 @@ backend.configure()
 # ruff: noqa: E402
 import jax
 import jax.numpy as jnp
+import kendall
 import numpy as np
 import standalone
 
@@ -48,7 +49,6 @@ from hawis_jax import scoring
 from hawis_jax import widths as widths_lib
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_RESAMPLES = 2000
 _BLOCK = 8  # vectors a call of the scorer
 # name: (what differs from configs/digits.py, super-nets of so many seeds)
 _VARIANTS = {
@@ -233,97 +233,6 @@ def score_variant(name, seed, vectors, workdir):
   return scores
 
 
-def _tau(x, y, counts):
-  """Kendall's tau-b, `[R]`, of vectors that occur `counts` `[R, N]` times.
-
-  Pairs of a vector with itself, which resampling makes, do not count.
-  """
-  x, y = (np.sign(np.subtract.outer(v, v)) for v in (x, y))
-
-  def pairs(signs):
-    return np.einsum("ri,ij,rj->r", counts, signs, counts)
-
-  return pairs(x * y) / np.sqrt(pairs(x * x) * pairs(y * y))
-
-
-def _counts(num):
-  """Of every vector in the sample (first row) and in resamples."""
-  rng = np.random.default_rng(0)
-  resampled = rng.multinomial(num, np.full(num, 1 / num), _RESAMPLES)
-  return np.concatenate([np.ones((1, num)), resampled])
-
-
-def _summary(taus):
-  """{tau, ci95} of the sample's and the resamples' values."""
-  low, high = np.nanquantile(taus[1:], (0.025, 0.975))
-  return {"tau": float(taus[0]), "ci95": [float(low), float(high)]}
-
-
-def correlations(truth, scores, rows) -> dict:
-  """Taus of one set of vectors: {variant or "seeds": {quantity: summary}}.
-
-  Args:
-    truth: {"clean", "robust": `[seeds, N]`}.
-    scores: {variant: [a super-net's scores {quantity: `[N]`}]}.
-    rows: slice of the set's vectors.
-  """
-  counts = _counts(rows.stop - rows.start)
-  between = {
-    quantity: _summary(
-      _tau(values[0, rows], values[1, rows], counts),
-    )
-    for quantity, values in truth.items()
-    if len(values) > 1
-  }
-  found, first = {"seeds of the truth": between}, None
-  for variant, nets in scores.items():
-    taus = {
-      quantity: np.mean(
-        [
-          _tau(
-            np.array(net[quantity])[rows],
-            truth[quantity.split()[0]].mean(0)[rows],
-            counts,
-          )
-          for net in nets
-        ],
-        axis=0,
-      )
-      for quantity in nets[0]
-    }
-    found[variant] = {}
-    for quantity, values in taus.items():
-      summary = _summary(values)
-      if first:
-        summary["gain"] = _summary(values - first[quantity])
-      found[variant][quantity] = summary
-    first = first or taus
-  return found
-
-
-def _show(summary):
-  low, high = summary["ci95"]
-  text = f"{summary['tau']:5.2f} ({low:5.2f} to {high:4.2f})"
-  if "gain" in summary:
-    low, high = summary["gain"]["ci95"]
-    text += f" {summary['gain']['tau']:+.2f} ({low:+.2f} to {high:+.2f})"
-  return text
-
-
-def _report(found):
-  for truth, sets in found.items():
-    for name, rows in sets.items():
-      print(f"\ntruth: {truth} images; width vectors: {name}")
-      quantities = max(map(list, rows.values()), key=len)
-      print(f"{'':28}" + "".join(f"{q:46}" for q in quantities))
-      for variant, summaries in rows.items():
-        cells = [
-          f"{_show(summaries[q]) if q in summaries else '':46}"
-          for q in quantities
-        ]
-        print(f"{variant:28}" + "".join(cells).rstrip())
-
-
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--workdir", default="runs/rank_correlation")
@@ -367,9 +276,11 @@ def main():
     found[name], start = {}, 0
     for group, members in sets.items():
       rows = slice(start, start + len(members))
-      found[name][group] = correlations(truths[name], scores | by_cost, rows)
+      found[name][group] = kendall.correlations(
+        truths[name], scores | by_cost, rows
+      )
       start = rows.stop
-  _report(found)
+  kendall.report(found)
   content = {
     "steps": options.steps,
     "chips": options.chips,

@@ -2,8 +2,9 @@
 
 python benchmarks/search.py --seeds 32   # on the stored table of 1,024 nets
 python benchmarks/search.py --runs runs/search_benchmark   # of searches made
+python benchmarks/search.py --faulty 0 1 2 --seeds 16   # of super-nets
 
-On the table (see exhaustive.py) every net's robust accuracy is known from its
+On the table (see digits_1024.py) every net's robust accuracy is known from its
 own training, and so is regret: the best net's score less that of the net a
 method would hand over after n evaluations, that is, the best on 16 chips of its
 4 finalists. (The best of noisy scores is too good by a constant, the same for
@@ -17,6 +18,12 @@ not choose it, and the hypervolume of its best of all budgets in robust score
 and energy. Seeds are pairs: the difference from random search has a paired
 t-interval; Mann-Whitney's p ignores pairs, and none is corrected for the number
 of methods.
+
+Of super-nets whose random width vectors were so many trained on defective chips
+(`pretrain.faulty_widths`) it makes searches, a folder of --workdir each, of the
+settings of configs/digits.py in the table's space and the budget above, and
+prints what the found nets score trained alone: means of all chips and both
+training seeds. Searches of one seed are pairs.
 """
 
 import argparse
@@ -28,74 +35,24 @@ from hawis_jax import backend
 backend.configure()
 
 # ruff: noqa: E402
+import digits_1024
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from hawis_jax import budgets
 from hawis_jax import config as config_lib
-from hawis_jax import cost
+from hawis_jax import experiment as experiment_lib
 from hawis_jax import files
 from hawis_jax import finalists
 from hawis_jax import methods as methods_lib
-from hawis_jax import policy as policy_lib
+from hawis_jax import metrics as metrics_lib
+from hawis_jax import pretrain
 from hawis_jax import scoring
-from hawis_jax import widths as widths_lib
+from hawis_jax import search as search_lib
 
-TABLE = pathlib.Path(__file__).parent / "data" / "digits_1024.npz"
-_SEEN = 16  # chips a scenario that searches draw theirs from
 _FINALISTS = 4
 _BASELINE = "random"
-
-
-class Problem:
-  """The table as a search problem.
-
-  Attributes:
-    context: of the methods, one budget.
-    accuracy: float32 `[scenarios, chips, nets]`, nets in the order of choices.
-    sizes: choices of each layer, `[L]`.
-  """
-
-  def __init__(self, path: pathlib.Path, quantile: float):
-    with np.load(path) as table:
-      widths = table["widths"].astype(np.int64)
-      # Of the first training seed, which all nets have.
-      accuracy = table["chips"][0].astype(np.float32)
-    self.space = widths_lib.WidthSpace(
-      tuple(tuple(int(w) for w in np.unique(column)) for column in widths.T)
-    )
-    self.sizes = np.array([len(c) for c in self.space.choices])
-    order = np.argsort(self._place(self.space.choices_of(widths)))
-    self.accuracy = np.moveaxis(accuracy[order], 0, -1)
-    geometry = cost.cifar_geometry(8, (8, 8, 1), 8, 10, (64, 64))
-    costs = cost.tables(self.space.table, geometry, "macs")
-    every = self.space.choices_of(widths[order])
-    macs = budgets.vector_cost(costs, every)
-    budget = float(np.quantile(macs, quantile))
-    feasible = budgets.feasible_set(self.space, costs, [(0.8 * budget, budget)])
-    self.context = policy_lib.make_context(
-      self.space, feasible, costs, geometry.positions, [budget]
-    )
-    self.inside = np.asarray(feasible.contains(0, jnp.asarray(every)))
-    self.truth = self.scores(self.accuracy[:, _SEEN:])
-    self.known = self.scores(self.accuracy[:, :_SEEN])
-
-  def _place(self, choices):
-    """Index of vectors `[..., L]` in the order of choices."""
-    strides = np.cumprod([1, *self.sizes[:0:-1]])[::-1]
-    return (choices * strides).sum(-1)
-
-  def place(self, choices):
-    """The same, traced."""
-    strides = np.cumprod([1, *self.sizes[:0:-1]])[::-1]
-    return (choices * jnp.asarray(strides.copy(), jnp.int32)).sum(-1)
-
-  def scores(self, accuracy):
-    """Robust scores `[nets]` of some chips."""
-    flat = jnp.asarray(accuracy.reshape(-1, accuracy.shape[-1]))
-    return np.asarray(scoring.robust_score(flat, len(accuracy), 0.5))
 
 
 def _config(options):
@@ -123,7 +80,9 @@ def _search(problem, name, config):
         jax.random.fold_in(key, step), 3
       )
       choices, notes = method.propose(propose, state, context, step)
-      drawn = jax.random.choice(chip_key, _SEEN, (chips,), replace=False)
+      drawn = jax.random.choice(
+        chip_key, digits_1024.SEEN, (chips,), replace=False
+      )
       seen = accuracy[:, drawn]
 
       def score(vectors):
@@ -147,7 +106,8 @@ def _search(problem, name, config):
 def _regret(problem, method, outcome, updates):
   """Regret of what a method hands over after some updates."""
   choices, gains, states = outcome
-  choices = np.asarray(choices[:updates]).reshape(-1, len(problem.sizes))
+  choices = np.asarray(choices[:updates])
+  choices = choices.reshape(-1, choices.shape[-1])
   gains = np.asarray(gains[:updates]).reshape(-1)
   estimate = None
   if method.estimate:
@@ -155,14 +115,14 @@ def _regret(problem, method, outcome, updates):
     estimate = functools.partial(method.estimate, state, problem.context, 0)
 
   best = finalists.best_vectors(choices, gains, _FINALISTS, estimate)
-  places = [int(problem._place(vector)) for vector, _ in best]
+  places = [int(problem.place(vector)) for vector, _ in best]
   handed_over = max(places, key=lambda place: problem.known[place])
   return problem.truth[problem.inside].max() - problem.truth[handed_over]
 
 
 def on_table(options):
   """Prints regret after numbers of evaluations."""
-  problem, config = Problem(options.table, options.quantile), _config(options)
+  problem, config = digits_1024.Problem(options.quantile), _config(options)
   truth = problem.truth[problem.inside]
   print(
     f"{problem.inside.sum()} of {len(problem.inside)} nets within the budget; "
@@ -253,9 +213,77 @@ def _hypervolume(result, name):
   return area
 
 
+def of_supernets(options):
+  """Searches with super-nets and prints what the found nets score trained."""
+  problem, workdir = (
+    digits_1024.Problem(options.quantile),
+    pathlib.Path(options.workdir),
+  )
+  found = np.array(
+    [
+      [
+        _found(problem, faulty, seed, workdir / f"{faulty}_{seed}")
+        for faulty in options.faulty
+      ]
+      for seed in range(options.seeds)
+    ]
+  ).swapaxes(0, 1)
+  places = problem.place(problem.space.choices_of(found))
+  print(f"{options.seeds} seeds; {problem.inside.sum()} nets within the budget")
+  for quantity, trained in problem.trained.items():
+    within, values = 100 * trained[problem.inside], 100 * trained[places]
+    print(
+      f"{quantity} accuracy of nets trained alone, %: of all within the budget "
+      f"{within.mean():.2f} on average, {within.max():.2f} at best"
+    )
+    for faulty, mine in zip(options.faulty, values, strict=True):
+      mean, half = _interval(mine)
+      gain, gain_half = _interval(mine - values[0])
+      print(
+        f"  found with {faulty} faulty: {mean:.2f} +- {half:.2f}, less those "
+        f"with {options.faulty[0]}: {gain:+.2f} +- {gain_half:.2f}"
+      )
+  for faulty, vectors in zip(options.faulty, found, strict=True):
+    print(f"{len(np.unique(vectors, axis=0))} nets found with {faulty} faulty")
+
+
+def _found(problem, faulty, seed, folder):
+  """Width vector `[L]` that the search finds, or what is stored of it."""
+  path = folder / "search" / "result.json"
+  if not path.exists():
+    config = _supernet_config(problem, faulty, seed)
+    files.make_directory(folder)
+    config_lib.settle(config, folder)
+    experiment = experiment_lib.prepare(config)
+    with metrics_lib.Metrics(folder) as metrics:
+      pretrain.run(experiment, folder, metrics)
+      search_lib.run(experiment, folder, metrics)
+  return files.read_json(path)["found"]
+
+
+def _supernet_config(problem, faulty, seed):
+  c = digits_1024.get_config(seed)
+  c.space.cost = "macs"
+  c.pretrain.steps = 1000
+  c.pretrain.warmup_steps = 200
+  c.pretrain.batch_size = 64
+  c.pretrain.faulty_widths = faulty
+  c.search.budget = problem.budget
+  c.search.budget_slack = digits_1024.SLACK
+  c.search.methods = ("predictor",)
+  c.search.updates = 30
+  c.search.images = 128
+  c.search.proposals = 16
+  c.search.chips = 4
+  c.search.vectors_per_step = 32
+  c.search.batch_size = 64
+  c.search.finalists = 8
+  config_lib.validate(c)
+  return c
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--table", type=pathlib.Path, default=TABLE)
   parser.add_argument("--seeds", type=int, default=32)
   parser.add_argument("--proposals", type=int, default=10)
   parser.add_argument("--quantile", type=float, default=0.6)
@@ -266,9 +294,13 @@ def main():
     "--methods", nargs="+", default=["random", *methods_lib.NAMES]
   )
   parser.add_argument("--runs", type=pathlib.Path)
+  parser.add_argument("--faulty", type=int, nargs="+")
+  parser.add_argument("--workdir", default="runs/faulty_widths")
   options = parser.parse_args()
   options.methods = list(dict.fromkeys(options.methods))
-  if options.runs:
+  if options.faulty:
+    of_supernets(options)
+  elif options.runs:
     of_runs(
       sorted(
         p.parent.parent

@@ -17,7 +17,11 @@ from hawis_jax import config as config_lib
 from hawis_jax import cost
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import finalists
+from hawis_jax import methods
+from hawis_jax import metrics as metrics_lib
 from hawis_jax import policy
+from hawis_jax import pretrain
+from hawis_jax import robustness
 from hawis_jax import scoring
 from hawis_jax import search
 from hawis_jax import sharding
@@ -115,8 +119,8 @@ def test_the_front_is_what_no_other_dominates():
   )
 
 
-def _scores(devices, seed, data_dir):
-  """Scores of five vectors on a mesh of some devices, `[S, P]`."""
+def _config(data_dir):
+  """A small space on the digits."""
   config = config_lib.default()
   config.network.depth = 8
   config.network.base_widths = (4, 4, 8)
@@ -125,6 +129,12 @@ def _scores(devices, seed, data_dir):
   config.search.images = config.search.calibration_images = 64
   config.search.batch_size = 32
   config.data.levels, config.data.data_dir = 4, str(data_dir)
+  return config
+
+
+def _scores(devices, seed, data_dir):
+  """Scores of five vectors on a mesh of some devices, `[S, P]`."""
+  config = _config(data_dir)
   experiment = experiment_lib.prepare(config)
   shape = experiment.splits.image_shape
   init = jax.jit(variables.init, static_argnums=(0, 2))
@@ -196,3 +206,112 @@ def test_the_penalty_is_on_what_exceeds_the_budget():
   got = search.excess(context, choices)
   np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
   assert (got == 0).any() and (got > 0).any()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+  """Returns a function: (search fields) -> (work directory, traced vectors).
+
+  It runs the whole search but for the net: accuracy is a function of widths,
+  which gains less and less from more. `traced` has the number of vectors of
+  every time that the score of the updates was traced.
+  """
+  monkeypatch.setattr(pretrain, "load", lambda experiment, workdir: {})
+
+  def call(**fields):
+    config = _config(tmp_path / "tfds")
+    config.space.choices = ((4, 8, 12, 16), (4, 8, 12, 16), (8, 16, 24, 32))
+    config.space.cost = "macs"
+    config.search.finalists = config.search.finalist_chips = 2
+    config.search.update(fields)
+    experiment = experiment_lib.prepare(config)
+    widest = jnp.asarray(experiment.space.max_widths)
+    traced = []  # of every scorer; the first is that of the updates
+
+    def make_score(*_):
+      mine = []
+      traced.append(mine)
+
+      def score(scorer, vectors, keys):
+        mine.append(len(vectors))
+        gain = 0.5 * jnp.log(1 + (vectors / widest[None]).mean(-1))
+        accuracy = jnp.tile(gain[None], (sum(map(len, keys)), 1))
+        return robustness.Scores(accuracy, accuracy, -accuracy)
+
+      return score
+
+    monkeypatch.setattr(scoring, "make_score", make_score)
+    workdir = tmp_path / str(fields)
+    with metrics_lib.Metrics(workdir) as metrics:
+      search.run(experiment, workdir, metrics)
+    return workdir, traced[0]
+
+  return call
+
+
+def test_updates_are_traced_and_compiled_once(run, caplog):
+  """Those of one call and of the next ones."""
+  with jax.log_compiles():
+    _, traced = run(
+      methods=("evolution",), updates=6, updates_per_call=2, proposals=4
+    )
+  assert traced == [4 + 4]  # with the references
+  compiled = "Finished XLA compilation of jit(updates)"
+  assert sum(compiled in message for message in caplog.messages) == 1
+
+
+def test_a_state_keeps_its_types(tmp_path):
+  """Of every method: else the next call would be compiled anew."""
+  config = _config(tmp_path)
+  config.search.update(methods=methods.NAMES, updates=6, proposals=4)
+  experiment = experiment_lib.prepare(config)
+  built = search.build_methods(experiment)
+  context = search.make_context(experiment)
+
+  def score(scorer, vectors, keys):
+    accuracy = jnp.zeros((sum(map(len, keys)), len(vectors)))
+    return robustness.Scores(accuracy, accuracy, accuracy)
+
+  def after(state, step, key):
+    return search.search_step(
+      state,
+      step,
+      None,
+      context,
+      key,
+      config=config.search,
+      methods=dict(zip(config.search.methods, built, strict=True)),
+      score=score,
+    )[0]
+
+  def types(state):
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), state)
+
+  before = jax.eval_shape(lambda: search.init(experiment, built, context))
+  step = jax.ShapeDtypeStruct((), jnp.int32)
+  key = jax.eval_shape(lambda: experiment.key("search"))
+  assert types(jax.eval_shape(after, before, step, key)) == types(before)
+
+
+def test_a_penalty_moves_the_search_towards_the_budget(run):
+  """Wider nets score better: a low penalty is worth it, a high one not."""
+  late = {}
+  for penalty in (0.02, 2.0):
+    workdir, _ = run(
+      methods=("evolution",),
+      budget_uniform=2.0,
+      updates=24,
+      updates_per_call=8,
+      proposals=24,
+      population=24,
+      tournament=8,
+      penalty=penalty,
+    )
+    with np.load(workdir / "search" / "evaluations.npz") as table:
+      spent = (table["macs"] / table["budgets"][0])[:, 0, 0]  # [U, P]
+    assert spent.min() < 0.8 and spent.max() > 1.5  # a budget is no window
+    late[penalty] = spent[12:].mean()
+    result = search.load_result(workdir)
+    (best,) = result["best"]["evolution"]
+    assert best["cost"]["macs"] <= result["budgets"][0]
+  assert 0.8 < late[2.0] < 1.3 < late[0.02]

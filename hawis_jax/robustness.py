@@ -40,6 +40,10 @@ __all__ = (
 )
 
 
+# Of chips that an accelerator computes at the same time: 256 MB of float32.
+_MOST_WEIGHTS = 2**26
+
+
 class Batches(NamedTuple):
   """Images to evaluate on, the last batch padded.
 
@@ -81,8 +85,8 @@ def score_chips(
   """Scores P candidates of one super-net on S chips; pure, to be jitted.
 
   Candidates share the chip's weights, so they fold into the batch. Chips are
-  looped over on CPU and vmapped elsewhere, and are bit planes where they can
-  be, as in `montecarlo`.
+  looped over on CPU and vmapped elsewhere, as many as memory is likely to hold,
+  and are bit planes where they can be, as in `montecarlo`.
 
   Args:
     module: a binary network.
@@ -134,12 +138,13 @@ def score_chips(
     count = batches.mask.sum()
     return Scores(hits, hits / count, losses / count)
 
-  looped = backend.platform() == "cpu"
-  return (jax.lax.map if looped else _vmapped)(score_chip, chip_keys)
-
-
-def _vmapped(function, arguments):
-  return jax.vmap(function)(arguments)
+  together = 0
+  if backend.platform() != "cpu":
+    together = _MOST_WEIGHTS // sum(x.size for x in jax.tree.leaves(params))
+  if len(chip_keys) <= together:
+    return jax.vmap(score_chip)(chip_keys)
+  size = together if together > 1 else None
+  return jax.lax.map(score_chip, chip_keys, batch_size=size)
 
 
 def evaluate_chips(

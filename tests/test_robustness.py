@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hawis_jax import backend
 from hawis_jax import binary
 from hawis_jax import crossbar
 from hawis_jax import montecarlo
@@ -118,6 +119,28 @@ def test_candidates_of_a_supernet_share_the_chip(net, device):
     np.testing.assert_allclose(
       together.cross_entropy[:, index], alone.cross_entropy[:, 0], rtol=1e-5
     )
+
+
+def test_chips_at_a_time_do_not_change_scores(net, monkeypatch):
+  """As on accelerators: all chips, two of three, or one at a time."""
+  module, variables, images, labels = net
+  widths = jnp.array([_WIDTHS, [3, 5, 2, 8, 4, 7, 12]])
+  norms = jax.tree.map(lambda x: jnp.stack([x] * 2), variables["batch_stats"])
+  keys = jax.random.split(jax.random.key(1), 3)
+  weights = sum(x.size for x in jax.tree.leaves(variables["params"]))
+
+  def run():
+    batches = _batches(images, labels, 16)
+    score = jax.jit(
+      lambda *args: robustness.score_chips(module, *args, _DEVICE)
+    )
+    return score(variables, widths, norms, batches, keys).hits
+
+  expected = run()
+  for together in (3, 2, 0):
+    monkeypatch.setattr(robustness, "_MOST_WEIGHTS", together * weights + 1)
+    with backend.compiling_for("gpu"):
+      np.testing.assert_array_equal(run(), expected)
 
 
 def test_chip_mode_recalibrates_on_the_programmed_chip(net):

@@ -144,10 +144,17 @@ class Checkpoints:
       files.seal(part)
       steps = _steps(self.directory)
       good = [s for s in steps if s < step and s not in self._damaged]
-      for old in set(steps) - set(good[max(0, len(good) - self._keep + 1) :]):
-        (self.directory / f"{old}").rename(self.directory / f"{old}.part-old")
-      part.rename(folder)
+      old = set(steps) - set(good[max(0, len(good) - self._keep + 1) :])
+      if step in old:
+        self._discard(step)
+      part.rename(folder)  # first: at no time is there none
+      for each in old - {step}:
+        self._discard(each)
       self._clear()
+
+  def _discard(self, step):
+    """Makes a checkpoint one that `_clear` deletes."""
+    (self.directory / f"{step}").rename(self.directory / f"{step}.part-old")
 
   def _clear(self):
     """Deletes interrupted saves and half deleted checkpoints."""

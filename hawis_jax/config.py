@@ -30,6 +30,7 @@ default = defaults.default
 FREE_FIELDS = (
   "log_every",
   "checkpoint_seconds",
+  "data.damaged",
   "data.data_dir",
   "data.read_threads",
   "robustness.batch_size",
@@ -297,11 +298,21 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return flat
 
 
-def settle(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def settle(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  data: Mapping[str, Any] | None = None,
+) -> None:
   """Writes <workdir>/config.json, or checks that it can go on with this one.
 
   A difference is allowed where it can't matter: in `FREE_FIELDS`, or in the
   section of a stage that neither has begun nor has a later one.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    data: what `Splits.facts` says, for `data.data_dir` may change but not what
+      is there; None: not known.
 
   Raises:
     InputError: lists the differences; or the folder can't be written.
@@ -319,6 +330,8 @@ def settle(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     ],
     "robustness.fault_maps": {m: files.digest(m) for m in sorted(maps)},
   }
+  if data is not None:
+    resolved["data.resolved"] = dict(data)
   now = json.loads(json.dumps(flatten(config) | resolved))
   before = files.read_record(path) if path.exists() else now
   changed = [

@@ -79,11 +79,15 @@ def _write(path, content):
   partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
   with write_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("wb") as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+      with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+      partial.replace(path)
+    except OSError:
+      partial.unlink(missing_ok=True)  # a full disk needs the space
+      raise
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -26,6 +26,17 @@ class Best:
     self._checkpoints = checkpoints
     self._score = None  # not known yet
 
+  def resume(self, example: Any) -> None:
+    """Takes up what was kept, where something must have been.
+
+    Args:
+      example: of the state, arrays or their shapes.
+
+    Raises:
+      InputError: there is none, or it is damaged.
+    """
+    self._score = self._kept(example)["score"]
+
   def offer(self, state: Any, step: int, score: float) -> None:
     """Saves a state of `step` if its score is the highest so far."""
     if self._score is None:
@@ -45,13 +56,16 @@ class Best:
     Raises:
       InputError: there is none, or it is damaged.
     """
+    return self._kept(example)["state"]
+
+  def _kept(self, example):
     kept = self._checkpoints.restore(_scored(example, 0.0))
     if kept is None:
       raise errors.InputError(
         f"{self._checkpoints.directory}: missing; delete the folder above and "
         "run --stages train again"
       )
-    return kept[1]["state"]
+    return kept[1]
 
 
 def _scored(state, score):
@@ -111,12 +125,15 @@ def run_steps(
 
   Raises:
     DivergenceError: a metric is not finite; nothing of it is saved.
+    InputError: a checkpoint, or the best state so far, is damaged or lost.
     Preempted: the run was asked to stop; the state is saved.
   """
   restored = checkpoints.restore(state)
   start, state = restored if restored else (0, state)
   if start >= total:
     return state
+  if validation and validation.best and start >= validation.every:
+    validation.best.resume(state)
   # On several CPU devices, steps on their way at the same time can wait for
   # each other's collectives without end.
   waiting = jax.default_backend() == "cpu" and jax.device_count() > 1

@@ -79,7 +79,8 @@ def main(argv: list[str]) -> None:
   first = processes.is_first()
   with contextlib.ExitStack() as run:
     processes.on_first(lambda: run.enter_context(files.locked(workdir)))
-    processes.on_first(lambda: config_lib.settle(config, workdir))
+    facts = experiment.splits.facts()
+    processes.on_first(lambda: config_lib.settle(config, workdir, facts))
     metrics = run.enter_context(metrics_lib.Metrics(workdir, recording=first))
     run.enter_context(preemption.watch())
     for stage in stages:

@@ -12,6 +12,7 @@ step, because it computes them again: however often a run is interrupted, each
 
 from collections.abc import Callable, Mapping
 import contextlib
+import errno
 import json
 import math
 import os
@@ -91,7 +92,9 @@ class Metrics:
       files.write_errors(self._path),
       self._path.open("ab", buffering=0) as file,
     ):
-      file.write(line.encode() + b"\n")
+      content = line.encode() + b"\n"
+      if file.write(content) < len(content):  # a disk that is just full
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
   def close(self) -> None:
     """Closes the stages."""

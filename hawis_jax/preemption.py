@@ -10,8 +10,8 @@ once.
 from collections.abc import Iterator
 import contextlib
 import itertools
+import os
 import signal
-import sys
 import threading
 
 import jax
@@ -27,6 +27,7 @@ class _Watch:
   def __init__(self):
     self.noticed = False
     self.asked = itertools.count(1)
+    self.terminals = []  # descriptors of the standard streams on one
 
 
 _watch = _Watch()
@@ -40,6 +41,7 @@ def watch() -> Iterator[None]:
   if jax.distributed.is_initialized() or not main_thread:
     yield
     return
+  _watch.terminals = [stream for stream in (1, 2) if os.isatty(stream)]
   before = {
     number: signal.signal(number, _notice)
     for number in _SIGNALS
@@ -68,8 +70,17 @@ def _notice(number, _):
       signal.signal(each, signal.SIG_DFL)
   _watch.noticed = True
   name = signal.Signals(number).name
-  print(
-    f"{name}: saving after this step; once more to end at once",
-    file=sys.stderr,
-    flush=True,
-  )
+  text = f"{name}: saving after this step; once more to end at once\n"
+  # Not by print, which the signal may have interrupted.
+  with contextlib.suppress(OSError):
+    os.write(2, text.encode())
+  if number == signal.SIGHUP:  # what is printed now must not fail
+    for stream in _watch.terminals:
+      _discard(stream)
+
+
+def _discard(stream):
+  """Lets nothing come of what is written to a descriptor."""
+  nothing = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nothing, stream)
+  os.close(nothing)

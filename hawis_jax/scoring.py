@@ -234,11 +234,12 @@ def _score_parts(score, vectors, path, identity, metrics):
   for start in range(done, len(vectors), _VECTORS_PER_CALL):
     end = start + _VECTORS_PER_CALL
     parts.append(score(vectors[start:end]))
+    # Before it is saved: a line too many is dropped, one too few is missing.
+    progress.report(end, {"accuracy": parts[-1].mean()})
     content = {"of": identity, "accuracy": [part.tolist() for part in parts]}
     processes.on_first(
       lambda content=content: files.write_record(path, content)
     )
-    progress.report(end, {"accuracy": parts[-1].mean()})
     if preemption.reached():
       raise errors.Preempted(
         f"search/finalists, saved at vector {end} of {len(vectors)}"

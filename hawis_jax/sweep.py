@@ -90,16 +90,18 @@ def run(
 
     for _ in _evaluate(level, module, variables, images, experiment, show):
       values = {"accuracy": level.accuracy.mean()}
+      # Before it is saved: a line too many is dropped, one too few is missing.
       progress.report(min(first + level.count, end), values)
+      level.save()
       if preemption.reached():
         raise errors.Preempted(
           f"robustness, saved at chip {first + level.count} of {ends[-1]}"
         )
+    if level.count < end - first:
+      progress.report(end, {"accuracy": level.accuracy.mean()})
     entry["sweeps"].setdefault(step.scenario, []).append(level.summary())
     processes.on_first(lambda: files.write_record(path, result))
     level.forget()
-    if level.count < end - first:
-      progress.report(end, {"accuracy": level.accuracy.mean()})
   return result
 
 
@@ -139,7 +141,7 @@ def _chips(step, most):
 
 
 class _Level:
-  """The chips of one level so far; every chunk is saved."""
+  """The chips of one level so far."""
 
   def __init__(
     self, step: "Step", path: pathlib.Path, identity: list, labels: np.ndarray
@@ -178,6 +180,9 @@ class _Level:
     """Takes the hits of a chunk of chips, bool `[K, N]`."""
     self._hits += hits.sum(1).tolist()
     self._image_hits += hits.sum(0)
+
+  def save(self) -> None:
+    """Saves the chips so far, to be taken up from."""
     content = {
       "level": self._name,
       "hits": self._hits,

@@ -40,7 +40,7 @@ class Board:
       self._writer = event_file_writer.EventsWriter(
         str(folder / "events"), f".{number}"
       )
-      if start:
+      if start or number:
         begin = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._write(step=start + 1, session_log=begin)
 

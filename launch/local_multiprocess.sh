@@ -8,7 +8,8 @@ usage="usage: launch/local_multiprocess.sh [--processes=N] [--devices=D]
 Starts N (2) processes of hawis_jax.main with FLAGS, each with D (4) CPU
 devices; the first listens on port P of localhost (a free one). Ends with status
 0 where all do; when one fails, the others are killed and its status is
-returned. SIGTERM is passed on: they save, and all end with status 75.
+returned. SIGTERM and Ctrl-C are passed on, as SIGTERM: they save, and all end
+with status 75; a second Ctrl-C kills them.
 --dry-run prints the commands. The Python that runs is \$PYTHON (python).
 
   launch/local_multiprocess.sh -- --config configs/digits.py"
@@ -39,6 +40,8 @@ with socket.socket() as s:
 fi
 
 pids=()
+# Ctrl-C doesn't reach what bash starts in the background; a second one ends me.
+trap 'trap - INT; kill -TERM "${pids[@]}" 2>/dev/null || true' INT
 trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM
 # Hard: jax catches SIGTERM, and a process may wait for one that is gone.
 trap 'kill -KILL "${pids[@]}" 2>/dev/null || true' EXIT

@@ -348,3 +348,4 @@ def test_a_failed_json_write_leaves_the_old_file(tmp_path, monkeypatch):
   with pytest.raises(errors.InputError, match="No space left"):
     files.write_json(path, 2)
   assert files.read_json(path) == 1
+  assert list(tmp_path.iterdir()) == [path]

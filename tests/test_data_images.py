@@ -1,6 +1,7 @@
 """Tests of augmentation, image folders, sets of many sizes, and shards."""
 
 import contextlib
+import errno
 import io
 import itertools
 import math
@@ -236,6 +237,21 @@ def test_damaged_image_is_named(tmp_path, rng, harm):
     )
     with fails("cannot read", re.escape(str(tmp_path)), "train/dog/4.jpg"):
       next(batches)
+
+
+@pytest.mark.parametrize(
+  "error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()]
+)
+def test_a_failing_machine_damages_no_images(tmp_path, rng, monkeypatch, error):
+  make_folder(tmp_path, rng)
+  train = data.load(section(tmp_path, damaged="skip")).train
+
+  def refuse(*_):
+    raise error
+
+  monkeypatch.setattr(type(train.images.records), "__getitems__", refuse)
+  with fails("cannot read", "start again there"):
+    train.read([3])
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

@@ -237,6 +237,8 @@ def _kill(launcher, workdir, stage, number, victim):
       capture_output=True,
       text=True,
     )
+    if not listed.stdout:  # it was faster
+      return
     pid = int(listed.stdout)
   os.kill(pid, number)
 

@@ -197,6 +197,30 @@ def test_local_processes_know_each_other():
     ]
 
 
+@pytest.mark.parametrize("presses, status", [(1, 75), (2, -signal.SIGINT)])
+def test_local_processes_are_told_of_ctrl_c(tmp_path, presses, status):
+  """As SIGTERM; a second one doesn't wait for them."""
+  python = tmp_path / "python"
+  ending = "exit 75" if presses == 1 else "touch told"
+  python.write_text(
+    "#!/usr/bin/env bash\n"
+    f"trap '{ending}' TERM; touch ready; while :; do sleep 0.05; done\n"
+  )
+  python.chmod(0o755)
+  script = _LAUNCH / "local_multiprocess.sh"
+  process = subprocess.Popen(
+    [script, "--processes=1", "--port=1", "--", *_FLAGS],
+    cwd=tmp_path,
+    env=os.environ | {"PYTHON": str(python)},
+  )
+  _wait_for(tmp_path / "ready")
+  process.send_signal(signal.SIGINT)
+  if presses == 2:
+    _wait_for(tmp_path / "told")
+    process.send_signal(signal.SIGINT)
+  assert process.wait(timeout=_SECONDS) == status
+
+
 # Cloud TPU
 
 

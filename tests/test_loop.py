@@ -1,10 +1,12 @@
 """The loop over steps: stopped anywhere, it ends as if it had not been."""
 
+import collections
 import contextlib
 import io
 import json
 import math
 import pathlib
+import shutil
 import tempfile
 
 from hypothesis import given
@@ -41,7 +43,7 @@ def _run(workdir, stop_at=None, scores=None, update=_update, **changes):
     metrics = stack.enter_context(
       metrics_lib.Metrics(folder, stream=io.StringIO())
     )
-    if scores:
+    if scores is not None:
       best = stack.enter_context(checkpoint.Checkpoints(folder / "best", 1))
 
       def measure(state):
@@ -121,6 +123,15 @@ def test_the_best_state_is_kept(tmp_path, stop):
       loop.Best(none).load(jnp.zeros(3))
 
 
+def test_a_best_state_that_is_lost_is_not_replaced_by_a_later_one(tmp_path):
+  scores = collections.defaultdict(float)
+  with pytest.raises(errors.Preempted):
+    _run(tmp_path, stop_at=7, scores=scores)
+  shutil.rmtree(tmp_path / "best" / "2")
+  with pytest.raises(errors.InputError, match="best: missing; delete the"):
+    _run(tmp_path, scores=scores)
+
+
 @pytest.mark.parametrize("stop", [None, 8])
 def test_what_is_not_finite_is_never_saved(tmp_path, stop):
   """Not even where the run is asked to stop between two looks at metrics."""
@@ -142,6 +153,23 @@ def test_what_is_not_finite_is_never_saved(tmp_path, stop):
     _run(tmp_path, stop_at=stop and stop - 5, update=update)
   assert f"step 5 in {tmp_path / 'toy'}" in str(info.value)
   assert [p.name for p in (tmp_path / "toy").iterdir()] == ["5"]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_while_one_replaces_another_there_is_one(tmp_path, monkeypatch, keep):
+  state, rename = {"a": jnp.ones(3)}, pathlib.Path.rename
+
+  def seen(path, target):
+    result = rename(path, target)
+    assert [p for p in tmp_path.iterdir() if p.name.isdecimal()]
+    return result
+
+  with checkpoint.Checkpoints(tmp_path, keep) as checkpoints:
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    monkeypatch.setattr(pathlib.Path, "rename", seen)
+    for step in (2, 3):
+      checkpoints.save(step, state)
 
 
 @pytest.mark.parametrize("keep, left", [(1, "5"), (2, "45"), (4, "2345")])

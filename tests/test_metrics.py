@@ -230,6 +230,9 @@ def test_tensorboard(tmp_path):
     (2, 1),  # START
     (2, 0),
   ]
+  record(tmp_path, "train/found", [1])  # from the start: all is done again
+  (third,) = {*folder.iterdir()} - {first, second}
+  assert [(e.step, e.session_log.status) for e in _events(third)][1] == (1, 1)
 
 
 def test_tensorboard_may_be_absent(tmp_path, monkeypatch):

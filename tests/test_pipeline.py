@@ -202,6 +202,20 @@ def test_another_configuration_is_refused(run, finished, capsys):
   assert (finished / "config.json").read_text() == before
   # What can't matter is not refused.
   assert run(finished, log_every=3, robustness__chips_per_step=3) == 0
+  assert run(finished, data__damaged="skip") == 0
+
+
+def test_another_data_set_in_the_folder_is_refused(
+  run, finished, capsys, monkeypatch
+):
+  """`data.data_dir` may change, as on another machine; its content may not."""
+  facts = data.Splits.facts
+  monkeypatch.setattr(
+    data.Splits, "facts", lambda self: {**facts(self), "train": 7}
+  )
+  assert run(finished) == 2
+  error = capsys.readouterr().err
+  assert "config.data.resolved was" in error and "'train': 7" in error
 
 
 def test_a_later_stage_may_change_before_it_begins(run, tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -12,13 +14,13 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @pytest.mark.parametrize("number", _SIGNALS)
-def test_the_first_signal_is_noticed_the_second_is_not_ours(number, capsys):
+def test_the_first_signal_is_noticed_the_second_is_not_ours(number, capfd):
   before = [signal.getsignal(each) for each in _SIGNALS]
   with preemption.watch():
     assert not preemption.reached()
     os.kill(os.getpid(), number)
     assert preemption.reached() and preemption.reached()
-    assert capsys.readouterr().err.startswith(f"{number.name}: saving after")
+    assert capfd.readouterr().err.startswith(f"{number.name}: saving after")
     for each in _SIGNALS:  # the system's own: it ends the process
       assert signal.getsignal(each) == signal.SIG_DFL
   assert [signal.getsignal(each) for each in _SIGNALS] == before
@@ -38,6 +40,40 @@ def test_what_is_ignored_stays_ignored():
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
   finally:
     signal.signal(signal.SIGHUP, before)
+
+
+_ON_A_TERMINAL = """
+import fcntl, pathlib, sys, termios, time
+from hawis_jax import preemption
+
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+with preemption.watch():
+  print("watching", flush=True)
+  while not preemption.reached():
+    time.sleep(0.01)
+  print("progress", flush=True)
+  pathlib.Path(sys.argv[1]).write_text("saved")
+sys.exit(75)
+"""
+
+
+def test_a_terminal_that_is_closed(tmp_path):
+  """What is printed afterwards, to nobody, fails nothing."""
+  ours, theirs = os.openpty()
+  process = subprocess.Popen(
+    [sys.executable, "-c", _ON_A_TERMINAL, tmp_path / "saved"],
+    stdin=theirs,
+    stdout=theirs,
+    stderr=theirs,
+    start_new_session=True,
+  )
+  os.close(theirs)
+  shown = b""
+  while b"watching" not in shown:
+    shown += os.read(ours, 1000)
+  os.close(ours)
+  assert process.wait(timeout=60) == 75
+  assert (tmp_path / "saved").exists()
 
 
 def test_the_exit_status_of_preemption_is_the_systems():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
 import contextlib
 import dataclasses
+import errno
 import io
 import logging
 import pathlib
@@ -325,11 +326,26 @@ def unfit(folder: pathlib.Path, got: str, allowed: str) -> errors.InputError:
   return errors.InputError(" ".join(message.split()))
 
 
-def unreadable(place: pathlib.Path | str, error: Exception) -> DamagedError:
-  """The error of files that are damaged; `place` names them."""
+def unreadable(
+  place: pathlib.Path | str, error: Exception
+) -> errors.InputError:
+  """The error of files that can't be read; `place` names them.
+
+  `DamagedError`, but where the machine failed: an image that is skipped for
+  that would not be skipped the next time.
+  """
   reason = (str(error).strip() or type(error).__name__).splitlines()[0]
   if isinstance(error, UnidentifiedImageError):  # its text is an address
     reason = "not an image"
+  system = isinstance(error, OSError) and error.errno not in (
+    None,  # Pillow's
+    errno.ENOENT,
+  )
+  if system or isinstance(error, MemoryError):
+    return errors.InputError(
+      f"config.data.data_dir: cannot read {place} ({reason}), needed is a"
+      " machine that can; start again there"
+    )
   return DamagedError(
     f"config.data.data_dir: cannot read {place} ({reason}), allowed are whole"
     f" array_record and image files ({', '.join(FORMATS)}); prepare it again"

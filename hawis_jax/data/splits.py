@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -35,6 +36,16 @@ class Splits:
   test: sources.Source
   image_shape: tuple[int, int, int]
   num_classes: int
+
+  def facts(self) -> dict[str, Any]:
+    """What tells this data set from another of the same name, as JSON can."""
+    return {
+      "version": self.version,
+      "train": len(self.train) + len(self.validation),
+      "test": len(self.test),
+      "image_shape": list(self.image_shape),
+      "num_classes": self.num_classes,
+    }
 
   @property
   def train_and_validation(self) -> sources.Source:

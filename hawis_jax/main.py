@@ -69,21 +69,23 @@ def main(argv: list[str]) -> None:
   files.check_local(workdir, "--workdir")
   workdir = pathlib.Path(workdir)
   _check_same(config, workdir, stages)
-  experiment = processes.first_then_others(
-    lambda: experiment_lib.prepare(config)
-  )
-  if "train" in stages:
-    train.check_teacher(experiment)
-  if "robustness" in stages:
-    sweep.check_chips(experiment, workdir)
   first = processes.is_first()
   with contextlib.ExitStack() as run:
+    run.enter_context(preemption.watch())
+    experiment = processes.first_then_others(
+      lambda: experiment_lib.prepare(config)
+    )
+    if "train" in stages:
+      train.check_teacher(experiment)
+    if "robustness" in stages:
+      sweep.check_chips(experiment, workdir)
     processes.on_first(lambda: run.enter_context(files.locked(workdir)))
     facts = experiment.splits.facts()
     processes.on_first(lambda: config_lib.settle(config, workdir, facts))
     metrics = run.enter_context(metrics_lib.Metrics(workdir, recording=first))
-    run.enter_context(preemption.watch())
     for stage in stages:
+      if preemption.reached():
+        raise errors.Preempted(f"before {stage}")
       STAGES[stage](experiment, workdir, metrics)
   if first:
     minutes, seconds = divmod(round(time.monotonic() - start), 60)

@@ -73,7 +73,7 @@ def run(
       loaded = step.net
     if step.net not in result["nets"]:
       result["nets"][step.net] = _describe(
-        step.net, module, variables, experiment
+        step.net, module, variables, experiment, workdir
       )
       processes.on_first(lambda: files.write_record(path, result))
     entry = result["nets"][step.net]
@@ -376,7 +376,7 @@ def _is_done(result, step):
 _WEIGHT_BITS = {nets.BINARY: 1, nets.INT8: 8, nets.FLOAT: 32}
 
 
-def _describe(net, module, variables, experiment):
+def _describe(net, module, variables, experiment, workdir):
   """A net without its sweeps: its size, and its accuracy without defects."""
   config = experiment.config.robustness
   test, limit = experiment.splits.test, config.images or None
@@ -396,6 +396,7 @@ def _describe(net, module, variables, experiment):
   return {
     "widths": list(module.max_widths),
     "weight_bits": _WEIGHT_BITS[kind],
+    "step": train.chosen_step(net, experiment, workdir),
     **size,
     "test_images": limit or len(test),
     "clean": robustness.ideal_accuracy(module, variables, batches),

@@ -92,6 +92,23 @@ def load(
   return module, _variables(state)
 
 
+def chosen_step(
+  net: str, experiment: experiment_lib.Experiment, workdir: pathlib.Path
+) -> int:
+  """Returns the step of training that `load`'s net is of.
+
+  Raises:
+    InputError: it has not been trained.
+  """
+  config, name = experiment.config.train, nets.parse(net)
+  if config.select == "last":
+    return config.steps
+  if name.kind == nets.INT8 and config.int8 == "quantized":
+    net = f"{name.widths}_float"
+  with checkpoint.Checkpoints(workdir / "train" / net / _BEST) as checkpoints:
+    return checkpoints.latest_step()
+
+
 def _calibration_size(experiment):
   """(batch size, images) that 8-bit nets are calibrated with."""
   config = experiment.config.robustness

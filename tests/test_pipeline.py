@@ -471,6 +471,7 @@ def test_counterparts_and_a_teacher_need_no_search(run, tmp_path, capsys):
     "train.label_smoothing": 0.1,
     "train.weight_penalty": 1e-4,
     "train.validate_every": 4,
+    "train.select": "best",
     "robustness.images": 100,
     "network.rprelu": True,
     "network.channel_scale": True,
@@ -498,6 +499,18 @@ def test_counterparts_and_a_teacher_need_no_search(run, tmp_path, capsys):
     for net in ("baseline_1x_float", "baseline_1x")
     for step in (4, 8)
   ]
+  scores = {
+    (line["stage"], line["step"]): line["values"]["accuracy_validation"]
+    for line in short_run.metrics(tmp_path)
+    if "accuracy_validation" in line["values"]
+  }
+  for net in nets:
+    source = "baseline_1x_float" if net.endswith("_int8") else net
+    place = f"train/{source}"
+    best = 4 if scores[place, 4] >= scores[place, 8] else 8
+    assert nets[net]["step"] == best
+    (kept,) = (tmp_path / "train" / source / "best").iterdir()
+    assert kept.name == str(best)
   page = (tmp_path / "report" / "index.html").read_text()
   assert "8-bit" in page and "float" in page
 

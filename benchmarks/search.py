@@ -2,7 +2,7 @@
 
 python benchmarks/search.py --seeds 32   # on the stored table of 1,024 nets
 python benchmarks/search.py --runs runs/search_benchmark   # of searches made
-python benchmarks/search.py --faulty 0 1 2 --seeds 16   # of super-nets
+python benchmarks/search.py --faulty 0 1 2 --seeds 8   # of super-nets
 
 On the table (see digits_1024.py) every net's robust accuracy is known from its
 own training, and so is regret: the best net's score less that of the net a

@@ -2,7 +2,7 @@
 
 python benchmarks/search.py --seeds 32   # on the stored table of 1,024 nets
 python benchmarks/search.py --runs runs/search_benchmark   # of searches made
-python benchmarks/search.py --faulty 0 1 2 --seeds 16   # of super-nets
+python benchmarks/search.py --faulty 0 1 2 --seeds 8   # of super-nets
 
 On the table (see digits_1024.py) every net's robust accuracy is known from its
 own training, and so is regret: the best net's score less that of the net a
@@ -15,9 +15,9 @@ the 95 % t-interval, and the two-sided Mann-Whitney p against random search.
 Of searches (configs/search_benchmark.py, one work directory a seed) it prints
 what they found: robust score of each method's best vector, on chips that did
 not choose it, and the hypervolume of its best of all budgets in robust score
-and energy. Seeds are pairs: the difference from random search has a paired
-t-interval; Mann-Whitney's p ignores pairs, and none is corrected for the number
-of methods.
+and budgeted energy. Seeds are pairs: the difference from random search has a
+paired t-interval; Mann-Whitney's p ignores pairs, and none is corrected for the
+number of methods.
 
 Of super-nets whose random width vectors were so many trained on defective chips
 (`pretrain.faulty_widths`) it makes searches, a folder of --workdir each, of the
@@ -199,17 +199,18 @@ def _score(entry):
 
 
 def _hypervolume(result, name):
-  """Share of scores and energies that a method's finalists dominate."""
-  dearest = max(
-    e["cost"]["energy_joule"] for es in result["finalists"].values() for e in es
-  )
-  entries = [entry for entry in result["best"][name] if entry]
-  points = finalists.front({name: entries})
+  """Share of scores and energies that a method's best vectors dominate.
+
+  Each is taken to cost its budget, the greatest of which is the reference: what
+  a vector leaves of its budget is no merit of the method.
+  """
   area, score = 0.0, 0.0
-  for point in points:
-    width = 1 - point["energy_joule"] / dearest
-    area += width * (point["score"] - score)
-    score = point["score"]
+  for budget, entry in zip(
+    result["budgets"], result["best"][name], strict=True
+  ):
+    if entry and entry["score"] > score:
+      area += (1 - budget / max(result["budgets"])) * (entry["score"] - score)
+      score = entry["score"]
   return area
 
 

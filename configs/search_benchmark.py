@@ -1,6 +1,6 @@
 """All search methods on the digits, three budgets of energy each.
 
-for seed in 0 1 2 3 4; do
+for seed in 0 1 2 3 4 5 6 7; do
   python -m hawis_jax.main --config configs/search_benchmark.py \
     --config.seed=$seed --workdir runs/search_benchmark/$seed \
     --stages pretrain,search

@@ -13,6 +13,15 @@ from hawis_jax import preemption
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+@pytest.fixture(autouse=True)
+def nothing_ignored():
+  """A process in the background may ignore some, and its children too."""
+  before = {n: signal.signal(n, signal.SIG_DFL) for n in _SIGNALS}
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", _SIGNALS)
 def test_the_first_signal_is_noticed_the_second_is_not_ours(number, capfd):
   before = [signal.getsignal(each) for each in _SIGNALS]

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import sys
 
 from absl import flags
@@ -89,3 +90,13 @@ def finished(run, finished_dir):
   if not (finished_dir / "report" / "report.json").exists():
     assert run(finished_dir) == 0
   return finished_dir
+
+
+@pytest.fixture
+def nothing_ignored():
+  """No signal to stop; a process in the background, and its children, may."""
+  numbers = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+  before = {n: signal.signal(n, signal.SIG_DFL) for n in numbers}
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)

@@ -13,13 +13,7 @@ from hawis_jax import preemption
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-@pytest.fixture(autouse=True)
-def nothing_ignored():
-  """A process in the background may ignore some, and its children too."""
-  before = {n: signal.signal(n, signal.SIG_DFL) for n in _SIGNALS}
-  yield
-  for number, handler in before.items():
-    signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("nothing_ignored")
 
 
 @pytest.mark.parametrize("number", _SIGNALS)

@@ -18,7 +18,7 @@ _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @pytest.fixture
-def start(data_dir, tmp_path, compilation_cache, monkeypatch):
+def start(data_dir, tmp_path, nothing_ignored):
   """Starts the shortened run of `short_run` in a process of its own."""
 
   def call(workdir):
@@ -37,8 +37,6 @@ def start(data_dir, tmp_path, compilation_cache, monkeypatch):
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
       },
-      # What this process ignores, as one in the background does.
-      preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in _STOPS],
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
@@ -74,13 +72,12 @@ def _signal(process, workdir, number, more, seconds):
   return process.returncode, output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "numbers",
   [
     (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL),
-    pytest.param(
-      (signal.SIGKILL, *_STOPS) * 6, marks=pytest.mark.slow, id="often"
-    ),
+    pytest.param((signal.SIGKILL, *_STOPS) * 6, id="often"),
   ],
 )
 def test_stopped_at_random_moments_it_ends_the_same(

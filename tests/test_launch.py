@@ -197,14 +197,25 @@ def test_local_processes_know_each_other():
     ]
 
 
+def _is_running(pid):
+  """Whether a process does anything yet; a dead one may wait for its parent."""
+  shown = subprocess.run(
+    ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
+  )
+  return shown.stdout.strip()[:1] not in ("", "Z")
+
+
 @pytest.mark.parametrize("presses, status", [(1, 75), (2, -signal.SIGINT)])
-def test_local_processes_are_told_of_ctrl_c(tmp_path, presses, status):
-  """As SIGTERM; a second one doesn't wait for them."""
+def test_local_processes_are_told_of_ctrl_c(
+  tmp_path, nothing_ignored, presses, status
+):
+  """As SIGTERM; a second one doesn't wait for them. None is left."""
   python = tmp_path / "python"
   ending = "exit 75" if presses == 1 else "touch told"
   python.write_text(
     "#!/usr/bin/env bash\n"
-    f"trap '{ending}' TERM; touch ready; while :; do sleep 0.05; done\n"
+    f"trap '{ending}' TERM; echo $$ >pid; touch ready\n"
+    "while :; do sleep 0.05; done\n"
   )
   python.chmod(0o755)
   script = _LAUNCH / "local_multiprocess.sh"
@@ -213,12 +224,21 @@ def test_local_processes_are_told_of_ctrl_c(tmp_path, presses, status):
     cwd=tmp_path,
     env=os.environ | {"PYTHON": str(python)},
   )
-  _wait_for(tmp_path / "ready")
-  process.send_signal(signal.SIGINT)
-  if presses == 2:
-    _wait_for(tmp_path / "told")
+  try:
+    _wait_for(tmp_path / "ready")
+    child = int((tmp_path / "pid").read_text())
     process.send_signal(signal.SIGINT)
-  assert process.wait(timeout=_SECONDS) == status
+    if presses == 2:
+      _wait_for(tmp_path / "told")
+      process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=_SECONDS) == status
+    deadline = time.monotonic() + _SECONDS
+    while _is_running(child):
+      assert time.monotonic() < deadline
+      time.sleep(0.05)
+  finally:
+    process.terminate()  # which ends the other
+    process.wait(timeout=_SECONDS)
 
 
 # Cloud TPU

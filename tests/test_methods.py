@@ -123,7 +123,8 @@ def test_every_proposal_is_feasible_for_a_resnet18():
 def test_planted_optimum(name):
   """A known best vector: found, and what is proposed is far beyond random.
 
-  Of 32 searches together: REINFORCE settles too early in one of five.
+  In all of 32 searches, but where a method is known to miss: of 200 REINFORCE
+  settled too early in 44, evolution failed in 4 and local search in 2.
   """
   context = _context(windows=_WINDOWS[:1])
   keys = jax.random.split(jax.random.key(_seed()), (2, 32))
@@ -138,10 +139,11 @@ def test_planted_optimum(name):
 
   late = rewards(name)[:, -10:]
   random = rewards("random")
-  better = late.mean((1, 2, 3)) - np.quantile(random, 0.95, axis=(1, 2, 3))
-  assert better.mean() > 0
-  # At most three steps of a layer away, in most searches.
-  assert np.median(late.max((1, 2, 3))) > -0.035
+  axes = (1, 2, 3)
+  beyond = late.mean(axes) > np.quantile(random, 0.95, axis=axes)
+  near = late.max(axes) > -0.035  # at most three steps of a layer away
+  least = {"reinforce": 0.5, "evolution": 0.85, "local": 0.85}.get(name, 1)
+  assert (beyond & near).mean() >= least
 
 
 def test_per_stage_vectors_have_one_scale_a_stage():

@@ -129,6 +129,20 @@ def test_a_chunk_takes_no_more_memory_than_allowed(net, monkeypatch):
     _hits(net, _STUCK, range(8), limits=montecarlo.Limits(memory=1e3))
 
 
+def _child(code, environment, **values):
+  """Runs code that may import this file in a process; returns its output."""
+  tests = pathlib.Path(__file__).parent
+  child = subprocess.run(
+    [sys.executable, "-c", code.format(tests=str(tests), **values)],
+    env={**os.environ, "PYTHONPATH": str(tests.parent), **environment},
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  assert child.returncode == 0, child.stderr
+  return child.stdout
+
+
 _MEASURED = """
 import ctypes, gc, sys
 sys.path.insert(0, {tests!r})
@@ -165,22 +179,11 @@ for limit in (0, {limit}):
 )
 def test_the_measured_peak_stays_below_the_limit():
   """Of the process, which without a limit goes beyond it."""
-  tests, limit = pathlib.Path(__file__).parent, 80_000_000
-  child = subprocess.run(
-    [sys.executable, "-c", _MEASURED.format(tests=str(tests), limit=limit)],
-    env={
-      **os.environ,
-      "PYTHONPATH": str(tests.parent),
-      # What is freed goes back at once, and is counted when it is used again.
-      "MALLOC_MMAP_THRESHOLD_": "65536",
-      "MALLOC_TRIM_THRESHOLD_": "65536",
-    },
-    capture_output=True,
-    text=True,
-    timeout=600,
-  )
-  assert child.returncode == 0, child.stderr
-  free, limited = map(int, child.stdout.split())
+  limit = 80_000_000
+  # What is freed goes back at once, and is counted when it is used again.
+  malloc = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+  output = _child(_MEASURED, dict.fromkeys(malloc, "65536"), limit=limit)
+  free, limited = map(int, output.split())
   assert limited <= limit < free, (limited, free)
 
 
@@ -201,7 +204,7 @@ def test_variables_that_are_not_finite_are_refused(net):
     _hits(bad, _STUCK, range(2))
 
 
-_CHILD = """
+_ON_DEVICES = """
 import sys
 sys.path.insert(0, {tests!r})
 from hawis_jax import backend
@@ -223,30 +226,17 @@ def test_devices_do_not_matter(tmp_path, devices):
   """1 device here, 2 or 8 in another process: the same hits."""
   seed = int(np.random.default_rng().integers(2**31))
   path = str(tmp_path / "hits.npy")
-  tests = pathlib.Path(__file__).parent
   flags = os.environ.get("XLA_FLAGS", "").split()
   flags = [f for f in flags if "device_count" not in f]
   flags.append("--xla_force_host_platform_device_count=8")
-  child = subprocess.run(
-    [
-      sys.executable,
-      "-c",
-      _CHILD.format(tests=str(tests), seed=seed, devices=devices, path=path),
-    ],
-    env={
-      **os.environ,
-      "XLA_FLAGS": " ".join(flags),
-      "PYTHONPATH": str(tests.parent),
-      # What is freed goes back at once, and is counted when it is used again.
-      "MALLOC_MMAP_THRESHOLD_": "65536",
-      "MALLOC_TRIM_THRESHOLD_": "65536",
-    },
-    capture_output=True,
-    text=True,
-    timeout=600,
+  output = _child(
+    _ON_DEVICES,
+    {"XLA_FLAGS": " ".join(flags)},
+    seed=seed,
+    devices=devices,
+    path=path,
   )
-  assert child.returncode == 0, child.stderr
-  assert child.stdout.split() == [str(devices)]
+  assert output.split() == [str(devices)]
   net = _net(seed)
   reference = [
     _hits(net, device, range(6)) for device in (_STUCK, _VARIATION, _NOISY)

@@ -120,8 +120,8 @@ def test_matches_for_any_resistances(seed, wire, load, share_on):
   g = np.where(rng.random((24, 40)) < share_on, _G_ON, _G_OFF)
   reference = _nodal(g, wire, load)
   _assert_close(_double(g, wire, load), reference, 1e-9)
-  # 1.3e-4 has been seen, with wires 30 times as resistive as cells.
-  _assert_close(_single(g, wire, load), reference, 1e-3)
+  # Wires as resistive as cells cost float32 digits: 1.3e-4 at 95 kohm.
+  _assert_close(_single(g, wire, load), reference, 1e-4 if wire < 1e4 else 1e-3)
 
 
 def test_without_resistance_it_is_the_conductances():

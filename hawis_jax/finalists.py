@@ -22,7 +22,7 @@ from hawis_jax import scoring
 
 UNIFORM = "uniform"
 # Scores so far, until search/result.json has them.
-PARTIAL = _FIRST, _FRESH = "finalists_first.json", "finalists_fresh.json"
+_FIRST, _FRESH = "finalists_first.json", "finalists_fresh.json"
 
 
 def choose(
@@ -43,7 +43,7 @@ def choose(
     context: of the methods.
     state: `search.SearchState` after the last update, on the host.
     metrics: of the run, for progress.
-    folder: of the files that scores are saved to, `PARTIAL`.
+    folder: where scores are saved as they come, until `remove_saved`.
 
   Returns:
     The content of search/result.json.
@@ -77,20 +77,13 @@ def choose(
   # Chips that chose the best would flatter it: it is judged on others.
   first_places = [group[0][0] for group in ranked.values() if group]
   fresh = scored(first_places, fresh_key, _FRESH)
-  finalists, best = {}, {}
-  for name in (*names, UNIFORM):
-    mine = [ranked[name, window] for window in range(len(experiment.budgets))]
-    finalists[name] = [
-      {"budget": window, **first[widths], "search_gain": gain}
-      for window, group in enumerate(mine)
-      for widths, gain in group
-    ]
-    best[name] = [
-      {"budget": window, **fresh[group[0][0]], "search_gain": group[0][1]}
-      if group
-      else None
-      for window, group in enumerate(mine)
-    ]
+  finalists = {name: [] for name in (*names, UNIFORM)}
+  best = {name: [] for name in finalists}
+  for name in finalists:
+    for window in range(len(experiment.budgets)):
+      group = ranked[name, window]
+      finalists[name] += _entries(window, group, first)
+      best[name] += _entries(window, group[:1], fresh) or [None]
   found = best[names[0]][experiment.main_budget]
   if found is None:
     raise errors.InputError(
@@ -98,7 +91,6 @@ def choose(
       f"scored no vector within config.search.budget; needed is more, or 0: a "
       "hard budget. search/evaluations.npz has what was scored"
     )
-  scores = state.scores
   return {
     "method": names[0],
     "found": found["widths"],
@@ -113,13 +105,32 @@ def choose(
     "finalists": finalists,
     "best": best,
     "front": front(finalists),
-    "trajectory": {
-      name: {
-        "mean": scores[:, index].mean(-1).T.tolist(),
-        "best": np.fmax.accumulate(scores[:, index].max(-1)).T.tolist(),
-      }
-      for index, name in enumerate(names)
-    },
+    "trajectory": _trajectory(names, state.scores),
+  }
+
+
+def remove_saved(folder: pathlib.Path) -> None:
+  """Removes the scores saved by `choose`, once result.json has them."""
+  for name in (_FIRST, _FRESH):
+    (folder / name).unlink(missing_ok=True)
+
+
+def _entries(window, group, scored):
+  """Those of result.json of the vectors of one method and budget."""
+  return [
+    {"budget": window, **scored[widths], "search_gain": gain}
+    for widths, gain in group
+  ]
+
+
+def _trajectory(names, scores):
+  """{method: mean of an update and best so far, of each budget}."""
+  return {
+    name: {
+      "mean": scores[:, index].mean(-1).T.tolist(),
+      "best": np.fmax.accumulate(scores[:, index].max(-1)).T.tolist(),
+    }
+    for index, name in enumerate(names)
   }
 
 

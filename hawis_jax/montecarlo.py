@@ -165,7 +165,7 @@ class Plan:
   segment: int
   program: Callable[..., Any]
   evaluate: Callable[..., Any]
-  needs: dict[str, Any]
+  needs: dict[str, compiled.Needs]
 
 
 def block_size(image_shape: Sequence[int]) -> int:

@@ -69,6 +69,7 @@ def run(
   config = experiment.config.search
   result_path = workdir / "search" / "result.json"
   if processes.on_first(result_path.exists):
+    processes.on_first(lambda: finalists.remove_saved(workdir / "search"))
     return load_result(workdir)
   context = make_context(experiment)
   methods = build_methods(experiment)
@@ -101,10 +102,7 @@ def run(
   )
   result = {"format": _FORMAT, **result}
   processes.on_first(lambda: files.write_record(result_path, result))
-  for name in finalists.PARTIAL:
-    processes.on_first(
-      lambda name=name: (folder / name).unlink(missing_ok=True)
-    )
+  processes.on_first(lambda: finalists.remove_saved(folder))
   return load_result(workdir)
 
 

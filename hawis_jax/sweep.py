@@ -29,6 +29,7 @@ from hawis_jax import preemption
 from hawis_jax import processes
 from hawis_jax import robustness
 from hawis_jax import scenarios
+from hawis_jax import tally as tally_lib
 from hawis_jax import train
 from hawis_jax import variables as variables_lib
 
@@ -59,7 +60,11 @@ def run(
   partial = path.with_name("partial.json")
   start = sum(_chips(step, most) for step in done)
   left = [step for step in todo if step not in done]
-  start += processes.on_first(lambda: _saved_chips(partial, left))
+  following = next((step for step in left if step.level is not None), None)
+  if following:
+    start += processes.on_first(
+      lambda: tally_lib.saved_chips(partial, following.name)
+    )
   progress = metrics.stage("robustness", total=ends[-1], start=start)
   images = experiment.unpadded(
     experiment.splits.test, config.robustness.images or None
@@ -82,26 +87,35 @@ def run(
     first = end - _chips(step, most)
     digest = variables_lib.digest(variables)
     identity = [_FORMAT, config.seed, jax.default_backend(), digest]
-    level = _Level(step, partial, identity, images[1])
+    tally = tally_lib.Tally(
+      partial,
+      step.name,
+      identity,
+      num_images=len(images[1]),
+    )
 
-    def show(chips, level=level, first=first):
-      known = {"accuracy": level.accuracy.mean()} if level.count else {}
+    def show(chips, tally=tally, first=first):
+      known = {"accuracy": tally.accuracy.mean()} if tally.count else {}
       progress.show(first + chips, known)
 
-    for _ in _evaluate(level, module, variables, images, experiment, show):
-      values = {"accuracy": level.accuracy.mean()}
+    for _ in _evaluate(
+      tally, step.level, module, variables, images, experiment, show
+    ):
+      values = {"accuracy": tally.accuracy.mean()}
       # Before it is saved: a line too many is dropped, one too few is missing.
-      progress.report(min(first + level.count, end), values)
-      level.save()
+      progress.report(min(first + tally.count, end), values)
+      tally.save()
       if preemption.reached():
         raise errors.Preempted(
-          f"robustness, saved at chip {first + level.count} of {ends[-1]}"
+          f"robustness, saved at chip {first + tally.count} of {ends[-1]}"
         )
-    if level.count < end - first:
-      progress.report(end, {"accuracy": level.accuracy.mean()})
-    entry["sweeps"].setdefault(step.scenario, []).append(level.summary())
+    if tally.count < end - first:
+      progress.report(end, {"accuracy": tally.accuracy.mean()})
+    entry["sweeps"].setdefault(step.scenario, []).append(
+      {"level": step.level.value, **tally.summary()}
+    )
     processes.on_first(lambda: files.write_record(path, result))
-    level.forget()
+    tally.remove_saved()
   return result
 
 
@@ -123,16 +137,6 @@ def _stored(path):
   return result
 
 
-def _saved_chips(path, todo):
-  """How many chips of the level that comes next are saved already."""
-  levels = [s for s in todo if s.level is not None]
-  if not levels or not path.exists():
-    return 0
-  saved, first = files.read_record(path), levels[0]
-  is_next = saved["level"][:3] == [first.net, first.scenario, first.level.value]
-  return len(saved["hits"]) if is_next else 0
-
-
 def _chips(step, most):
   """At most, of one measurement; a net by itself counts as none."""
   if step.level is None:
@@ -140,81 +144,15 @@ def _chips(step, most):
   return most if step.level.is_random else 1
 
 
-class _Level:
-  """The chips of one level so far."""
-
-  def __init__(
-    self, step: "Step", path: pathlib.Path, identity: list, labels: np.ndarray
-  ):
-    """Takes up what is saved of the same level, net and run.
-
-    Args:
-      step: the level's.
-      path: of the saved chunks.
-      identity: of the net and the run.
-      labels: of the images, `[N]`.
-    """
-    self.step = step
-    self._path = path
-    level = [step.net, step.scenario, step.level.value]
-    self._name = [*level, len(labels), *identity]
-    self._hits = []  # of every chip
-    self._image_hits = np.zeros(len(labels), np.int64)
-    saved = processes.on_first(
-      lambda: files.read_record(path) if path.exists() else None
-    )
-    if saved and saved["level"] == self._name:
-      self._hits = saved["hits"]
-      self._image_hits = np.array(saved["image_hits"], np.int64)
-
-  @property
-  def count(self) -> int:
-    return len(self._hits)
-
-  @property
-  def accuracy(self) -> np.ndarray:
-    """Of every chip, `[S]`."""
-    return np.array(self._hits) / len(self._image_hits)
-
-  def add(self, hits: np.ndarray) -> None:
-    """Takes the hits of a chunk of chips, bool `[K, N]`."""
-    self._hits += hits.sum(1).tolist()
-    self._image_hits += hits.sum(0)
-
-  def save(self) -> None:
-    """Saves the chips so far, to be taken up from."""
-    content = {
-      "level": self._name,
-      "hits": self._hits,
-      "image_hits": self._image_hits.tolist(),
-    }
-    processes.on_first(lambda: files.write_record(self._path, content))
-
-  def summary(self) -> dict:
-    """What result.json holds of the level."""
-    return {
-      "level": self.step.level.value,
-      **intervals.summarize(self.accuracy),
-      "standard_errors": intervals.standard_errors(
-        self._hits, self._image_hits
-      ),
-      "accuracy": self.accuracy.tolist(),
-    }
-
-  def forget(self) -> None:
-    """Removes the saved chunks, once they are in result.json."""
-    processes.on_first(lambda: self._path.unlink(missing_ok=True))
-
-
-def _evaluate(level, module, variables, images, experiment, show):
-  """Adds its chips to a level, and yields after every chunk of them."""
-  config, setting = experiment.config.robustness, level.step.level
-  variables = calibrated(experiment, setting, module, variables)
-  net = make_setting(experiment, setting, module, variables)
+def _evaluate(tally, level, module, variables, images, experiment, show):
+  """Adds a level's chips to its tally, and yields after every chunk of them."""
+  config = experiment.config.robustness
+  variables = calibrated(experiment, level, module, variables)
+  net = make_setting(experiment, level, module, variables)
   limits = make_limits(experiment)
-  wanted = config.chips if setting.is_random else 1
+  wanted = config.chips if level.is_random else 1
   while True:
-    start = level.count
+    start = tally.count
     chunks = montecarlo.classify(
       experiment.key("robustness"),
       net,
@@ -224,12 +162,12 @@ def _evaluate(level, module, variables, images, experiment, show):
       progress=lambda chips, start=start: show(start + chips),
     )
     for hits in chunks if start < wanted else ():
-      level.add(hits)
+      tally.add(hits)
       yield
-    if not (config.target_ci and setting.is_random):
+    if not (config.target_ci and level.is_random):
       return
     # Of these chips alone: an interrupted run may hold more already.
-    before, accuracy = wanted, level.accuracy[:wanted]
+    before, accuracy = wanted, tally.accuracy[:wanted]
     wanted = intervals.chips_needed(
       accuracy, config.target_ci, config.max_chips
     )
@@ -349,6 +287,11 @@ class Step(NamedTuple):
   net: str
   scenario: str | None = None
   level: scenarios.Level | None = None
+
+  @property
+  def name(self) -> list:
+    """What JSON holds of a step with a level."""
+    return [self.net, self.scenario, self.level.value]
 
 
 def todo_list(config: ml_collections.ConfigDict) -> list[Step]:

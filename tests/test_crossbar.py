@@ -16,6 +16,7 @@ from hawis_jax import errors
 from hawis_jax import quantization
 from hawis_jax import resnet
 from hawis_jax import variables
+from hawis_jax.crossbar import cells
 from hawis_jax.crossbar import tiles
 from hawis_jax.crossbar import wires
 
@@ -26,6 +27,13 @@ _conductances = jax.jit(crossbar.conductances, static_argnames="bits")
 
 def _key():
   return jax.random.key(np.random.default_rng().integers(2**31))
+
+
+def _numbers(array):
+  """Of an array, or of keys."""
+  if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+    array = jax.random.key_data(array)
+  return np.asarray(array)
 
 
 def _signs(shape):
@@ -113,12 +121,12 @@ def test_fault_counts_are_binomial(p_on, p_off):
   for is_on, target_on in ((g_pos, positive), (g_neg, ~positive)):
     flipped_off = (~is_on & target_on).sum()
     flipped_on = (is_on & ~target_on).sum()
-    for count, cells, p in (
+    for count, total, p in (
       (flipped_off, target_on.sum(), p_off),
       (flipped_on, (~target_on).sum(), p_on),
     ):
       if p:
-        assert stats.binomtest(int(count), int(cells), p).pvalue > 1e-6
+        assert stats.binomtest(int(count), int(total), p).pvalue > 1e-6
       else:
         assert count == 0
   # The two arrays fail independently: +1 -> 0, and a flip needs both cells.
@@ -231,6 +239,71 @@ def test_program_is_effective_weights_layer_by_layer():
       got = got[name.key]
     expected = _effective(jax.random.fold_in(key, layer), kernel, device)
     np.testing.assert_array_equal(got["weight"], expected)
+
+
+@pytest.mark.parametrize(
+  ("device", "form"),
+  [
+    (crossbar.Device(stuck_off=0.2, variation=0.3), "float32"),
+    (crossbar.Device(stuck_on=0.1, wire_resistance=2.0), "float32"),
+    (crossbar.Device(adc_bits=6, read_noise=1.0, variation=0.1), "float32"),
+    (crossbar.Device(stuck_off=0.1, stuck_on=0.1), "planes"),
+  ],
+  ids=["fold", "wires", "tiled", "planes"],
+)
+def test_blocks_of_tiles_change_nothing(device, form, monkeypatch):
+  """Measured faults, which have tiles too, included."""
+  net = _net((12, 9, 16, 20, 70, 24, 28))
+  faults = {
+    "stage3_block0/conv1": np.random.default_rng().integers(
+      -1, 2, (1, 10, 1, 2, 64, 64)
+    )
+  }
+  key = _key()
+
+  def programmed():
+    program = jax.jit(
+      lambda: crossbar.program(key, net, device, faults=faults, form=form)
+    )
+    return jax.tree.map(_numbers, program()["crossbar"])
+
+  def same(path, got, expected):
+    # A sum over rows, which compilers order.
+    rtol = 1e-6 if "thermal" in jax.tree_util.keystr(path) else 0
+    np.testing.assert_allclose(got, expected, rtol=rtol, atol=0)
+
+  whole = programmed()
+  sizes = []
+  name = "ternary_weights" if form == "planes" else "program_tiles"
+  real = getattr(cells, name)
+
+  def seen(keys, integers, *others):
+    sizes.append(len(integers))
+    return real(keys, integers, *others)
+
+  monkeypatch.setattr(cells, name, seen)
+  for most in (1, 4):  # of 30 tiles: the last 4 have 2 to spare
+    monkeypatch.setattr(cells, "_CELLS", most * 2 * 64 * 64)
+    jax.tree_util.tree_map_with_path(same, programmed(), whole)
+  assert sizes == [1, 4]
+
+
+def test_blocks_of_tiles_pass_the_gradient(monkeypatch):
+  kernel = jnp.asarray(np.random.default_rng().normal(size=(3, 3, 20, 70)))
+  device, key = crossbar.Device(stuck_off=0.2, variation=0.3), _key()
+  slope = jnp.asarray(np.random.default_rng().normal(size=kernel.shape))
+
+  def gradient():
+    return jax.jit(
+      jax.grad(
+        lambda w: (crossbar.effective_weights(key, w, device) * slope).sum()
+      )
+    )(kernel)
+
+  whole = gradient()
+  monkeypatch.setattr(cells, "_CELLS", 2 * 64 * 64)
+  np.testing.assert_array_equal(gradient(), whole)
+  assert (np.asarray(whole) != 0).mean() > 0.3
 
 
 def test_ideal_chip_changes_no_logit():

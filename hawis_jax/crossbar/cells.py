@@ -9,8 +9,8 @@ cells of 2^c levels in tiles of its own.
 Axes: T tiles of all slices of all layers, R rows and C columns of a tile.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import chex
 from flax import traverse_util
@@ -24,6 +24,10 @@ from hawis_jax import quantization
 from hawis_jax.crossbar import defects
 from hawis_jax.crossbar import devices
 from hawis_jax.crossbar import tiles
+
+# Computed at a time: 128 MB of float32. Of all cells of a large net compilers
+# keep several arrays that long at once.
+_CELLS = 2**25
 
 
 class Cells(NamedTuple):
@@ -72,7 +76,8 @@ def conductances(
     InputError: other bits.
   """
   cut = cut_kernel(weights, device, bits)
-  _, g = program_tiles([key], [cut], device, bits, write)
+  keys, integers = tile_keys([key], [cut]), stack_tiles([cut])
+  _, g = program_tiles(keys, integers, None, device, bits, write)
   g = g.reshape(*cut.shape[:3], *g.shape[1:])
   if cut.shape[0] == 1:
     g = g[0]
@@ -102,8 +107,9 @@ def chip_cells(
   names = ["/".join(path) for path in kernels]
   cuts = [cut_kernel(kernel, device, bits) for kernel in kernels.values()]
   measured = measured_faults(faults, names, cuts)
-  targets, g = program_tiles(keys, cuts, device, bits, write, measured)
-  states = fault_states(keys, cuts, device, measured)
+  keys, integers = tile_keys(keys, cuts), stack_tiles(cuts)
+  targets, g = program_tiles(keys, integers, measured, device, bits, write)
+  states = fault_states(keys, integers, measured, device)
   _, steps = cell_slices(device, bits)
   ends = np.cumsum([int(np.prod(cut.shape[:3])) for cut in cuts])[:-1]
   parts = [jnp.split(array, ends) for array in (targets, g, states)]
@@ -164,19 +170,26 @@ def cut_kernel(
 
 
 def program_tiles(
-  keys: Sequence[chex.PRNGKey],
-  cuts: Sequence[chex.Array],
+  keys: chex.PRNGKey,
+  integers: chex.Array,
+  faults: chex.Array | None,
   device: devices.Device,
   bits: int,
   write: chex.Numeric,
-  faults: chex.Array | None = None,
 ) -> tuple[chex.Array, chex.Array]:
-  """Returns (targets, conductances) of all layers' cells, `[T, 2, R, C]`.
+  """Returns (targets, conductances) of some tiles' cells, `[T, 2, R, C]`.
 
-  All layers' tiles are drawn in one call: a draw a layer multiplies the compile
-  time of a deep net.
+  All layers' tiles can be drawn in one call: a draw a layer multiplies the
+  compile time of a deep net.
+
+  Args:
+    keys: `[T]`, from `tile_keys`.
+    integers: `[T, R, C]`, from `stack_tiles`.
+    faults: from `measured_faults`; None: none.
+    device: see `Device`.
+    bits: of the weights.
+    write: number of the programming, see `defects.cell_conductances`.
   """
-  integers = stack_tiles(cuts)
   # Not a maximum, for its gradient at 0: the positive cell's, as published.
   positive = integers >= 0
   levels = jnp.where(
@@ -186,43 +199,76 @@ def program_tiles(
   )
   _, steps = cell_slices(device, bits)
   targets = defects.target_conductances(levels, steps, device)
-  g = defects.cell_conductances(
-    _tile_keys(keys, cuts), targets, device, steps, write, faults
-  )
+  g = defects.cell_conductances(keys, targets, device, steps, write, faults)
   return targets, g
 
 
 def fault_states(
-  keys: Sequence[chex.PRNGKey],
-  cuts: Sequence[chex.Array],
+  keys: chex.PRNGKey,
+  integers: chex.Array,
+  faults: chex.Array | None,
   device: devices.Device,
-  measured: chex.Array | None = None,
 ) -> chex.Array:
-  """Which cells of all layers are stuck, `[T, 2, R, C]`.
+  """Which cells of some tiles are stuck, `[T, 2, R, C]`.
 
   int8: 1 stuck on, -1 stuck off, 0 healthy. Args, as `program_tiles`.
   """
-  shape = (2, *cuts[0].shape[-2:])
-  states = defects.fault_states(_tile_keys(keys, cuts), shape, device)
-  return states if measured is None else jnp.where(measured, measured, states)
+  states = defects.fault_states(keys, (2, *integers.shape[1:]), device)
+  return states if faults is None else jnp.where(faults, faults, states)
 
 
 def ternary_weights(
-  keys: Sequence[chex.PRNGKey],
-  cuts: Sequence[chex.Array],
+  keys: chex.PRNGKey,
+  integers: chex.Array,
+  faults: chex.Array | None,
   device: devices.Device,
-  faults: chex.Array | None = None,
 ) -> chex.Array:
-  """All layers' 1-bit weights where cells are stuck at most, int8 `[T, R, C]`.
+  """1-bit weights of tiles whose cells are stuck at most, int8 `[T, R, C]`.
 
   -1, 0 or 1: the integers that the conductances of `program_tiles` amount to.
   Args, as there; no gradient.
   """
-  states = fault_states(keys, cuts, device, faults)
-  signs = stack_tiles(cuts)[:, None]
+  states = fault_states(keys, integers, faults, device)
+  signs = integers[:, None]
   targets = jnp.concatenate([signs > 0, signs < 0], axis=1)
   is_on = jnp.where(states == 0, targets, states > 0).astype(jnp.int8)
   return is_on[:, 0] - is_on[:, 1]
+
+
+def in_blocks(
+  function: Callable[..., Any],
+  keys: chex.PRNGKey,
+  integers: chex.Array,
+  faults: chex.Array | None,
+) -> Any:
+  """Computes a function of tiles, of a large net some tiles after the others.
+
+  Args:
+    function: (keys, integers, faults) of some tiles -> arrays `[T, ...]`; what
+      is computed of a tile depends on that tile alone.
+    keys: `[T]`, from `tile_keys`.
+    integers: `[T, R, C]`, from `stack_tiles`.
+    faults: from `measured_faults`.
+
+  Returns:
+    Of all tiles, what the function returns.
+  """
+  arguments = keys, integers, faults
+  num, rows, columns = integers.shape
+  blocks = -(-num // max(_CELLS // (2 * rows * columns), 1))
+  if blocks == 1:
+    return function(*arguments)
+  size = -(-num // blocks)
+
+  def cut(array):
+    last = jnp.repeat(array[-1:], blocks * size - num, axis=0)
+    padded = jnp.concatenate([array, last])
+    return padded.reshape(blocks, size, *array.shape[1:])
+
+  found = jax.lax.map(
+    lambda block: function(*block), jax.tree.map(cut, arguments)
+  )
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], found)
 
 
 def measured_faults(
@@ -263,11 +309,13 @@ def stack_tiles(cuts: Sequence[chex.Array]) -> chex.Array:
   return jnp.concatenate([cut.reshape(-1, *cut.shape[3:]) for cut in cuts])
 
 
-def _tile_keys(keys, cuts):
-  """Of all layers' tiles, `[T]`."""
-  tile_keys = [
+def tile_keys(
+  keys: Sequence[chex.PRNGKey], cuts: Sequence[chex.Array]
+) -> chex.PRNGKey:
+  """Keys of all layers' tiles, `[T]`, from the layers'."""
+  found = [
     defects.tile_keys(key, cut.shape[1:3], cell_slice)
     for key, cut in zip(keys, cuts, strict=True)
     for cell_slice in range(cut.shape[0])
   ]
-  return jnp.concatenate(tile_keys)
+  return jnp.concatenate(found)

@@ -240,7 +240,11 @@ def _layers(
   R, C_out]` (R = 1 of the last); `place`: value of a digit, `[slices]`.
   """
   cuts = [cells_lib.cut_kernel(kernel, device, bits) for kernel in kernels]
-  faults = cells_lib.measured_faults(faults, names, cuts)
+  stacked = (
+    cells_lib.tile_keys(keys, cuts),
+    cells_lib.stack_tiles(cuts),
+    cells_lib.measured_faults(faults, names, cuts),
+  )
   if form != "float32":
     if form not in FORMS or not is_ternary(device, bits):
       raise errors.InputError(
@@ -248,12 +252,26 @@ def _layers(
         "float32 for 1-bit weights on a device of which stuck_on and stuck_off "
         "are the only effects"
       )
-    weights = cells_lib.ternary_weights(keys, cuts, device, faults)
-    return _by_layer({"weights": weights}, np.ones(1), cuts, kernels)
-  targets, g = cells_lib.program_tiles(keys, cuts, device, bits, write, faults)
+    found = cells_lib.in_blocks(
+      lambda *part: {"weights": cells_lib.ternary_weights(*part, device)},
+      *stacked,
+    )
+    return _by_layer(found, np.ones(1), cuts, kernels)
+  found = cells_lib.in_blocks(
+    lambda *part: _tile_weights(*part, device, bits, write), *stacked
+  )
   slices, steps = cells_lib.cell_slices(device, bits)
-  unit = steps / (device.g_on - device.g_off)
   place = (steps + 1.0) ** np.arange(slices)
+  return _by_layer(found, place, cuts, kernels)
+
+
+def _tile_weights(keys, integers, faults, device, bits, write):
+  """What some tiles amount to: a dict of arrays `[T, R, C]`, see `_layers`."""
+  targets, g = cells_lib.program_tiles(
+    keys, integers, faults, device, bits, write
+  )
+  _, steps = cells_lib.cell_slices(device, bits)
+  unit = steps / (device.g_on - device.g_off)
   if any(
     map(devices.is_present, (device.wire_resistance, device.load_resistance))
   ):
@@ -263,8 +281,8 @@ def _layers(
     current = g
     weights = (g[:, 0] - g[:, 1]) * unit
     # Pairs of cells on target or stuck are integers, which the product rounds.
-    integers, known = _known_weights(g, targets, cuts, device, steps)
-    rounding = jnp.where(known, integers - weights, 0)
+    rounded, known = _known_weights(g, targets, integers, device, steps)
+    rounding = jnp.where(known, rounded - weights, 0)
     weights = weights + jax.lax.stop_gradient(rounding)
   found = {"weights": weights}
   if devices.is_present(device.read_noise):
@@ -280,7 +298,7 @@ def _layers(
     found["weights"] += 0.5 * (step[:, 0] - step[:, 1])
     variances = 0.25 * jnp.square(step).sum(1)
     found["variances"] = found.get("variances", 0) + variances
-  return _by_layer(found, place, cuts, kernels)
+  return found
 
 
 def _by_layer(found, place, cuts, kernels):
@@ -299,10 +317,11 @@ def _by_layer(found, place, cuts, kernels):
   ]
 
 
-def _known_weights(g, targets, cuts, device, steps):
+def _known_weights(g, targets, integers, device, steps):
   """(integers, where they hold) of pairs on target or stuck, `[T, R, C]`."""
-  digits = cells_lib.stack_tiles(cuts)
-  digits = jnp.stack([jnp.maximum(digits, 0), jnp.maximum(-digits, 0)], axis=1)
+  digits = jnp.stack(
+    [jnp.maximum(integers, 0), jnp.maximum(-integers, 0)], axis=1
+  )
   is_on, is_off = g == device.g_on, g == device.g_off
   digits = jnp.where(is_on, steps, jnp.where(is_off, 0, digits))
   known = (is_on | is_off | (g == targets)).all(1)

@@ -5,8 +5,10 @@
     <directory>/<step>/files.json   digests of all files (see files.py)
 
 A save goes to `<step>.part` and is renamed at its end, so a folder `<step>`
-was complete once. Digests are checked before anything is read: Orbax notices
-missing bytes but no flipped ones. All processes must share the file system.
+was complete once. In a bucket (see `buckets`), where there is no renaming, a
+folder `<step>` is one once it has files.json, which is written last. Digests
+are checked before anything is read: Orbax notices missing bytes but no flipped
+ones. All processes must share the file system, or the bucket.
 """
 
 from concurrent import futures
@@ -21,6 +23,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from hawis_jax import buckets
 from hawis_jax import errors
 from hawis_jax import files
 
@@ -56,7 +59,10 @@ class Checkpoints:
     Raises:
       InputError: the directory can't be created or written to.
     """
-    self.directory = pathlib.Path(directory).absolute()
+    self._in_bucket = buckets.holds(directory)
+    self.directory = directory
+    if not self._in_bucket:
+      self.directory = pathlib.Path(directory).absolute()
     self._keep = keep
     self._damaged: set[int] = set()
     self._pending: futures.Future | None = None
@@ -82,7 +88,15 @@ class Checkpoints:
     """
     self.wait()
     leaves = _leaves(state)
-    response = ocp.save_async(self.directory / f"{step}.part", state)
+    part = self.directory / f"{step}.part"
+    if self._in_bucket:
+      part = self.directory / f"{step}"
+      if jax.process_index() == 0 and part.exists():
+        self._discard(step)
+        self._clear()
+      multihost_utils.sync_global_devices(f"save {part}")
+    with files.write_errors(part):
+      response = ocp.save_async(part, state)
     self._pending = self._thread.submit(self._finish, response, step, leaves)
 
   def latest_step(self) -> int | None:
@@ -139,32 +153,51 @@ class Checkpoints:
       response.result()
       if jax.process_index() != 0:
         return
-      part = self.directory / f"{step}.part"
+      part = self.directory / (f"{step}" if self._in_bucket else f"{step}.part")
       files.write_json(part / "leaves.json", leaves)
       files.seal(part)
       steps = _steps(self.directory)
       good = [s for s in steps if s < step and s not in self._damaged]
       old = set(steps) - set(good[max(0, len(good) - self._keep + 1) :])
-      if step in old:
-        self._discard(step)
-      part.rename(folder)  # first: at no time is there none
+      if not self._in_bucket:
+        if step in old:
+          self._discard(step)
+        part.rename(folder)  # first: at no time is there none
       for each in old - {step}:
         self._discard(each)
       self._clear()
 
   def _discard(self, step):
     """Makes a checkpoint one that `_clear` deletes."""
+    if self._in_bucket:
+      files.unseal(self.directory / f"{step}")
+      return
     (self.directory / f"{step}").rename(self.directory / f"{step}.part-old")
 
   def _clear(self):
     """Deletes interrupted saves and half deleted checkpoints."""
+    if self._in_bucket:
+      for folder in _folders(self.directory):
+        if not files.is_sealed(folder):
+          folder.rmtree()
+      return
     for folder in self.directory.glob("*.part*"):
       shutil.rmtree(folder)
 
 
 def _steps(directory):
-  names = (path.name for path in directory.iterdir())
-  return sorted(int(name) for name in names if name.isdecimal())
+  in_bucket = buckets.holds(directory)
+  return sorted(
+    int(folder.name)
+    for folder in _folders(directory)
+    if not in_bucket or files.is_sealed(folder)
+  )
+
+
+def _folders(directory):
+  """Those that are named by a step; a bucket has no empty ones."""
+  if directory.is_dir():
+    yield from (p for p in directory.iterdir() if p.name.isdecimal())
 
 
 def _newest_good(directory):

@@ -1,10 +1,12 @@
 """Files that survive a kill: written whole; folders that prove their content.
 
-A sealed folder holds `files.json`, the SHA-256 of its every other file.
+A sealed folder holds `files.json`, the SHA-256 of its every other file. What
+differs in a bucket (see `buckets`) is told apart here and in `checkpoint`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from hawis_jax import buckets
 from hawis_jax import errors
 
 _SEAL = "files.json"
@@ -35,6 +38,38 @@ def check_local(path: str, field: str) -> None:
     )
 
 
+def folder_path(path: str, field: str) -> pathlib.Path:
+  """Returns a path, of a bucket an `etils.epath` one; nothing need be there.
+
+  Raises:
+    InputError: it is another address than one of Google Cloud Storage, or of
+      no folder of a bucket; or gcsfs is missing.
+  """
+  if buckets.holds(path):
+    return buckets.folder(path, field)
+  if "://" in path:
+    raise errors.InputError(
+      f"{field}: got {path!r}, allowed is a folder, of this machine's file "
+      "system or gs://<bucket>/<folder>"
+    )
+  return pathlib.Path(path)
+
+
+def _path(path):
+  return path if buckets.holds(path) else pathlib.Path(path)
+
+
+def contents(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields all files of a folder and of its folders; none if it is missing."""
+  if not folder.is_dir():
+    return
+  for path in folder.iterdir():
+    if path.is_dir():
+      yield from contents(path)
+    else:
+      yield path
+
+
 def make_directory(path: str | os.PathLike) -> None:
   """Creates a directory, with its parents, and tries to write to it.
 
@@ -42,6 +77,9 @@ def make_directory(path: str | os.PathLike) -> None:
     InputError: it can't be created or written to.
   """
   with write_errors(path):
+    if buckets.holds(path):
+      buckets.check_writable(_path(path))
+      return
     os.makedirs(path, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):
       pass
@@ -58,7 +96,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     InputError: the file can't be written.
   """
   text = json.dumps(value, indent=2, allow_nan=False)
-  _write(path, text.encode() + b"\n")
+  write_bytes(path, text.encode() + b"\n")
 
 
 def write_npz(
@@ -71,13 +109,21 @@ def write_npz(
   """
   content = io.BytesIO()
   np.savez_compressed(content, allow_pickle=False, **arrays)
-  _write(path, content.getvalue())
+  write_bytes(path, content.getvalue())
 
 
-def _write(path, content):
-  path = pathlib.Path(path)
-  partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+  """Writes a file like `write_json`.
+
+  Raises:
+    InputError: the file can't be written.
+  """
+  path = _path(path)
   with write_errors(path):
+    if buckets.holds(path):
+      path.write_bytes(content)
+      return
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
       with partial.open("wb") as file:
@@ -97,9 +143,9 @@ def read_json(path: str | os.PathLike) -> Any:
     InputError: the file is missing, unreadable or damaged.
   """
   try:
-    return json.loads(pathlib.Path(path).read_bytes())
+    return json.loads(_path(path).read_bytes())
   except OSError as error:
-    raise errors.InputError(f"{path}: {error.strerror}") from error
+    raise errors.InputError(f"{path}: {error.strerror or error}") from error
   except ValueError as error:
     raise errors.InputError(
       f"{path}: got damaged JSON ({error}); delete the file to make it anew"
@@ -156,6 +202,44 @@ def read_fields(path: str | os.PathLike) -> dict[str, Any]:
   return values
 
 
+class Lines:
+  """A file of lines, made if need be; a crash can cut the last line only."""
+
+  def __init__(self, path: pathlib.Path):
+    """Opens the file; its errors are the operating system's."""
+    self._path = path
+    path.open("ab").close()
+
+  def read(self) -> list[bytes]:
+    """Returns all lines with their ends."""
+    return self._path.read_bytes().splitlines(keepends=True)
+
+  def rewrite(self, lines: Sequence[bytes]) -> None:
+    """Replaces all lines."""
+    partial = self._path.with_suffix(".tmp")
+    partial.write_bytes(b"".join(lines))
+    partial.replace(self._path)
+
+  def append(self, line: bytes) -> None:
+    """Adds a line, in one unbuffered write."""
+    with self._path.open("ab", buffering=0) as file:
+      if file.write(line) < len(line):  # a disk that is just full
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  def flush(self) -> None:
+    """Writes what is not written yet: nothing, unlike that of a bucket."""
+
+
+def lines(path: pathlib.Path) -> Lines | buckets.Lines:
+  """Opens a file of lines.
+
+  Raises:
+    InputError: it can't be read or written to.
+  """
+  with write_errors(path):
+    return buckets.Lines(path) if buckets.holds(path) else Lines(path)
+
+
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
   """Holds a folder, made if need be, for this process alone until its end.
@@ -164,6 +248,10 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     InputError: another process holds it, or it can't be written to.
   """
   make_directory(folder)
+  if buckets.holds(folder):
+    with buckets.locked(folder):
+      yield
+    return
   with (folder / "lock").open("a") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -181,11 +269,21 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 
 def seal(folder: pathlib.Path) -> None:
   """Writes down the digest of every file in a folder."""
-  paths = sorted(path for path in folder.rglob("*") if path.is_file())
+  paths = sorted(contents(folder))
   digests = {
     path.relative_to(folder).as_posix(): digest(path) for path in paths
   }
   write_json(folder / _SEAL, digests)
+
+
+def is_sealed(folder: pathlib.Path) -> bool:
+  """Whether a folder was complete once."""
+  return (folder / _SEAL).exists()
+
+
+def unseal(folder: pathlib.Path) -> None:
+  """Removes the seal, before the folder is removed bit by bit."""
+  (folder / _SEAL).unlink(missing_ok=True)
 
 
 def fault(folder: pathlib.Path) -> str | None:
@@ -193,7 +291,11 @@ def fault(folder: pathlib.Path) -> str | None:
   try:
     digests = read_json(folder / _SEAL)
     for name, sealed in digests.items():
-      if digest(folder / name) != sealed:
+      try:
+        found = digest(folder / name)
+      except FileNotFoundError:
+        return f"{folder / name}: missing"
+      if found != sealed:
         return f"{folder / name}: content changed"
   except (errors.InputError, OSError, AttributeError) as error:
     return str(error)
@@ -202,17 +304,25 @@ def fault(folder: pathlib.Path) -> str | None:
 
 @contextlib.contextmanager
 def write_errors(path: str | os.PathLike) -> Iterator[None]:
-  """Turns what the operating system refuses into InputError."""
+  """Turns what the operating system, or a bucket, refuses into InputError."""
   try:
     yield
-  except (OSError, ValueError) as error:
-    # TensorStore reports the system's errors as ValueError with this mark.
-    if isinstance(error, ValueError) and "os_error_code" not in str(error):
+  except errors.InputError:
+    raise
+  except Exception as error:
+    # TensorStore reports the system's errors as ValueError with this mark; a
+    # bucket's are of as many types as reasons.
+    if not (
+      isinstance(error, OSError)
+      or (isinstance(error, ValueError) and "os_error_code" in str(error))
+      or buckets.holds(path)
+    ):
       raise
-    raise errors.InputError(f"can't write {path}: {error}") from error
+    reason = " ".join(str(error).split()) or type(error).__name__
+    raise errors.InputError(f"can't write {path}: {reason}") from error
 
 
 def digest(path: str | os.PathLike) -> str:
   """Returns the SHA-256 of a file, in hexadecimal."""
-  with open(path, "rb") as file:
+  with _path(path).open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,6 @@
 """The loop over a stage's steps: from its last checkpoint to its end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import math
 import time
@@ -100,6 +100,7 @@ def run_steps(
   log_every: int,
   checkpoint_seconds: float,
   stride: int = 1,
+  limits: Mapping[str, float] | None = None,
   validation: Validation | None = None,
   batches: Callable[[int], Iterator[dict[str, jax.Array]]] | None = None,
 ) -> Any:
@@ -117,6 +118,7 @@ def run_steps(
     log_every: steps between two looks at the metrics.
     checkpoint_seconds: least time between two checkpoints [s].
     stride: steps that one `update` does, a divisor of `total`.
+    limits: {metric: the most it may be}; of all others: finite.
     validation: see `Validation`; None: no measurements.
     batches: start step -> batches from there on; None: `update` takes none.
 
@@ -124,7 +126,8 @@ def run_steps(
     The final state.
 
   Raises:
-    DivergenceError: a metric is not finite; nothing of it is saved.
+    DivergenceError: a metric is not finite or above its limit; nothing of it is
+      saved.
     InputError: a checkpoint, or the best state so far, is damaged or lost.
     Preempted: the run was asked to stop; the state is saved.
   """
@@ -153,7 +156,7 @@ def run_steps(
     pending = jax.device_get(pending)
     first = done - (len(pending) - 1) * stride
     for index, values in enumerate(pending):
-      _check_finite(name, first + index * stride, values, checkpoints)
+      _check(name, first + index * stride, values, limits or {}, checkpoints)
     if due:
       shown = {k: float(v) for k, v in pending[-1].items()}
       if validating:
@@ -165,6 +168,7 @@ def run_steps(
     pending = []
     late = time.monotonic() - saved > checkpoint_seconds
     if last or stopping or processes.on_first(lambda late=late: late):
+      metrics.flush()
       checkpoints.save(done, state)
       saved = time.monotonic()
     if stopping:
@@ -198,13 +202,20 @@ def load_final(
   return state
 
 
-def _check_finite(name, step, values, checkpoints):
-  bad = [key for key, value in values.items() if not math.isfinite(value)]
+def _check(name, step, values, limits, checkpoints):
+  """Raises DivergenceError where a metric is not what it may be."""
+  bad = [
+    key
+    for key, value in values.items()
+    if not math.isfinite(value) or value > limits.get(key, math.inf)
+  ]
   if not bad:
     return
+  value = float(values[bad[0]])
+  above = f", above {limits[bad[0]]:g}" if math.isfinite(value) else ""
   last = checkpoints.latest_step()
   good = "none" if last is None else f"step {last} in {checkpoints.directory}"
   raise errors.DivergenceError(
-    f"{name}: {bad[0]} is {float(values[bad[0]])} at step {step}; last good "
+    f"{name}: {bad[0]} is {value:g}{above} at step {step}; last good "
     f"checkpoint: {good}. Lower the learning rate or start from another seed"
   )

@@ -37,7 +37,10 @@ STAGES = {
 }
 
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Where results go; default runs/<name of the config file>."
+  "workdir",
+  None,
+  "Where results go: a folder, or gs://<bucket>/<folder>; default runs/<name "
+  "of the config file>.",
 )
 _STAGES = flags.DEFINE_list(
   "stages",
@@ -66,8 +69,7 @@ def main(argv: list[str]) -> None:
   config_lib.validate(config)
   stages = _stages(_STAGES.value, config_lib.searches(config))
   workdir = _WORKDIR.value or f"runs/{_config_name()}"
-  files.check_local(workdir, "--workdir")
-  workdir = pathlib.Path(workdir)
+  workdir = files.folder_path(workdir, "--workdir")
   _check_same(config, workdir, stages)
   first = processes.is_first()
   with contextlib.ExitStack() as run:

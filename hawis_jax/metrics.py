@@ -12,10 +12,8 @@ step, because it computes them again: however often a run is interrupted, each
 
 from collections.abc import Callable, Mapping
 import contextlib
-import errno
 import json
 import math
-import os
 import pathlib
 import shutil
 import sys
@@ -37,7 +35,7 @@ class Metrics:
 
   def __init__(
     self,
-    workdir: str | os.PathLike,
+    workdir: pathlib.Path,
     *,
     recording: bool = True,
     stream: TextIO | None = None,
@@ -55,13 +53,14 @@ class Metrics:
       InputError: the directory or the file can't be written to.
     """
     self.recording = recording
-    self.directory = pathlib.Path(workdir)
+    self.directory = workdir
     self.stream = stream or sys.stdout
     self.clock = clock
     self._path = self.directory / "metrics.jsonl"
     self._stages = contextlib.ExitStack()
     if recording:
       files.make_directory(self.directory)
+      self._lines = files.lines(self._path)
       self._drop(lambda line: False)
 
   def stage(self, name: str, total: int, start: int = 0) -> "Progress":
@@ -87,18 +86,19 @@ class Metrics:
     finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
     now = round(time.time(), 3)
     line = json.dumps(dict(time=now, stage=stage, step=step, values=finite))
-    # One unbuffered write, so that a crash can cut the last line only.
-    with (
-      files.write_errors(self._path),
-      self._path.open("ab", buffering=0) as file,
-    ):
-      content = line.encode() + b"\n"
-      if file.write(content) < len(content):  # a disk that is just full
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with files.write_errors(self._path):
+      self._lines.append(line.encode() + b"\n")
+
+  def flush(self) -> None:
+    """Makes sure that all lines are written, before others rely on them."""
+    if self.recording:
+      with files.write_errors(self._path):
+        self._lines.flush()
 
   def close(self) -> None:
     """Closes the stages."""
     self._stages.close()
+    self.flush()
 
   def __enter__(self) -> Self:
     return self
@@ -109,13 +109,10 @@ class Metrics:
   def _drop(self, unwanted):
     """Rewrites the file without unwanted and damaged lines, if it has any."""
     with files.write_errors(self._path):
-      self._path.open("ab").close()
-      lines = self._path.read_bytes().splitlines(keepends=True)
+      lines = self._lines.read()
       kept = [x for x in lines if (p := _parse(x)) and not unwanted(p)]
       if kept != lines:
-        partial = self._path.with_suffix(".tmp")
-        partial.write_bytes(b"".join(kept))
-        partial.replace(self._path)
+        self._lines.rewrite(kept)
 
 
 class Progress:
@@ -134,7 +131,7 @@ class Progress:
     self._shown = None  # when the last line was
     self._open_line = False
     self._board = None
-    if tensorboard.is_installed() and metrics.recording:
+    if metrics.recording and tensorboard.can_write(metrics.directory):
       folder = metrics.directory / "tensorboard" / name
       self._board = tensorboard.Board(folder, start)
 

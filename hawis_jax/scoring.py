@@ -236,6 +236,7 @@ def _score_parts(score, vectors, path, identity, metrics):
     parts.append(score(vectors[start:end]))
     # Before it is saved: a line too many is dropped, one too few is missing.
     progress.report(end, {"accuracy": parts[-1].mean()})
+    metrics.flush()
     content = {"of": identity, "accuracy": [part.tolist() for part in parts]}
     processes.on_first(
       lambda content=content: files.write_record(path, content)

@@ -91,6 +91,11 @@ def run(
       checkpoints=checkpoints,
       metrics=metrics,
       log_every=1,
+      limits={
+        f"{name}_{what}": limit
+        for name, method in zip(config.methods, methods, strict=True)
+        for what, limit in method.limits.items()
+      },
       checkpoint_seconds=experiment.config.checkpoint_seconds,
     )
   host = jax.device_get(state)
@@ -136,9 +141,9 @@ def make_updates(
       state,
       steps,
     )
-    # Of several updates: what is best of all, else means.
+    # Of several updates: what is best, or furthest, of all, else means.
     return state, {
-      name: value.max(0) if name.endswith("_best") else value.mean(0)
+      name: value.max(0) if name.endswith(("_best", "_kl")) else value.mean(0)
       for name, value in values.items()
     }
 

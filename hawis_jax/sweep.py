@@ -104,6 +104,7 @@ def run(
       values = {"accuracy": tally.accuracy.mean()}
       # Before it is saved: a line too many is dropped, one too few is missing.
       progress.report(min(first + tally.count, end), values)
+      metrics.flush()
       tally.save()
       if preemption.reached():
         raise errors.Preempted(
@@ -111,6 +112,7 @@ def run(
         )
     if tally.count < end - first:
       progress.report(end, {"accuracy": tally.accuracy.mean()})
+      metrics.flush()
     entry["sweeps"].setdefault(step.scenario, []).append(
       {"level": step.level.value, **tally.summary()}
     )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pathlib
 import time
 
+from hawis_jax import buckets
 from hawis_jax import files
 
 try:
@@ -18,9 +19,9 @@ except ImportError:  # an optional extra
   event_file_writer = None
 
 
-def is_installed() -> bool:
-  """Whether there is anything to write with."""
-  return event_file_writer is not None
+def can_write(workdir: pathlib.Path) -> bool:
+  """Whether there is anything to write with, and no bucket to write to."""
+  return event_file_writer is not None and not buckets.holds(workdir)
 
 
 class Board:

@@ -2,16 +2,17 @@
 # Runs hawis_jax.main on all workers of a Cloud TPU slice; fetches the results.
 set -euo pipefail
 
-usage="usage: launch/run_tpu.sh NAME --zone=ZONE --nfs=HOST:/SHARE [--run=RUN]
-  [--results=FOLDER] [--retries=N] [--dry-run] -- FLAGS
+usage="usage: launch/run_tpu.sh NAME --zone=ZONE --bucket=gs://BUCKET[/FOLDER]
+  [--run=RUN] [--results=FOLDER] [--retries=N] [--dry-run] -- FLAGS
+       launch/run_tpu.sh NAME --zone=ZONE --nfs=HOST:/SHARE [as above]
        launch/run_tpu.sh NAME --zone=ZONE --stop [--dry-run]
 
 Copies the tracked files of this checkout to all workers of the slice NAME (see
-create_tpu.sh), installs them with Python 3.11, mounts the NFS share on
-/mnt/hawis_jax, and runs hawis_jax.main on all workers with FLAGS and the work
-directory /mnt/hawis_jax/RUN (RUN is NAME by default), which must be a shared
-POSIX file system: gs:// addresses are not. Then it fetches configuration,
-metrics, results and report, without checkpoints, to FOLDER (runs/RUN).
+create_tpu.sh), installs them with Python 3.11, and runs hawis_jax.main on all
+workers with FLAGS and the work directory RUN (NAME by default) in the bucket,
+or in the NFS share, which is mounted on /mnt/hawis_jax. Then it fetches
+configuration, metrics, results and report, without checkpoints, to FOLDER
+(runs/RUN).
 
 The run doesn't depend on the connection. --stop tells it to save and end.
 
@@ -26,11 +27,12 @@ die() { # MESSAGE
   exit 2
 }
 
-name="" zone="" nfs="" folder="" results="" retries=0 stop=false dry_run=false
+name="" zone="" nfs="" bucket="" folder="" results="" retries=0 stop=false dry_run=false
 while (($#)); do
   case "$1" in
     --zone=*) zone=${1#*=} ;;
     --nfs=*) nfs=${1#*=} ;;
+    --bucket=*) bucket=${1#*=} ;;
     --run=*) folder=${1#*=} ;;
     --results=*) results=${1#*=} ;;
     --retries=*) retries=${1#*=} ;;
@@ -77,8 +79,14 @@ fi
 
 folder=${folder:-$name}
 results=${results:-runs/$folder}
-[[ "$nfs" =~ ^[^:/]+:/([^/]|$) ]] ||
-  die "--nfs: got '$nfs', needed is HOST:/SHARE, e.g. of Filestore"
+if [[ "$bucket" ]]; then
+  [[ -z "$nfs" ]] || die "--nfs: got '$nfs', allowed is none with --bucket"
+  [[ "$bucket" =~ ^gs://[a-z0-9][-a-z0-9_.]+(/[-A-Za-z0-9_./]*)?$ ]] ||
+    die "--bucket: got '$bucket', needed is gs://BUCKET[/FOLDER]"
+else
+  [[ "$nfs" =~ ^[^:/]+:/([^/]|$) ]] ||
+    die "--nfs: got '$nfs', needed is HOST:/SHARE, as of Filestore, or --bucket"
+fi
 [[ "$folder" =~ ^[A-Za-z0-9_][-A-Za-z0-9_./]*$ && "$folder" != *..* ]] ||
   die "--run: got '$folder', allowed is a relative path of -A-Za-z0-9_./"
 [[ "$retries" =~ ^[0-9]+$ ]] ||
@@ -92,6 +100,7 @@ done
 
 mount=/mnt/hawis_jax
 workdir=$mount/$folder
+[[ -z "$bucket" ]] || workdir=${bucket%/}/$folder
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 checkout=$(dirname "${BASH_SOURCE[0]}")/..
@@ -102,6 +111,15 @@ install() {
     --directory="$checkout" --null --files-from="$scratch/files"
   run gcloud compute tpus tpu-vm scp "$scratch/hawis_jax.tgz" "$name:" \
     "--zone=$zone" --worker=all
+  # What all workers need to see the work directory.
+  local share=:
+  [[ "$bucket" ]] || share="if ! mountpoint -q $mount; then
+  sudo DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet \
+-o DPkg::Lock::Timeout=300 nfs-common
+  sudo mkdir -p $mount
+  sudo mount -t nfs $(printf %q "$nfs") $mount
+fi
+sudo mkdir -p $workdir && sudo chown \$(id -u) $workdir"
   # The machines' own Python is older than 3.11.
   on all "set -e
 $each_run
@@ -115,14 +133,8 @@ cd hawis_jax
 python3 -m pip install --quiet --user uv
 ~/.local/bin/uv venv --quiet --allow-existing --python=3.11 ~/hawis_venv
 ~/.local/bin/uv pip install --quiet --python=\$HOME/hawis_venv/bin/python \
---editable='.[tpu]' --constraints=constraints.txt
-if ! mountpoint -q $mount; then
-  sudo DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet \
--o DPkg::Lock::Timeout=300 nfs-common
-  sudo mkdir -p $mount
-  sudo mount -t nfs $(printf %q "$nfs") $mount
-fi
-sudo mkdir -p $workdir && sudo chown \$(id -u) $workdir"
+--editable='.[tpu,gcs]' --constraints=constraints.txt
+$share"
 }
 
 main() { # FLAGS: one try, with a name that gcloud finds again by
@@ -134,6 +146,12 @@ main() { # FLAGS: one try, with a name that gcloud finds again by
 
 fetch() {
   # Checkpoints are the folders whose names are numbers.
+  if [[ "$bucket" ]]; then
+    run mkdir -p "$results"
+    run gcloud storage rsync --recursive '--exclude=(^|.*/)[0-9]+/.*|^lock$' \
+      "$workdir" "$results"
+    return
+  fi
   on 0 "tar -czf results.tgz --exclude='[0-9]*' --exclude=lock -C $workdir ."
   run gcloud compute tpus tpu-vm scp "$name:results.tgz" \
     "$scratch/results.tgz" "--zone=$zone" --worker=0

@@ -32,6 +32,7 @@ _CREATE = [
   "--poll=0",
 ]
 _RUN = ["run_tpu.sh", "a-b", "--zone=z", "--nfs=10.0.0.2:/share"]
+_RUN_BUCKET = ["run_tpu.sh", "a-b", "--zone=z", "--bucket=gs://b-1/runs/"]
 
 # Stands for a program: writes its arguments down and gives the next of its
 # answers, [status, stdout], to the arguments that hold a given text.
@@ -139,6 +140,8 @@ def test_scripts_are_sound(script):
     (["create_tpu.sh", "a", "--zone=z", "--type=v9-8"], "--runtime: missing"),
     ([*_CREATE, "--poll=soon"], "--poll: got 'soon'"),
     (["run_tpu.sh", "a", "--zone=z", "--nfs=gs://b"], "--nfs: got 'gs://b'"),
+    (["run_tpu.sh", "a", "--zone=z", "--bucket=b"], "--bucket: got 'b'"),
+    ([*_RUN, "--bucket=gs://b-1"], "--nfs: got '10.0.0.2:/share', allowed is"),
     ([*_RUN, "--run=../x", "--", *_FLAGS], "--run: got '../x'"),
     ([*_RUN, "--retries=-1", "--", *_FLAGS], "--retries: got '-1'"),
     ([*_RUN], "FLAGS: missing"),
@@ -372,6 +375,25 @@ def test_all_workers_install_run_and_mount(fakes):
   assert "--workdir=/mnt/hawis_jax/x/y" in run[-1]
   syntax = ["bash", "-n", "-c", install[-1].removeprefix("--command=")]
   assert subprocess.run(syntax).returncode == 0
+
+
+def test_in_a_bucket_nothing_is_mounted(fakes, tmp_path):
+  results = f"--results={tmp_path / 'results'}"
+  assert _run(*_RUN_BUCKET, results, "--", *_FLAGS, fakes=fakes)[0] == 0
+  _, install, run, fetch = [
+    call for call in fakes.calls() if call[0] == "gcloud"
+  ]
+  assert "mount" not in install[-1] and ".[tpu,gcs]" in install[-1]
+  syntax = ["bash", "-n", "-c", install[-1].removeprefix("--command=")]
+  assert subprocess.run(syntax).returncode == 0
+  assert "--workdir=gs://b-1/runs/a-b " in run[-1]
+  assert fetch[1:4] == ["storage", "rsync", "--recursive"]
+  assert fetch[-2:] == ["gs://b-1/runs/a-b", str(tmp_path / "results")]
+  pattern = re.compile(fetch[4].removeprefix("--exclude="))
+  for name in ("pretrain/2000/leaves.json", "search/8/state/x", "lock"):
+    assert pattern.fullmatch(name)
+  for name in ("config.json", "search/result.json", "report/index.html"):
+    assert not pattern.match(name)
 
 
 def test_no_run_starts_where_installing_fails(fakes):

@@ -192,7 +192,8 @@ def test_one_compilation_serves_all_width_vectors(run, tmp_path, monkeypatch):
   assert counts[0] == counts[1] > 0
 
 
-def test_another_configuration_is_refused(run, finished, capsys):
+def test_another_configuration_is_refused(run, finished, tmp_path, capsys):
+  finished = shutil.copytree(finished, tmp_path / "run")
   before = (finished / "config.json").read_text()
   assert run(finished, seed=5, train__steps=9) == 2
   message = capsys.readouterr().err

@@ -3,7 +3,7 @@
 Axes: K budgets, P proposals for each, L layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
@@ -24,9 +24,11 @@ class Method:
       references, which met the same chips.
     estimate: (state, context, budget's index, choices `[N, L]`) -> `[N]`, gains
       it predicts, up to a constant, for `finalists.best_vectors`; or None.
+    limits: {metric: value}: above it the method has gone astray.
   """
 
   init: Callable[..., Any]
   propose: Callable[..., tuple[chex.Array, Any]]
   learn: Callable[..., tuple[Any, dict[str, chex.Array]]]
   estimate: Callable[..., chex.Array] | None = None
+  limits: Mapping[str, float] = dataclasses.field(default_factory=dict)

@@ -16,6 +16,9 @@ from hawis_jax import policy as policy_lib
 from hawis_jax.methods import base
 
 _BASELINE_DECAY = 0.9
+# Of a vector [nat]: the proposals of an update, the good ones among them, have
+# become exp(10) times as rare by what was learnt of them.
+_MOST_KL = 10.0
 
 
 @flax.struct.dataclass
@@ -108,7 +111,7 @@ def _method(config, epochs, ranks):
     }
     return state.replace(params=params, opt_state=opt_state), metrics
 
-  return base.Method(init, propose, learn)
+  return base.Method(init, propose, learn, limits={"kl": _MOST_KL})
 
 
 def _windows(context, proposals):

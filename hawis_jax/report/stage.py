@@ -50,6 +50,7 @@ def run(
   if not metrics.recording:
     return
   folder = workdir / "report"
+  metrics.flush()
   content = collect(experiment, workdir)
   if _is_finished(folder, content["digest"]):
     return
@@ -63,9 +64,7 @@ def run(
       if name not in pictures:
         (folder / name).unlink(missing_ok=True)
     for name, data in {**pictures, "index.html": text.encode()}.items():
-      partial = folder / f"{name}.tmp"
-      partial.write_bytes(data)
-      partial.replace(folder / name)
+      files.write_bytes(folder / name, data)
   # Last: its digest says that the rest is complete.
   files.write_json(folder / "report.json", content)
   print(f"report  {folder / 'index.html'}", file=metrics.stream, flush=True)

@@ -157,10 +157,10 @@ def test_addresses_are_not_taken_for_folders(
   run, tmp_path, capsys, monkeypatch, field
 ):
   monkeypatch.chdir(tmp_path)
-  fields = {} if field == "workdir" else {field: "gs://bucket/x"}
-  workdir = "gs://bucket/x" if field == "workdir" else tmp_path / "run"
+  fields = {} if field == "workdir" else {field: "s3://bucket/x"}
+  workdir = "s3://bucket/x" if field == "workdir" else tmp_path / "run"
   error = _one_line(capsys, run(workdir, **fields))
-  assert f"{field}: got 'gs://bucket/x', allowed is a folder" in error
+  assert f"{field}: got 's3://bucket/x', allowed is a folder" in error
   assert not list(tmp_path.iterdir())
 
 

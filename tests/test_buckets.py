@@ -1,0 +1,315 @@
+"""Runs in a bucket, of an emulator of Google Cloud Storage in this process."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+import fsspec
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import short_run
+
+from hawis_jax import buckets
+from hawis_jax import checkpoint
+from hawis_jax import errors
+from hawis_jax import files
+from hawis_jax import metrics as metrics_lib
+
+for _module in ("gcsfs", "gcp_storage_emulator"):
+  if importlib.util.find_spec(_module) is None:
+    pytest.skip(f"needs {_module}", allow_module_level=True)
+
+
+@pytest.fixture(scope="session")
+def emulator():
+  """Environment variables of a server with an empty bucket."""
+  gcs_server = pytest.importorskip("gcs_server")
+  with gcs_server.running() as variables:
+    yield variables
+
+
+@pytest.fixture
+def folder(emulator, request):
+  """An empty folder of the bucket."""
+  name = request.node.originalname
+  address = f"gs://tests/{name}-{time.monotonic_ns()}/run"
+  return files.folder_path(address, "--workdir")
+
+
+@pytest.fixture
+def hurry(monkeypatch):
+  """Locks that are known to be dead after a second."""
+  monkeypatch.setattr(buckets, "_BEAT", 0.2)
+  monkeypatch.setattr(buckets, "_PATIENCE", 1.5)
+  monkeypatch.setattr(buckets, "_POLL", 0.05)
+
+
+def _fetch(folder, target):
+  """Copies a folder of the bucket."""
+  for path in files.contents(folder):
+    copy = target / path.relative_to(folder)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_bytes(path.read_bytes())
+  return target
+
+
+def _started(emulator, folder, data_dir):
+  """The short run, as a process of its own."""
+  values = {**short_run.SHORT, "data.data_dir": data_dir}
+  return subprocess.Popen(
+    [
+      sys.executable,
+      "-m",
+      "hawis_jax.main",
+      f"--config={short_run.CONFIG}",
+      f"--workdir={folder}",
+      *(f"--config.{name}={value}" for name, value in values.items()),
+    ],
+    env={**os.environ, **emulator},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def test_a_killed_run_in_a_bucket_ends_as_one_in_a_folder(
+  emulator, run, finished, folder, data_dir, tmp_path, hurry, capfd
+):
+  """Killed in the middle of the search, it is started again."""
+  process = _started(emulator, folder, data_dir)
+  try:
+    while not (folder / "search" / "2" / "files.json").exists():
+      assert process.poll() is None, process.stdout.read()
+      time.sleep(0.05)
+  finally:
+    process.kill()
+    process.wait()
+  assert not (folder / "search" / "result.json").exists()
+  assert (folder / "lock").exists()
+  assert run(folder) == 0
+  assert "for a sign of life" in capfd.readouterr().err
+  assert not (folder / "lock").exists()
+  got = _fetch(folder, tmp_path / "fetched")
+  expected = short_run.state(finished)
+  for name, value in short_run.state(got).items():
+    assert value == expected[name], name
+  report = json.loads((got / "report" / "report.json").read_text())
+  assert all((got / "report" / name).exists() for name in report["files"])
+  # All is there: nothing is repeated.
+  lines = short_run.metrics(got)
+  assert run(folder) == 0
+  assert short_run.metrics(_fetch(folder, tmp_path / "again")) == lines
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_bucket(emulator, folder, data_dir, tmp_path):
+  """They save and restore; gathered, it is what they leave in a folder."""
+  values = {
+    **short_run.SHORT,
+    "data.data_dir": data_dir,
+    "train.nets": "('baseline_1x',)",
+    "robustness.chips": 2,
+  }
+  flags = [f"--config.{name}={value}" for name, value in values.items()]
+  launcher = pathlib.Path(__file__).parents[1] / "launch/local_multiprocess.sh"
+
+  def start(workdir):
+    command = [launcher, "--processes=2", "--devices=2", "--"]
+    command += [f"--config={short_run.CONFIG}", f"--workdir={workdir}", *flags]
+    path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+      command,
+      env={**os.environ, **emulator, "PATH": path},
+      capture_output=True,
+      text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+  start(tmp_path / "local")
+  start(folder)
+  got = _fetch(folder, tmp_path / "fetched")
+  for name in ("robustness/result.json", "train/baseline_1x/8/leaves.json"):
+    assert (got / name).read_text() == (tmp_path / "local" / name).read_text()
+  assert short_run.metrics(got) == short_run.metrics(tmp_path / "local")
+  weights = pathlib.Path("train", "baseline_1x", "8")
+  assert short_run.arrays(got / weights) == short_run.arrays(
+    tmp_path / "local" / weights
+  )
+  start(folder)  # there is nothing left to do
+  assert short_run.metrics(_fetch(folder, tmp_path / "again")) == (
+    short_run.metrics(got)
+  )
+
+
+def test_one_run_at_a_time(folder, hurry):
+  with files.locked(folder):
+    begun = time.monotonic()
+    with pytest.raises(errors.InputError, match="another process is running"):
+      with files.locked(folder):
+        pass
+    assert time.monotonic() - begun < 1.5  # the lock has changed
+    time.sleep(2)  # longer than a dead one's time
+    with pytest.raises(errors.InputError, match="another process is running"):
+      with files.locked(folder):
+        pass
+  with files.locked(folder):  # it was given back
+    pass
+  assert not (folder / "lock").exists()
+
+
+def test_of_two_that_find_a_dead_lock_one_gets_it(folder, hurry):
+  (folder / "lock").write_bytes(b'{"owner": "dead", "beat": 7}')
+  held, refused = [], []
+  done = threading.Event()
+
+  def try_it():
+    try:
+      with files.locked(folder):
+        held.append(threading.get_ident())
+        done.wait(20)
+    except errors.InputError:
+      refused.append(threading.get_ident())
+      done.set()
+
+  threads = [threading.Thread(target=try_it) for _ in range(2)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert len(held) == len(refused) == 1
+
+
+def test_a_run_whose_lock_was_taken_ends_at_once(folder, hurry, monkeypatch):
+  """It was stopped for so long that another one thought it dead."""
+  ended = threading.Event()
+
+  def end(status):
+    assert status == 2
+    ended.set()
+    raise RuntimeError  # does not return, as that one
+
+  monkeypatch.setattr(buckets.os, "_exit", end)
+  other = b'{"owner": "another", "beat": 0}'
+  with files.locked(folder):
+    (folder / "lock").write_bytes(other)
+    assert ended.wait(10)
+  assert (folder / "lock").read_bytes() == other
+
+
+def _state(seed):
+  return {
+    "weights": jax.random.normal(jax.random.key(seed), (70, 30)),
+    "count": jnp.int32(seed),
+    "score": seed / 3,
+  }
+
+
+def _same(got, expected):
+  jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_checkpoints(folder):
+  with checkpoint.Checkpoints(folder, keep=2) as checkpoints:
+    assert checkpoints.restore(_state(0)) is None
+    for step in (2, 4, 6):
+      checkpoints.save(step, _state(step))
+    checkpoints.save(6, _state(7))  # in the place of that
+    step, state = checkpoints.restore(_state(0))
+    assert step == 6
+    _same(state, _state(7))
+  assert {p.name for p in folder.iterdir()} == {"4", "6"}
+
+
+def test_a_save_that_was_cut_off_is_none(folder):
+  with checkpoint.Checkpoints(folder) as checkpoints:
+    checkpoints.save(2, _state(2))
+    checkpoints.save(4, _state(4))
+  (folder / "4" / "files.json").unlink()
+  with checkpoint.Checkpoints(folder) as checkpoints:
+    assert not (folder / "4").exists()
+    assert checkpoints.latest_step() == 2
+    checkpoints.save(4, _state(5))
+    _same(checkpoints.restore(_state(0))[1], _state(5))
+
+
+@pytest.mark.parametrize("harm", ["flip", "lose"])
+def test_damaged_checkpoints_are_skipped(folder, harm, caplog):
+  with checkpoint.Checkpoints(folder) as checkpoints:
+    checkpoints.save(2, _state(2))
+    checkpoints.save(4, _state(4))
+    checkpoints.wait()
+    path = max(files.contents(folder / "4"), key=lambda p: p.stat().length)
+    if harm == "flip":
+      content = bytearray(path.read_bytes())
+      content[np.random.default_rng().integers(len(content))] ^= 1
+      path.write_bytes(content)
+    else:
+      path.unlink()
+    step, state = checkpoints.restore(_state(0))
+    assert step == 2
+    _same(state, _state(2))
+    assert str(path) in caplog.text
+
+
+def test_lines_are_written_where_others_rely_on_them(folder):
+  metrics = metrics_lib.Metrics(folder)
+  with contextlib.closing(metrics):
+    progress = metrics.stage("pretrain", 4)
+    progress.report(1, {"loss": 1.0})
+    metrics.flush()
+    progress.report(2, {"loss": 0.5})
+    assert len((folder / "metrics.jsonl").read_bytes().splitlines()) == 1
+  assert len((folder / "metrics.jsonl").read_bytes().splitlines()) == 2
+  with contextlib.closing(metrics_lib.Metrics(folder)) as metrics:
+    metrics.stage("pretrain", 4, start=1)
+  (line,) = (folder / "metrics.jsonl").read_bytes().splitlines()
+  assert json.loads(line)["step"] == 1
+
+
+@pytest.mark.parametrize(
+  ("address", "message"),
+  [
+    ("gs://", "allowed is gs://<bucket>/<folder>"),
+    ("gs://tests", "allowed is gs://<bucket>/<folder>"),
+    ("gs://tests/", "allowed is gs://<bucket>/<folder>"),
+    ("gs://tests/run[1]", "without any of *?[]"),
+    ("s3://tests/run", "allowed is a folder"),
+  ],
+)
+def test_addresses(run, address, message, capsys):
+  assert run(address) == 2
+  error = capsys.readouterr().err
+  assert error.startswith(f"error: --workdir: got '{address}'")
+  assert message in error and error.count("\n") == 1
+  assert not pathlib.Path("gs:").exists()
+
+
+def test_a_bucket_that_is_not_there(emulator, run, capsys):
+  assert run("gs://elsewhere/run") == 2
+  error = capsys.readouterr().err.splitlines()[-1]
+  assert error.startswith("error: can't write gs://elsewhere/run: ")
+
+
+def test_what_to_install(run, monkeypatch, capsys):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  assert run("gs://tests/run") == 2
+  assert "pip install 'hawis_jax[gcs]'" in capsys.readouterr().err
+
+
+def test_listings_are_not_kept(folder, emulator):
+  """Else what another process writes would not be seen."""
+  (folder / "a").write_bytes(b"")
+  assert [p.name for p in folder.iterdir()] == ["a"]
+  other = fsspec.filesystem(
+    "gcs", skip_instance_cache=True, use_listings_cache=True
+  )
+  other.pipe_file(str(folder / "b"), b"")
+  assert {p.name for p in folder.iterdir()} == {"a", "b"}

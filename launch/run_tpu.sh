@@ -27,7 +27,8 @@ die() { # MESSAGE
   exit 2
 }
 
-name="" zone="" nfs="" bucket="" folder="" results="" retries=0 stop=false dry_run=false
+name="" zone="" nfs="" bucket="" folder="" results=""
+retries=0 stop=false dry_run=false
 while (($#)); do
   case "$1" in
     --zone=*) zone=${1#*=} ;;

@@ -15,6 +15,7 @@ import pytest
 from hawis_jax import budgets
 from hawis_jax import config as config_lib
 from hawis_jax import cost
+from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import finalists
 from hawis_jax import methods
@@ -218,8 +219,9 @@ def run(tmp_path, monkeypatch):
   """
   monkeypatch.setattr(pretrain, "load", lambda experiment, workdir: {})
 
-  def call(**fields):
+  def call(experiment_seed=0, **fields):
     config = _config(tmp_path / "tfds")
+    config.seed = experiment_seed
     config.space.choices = ((4, 8, 12, 16), (4, 8, 12, 16), (8, 16, 24, 32))
     config.space.cost = "macs"
     config.search.finalists = config.search.finalist_chips = 2
@@ -258,6 +260,19 @@ def test_updates_are_traced_and_compiled_once(run, caplog):
   assert traced == [4 + 4]  # with the references
   compiled = "Finished XLA compilation of jit(updates)"
   assert sum(compiled in message for message in caplog.messages) == 1
+
+
+@pytest.mark.parametrize("method", ["ppo", "reinforce"])
+def test_a_policy_that_runs_away_stops_the_search(run, method):
+  """In whichever update of a call; ten times the default rate is fine."""
+  fields = {"methods": (method,), "updates": 24, "updates_per_call": 4}
+  fields |= {"proposals": 16, "seed": int(np.random.default_rng().integers(99))}
+  seed = fields.pop("seed")
+  run(**fields, learning_rate=0.1, experiment_seed=seed)
+  with pytest.raises(errors.DivergenceError) as error:
+    run(**fields, learning_rate=3.0, experiment_seed=seed)
+  assert f"search: {method}_kl is " in str(error.value), seed
+  assert ", above 7 at step " in str(error.value)
 
 
 def test_a_state_keeps_its_types(tmp_path):

@@ -56,7 +56,10 @@ def _hits(net, device, chips, **kwargs):
   return np.concatenate(list(chunks))
 
 
-@pytest.mark.parametrize("device", [_STUCK, _VARIATION, _NOISY])
+@pytest.mark.parametrize(
+  "device",
+  [_STUCK, _VARIATION, pytest.param(_NOISY, marks=pytest.mark.slow)],
+)
 def test_chunks_and_segments_do_not_matter(net, device):
   reference = _hits(net, device, range(5))
   assert reference.shape == (5, _IMAGES)
@@ -221,7 +224,9 @@ print(len(devices))
 """
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize(
+  "devices", [pytest.param(2, marks=pytest.mark.slow), 8]
+)
 def test_devices_do_not_matter(tmp_path, devices):
   """1 device here, 2 or 8 in another process: the same hits."""
   seed = int(np.random.default_rng().integers(2**31))

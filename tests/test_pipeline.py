@@ -600,6 +600,7 @@ def _fault_map(path, shape):
   }
 
 
+@pytest.mark.slow
 def test_every_way_of_read_out_runs_to_the_end(run, tmp_path, capsys):
   """Binary and 8-bit nets; one chip where nothing is random."""
   fields = _fault_map(tmp_path / "chip7.npz", (1, 5, 1, 2, 64, 64))

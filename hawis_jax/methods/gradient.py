@@ -18,8 +18,8 @@ from hawis_jax.methods import base
 _BASELINE_DECAY = 0.9
 # Of a layer's choice [nat]: an update's own proposals, the good ones among
 # them, have become exp(7) times as rare by what was learnt of them. Of three
-# layers a learning rate of 0.01 came to 0.3 at most; 0.1, which still learnt, to
-# 3; and 1, by which a policy is stuck wherever it was thrown, to 16 at least.
+# layers a learning rate of 0.01 came to 0.3 at most; 0.1, which still learnt,
+# to 3; and 1, by which one is stuck wherever it was thrown, to 16 at least.
 _MOST_KL = 7.0
 
 

@@ -23,20 +23,24 @@ def _one_line(capsys, status=2):
   return error
 
 
-def test_a_signal_that_is_not_finite(run, tmp_path, capsys, monkeypatch):
+def test_a_signal_that_is_not_finite(
+  run, finished, tmp_path, capsys, monkeypatch
+):
   """The search stops; without the fault it goes on from what was good."""
   robust = scoring.robust_score
 
   def poisoned(values, *args):
     return robust(values, *args) * np.nan
 
-  assert run(tmp_path, "--stages=pretrain") == 0
+  workdir = short_run.copy(finished, tmp_path / "run", "search")
+  capsys.readouterr()
   with monkeypatch.context() as patch:
     patch.setattr(scoring, "robust_score", poisoned)
-    error = _one_line(capsys, run(tmp_path, "--stages=search"))
+    error = _one_line(capsys, run(workdir, "--stages=search"))
   assert "search: " in error and "is nan at step 1" in error
-  assert not (tmp_path / "search" / "result.json").exists()
-  assert run(tmp_path, "--stages=search") == 0
+  assert not (workdir / "search" / "result.json").exists()
+  assert run(workdir, "--stages=search") == 0
+  assert short_run.state(workdir) == short_run.state(finished)
 
 
 def test_weights_that_are_not_finite(

@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
       STAGES[stage](experiment, workdir, metrics)
   if first:
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
-    print(f"done in {minutes}:{seconds:02d}; results in {workdir}")
+    metrics.say(f"done in {minutes}:{seconds:02d}; results in {workdir}")
 
 
 def _join():

@@ -21,6 +21,7 @@ import time
 from typing import Self, TextIO
 
 from hawis_jax import files
+from hawis_jax import preemption
 from hawis_jax import tensorboard
 
 _SHOW_SECONDS = 2.0  # least time between two lines of progress
@@ -95,6 +96,14 @@ class Metrics:
       with files.write_errors(self._path):
         self._lines.flush()
 
+  def say(self, text: str, end: str = "\n") -> None:
+    """Prints; where nobody reads any more, as after `| head`, to nobody."""
+    try:
+      print(text, end=end, file=self.stream, flush=True)
+    except BrokenPipeError:
+      # What is still in its buffer would fail again when the program ends.
+      preemption.discard(self.stream.fileno())
+
   def close(self) -> None:
     """Closes the stages."""
     self._stages.close()
@@ -125,9 +134,7 @@ class Progress:
     self._total = total
     self._since = start, metrics.clock()  # the rate counts from here
     if metrics.recording:  # the first step compiles, in silence
-      print(
-        f"{name}  begins at {start}/{total}", file=metrics.stream, flush=True
-      )
+      metrics.say(f"{name}  begins at {start}/{total}")
     self._shown = None  # when the last line was
     self._open_line = False
     self._board = None
@@ -161,7 +168,7 @@ class Progress:
   def close(self) -> None:
     """Ends the line of progress and the TensorBoard file."""
     if self._open_line:
-      print(file=self._metrics.stream)
+      self._metrics.say("")
     self._open_line = False
     if self._board:
       self._board.close()
@@ -179,12 +186,12 @@ class Progress:
     line = progress_line(self._name, step, self._total, values, rate)
     stream = self._metrics.stream
     if not stream.isatty():
-      print(line, file=stream, flush=True)
+      self._metrics.say(line)
       return
     # Write over the line before; one that wraps could not be.
     line = line[: shutil.get_terminal_size().columns - 1]
     end = "\n" if last else ""
-    print(f"\r{line}\x1b[K", end=end, file=stream, flush=True)
+    self._metrics.say(f"\r{line}\x1b[K", end=end)
     self._open_line = not last
 
 

@@ -76,10 +76,10 @@ def _notice(number, _):
     os.write(2, text.encode())
   if number == signal.SIGHUP:  # what is printed now must not fail
     for stream in _watch.terminals:
-      _discard(stream)
+      discard(stream)
 
 
-def _discard(stream):
+def discard(stream: int) -> None:
   """Lets nothing come of what is written to a descriptor."""
   nothing = os.open(os.devnull, os.O_WRONLY)
   os.dup2(nothing, stream)

@@ -79,6 +79,36 @@ def test_a_terminal_that_is_closed(tmp_path):
   assert (tmp_path / "saved").exists()
 
 
+_TALKS = """
+import pathlib, sys, time
+from hawis_jax import metrics as metrics_lib
+
+with metrics_lib.Metrics(pathlib.Path(sys.argv[1])) as metrics:
+  progress = metrics.stage("pretrain", 2)
+  input()  # until nobody reads any more
+  progress.report(1, {"loss": 1.0})
+  progress.report(2, {"loss": 0.5})
+  metrics.say("done")
+"""
+
+
+def test_output_that_nobody_reads(tmp_path):
+  process = subprocess.Popen(
+    [sys.executable, "-c", _TALKS, tmp_path],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+  assert process.stdout.readline().startswith(b"pretrain  begins")
+  process.stdout.close()
+  process.stdin.write(b"\n")
+  process.stdin.close()
+  assert process.wait(timeout=60) == 0
+  assert process.stderr.read() == b""
+  process.stderr.close()
+  assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
 def test_the_exit_status_of_preemption_is_the_systems():
   assert (
     command_line.PREEMPTED == 75

@@ -67,7 +67,7 @@ def run(
       files.write_bytes(folder / name, data)
   # Last: its digest says that the rest is complete.
   files.write_json(folder / "report.json", content)
-  print(f"report  {folder / 'index.html'}", file=metrics.stream, flush=True)
+  metrics.say(f"report  {folder / 'index.html'}")
 
 
 def _is_finished(folder, digest):

@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import re
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -338,6 +339,21 @@ def test_folder(folder):
     with Image.open(folder / "test" / "dog" / name) as image:
       expected = augment.centre_crop(image, 20, 16)
     np.testing.assert_array_equal(read["image"][5 + i], expected)
+
+
+def test_facts_tell_contents_not_places(tmp_path, rng):
+  make_folder(tmp_path / "a", rng)
+  shutil.copytree(tmp_path / "a", tmp_path / "b")
+
+  def facts(name):
+    return data.load(section(str(tmp_path / name))).facts()
+
+  assert facts("b") == facts("a")
+  changed = tmp_path / "b" / "train" / "dog" / "4.jpg"
+  noise(rng, 30, 30).save(changed)
+  before, after = facts("a"), facts("b")
+  assert after.pop("train_digest") != before.pop("train_digest")
+  assert after == before
 
 
 def test_train_and_validation(folder):

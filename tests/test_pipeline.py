@@ -18,6 +18,7 @@ from hawis_jax import pretrain
 from hawis_jax import resnet
 from hawis_jax import search
 from hawis_jax import train
+from hawis_jax.data import sources
 
 
 def test_everything_runs_and_a_second_run_repeats_nothing(
@@ -210,13 +211,15 @@ def test_another_data_set_in_the_folder_is_refused(
   run, finished, capsys, monkeypatch
 ):
   """`data.data_dir` may change, as on another machine; its content may not."""
-  facts = data.Splits.facts
-  monkeypatch.setattr(
-    data.Splits, "facts", lambda self: {**facts(self), "train": 7}
-  )
+  fetch = sources.Images.fetch
+
+  def others(self, numbers):
+    return [{**r, "label": (r["label"] + 1) % 10} for r in fetch(self, numbers)]
+
+  monkeypatch.setattr(sources.Images, "fetch", others)
   assert run(finished) == 2
   error = capsys.readouterr().err
-  assert "config.data.resolved was" in error and "'train': 7" in error
+  assert "config.data.resolved was" in error and "'train_digest': '" in error
 
 
 def test_a_later_stage_may_change_before_it_begins(run, tmp_path, capsys):

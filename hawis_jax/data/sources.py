@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import io
 import logging
 import pathlib
@@ -161,6 +162,25 @@ class Images:
       return self.records.__getitems__(np.asarray(numbers).tolist())
     except Exception as error:  # ArrayRecord and protobuf have their own
       raise unreadable(self.folder, error) from error
+
+  def digest(self, most: int = 64) -> str:
+    """Returns the SHA-256 of some records, as evenly spaced as they can be.
+
+    Args:
+      most: number of records.
+
+    Raises:
+      InputError: the files are damaged.
+    """
+    total = len(self.records)
+    numbers = np.unique(np.linspace(0, total - 1, min(most, total), dtype=int))
+    sha256 = hashlib.sha256()
+    for record in self.fetch(numbers):
+      image = record["image"]
+      if not isinstance(image, bytes):
+        image = np.asarray(image).tobytes()
+      sha256.update(f"{record['label']} {len(image)} ".encode() + image)
+    return sha256.hexdigest()
 
   def _decode_all(self):
     numbers = np.arange(len(self.records))

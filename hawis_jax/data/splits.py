@@ -45,6 +45,9 @@ class Splits:
       "test": len(self.test),
       "image_shape": list(self.image_shape),
       "num_classes": self.num_classes,
+      # Of some images: another set may have as many.
+      "train_digest": self.train.images.digest(),
+      "test_digest": self.test.images.digest(),
     }
 
   @property

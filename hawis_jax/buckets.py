@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 import sys
 import threading
@@ -22,11 +23,26 @@ from etils import epath
 import fsspec
 
 from hawis_jax import errors
+from hawis_jax import terminal
+
+# For epath and gcsfs, when they are first used: gcsfs makes all requests, also
+# where TensorFlow is installed, and in the one way that is tested.
+os.environ.setdefault("EPATH_USE_TF", "false")
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 PREFIX = "gs://"
+_REQUEST = 30.0  # the most that a request may take [s]
 _BEAT = 20.0  # time between two changes of a lock [s]
-_PATIENCE = 4 * _BEAT  # time without a change after which its owner is dead [s]
+_SILENCE = 60.0  # time without a change after which its owner ends itself [s]
+_PATIENCE = 80.0  # and after which others take it for dead [s]
 _POLL = 1.0  # [s]
+_PROBE = "probe"
+
+# Of Google's answers: those that another try may not get.
+_PASSING_CODES = (408, 429)
+_PASSING_WORDS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "INTERNAL")
+
+_log = logging.getLogger(__name__)
 
 
 def holds(path: str | os.PathLike) -> bool:
@@ -35,7 +51,11 @@ def holds(path: str | os.PathLike) -> bool:
 
 
 def folder(address: str, field: str) -> epath.Path:
-  """Returns the path of an address such as "gs://bucket/runs/digits".
+  """Returns the path of an address; nothing need be there.
+
+  Args:
+    address: such as "gs://bucket/runs/digits".
+    field: that holds it, for errors.
 
   Raises:
     InputError: it has no bucket or no name in it, or one that is a pattern;
@@ -55,16 +75,85 @@ def folder(address: str, field: str) -> epath.Path:
       f"{field}: got {address!r}, for which gcsfs is missing: pip install "
       "'hawis_jax[gcs]'; or give a folder of this machine's file system"
     )
-  # Else listings are kept, which others' writes do not change.
-  fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+  fsspec.config.conf["gcs"] = {
+    # Else listings are kept, which others' writes do not change.
+    "use_listings_cache": False,
+    "requests_timeout": _REQUEST,
+  }
   return epath.Path(address.rstrip("/"))
+
+
+def _requests():
+  """What makes requests: the same one that epath has."""
+  return fsspec.filesystem("gcs", finalize_on_close=True)
+
+
+def trouble(error: BaseException) -> errors.UnreachableError | None:
+  """What passes by itself, as a network that is down; None: it does not.
+
+  Args:
+    error: of a bucket, or any other one.
+  """
+  if isinstance(error, errors.UnreachableError):
+    return error
+  if "gcsfs" not in sys.modules:
+    return None
+  import aiohttp
+  import gcsfs.retry
+  from google.auth import exceptions as auth
+  import requests
+
+  network = (
+    aiohttp.ClientError,
+    requests.exceptions.RequestException,
+    auth.TransportError,
+    ConnectionError,
+    TimeoutError,
+  )
+  code = getattr(error, "code", None)
+  passing = isinstance(error, network)
+  if isinstance(error, gcsfs.retry.HttpError):
+    code = int(code or 500)
+    passing = code >= 500 or code in _PASSING_CODES
+  elif isinstance(error, ValueError):  # TensorStore's
+    text = str(error)
+    passing |= PREFIX in text and any(w in text for w in _PASSING_WORDS)
+  if not passing:
+    return None
+  reason = " ".join(str(error).split()) or type(error).__name__
+  return errors.UnreachableError(f"the bucket can't be reached: {reason}")
+
+
+def is_refused(error: BaseException) -> bool:
+  """Whether a bucket refused what was asked, and will again."""
+  if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+    return trouble(error) is None
+  names = {each.__module__.split(".")[0] for each in type(error).__mro__}
+  if names & {"gcsfs", "google"}:
+    return trouble(error) is None
+  return isinstance(error, ValueError) and PREFIX in str(error)
 
 
 def check_writable(path: epath.Path) -> None:
   """Writes to a folder, and deletes what it wrote; raises what goes wrong."""
-  probe = path / f"probe-{uuid.uuid4().hex}"
+  probe = path / _PROBE
   probe.write_bytes(b"")
-  probe.unlink()
+  probe.unlink(missing_ok=True)  # another process may have checked too
+
+
+def contents(path: epath.Path) -> list[epath.Path]:
+  """Returns all objects of a folder, also of those in it; or none.
+
+  What goes wrong is raised: epath and gcsfs would say that there is no folder.
+  """
+  start = os.fspath(path)
+  names = _requests().find(start)
+  start = start.removeprefix(PREFIX) + "/"
+  return [
+    path / name.removeprefix(start)
+    for name in names
+    if name.startswith(start) and name != start + _PROBE
+  ]
 
 
 class Lines:
@@ -104,26 +193,28 @@ def locked(path: epath.Path) -> Iterator[None]:
 
   The object `lock` tells its owner, who changes it every 20 s. Nobody's clock
   matters: who finds a lock waits whether it changes, and takes it if it does
-  not for 80 s, as after a kill. Who was stopped for so long and finds the lock
-  taken ends at once, since another one is at work.
+  not for 80 s, as after a kill. Who could not change its own for 60 s, because
+  it was stopped or cut off, ends at once: another one may be about to start.
+
+  Args:
+    path: the folder.
 
   Raises:
-    InputError: another process holds it.
+    InputError: another process holds it; the bucket refuses.
   """
   lock, owner = path / "lock", uuid.uuid4().hex
+  begun = time.monotonic()
   _take(path, lock, owner)
-  ended = threading.Event()
-  beats = threading.Thread(
-    target=_beat, args=(path, lock, owner, ended), daemon=True
-  )
-  beats.start()
+  pulse = _Pulse(path, lock, owner, begun)
   try:
     yield
   finally:
-    ended.set()
-    beats.join()
-    if _owner(_content(lock)) == owner:
-      lock.unlink(missing_ok=True)
+    pulse.stop()
+    try:
+      if _owner(_content(lock)) == owner:
+        lock.unlink(missing_ok=True)
+    except Exception as error:  # it will be found dead
+      _log.warning("can't remove %s: %s", lock, error)
 
 
 def _take(path, lock, owner):
@@ -133,11 +224,10 @@ def _take(path, lock, owner):
   if _create(lock, owner):
     return
   found, since = _content(lock), time.monotonic()
-  print(
+  terminal.say(
     f"{path}: got the lock of another process, which may have been killed; "
     f"waiting {_PATIENCE:.0f} s for a sign of life",
-    file=sys.stderr,
-    flush=True,
+    sys.stderr,
   )
   while found and time.monotonic() - since < _PATIENCE:
     time.sleep(_POLL)
@@ -145,42 +235,78 @@ def _take(path, lock, owner):
     if now is not None and now != found:
       raise others
     found = now  # None: it has ended
-  lock.unlink(missing_ok=True)
+  if found and not _remove_dead(lock, found):
+    raise others
   if not _create(lock, owner):
     raise others
-  # Who found the same lock dead may just have deleted this one for it.
-  time.sleep(2 * _POLL)
-  if _owner(_content(lock)) != owner:
-    raise others
 
 
-def _create(lock, owner):
-  """Makes the lock, unless there is one; says whether it did."""
+def _remove_dead(lock, found):
+  """Deletes the lock if it is still the one that was found; says whether."""
   try:
-    fsspec.filesystem("gcs").pipe_file(
-      os.fspath(lock), _beaten(owner, 0), mode="create"
+    generation = _requests().info(os.fspath(lock))["generation"]
+    if _content(lock) != found:
+      return False
+    bucket, _, name = os.fspath(lock).removeprefix(PREFIX).partition("/")
+    _requests().call(
+      "DELETE", "b/{}/o/{}", bucket, name, ifGenerationMatch=generation
     )
-  except FileExistsError:
+  except FileNotFoundError:  # somebody else did
+    return True
+  except FileExistsError:  # gcsfs' for another generation: it is taken
     return False
   return True
 
 
-def _beat(path, lock, owner, ended):
-  """Changes the lock until the run ends."""
-  number = 0
-  while not ended.wait(_BEAT):
-    number += 1
-    # A bucket that can't be reached now may be at the next beat.
-    with contextlib.suppress(Exception):
-      if _owner(_content(lock)) != owner:
-        print(
-          f"error: {path}: another process has taken this run over while it "
-          "was stopped; ended, nothing more is written",
-          file=sys.stderr,
-          flush=True,
-        )
-        os._exit(2)
-      lock.write_bytes(_beaten(owner, number))
+def _create(lock, owner):
+  """Makes the lock, unless there is one; says whether it is this owner's."""
+  try:
+    _requests().pipe_file(os.fspath(lock), _beaten(owner, 0), mode="create")
+  except FileExistsError:  # or the answer to a first request was lost
+    return _owner(_content(lock)) == owner
+  return True
+
+
+class _Pulse:
+  """Changes a lock until it is stopped; ends the process where it can't."""
+
+  def __init__(self, path, lock, owner, begun):
+    """Starts two threads: a request may hang, the other one counts."""
+    self._path, self._lock, self._owner = path, lock, owner
+    self._last = begun  # the start of the last change that succeeded
+    self._stopped = threading.Event()
+    for function in (self._beat, self._count):
+      threading.Thread(target=function, daemon=True).start()
+
+  def stop(self):
+    """Ends both; a request that is on its way may still come."""
+    self._stopped.set()
+
+  def _beat(self):
+    number = 0
+    while not self._stopped.wait(_BEAT):
+      number += 1
+      start = time.monotonic()
+      try:
+        if _owner(_content(self._lock)) != self._owner:
+          self._end("another process has taken this run over", 2)
+          return
+        if not self._stopped.is_set():
+          self._lock.write_bytes(_beaten(self._owner, number))
+          self._last = start
+      except Exception as error:  # the next beat may reach it
+        _log.warning("can't change %s: %s", self._lock, error)
+
+  def _count(self):
+    while not self._stopped.wait(_POLL):
+      if time.monotonic() - self._last > _SILENCE:
+        text = f"its lock could not be changed for {_SILENCE:.0f} s"
+        self._end(f"{text}; the same command goes on", 75)
+        return
+
+  def _end(self, reason, status):
+    terminal.say(f"error: {self._path}: {reason}", sys.stderr)
+    os._exit(status)
 
 
 def _beaten(owner, number):

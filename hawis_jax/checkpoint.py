@@ -14,7 +14,6 @@ ones. All processes must share the file system, or the bucket.
 from concurrent import futures
 import logging
 import os
-import pathlib
 import shutil
 from typing import Any, Self
 
@@ -60,9 +59,9 @@ class Checkpoints:
       InputError: the directory can't be created or written to.
     """
     self._in_bucket = buckets.holds(directory)
-    self.directory = directory
+    self.directory = files.as_path(directory)
     if not self._in_bucket:
-      self.directory = pathlib.Path(directory).absolute()
+      self.directory = self.directory.absolute()
     self._keep = keep
     self._damaged: set[int] = set()
     self._pending: futures.Future | None = None
@@ -76,7 +75,8 @@ class Checkpoints:
     """Starts to save `state`; returns as soon as it may be donated.
 
     Waits first for the save before it. When complete, it replaces a checkpoint
-    of the same step, and all but the last `keep` good ones are removed.
+    of the same step, and all but the last `keep` good ones are removed. (In a
+    bucket one of the same step is removed before.)
 
     Args:
       step: steps (or updates) done.
@@ -91,7 +91,7 @@ class Checkpoints:
     part = self.directory / f"{step}.part"
     if self._in_bucket:
       part = self.directory / f"{step}"
-      if jax.process_index() == 0 and part.exists():
+      if jax.process_index() == 0:
         self._discard(step)
         self._clear()
       multihost_utils.sync_global_devices(f"save {part}")
@@ -177,27 +177,30 @@ class Checkpoints:
   def _clear(self):
     """Deletes interrupted saves and half deleted checkpoints."""
     if self._in_bucket:
-      for folder in _folders(self.directory):
-        if not files.is_sealed(folder):
-          folder.rmtree()
+      for step, sealed in _sealed(self.directory).items():
+        if not sealed:
+          (self.directory / f"{step}").rmtree(missing_ok=True)
       return
     for folder in self.directory.glob("*.part*"):
       shutil.rmtree(folder)
 
 
 def _steps(directory):
-  in_bucket = buckets.holds(directory)
-  return sorted(
-    int(folder.name)
-    for folder in _folders(directory)
-    if not in_bucket or files.is_sealed(folder)
-  )
+  if buckets.holds(directory):
+    found = _sealed(directory)
+    return sorted(step for step, sealed in found.items() if sealed)
+  names = (path.name for path in directory.iterdir())
+  return sorted(int(name) for name in names if name.isdecimal())
 
 
-def _folders(directory):
-  """Those that are named by a step; a bucket has no empty ones."""
-  if directory.is_dir():
-    yield from (p for p in directory.iterdir() if p.name.isdecimal())
+def _sealed(directory):
+  """{step: whether it is a checkpoint} of the folders in a bucket."""
+  found = {}
+  for path in files.contents(directory):
+    step, *rest = path.relative_to(directory).parts
+    if step.isdecimal():
+      found[int(step)] = found.get(int(step), False) or files.is_seal(rest)
+  return found
 
 
 def _newest_good(directory):

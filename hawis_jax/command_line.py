@@ -9,8 +9,10 @@ from absl import flags
 import jax
 from ml_collections import config_flags
 
+from hawis_jax import buckets
 from hawis_jax import errors
 from hawis_jax import processes
+from hawis_jax import terminal
 
 PREEMPTED = os.EX_TEMPFAIL  # exit status, 75: start again to go on
 
@@ -34,15 +36,22 @@ def run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
   except errors.Preempted as stop:
     processes.on_first(lambda: None)  # which may still be writing
     if processes.is_first():
-      print(f"stopped: {stop}; the same command goes on", file=sys.stderr)
+      terminal.say(f"stopped: {stop}; the same command goes on", sys.stderr)
     return PREEMPTED
   except (errors.InputError, errors.DivergenceError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    terminal.say(f"error: {error}", sys.stderr)
     return 2
-  except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
+  except Exception as error:
+    stop = buckets.trouble(error)
+    if stop:
+      terminal.say(f"stopped: {stop}; the same command goes on", sys.stderr)
+      return PREEMPTED
+    if not (
+      isinstance(error, jax.errors.JaxRuntimeError)
+      and "RESOURCE_EXHAUSTED" in str(error)
+    ):
       raise
-    print(f"error: {_out_of_memory(error)}", file=sys.stderr)
+    terminal.say(f"error: {_out_of_memory(error)}", sys.stderr)
     return 2
 
 

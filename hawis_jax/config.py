@@ -353,4 +353,4 @@ def _matters(field, workdir):
   section = field.split(".")[0]
   first = STAGES.index(section) if section in STAGES else 0
   folders = (workdir / stage for stage in STAGES[first:])
-  return any(True for folder in folders for _ in files.contents(folder))
+  return any(files.contents(folder) for folder in folders)

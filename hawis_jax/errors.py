@@ -13,11 +13,15 @@ class InputError(ValueError):
 
 
 class DivergenceError(ArithmeticError):
-  """A loss or reward is not finite; names the step and the last checkpoint."""
+  """A loss, reward or policy ran away; names the step, the last checkpoint."""
 
 
 class Preempted(Exception):  # noqa: N818
   """The run was asked to stop and has saved; names what it goes on from."""
+
+
+class UnreachableError(Exception):
+  """A bucket can't be reached now; what was saved there goes on later."""
 
 
 def check_fields(

@@ -16,6 +16,7 @@ import pathlib
 import tempfile
 from typing import Any
 
+from etils import epath
 import numpy as np
 
 from hawis_jax import buckets
@@ -55,19 +56,20 @@ def folder_path(path: str, field: str) -> pathlib.Path:
   return pathlib.Path(path)
 
 
-def _path(path):
-  return path if buckets.holds(path) else pathlib.Path(path)
+def as_path(path: str | os.PathLike) -> pathlib.Path:
+  """Returns a path, of a bucket an `etils.epath` one."""
+  return epath.Path(path) if buckets.holds(path) else pathlib.Path(path)
 
 
-def contents(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields all files of a folder and of its folders; none if it is missing."""
-  if not folder.is_dir():
-    return
-  for path in folder.iterdir():
-    if path.is_dir():
-      yield from contents(path)
-    else:
-      yield path
+def contents(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns all files of a folder, also of those in it; none if it is missing.
+
+  Raises:
+    OSError: it can't be read; what a bucket raises.
+  """
+  if buckets.holds(folder):
+    return buckets.contents(folder)
+  return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def make_directory(path: str | os.PathLike) -> None:
@@ -78,7 +80,7 @@ def make_directory(path: str | os.PathLike) -> None:
   """
   with write_errors(path):
     if buckets.holds(path):
-      buckets.check_writable(_path(path))
+      buckets.check_writable(as_path(path))
       return
     os.makedirs(path, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):
@@ -118,7 +120,7 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
   Raises:
     InputError: the file can't be written.
   """
-  path = _path(path)
+  path = as_path(path)
   with write_errors(path):
     if buckets.holds(path):
       path.write_bytes(content)
@@ -143,8 +145,10 @@ def read_json(path: str | os.PathLike) -> Any:
     InputError: the file is missing, unreadable or damaged.
   """
   try:
-    return json.loads(_path(path).read_bytes())
+    return json.loads(as_path(path).read_bytes())
   except OSError as error:
+    if buckets.trouble(error):
+      raise
     raise errors.InputError(f"{path}: {error.strerror or error}") from error
   except ValueError as error:
     raise errors.InputError(
@@ -249,7 +253,9 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
   """
   make_directory(folder)
   if buckets.holds(folder):
-    with buckets.locked(folder):
+    with contextlib.ExitStack() as lock:
+      with write_errors(folder):
+        lock.enter_context(buckets.locked(folder))
       yield
     return
   with (folder / "lock").open("a") as file:
@@ -276,9 +282,9 @@ def seal(folder: pathlib.Path) -> None:
   write_json(folder / _SEAL, digests)
 
 
-def is_sealed(folder: pathlib.Path) -> bool:
-  """Whether a folder was complete once."""
-  return (folder / _SEAL).exists()
+def is_seal(parts: Sequence[str]) -> bool:
+  """Whether a path, relative to a folder, is that of the folder's seal."""
+  return tuple(parts) == (_SEAL,)
 
 
 def unseal(folder: pathlib.Path) -> None:
@@ -298,25 +304,34 @@ def fault(folder: pathlib.Path) -> str | None:
       if found != sealed:
         return f"{folder / name}: content changed"
   except (errors.InputError, OSError, AttributeError) as error:
+    if buckets.trouble(error):
+      raise
     return str(error)
   return None
 
 
 @contextlib.contextmanager
 def write_errors(path: str | os.PathLike) -> Iterator[None]:
-  """Turns what the operating system, or a bucket, refuses into InputError."""
+  """Turns what the operating system, or a bucket, refuses into InputError.
+
+  Raises:
+    UnreachableError: a bucket can't be reached.
+  """
   try:
     yield
   except errors.InputError:
     raise
   except Exception as error:
-    # TensorStore reports the system's errors as ValueError with this mark; a
-    # bucket's are of as many types as reasons.
-    if not (
-      isinstance(error, OSError)
-      or (isinstance(error, ValueError) and "os_error_code" in str(error))
-      or buckets.holds(path)
-    ):
+    if buckets.holds(path):
+      stop = buckets.trouble(error)
+      if stop:
+        raise stop from error
+      refused = buckets.is_refused(error)
+    else:
+      # TensorStore reports the system's errors as ValueError with this mark.
+      marked = isinstance(error, ValueError) and "os_error_code" in str(error)
+      refused = marked or isinstance(error, OSError)
+    if not refused:
       raise
     reason = " ".join(str(error).split()) or type(error).__name__
     raise errors.InputError(f"can't write {path}: {reason}") from error
@@ -324,5 +339,5 @@ def write_errors(path: str | os.PathLike) -> Iterator[None]:
 
 def digest(path: str | os.PathLike) -> str:
   """Returns the SHA-256 of a file, in hexadecimal."""
-  with _path(path).open("rb") as file:
+  with as_path(path).open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,8 +21,8 @@ import time
 from typing import Self, TextIO
 
 from hawis_jax import files
-from hawis_jax import preemption
 from hawis_jax import tensorboard
+from hawis_jax import terminal
 
 _SHOW_SECONDS = 2.0  # least time between two lines of progress
 
@@ -97,12 +97,8 @@ class Metrics:
         self._lines.flush()
 
   def say(self, text: str, end: str = "\n") -> None:
-    """Prints; where nobody reads any more, as after `| head`, to nobody."""
-    try:
-      print(text, end=end, file=self.stream, flush=True)
-    except BrokenPipeError:
-      # What is still in its buffer would fail again when the program ends.
-      preemption.discard(self.stream.fileno())
+    """Prints to the stream; see `terminal.say`."""
+    terminal.say(text, self.stream, end)
 
   def close(self) -> None:
     """Closes the stages."""

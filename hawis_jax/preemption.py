@@ -17,6 +17,8 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
+from hawis_jax import terminal
+
 # With --distributed JAX catches SIGTERM itself.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -76,11 +78,4 @@ def _notice(number, _):
     os.write(2, text.encode())
   if number == signal.SIGHUP:  # what is printed now must not fail
     for stream in _watch.terminals:
-      discard(stream)
-
-
-def discard(stream: int) -> None:
-  """Lets nothing come of what is written to a descriptor."""
-  nothing = os.open(os.devnull, os.O_WRONLY)
-  os.dup2(nothing, stream)
-  os.close(nothing)
+      terminal.discard(stream)

@@ -15,6 +15,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from hawis_jax import buckets
 from hawis_jax import errors
 
 T = TypeVar("T")
@@ -89,6 +90,7 @@ def on_first(function: Callable[[], T]) -> T:
 
   Raises:
     InputError: the first process raised it; so do all.
+    UnreachableError: the first process can't reach a bucket.
   """
   if jax.process_count() == 1:
     return function()
@@ -98,9 +100,16 @@ def on_first(function: Callable[[], T]) -> T:
       answer["value"] = function()
     except errors.InputError as error:
       answer["error"] = str(error)
+    except Exception as error:
+      stop = buckets.trouble(error)
+      if stop is None:
+        raise
+      answer["stop"] = str(stop)
   answer = json.loads(_from_first(json.dumps(answer).encode()))
   if "error" in answer:
     raise errors.InputError(answer["error"])
+  if "stop" in answer:
+    raise errors.UnreachableError(answer["stop"])
   return answer["value"]
 
 

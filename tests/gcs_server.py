@@ -7,7 +7,6 @@ import os
 import socket
 import threading
 
-import fsspec
 from gcp_storage_emulator import exceptions
 from gcp_storage_emulator import server
 from gcp_storage_emulator.handlers import objects
@@ -28,19 +27,20 @@ def running():
   for name in _UPLOADS:
     setattr(objects, name, _conditional(before[name], lock))
   objects.download = _with_generation(before["download"])
+  for _, handlers in server.HANDLERS:
+    for method, handler in handlers.items():
+      if handler is objects.delete:
+        handlers[method] = _conditional(handler, lock)
   serving = server.create_server(
     "localhost", port, in_memory=True, default_bucket=BUCKET
   )
   serving.start()
-  # gcsfs reads the first and third of them, TensorStore the second.
+  # gcsfs reads the first of them, TensorStore the second.
   variables = {
     "STORAGE_EMULATOR_HOST": f"http://localhost:{port}",
     "TENSORSTORE_GCS_HTTP_URL": f"http://localhost:{port}",
-    # Asks for the kind of the bucket, which the emulator does not know.
-    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
   }
   os.environ |= variables
-  fsspec.filesystem("gcs").clear_instance_cache()
   try:
     yield variables
   finally:
@@ -51,20 +51,22 @@ def running():
       setattr(objects, name, function)
 
 
-def _conditional(upload, lock):
-  """Minds `ifGenerationMatch`: what is to be replaced, 0 for nothing."""
+def _conditional(change, lock):
+  """Minds `ifGenerationMatch`: of what is replaced or deleted; 0: nothing."""
 
-  def conditional(request, response, storage):
+  def conditional(request, response, storage, *args, **kwargs):
     (wanted,) = request.query.get("ifGenerationMatch", [None])
     if wanted is None:
-      return upload(request, response, storage)
-    if "name" in request.query:
+      return change(request, response, storage, *args, **kwargs)
+    if "object_id" in request.params:
+      name = request.params["object_id"]
+    elif "name" in request.query:
       (name,) = request.query["name"]
     else:
       name = request.data["meta"]["name"]
     with lock:
       if _generation(storage, request.params["bucket_name"], name) == wanted:
-        return upload(request, response, storage)
+        return change(request, response, storage, *args, **kwargs)
     response.status = http.HTTPStatus.PRECONDITION_FAILED
     return None
 

@@ -5,12 +5,16 @@ import importlib.util
 import json
 import os
 import pathlib
+import queue
 import subprocess
 import sys
 import threading
 import time
 
+import aiohttp
 import fsspec
+import gcsfs
+from gcsfs import retry
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,10 +26,6 @@ from hawis_jax import checkpoint
 from hawis_jax import errors
 from hawis_jax import files
 from hawis_jax import metrics as metrics_lib
-
-for _module in ("gcsfs", "gcp_storage_emulator"):
-  if importlib.util.find_spec(_module) is None:
-    pytest.skip(f"needs {_module}", allow_module_level=True)
 
 
 @pytest.fixture(scope="session")
@@ -45,11 +45,16 @@ def folder(emulator, request):
 
 
 @pytest.fixture
-def hurry(monkeypatch):
-  """Locks that are known to be dead after a second."""
+def ended(monkeypatch):
+  """Locks that are found dead soon; statuses that processes would end with."""
   monkeypatch.setattr(buckets, "_BEAT", 0.2)
-  monkeypatch.setattr(buckets, "_PATIENCE", 1.5)
+  monkeypatch.setattr(buckets, "_SILENCE", 3.0)
+  monkeypatch.setattr(buckets, "_PATIENCE", 5.0)
   monkeypatch.setattr(buckets, "_POLL", 0.05)
+  statuses = queue.Queue()
+  monkeypatch.setattr(buckets.os, "_exit", statuses.put)
+  yield statuses
+  assert statuses.empty()
 
 
 def _fetch(folder, target):
@@ -81,7 +86,7 @@ def _started(emulator, folder, data_dir):
 
 
 def test_a_killed_run_in_a_bucket_ends_as_one_in_a_folder(
-  emulator, run, finished, folder, data_dir, tmp_path, hurry, capfd
+  emulator, run, finished, folder, data_dir, tmp_path, ended, capfd
 ):
   """Killed in the middle of the search, it is started again."""
   process = _started(emulator, folder, data_dir)
@@ -145,14 +150,12 @@ def test_two_processes_share_a_bucket(emulator, folder, data_dir, tmp_path):
   )
 
 
-def test_one_run_at_a_time(folder, hurry):
+def test_one_run_at_a_time(folder, ended):
   with files.locked(folder):
-    begun = time.monotonic()
     with pytest.raises(errors.InputError, match="another process is running"):
       with files.locked(folder):
         pass
-    assert time.monotonic() - begun < 1.5  # the lock has changed
-    time.sleep(2)  # longer than a dead one's time
+    time.sleep(buckets._PATIENCE)  # the time of a dead one
     with pytest.raises(errors.InputError, match="another process is running"):
       with files.locked(folder):
         pass
@@ -161,7 +164,7 @@ def test_one_run_at_a_time(folder, hurry):
   assert not (folder / "lock").exists()
 
 
-def test_of_two_that_find_a_dead_lock_one_gets_it(folder, hurry):
+def test_of_two_that_find_a_dead_lock_one_gets_it(folder, ended):
   (folder / "lock").write_bytes(b'{"owner": "dead", "beat": 7}')
   held, refused = [], []
   done = threading.Event()
@@ -183,21 +186,46 @@ def test_of_two_that_find_a_dead_lock_one_gets_it(folder, hurry):
   assert len(held) == len(refused) == 1
 
 
-def test_a_run_whose_lock_was_taken_ends_at_once(folder, hurry, monkeypatch):
-  """It was stopped for so long that another one thought it dead."""
-  ended = threading.Event()
-
-  def end(status):
-    assert status == 2
-    ended.set()
-    raise RuntimeError  # does not return, as that one
-
-  monkeypatch.setattr(buckets.os, "_exit", end)
+def test_a_run_whose_lock_was_taken_ends_at_once(folder, ended):
   other = b'{"owner": "another", "beat": 0}'
   with files.locked(folder):
     (folder / "lock").write_bytes(other)
-    assert ended.wait(10)
+    assert ended.get(timeout=60) == 2
   assert (folder / "lock").read_bytes() == other
+
+
+@pytest.mark.parametrize("harm", ["hangs", "fails"])
+def test_a_run_that_is_cut_off_ends_before_another_begins(
+  folder, ended, monkeypatch, harm
+):
+  """Its requests hang, or fail: it counts by itself."""
+  answer, done = buckets._content, threading.Event()
+
+  def silent(lock):
+    if harm == "hangs":
+      done.wait()
+    raise aiohttp.ClientOSError("no network")
+
+  with files.locked(folder):
+    monkeypatch.setattr(buckets, "_content", silent)
+    assert ended.get(timeout=60) == 75
+    monkeypatch.setattr(buckets, "_content", answer)
+    assert (folder / "lock").exists()
+    done.set()
+  assert buckets._SILENCE + 10 * buckets._POLL < buckets._PATIENCE
+
+
+def test_an_answer_that_was_lost(folder, ended, monkeypatch):
+  """The lock was made by a request whose answer did not come."""
+  create = buckets._create
+
+  def twice(lock, owner):
+    assert create(lock, owner)
+    return create(lock, owner)
+
+  monkeypatch.setattr(buckets, "_create", twice)
+  with files.locked(folder):
+    pass
 
 
 def _state(seed):
@@ -268,6 +296,91 @@ def test_lines_are_written_where_others_rely_on_them(folder):
     metrics.stage("pretrain", 4, start=1)
   (line,) = (folder / "metrics.jsonl").read_bytes().splitlines()
   assert json.loads(line)["step"] == 1
+
+
+async def _overloaded(*_, **__):
+  raise retry.HttpError({"code": 503, "message": "backend error"})
+
+
+def _fails(patch, *paths):
+  """Lets GET requests of some paths, as gcsfs writes them, fail."""
+  call = gcsfs.GCSFileSystem._call
+
+  async def sometimes(self, method, path, *args, **kwargs):
+    if method == "GET" and path in paths:
+      raise aiohttp.ClientOSError("no network")
+    return await call(self, method, path, *args, **kwargs)
+
+  patch.setattr(gcsfs.GCSFileSystem, "_call", sometimes)
+
+
+_LISTINGS = ("b/{}/o",)
+
+
+def test_a_network_that_is_down_is_no_missing_checkpoint(folder, monkeypatch):
+  with checkpoint.Checkpoints(folder) as checkpoints:
+    checkpoints.save(2, _state(2))
+    checkpoints.wait()
+    with monkeypatch.context() as patch:
+      _fails(patch, *_LISTINGS)
+      with pytest.raises(aiohttp.ClientOSError):
+        checkpoints.restore(_state(0))
+    with monkeypatch.context() as patch:
+      patch.setattr(files, "digest", _no_network)
+      with pytest.raises(aiohttp.ClientOSError):
+        checkpoints.restore(_state(0))
+    assert checkpoints.restore(_state(0))[0] == 2
+
+
+def _no_network(*_):
+  raise aiohttp.ClientOSError("no network")
+
+
+def test_a_network_that_is_down_ends_a_run_that_goes_on_later(
+  run, folder, ended, monkeypatch, capsys
+):
+  stages = "--stages=pretrain"
+  with monkeypatch.context() as patch:
+    patch.setattr(gcsfs.GCSFileSystem, "_call", _overloaded)
+    assert run(folder, stages) == 75
+  error = capsys.readouterr().err
+  assert error.startswith("stopped: the bucket can't be reached: backend error")
+  assert error.endswith("the same command goes on\n")
+  assert run(folder, stages) == 0
+  before = {str(path): path.read_bytes() for path in files.contents(folder)}
+  with monkeypatch.context() as patch:
+    _fails(patch, *_LISTINGS)
+    assert run(folder, stages) == 75
+  assert run(folder, stages) == 0
+  after = {str(path): path.read_bytes() for path in files.contents(folder)}
+  assert after == before
+
+
+@pytest.mark.parametrize(
+  ("error", "passes"),
+  [
+    (retry.HttpError({"code": 503}), True),
+    (retry.HttpError({"code": 429}), True),
+    (retry.HttpError({"code": 400}), False),
+    (OSError("Forbidden: b/tests/o\nno storage.objects.create"), False),
+    (FileNotFoundError("b/tests"), False),
+    (TimeoutError(), True),
+    (ConnectionResetError(), True),
+    (ValueError("UNAVAILABLE: Error writing gs://tests/x"), True),
+    (ValueError("PERMISSION_DENIED: Error writing gs://tests/x"), False),
+  ],
+)
+def test_what_passes_and_what_does_not(folder, error, passes):
+  expected = errors.UnreachableError if passes else errors.InputError
+  with pytest.raises(expected):
+    with files.write_errors(folder):
+      raise error
+
+
+def test_mistakes_of_ours_are_not_hidden(folder):
+  with pytest.raises(AttributeError):
+    with files.write_errors(folder):
+      None.missing  # noqa: B018
 
 
 @pytest.mark.parametrize(

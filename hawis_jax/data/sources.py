@@ -177,9 +177,10 @@ class Images:
     sha256 = hashlib.sha256()
     for record in self.fetch(numbers):
       image = record["image"]
+      shape = ""
       if not isinstance(image, bytes):
-        image = np.asarray(image).tobytes()
-      sha256.update(f"{record['label']} {len(image)} ".encode() + image)
+        shape, image = np.shape(image), np.asarray(image).tobytes()
+      sha256.update(f"{record['label']} {shape} {len(image)} ".encode() + image)
     return sha256.hexdigest()
 
   def _decode_all(self):

@@ -666,7 +666,7 @@ def test_image_installs_the_extra(extra, fakes, tmp_path):
   (call,) = fakes.calls()
   assert call[:4] == ["python", "-m", "pip", "install"]
   assert call[call.index("-c") + 1] == "constraints.txt"
-  assert call[-1] == (f".[{extra}]" if extra else ".")
+  assert call[-1] == (f".[gcs,{extra}]" if extra else ".[gcs]")
   if extra:
     setup = (_ROOT / "setup.cfg").read_text()
     assert re.search(rf"^{extra} =$", setup, re.MULTILINE)

@@ -265,14 +265,13 @@ def test_updates_are_traced_and_compiled_once(run, caplog):
 @pytest.mark.parametrize("method", ["ppo", "reinforce"])
 def test_a_policy_that_runs_away_stops_the_search(run, method):
   """In whichever update of a call; ten times the default rate is fine."""
-  fields = {"methods": (method,), "updates": 24, "updates_per_call": 4}
-  fields |= {"proposals": 16, "seed": int(np.random.default_rng().integers(99))}
-  seed = fields.pop("seed")
+  fields = dict(methods=(method,), updates=24, updates_per_call=4, proposals=16)
+  seed = int(np.random.default_rng().integers(99))
   run(**fields, learning_rate=0.1, experiment_seed=seed)
   with pytest.raises(errors.DivergenceError) as error:
     run(**fields, learning_rate=3.0, experiment_seed=seed)
   assert f"search: {method}_kl is " in str(error.value), seed
-  assert ", above 7 at step " in str(error.value)
+  assert ", above 10 at step " in str(error.value)
 
 
 def test_a_state_keeps_its_types(tmp_path):

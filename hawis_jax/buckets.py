@@ -203,9 +203,7 @@ def locked(path: epath.Path) -> Iterator[None]:
     InputError: another process holds it; the bucket refuses.
   """
   lock, owner = path / "lock", uuid.uuid4().hex
-  begun = time.monotonic()
-  _take(path, lock, owner)
-  pulse = _Pulse(path, lock, owner, begun)
+  pulse = _Pulse(path, lock, owner, _take(path, lock, owner))
   try:
     yield
   finally:
@@ -218,11 +216,13 @@ def locked(path: epath.Path) -> Iterator[None]:
 
 
 def _take(path, lock, owner):
+  """Makes the lock, if need be in the place of a dead one; returns when [s]."""
   others = errors.InputError(
     f"{path}: another process is running in it, allowed is one at a time"
   )
+  begun = time.monotonic()
   if _create(lock, owner):
-    return
+    return begun
   found, since = _content(lock), time.monotonic()
   terminal.say(
     f"{path}: got the lock of another process, which may have been killed; "
@@ -237,8 +237,10 @@ def _take(path, lock, owner):
     found = now  # None: it has ended
   if found and not _remove_dead(lock, found):
     raise others
+  begun = time.monotonic()
   if not _create(lock, owner):
     raise others
+  return begun
 
 
 def _remove_dead(lock, found):

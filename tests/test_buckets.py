@@ -164,6 +164,13 @@ def test_one_run_at_a_time(folder, ended):
   assert not (folder / "lock").exists()
 
 
+def test_a_dead_lock_is_taken_for_as_long_as_needed(folder, ended):
+  (folder / "lock").write_bytes(b'{"owner": "dead", "beat": 7}')
+  with files.locked(folder):
+    time.sleep(buckets._SILENCE)
+    assert b"dead" not in (folder / "lock").read_bytes()
+
+
 def test_of_two_that_find_a_dead_lock_one_gets_it(folder, ended):
   (folder / "lock").write_bytes(b'{"owner": "dead", "beat": 7}')
   held, refused = [], []

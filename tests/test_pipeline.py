@@ -430,6 +430,7 @@ def test_mistakes_get_one_clear_line_before_anything_is_written(
   assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_every_other_choice_runs_to_the_end(run, tmp_path, capsys):
   """MACs, two budgets, the super-net as teacher, chips' own BN..."""
   fields = {

@@ -18,7 +18,7 @@ from hawis_jax.methods import base
 _BASELINE_DECAY = 0.9
 # Of one layer's choice [nat]: an update's own proposals, the good ones among
 # them, have become exp(10) times as rare by what was learnt of them. A learning
-# rate of 0.01 comes to about 1; 0.1, which still learns, to 5; and 1, by which a
+# rate of 0.01 comes to about 1; 0.1, which still learns, to 5; 1, by which a
 # policy is stuck wherever it is thrown, beyond 20 (benchmarks/policy_limit.py).
 _MOST_KL = 10.0
 

@@ -96,7 +96,7 @@ def test_a_killed_run_in_a_bucket_ends_as_one_in_a_folder(
       time.sleep(0.05)
   finally:
     process.kill()
-    process.wait()
+    process.communicate()  # closes its output
   assert not (folder / "search" / "result.json").exists()
   assert (folder / "lock").exists()
   assert run(folder) == 0

@@ -291,7 +291,13 @@ class _Page(html_parser.HTMLParser):
 
 def _run(experiment, workdir):
   """Runs the stage; returns report.json's content and the page."""
-  metrics = types.SimpleNamespace(recording=True, stream=io.StringIO())
+  said = io.StringIO()
+  metrics = types.SimpleNamespace(
+    recording=True,
+    stream=said,
+    flush=lambda: None,
+    say=lambda text: print(text, file=said),
+  )
   report.run(experiment, workdir, metrics)
   folder = workdir / "report"
   content = json.loads((folder / "report.json").read_text())

@@ -73,19 +73,12 @@ def _run(method, rate, seed, updates):
     accuracy = gain[None] + _NOISE * noise
     return robustness.Scores(accuracy, accuracy, -accuracy)
 
+  step_function = search.make_step(config.search, built, score)
+
   @jax.jit
   def every(state, key):
     return jax.lax.scan(
-      lambda state, step: search.search_step(
-        state,
-        step,
-        None,
-        context,
-        key,
-        config=config.search,
-        methods={method: built[0]},
-        score=score,
-      ),
+      lambda state, step: step_function(state, step, None, context, key),
       state,
       jnp.arange(updates),
     )

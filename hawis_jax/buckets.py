@@ -124,14 +124,14 @@ def trouble(error: BaseException) -> errors.UnreachableError | None:
   return errors.UnreachableError(f"the bucket can't be reached: {reason}")
 
 
-def is_refused(error: BaseException) -> bool:
-  """Whether a bucket refused what was asked, and will again."""
-  if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-    return trouble(error) is None
-  names = {each.__module__.split(".")[0] for each in type(error).__mro__}
-  if names & {"gcsfs", "google"}:
-    return trouble(error) is None
-  return isinstance(error, ValueError) and PREFIX in str(error)
+def is_refusal(error: BaseException) -> bool:
+  """Whether an error that does not pass is a bucket's, and not one of ours."""
+  package = type(error).__module__.split(".")[0]
+  return (
+    isinstance(error, OSError)
+    or package in ("gcsfs", "google")
+    or (isinstance(error, ValueError) and PREFIX in str(error))  # TensorStore's
+  )
 
 
 def check_writable(path: epath.Path) -> None:
@@ -291,7 +291,7 @@ class _Pulse:
       start = time.monotonic()
       try:
         if _owner(_content(self._lock)) != self._owner:
-          self._end("another process has taken this run over", 2)
+          self._end("error", "another process has taken this run over", 2)
           return
         if not self._stopped.is_set():
           self._lock.write_bytes(_beaten(self._owner, number))
@@ -303,11 +303,11 @@ class _Pulse:
     while not self._stopped.wait(_POLL):
       if time.monotonic() - self._last > _SILENCE:
         text = f"its lock could not be changed for {_SILENCE:.0f} s"
-        self._end(f"{text}; the same command goes on", 75)
+        self._end("stopped", f"{text}; the same command goes on", 75)
         return
 
-  def _end(self, reason, status):
-    terminal.say(f"error: {self._path}: {reason}", sys.stderr)
+  def _end(self, how, why, status):
+    terminal.say(f"{how}: {self._path}: {why}", sys.stderr)
     os._exit(status)
 
 

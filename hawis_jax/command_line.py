@@ -29,7 +29,8 @@ def run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     argv: with the command's name.
 
   Returns:
-    Exit status; 2 after one of our errors, which is printed as one line.
+    Exit status: 2 after one of our errors, `PREEMPTED` where starting again
+    goes on, both told in one line.
   """
   try:
     return main(parse(argv)) or 0

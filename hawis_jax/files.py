@@ -326,7 +326,7 @@ def write_errors(path: str | os.PathLike) -> Iterator[None]:
       stop = buckets.trouble(error)
       if stop:
         raise stop from error
-      refused = buckets.is_refused(error)
+      refused = buckets.is_refusal(error)
     else:
       # TensorStore reports the system's errors as ValueError with this mark.
       marked = isinstance(error, ValueError) and "os_error_code" in str(error)

@@ -11,6 +11,7 @@ Axes: U updates, M methods, K budgets, P proposals, R references, S chips of all
 scenarios, L layers.
 """
 
+from collections.abc import Callable
 import functools
 import pathlib
 
@@ -33,6 +34,7 @@ from hawis_jax import metrics as metrics_lib
 from hawis_jax import policy as policy_lib
 from hawis_jax import pretrain
 from hawis_jax import processes
+from hawis_jax import robustness
 from hawis_jax import scoring
 from hawis_jax import sharding
 from hawis_jax import widths as widths_lib
@@ -122,13 +124,9 @@ def make_updates(
   after `updates_per_call` updates. All of it is whole on every device.
   """
   config = experiment.config.search
-  step_function = functools.partial(
-    search_step,
-    config=config,
-    methods=dict(zip(config.methods, methods, strict=True)),
-    score=scoring.make_score(
-      experiment, config_lib.search_devices(experiment.config)[:-1], mesh
-    ),
+  devices = config_lib.search_devices(experiment.config)[:-1]
+  step_function = make_step(
+    config, methods, scoring.make_score(experiment, devices, mesh)
   )
 
   @functools.partial(
@@ -148,6 +146,24 @@ def make_updates(
     }
 
   return updates
+
+
+def make_step(
+  config: ml_collections.ConfigDict,
+  methods: list[methods_lib.Method],
+  score: Callable[..., robustness.Scores],
+):
+  """Returns one update, `search_step` but for its first arguments.
+
+  Args:
+    config: section `search`.
+    methods: from `build_methods`.
+    score: from `scoring.make_score`, or in its place.
+  """
+  named = dict(zip(config.methods, methods, strict=True))
+  return functools.partial(
+    search_step, config=config, methods=named, score=score
+  )
 
 
 def load_result(workdir: pathlib.Path) -> dict:

@@ -94,7 +94,7 @@ def _first_counts(feasible, window=0):
   st.sampled_from(_KINDS),
   st.booleans(),
 )
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_feasible_set_holds_exactly_the_window(
   seed, num_layers, kind, skipping
 ):
@@ -132,7 +132,7 @@ def test_feasible_set_holds_exactly_the_window(
 
 
 @given(st.integers(0, 2**31 - 1), st.booleans())
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_one_limit_excludes_what_exceeds_it_and_no_more(seed, skipping):
   rng = np.random.default_rng(seed)
   space, geometry = _random_space(rng, 5, skipping)
@@ -167,7 +167,7 @@ def test_one_limit_excludes_what_exceeds_it_and_no_more(seed, skipping):
 
 
 @given(st.integers(0, 2**31 - 1), st.booleans())
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_no_draw_breaks_any_of_several_limits(seed, skipping):
   """Among them the slowest layer's time, which is no sum."""
   rng = np.random.default_rng(seed)

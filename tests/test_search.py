@@ -287,16 +287,8 @@ def test_a_state_keeps_its_types(tmp_path):
     return robustness.Scores(accuracy, accuracy, accuracy)
 
   def after(state, step, key):
-    return search.search_step(
-      state,
-      step,
-      None,
-      context,
-      key,
-      config=config.search,
-      methods=dict(zip(config.search.methods, built, strict=True)),
-      score=score,
-    )[0]
+    update = search.make_step(config.search, built, score)
+    return update(state, step, None, context, key)[0]
 
   def types(state):
     return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), state)

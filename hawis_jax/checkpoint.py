@@ -12,10 +12,13 @@ ones. All processes must share the file system, or the bucket.
 """
 
 from concurrent import futures
+import functools
 import logging
 import os
 import shutil
+import sys
 from typing import Any, Self
+import warnings
 
 import jax
 from jax.experimental import multihost_utils
@@ -32,10 +35,27 @@ _NONE, _ALL_DAMAGED = -1, -2  # in place of a step, between processes
 
 _log = logging.getLogger(__name__)
 
-# What Orbax logs as errors, with long tracebacks, it also raises.
+
+def _unraisable(hook, what):
+  """Drops what comes of a failed save's writes that nobody waits for."""
+  if what.object is None and str(what.exc_value) == "Event loop is closed":
+    return
+  hook(what)
+
+
+# What Orbax prints, with long tracebacks, where a save fails: it also raises.
 logging.getLogger("absl").addFilter(
   lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
 )
+logging.getLogger("asyncio").addFilter(
+  lambda record: "exception was never retrieved" not in record.getMessage()
+)
+warnings.filterwarnings(
+  "ignore",
+  "coroutine '(OrbaxLayout|async_serialize).*' was never awaited",
+  RuntimeWarning,
+)
+sys.unraisablehook = functools.partial(_unraisable, sys.unraisablehook)
 
 
 class Checkpoints:

@@ -3,10 +3,39 @@
 import os
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 import short_run
+
+# A failed save's writes that nobody waits for: pytest has its own hook.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnraisableExceptionWarning",
+  "ignore:coroutine:RuntimeWarning",
+)
+# Saves with hardly any room; argument: a folder of a small disk.
+_FAILING_SAVES = """
+import contextlib, pathlib, shutil, sys, time
+import numpy as np
+from hawis_jax import checkpoint, errors
+
+folder = pathlib.Path(sys.argv[1])
+failed = 0
+for left in np.random.default_rng().integers(0, 12288, 30):
+  filler = folder / "filler"
+  filler.unlink(missing_ok=True)
+  with contextlib.suppress(OSError):  # what was deleted may not be free yet
+    filler.write_bytes(bytes(shutil.disk_usage(folder).free - left))
+  try:
+    with checkpoint.Checkpoints(folder / "stage") as checkpoints:
+      checkpoints.save(1, {str(i): np.ones(1000) for i in range(80)})
+  except errors.InputError:
+    failed += 1
+  shutil.rmtree(folder / "stage", ignore_errors=True)
+time.sleep(1)
+print(failed)
+"""
 
 
 @pytest.fixture
@@ -50,6 +79,17 @@ def test_a_full_disk(run, finished, disk, capsys):
   expected, got = short_run.state(finished), short_run.state(workdir)
   for name in expected:
     assert got[name] == expected[name], name
+
+
+def test_failed_saves_print_nothing(disk):
+  folder, _ = disk
+  ended = subprocess.run(
+    [sys.executable, "-c", _FAILING_SAVES, folder],
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert (ended.stdout, ended.stderr) == ("30\n", "")
 
 
 def test_a_disk_that_becomes_read_only(run, finished, disk, capsys):

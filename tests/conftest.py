@@ -22,6 +22,13 @@ from hawis_jax import main  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_collection_modifyitems(items):
+  """Whole runs go to one worker, so that they compile once; so does a file."""
+  for item in items:
+    group = "runs" if "run" in item.fixturenames else item.path.stem
+    item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
   """Data beside the project that a checkout may lack."""

@@ -66,8 +66,12 @@ def _every(space, geometry):
 
 def _draws(feasible, window, seed, num=256):
   keys = jax.random.split(jax.random.key(seed), num)
-  draw = jax.jit(jax.vmap(feasible.sample, (0, None)))
-  return np.asarray(draw(keys, jnp.asarray(window)))
+  return np.asarray(_sample(feasible, keys, jnp.asarray(window)))
+
+
+@jax.jit
+def _sample(feasible, keys, window):  # its tables as constants compile slowly
+  return jax.vmap(feasible.sample, (0, None))(keys, window)
 
 
 @jax.jit

@@ -90,6 +90,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert got[name] == expected[name], name
 
 
+@pytest.mark.slow
 def test_fault_aware_pretraining_resumes_to_the_same_bits(
   run, tmp_path, monkeypatch, capsys
 ):
@@ -251,7 +252,9 @@ def test_a_found_width_outside_the_choices_is_named(
   assert "search/result.json: found[2]: got 5, allowed are (4, 8)" in error
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "train"])
+@pytest.mark.parametrize(
+  "stage", ["pretrain", pytest.param("train", marks=pytest.mark.slow)]
+)
 def test_divergence_stops_with_the_last_good_checkpoint(
   run, tmp_path, capsys, monkeypatch, stage
 ):

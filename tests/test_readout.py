@@ -433,6 +433,9 @@ def test_telegraph_noise_is_that_of_cells_that_switch():
   assert got.std(0).min() > 0.01
 
 
+@pytest.mark.parametrize(
+  "net", [1, pytest.param(8, marks=pytest.mark.slow)], indirect=True
+)
 def test_noise_follows_the_image_and_the_chip_not_the_batch(net):
   module, variables, images = net
   device = crossbar.Device(read_noise=20.0, read_voltage=0.05, variation=0.1)

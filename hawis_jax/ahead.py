@@ -18,15 +18,17 @@ from hawis_jax import crossbar
 from hawis_jax import data
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import montecarlo
+from hawis_jax import nets
 from hawis_jax import pretrain
 from hawis_jax import scoring
 from hawis_jax import search
 from hawis_jax import sharding
 from hawis_jax import sweep
+from hawis_jax import teachers
 from hawis_jax import train
 from hawis_jax import variables as variables_lib
 
-STAGES = ("init", "pretrain", "search", "robustness")
+STAGES = ("init", "pretrain", "search", "train", "robustness")
 
 
 def prepare(
@@ -37,8 +39,8 @@ def prepare(
   """`experiment.prepare`, without data and with a super-net if need be.
 
   Args:
-    config: where its nets need no search, "found" is added. How nets are
-      trained is none of the stages: a teacher need not be there.
+    config: where its nets need no search, "found" is added, if a stage has a
+      super-net. A teacher that is a file need not be there.
     devices: that batches are split over.
     stages: some of `STAGES`.
 
@@ -46,10 +48,11 @@ def prepare(
     InputError: as `config.validate` and `experiment.prepare`.
   """
   config = ml_collections.ConfigDict(config)  # a copy
-  config.train.loss = "labels"
-  if stages != ["robustness"] and "found" not in config.train.nets:
+  if set(stages) - {"train", "robustness"} and "found" not in config.train.nets:
     config.train.nets = (*config.train.nets, "found")
+  loss, config.train.loss = config.train.loss, "labels"
   config_lib.validate(config)
+  config.train.loss = loss
   if "pretrain" in stages:
     experiment_lib.check_batches(config, devices, ["pretrain"])
   return experiment_lib.with_splits(config, data.blank(config.data))
@@ -67,19 +70,24 @@ def programs(
 
   Args:
     stage: one of `STAGES`: "init" makes the super-net's training state,
-      "pretrain" is a step on it, "search" an update, and "robustness" programs
-      chips and classifies images on them, once for every kind of chip.
+      "pretrain" is a step on it, "search" an update, "train" a step of every
+      net that is trained, and "robustness" programs chips and classifies images
+      on them, once for every kind of chip. A found net is as wide as may be.
     experiment: from `prepare`.
     devices: to compile for.
     memory: of one device [bytes], for "robustness".
 
   Raises:
-    InputError: "robustness" does not fit the memory.
+    InputError: "robustness" does not fit the memory; "train" has batches that
+      can't be split.
   """
   if stage == "robustness":
     yield from _robustness(experiment, devices, memory)
     return
   mesh = sharding.training_mesh(devices)
+  if stage == "train":
+    yield from _train(experiment, mesh)
+    return
   lower = {"init": _init, "pretrain": _pretrain, "search": _search}[stage]
   yield stage, compiled.needs(lower(experiment, mesh).compile())
 
@@ -110,17 +118,26 @@ def _init(experiment, mesh):
 
 def _pretrain(experiment, mesh):
   made = pretrain.make_programs(experiment, mesh)
-  state = jax.eval_shape(made.init, _key())
-  state = sharding.abstract(state, sharding.split(state, mesh))
-  size = experiment.config.pretrain.batch_size
+  batch = _batch(experiment, experiment.config.pretrain.batch_size, mesh)
+  return made.sandwich.lower(_state(made, mesh), jnp.int32(0), batch)
+
+
+def _state(made, mesh):
+  return _split(jax.eval_shape(made.init, _key()), mesh)
+
+
+def _split(tree, mesh):
+  return sharding.abstract(tree, sharding.split(tree, mesh))
+
+
+def _batch(experiment, size, mesh):
   batch = {
     "image": jax.ShapeDtypeStruct(
       (size, *experiment.splits.image_shape), jnp.uint8
     ),
     "label": jax.ShapeDtypeStruct((size,), jnp.int32),
   }
-  batch = sharding.abstract(batch, sharding.on_data(mesh))
-  return made.sandwich.lower(state, jnp.int32(0), batch)
+  return sharding.abstract(batch, sharding.on_data(mesh))
 
 
 def _search(experiment, mesh):
@@ -136,6 +153,40 @@ def _search(experiment, mesh):
   )
   updates = search.make_updates(experiment, methods, mesh)
   return updates.lower(state, jnp.int32(0), scorer, context, key)
+
+
+def _train(experiment, mesh):
+  config = experiment.config.train
+  experiment_lib.check_batches(experiment.config, mesh.size, ["train"])
+  batch = _batch(experiment, config.batch_size, mesh)
+  for net in train.trained(config):
+    module, teacher = train.widest_module(net, experiment), None
+    if nets.parse(net).kind == nets.BINARY:
+      teacher = _teacher(experiment, mesh)
+    made = train.make_programs(
+      net, module, experiment, mesh, teacher and teacher.module
+    )
+    lowered = made.step.lower(
+      _state(made, mesh), batch, teacher and teacher.variables
+    )
+    yield f"train/{net}", compiled.needs(lowered.compile())
+
+
+def _teacher(experiment, mesh):
+  """The teacher of binary nets, with shapes in place of its variables."""
+  config, shape = experiment.config.train, experiment.splits.image_shape
+  if config.loss == "labels":
+    return None
+  if config.loss == "supernet":
+    module = experiment.supernet
+    variables = {"params": variables_lib.shapes(module, shape)["params"]}
+  else:
+    if config.teacher in config.nets:
+      module = train.widest_module(config.teacher, experiment)
+    else:
+      module = teachers.file_module(experiment)
+    variables = variables_lib.shapes(module, shape)
+  return teachers.Teacher(module, _split(variables, mesh))
 
 
 def _robustness(experiment, devices, memory):

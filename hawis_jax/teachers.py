@@ -44,13 +44,18 @@ def from_file(experiment: experiment_lib.Experiment) -> Teacher:
     InputError: the file is missing or damaged, or holds another network.
   """
   config = experiment.config
-  depth, classes = config.train.teacher_depth, experiment.splits.num_classes
-  if config.network.family == "cifar":
-    module = counterparts.cifar_counterpart(depth, None, classes)
-  else:
-    module = counterparts.imagenet_counterpart(depth, classes)
+  module = file_module(experiment)
   try:
     variables = interop.from_torch_state_dict(config.train.teacher, module)
   except errors.InputError as error:
     raise errors.InputError(f"config.train.teacher: {error}") from error
   return Teacher(module, variables)
+
+
+def file_module(experiment: experiment_lib.Experiment) -> nn.Module:
+  """The network that `from_file` returns; nothing is read."""
+  config = experiment.config
+  depth, classes = config.train.teacher_depth, experiment.splits.num_classes
+  if config.network.family == "cifar":
+    return counterparts.cifar_counterpart(depth, None, classes)
+  return counterparts.imagenet_counterpart(depth, classes)

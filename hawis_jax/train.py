@@ -5,15 +5,18 @@ A fixed net is the masked network at its own widths: no second definition.
 Axes: B images.
 """
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
 import pathlib
+from typing import Any, NamedTuple
 
 import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 
 from hawis_jax import checkpoint
@@ -56,11 +59,21 @@ def run(
   metrics: metrics_lib.Metrics,
 ) -> None:
   """Trains every net of `config.train.nets`, or what is left of it."""
-  for net in experiment.config.train.nets:
-    if nets.parse(net).kind == nets.INT8:
-      if experiment.config.train.int8 == "quantized":
-        continue  # `load` makes it of the float net
+  for net in trained(experiment.config.train):
     train_net(net, experiment, workdir, metrics)
+
+
+def trained(config: ml_collections.ConfigDict) -> list[str]:
+  """The nets of `config.train.nets` but those that `load` makes of float ones.
+
+  Args:
+    config: the section `train`.
+  """
+  return [
+    net
+    for net in config.nets
+    if nets.parse(net).kind != nets.INT8 or config.int8 != "quantized"
+  ]
 
 
 def load(
@@ -154,35 +167,15 @@ def train_net(
   config, splits = experiment.config.train, experiment.splits
   module = net_module(net, experiment, workdir)
   mesh = sharding.training_mesh()
-  init, optimizer = _make_init(net, module, experiment, mesh)
-  state = init(experiment.key("train_init"))
-  recipe = Recipe(config.microbatches, config.label_smoothing)
   teacher = None
   if nets.parse(net).kind == nets.BINARY:
-    recipe = dataclasses.replace(
-      recipe, weight_penalty=config.weight_penalty, ema=config.ema
-    )
     teacher = _teacher(experiment, workdir)
-  step_function = functools.partial(
-    train_step,
-    module=module,
-    optimizer=optimizer,
-    recipe=recipe,
-    teacher_module=teacher and teacher.module,
-    mesh=mesh,
+  programs = make_programs(
+    net, module, experiment, mesh, teacher and teacher.module
   )
   teacher_variables = None
   if teacher:
     teacher_variables = sharding.place(teacher.variables, mesh, split=True)
-
-  @functools.partial(
-    jax.jit,
-    donate_argnums=0,
-    out_shardings=(sharding.of(state), sharding.replicated(mesh)),
-  )
-  def jitted(state, batch, teacher_variables):
-    return step_function(state, batch, teacher_variables)
-
   source = splits.train
   if config.use_validation:
     source = splits.train_and_validation
@@ -194,8 +187,8 @@ def train_net(
       best = stack.enter_context(checkpoint.Checkpoints(folder / _BEST, keep=1))
       validation = dataclasses.replace(validation, best=loop.Best(best))
     loop.run_steps(
-      lambda state, step, batch: jitted(state, batch, teacher_variables),
-      state,
+      lambda state, step, batch: programs.step(state, batch, teacher_variables),
+      programs.init(experiment.key("train_init")),
       name=f"train/{net}",
       total=config.steps,
       checkpoints=checkpoints,
@@ -207,6 +200,52 @@ def train_net(
         experiment.train_batches, source, config.batch_size
       ),
     )
+
+
+class Programs(NamedTuple):
+  """Jitted functions of a net; states are placed as by `sharding.split`.
+
+  Attributes:
+    init: key -> the state at step 0.
+    step: (state, batch, the teacher's variables or None) -> (state, metrics).
+  """
+
+  init: Callable[..., Any]
+  step: Callable[..., Any]
+
+
+def make_programs(
+  net: str,
+  module: nn.Module,
+  experiment: experiment_lib.Experiment,
+  mesh: jax.sharding.Mesh,
+  teacher_module: nn.Module | None = None,
+) -> Programs:
+  """Returns the programs that train a net on the devices of a mesh."""
+  config = experiment.config.train
+  init, optimizer = _make_init(net, module, experiment, mesh)
+  recipe = Recipe(config.microbatches, config.label_smoothing)
+  if nets.parse(net).kind == nets.BINARY:
+    recipe = dataclasses.replace(
+      recipe, weight_penalty=config.weight_penalty, ema=config.ema
+    )
+  state = jax.eval_shape(init, experiment.key("train_init"))
+  where = sharding.split(state, mesh), sharding.replicated(mesh)
+
+  @functools.partial(jax.jit, donate_argnums=0, out_shardings=where)
+  def step(state, batch, teacher):
+    return train_step(
+      state,
+      batch,
+      teacher,
+      module=module,
+      optimizer=optimizer,
+      recipe=recipe,
+      teacher_module=teacher_module,
+      mesh=mesh,
+    )
+
+  return Programs(init, step)
 
 
 def check_teacher(experiment: experiment_lib.Experiment) -> None:

@@ -28,7 +28,9 @@ _TINY = {
   "search.images": 32,
   "search.batch_size": 32,
   "search.calibration_images": 32,
-  "train.nets": "('baseline_1x',)",
+  "train.nets": "('baseline_1x_float','baseline_1x_int8','baseline_1x')",
+  "train.loss": "teacher",
+  "train.teacher": "no_such_file.pth",
   "robustness.chips": 4,
   "robustness.images": 32,
   "robustness.scenarios": "({'stuck_off':(0.0,0.1)},{'variation':0.5})",
@@ -73,9 +75,14 @@ def test_every_stage_compiles():
   assert state > 0 and float(step[0]) >= state
   reduced = re.search(r"all-reduce ([\d.]+) MB", " ".join(step))
   assert float(reduced[1]) * 1e6 > 4 * weights
-  programs = [name for name in rows if name.startswith("baseline_1x")]
+  programs = [name for name in rows if name.startswith("baseline_1x, ")]
   assert len(programs) == 4  # of two kinds of chips
-  for name in ("pretrain", "search", *programs):
+  trained = [name for name in rows if name.startswith("train/")]
+  names = ("baseline_1x_float", "baseline_1x", "found")
+  assert trained == [f"train/{name}" for name in names]
+  # The teacher, a ResNet-20 at least, is part of a binary net's step.
+  assert float(rows[trained[1]][8]) > 2 * float(rows[trained[0]][8])
+  for name in ("pretrain", "search", *trained, *programs):
     # Bytes, memory; operations of all that compute.
     assert float(rows[name][6]) >= 0
     assert float(rows[name][8]) > 0 or name.endswith("program"), output
@@ -94,6 +101,11 @@ def test_what_does_not_fit_is_said():
   )
   assert status == 1, output
   assert "robustness: does not fit: memory: got 0.0001 GB" in output
+  status, _, output = _compile(
+    "--topology=v5e:2x2", "--stages=train", train__batch_size=6
+  )
+  assert status == 1, output
+  assert "train: does not fit: config.train.batch_size: got 6" in output
 
 
 @pytest.mark.tpu_compile
@@ -118,9 +130,11 @@ def test_bad_topologies_are_one_line(name):
 
 
 def test_mistakes_are_one_line():
-  status, _, output = _compile("--stages=train")
+  status, _, output = _compile("--stages=report")
   assert status == 2
-  line = "error: --stages: got 'train', allowed are all, init, pretrain, search"
+  line = (
+    "error: --stages: got 'report', allowed are all, init, pretrain, search"
+  )
   assert output.startswith(line) and output.count("\n") == 1
 
 

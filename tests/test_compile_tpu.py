@@ -78,10 +78,10 @@ def test_every_stage_compiles():
   programs = [name for name in rows if name.startswith("baseline_1x, ")]
   assert len(programs) == 4  # of two kinds of chips
   trained = [name for name in rows if name.startswith("train/")]
-  names = ("baseline_1x_float", "baseline_1x", "found")
+  names = ("baseline_1x_float", "baseline_1x_int8", "baseline_1x", "found")
   assert trained == [f"train/{name}" for name in names]
   # The teacher, a ResNet-20 at least, is part of a binary net's step.
-  assert float(rows[trained[1]][8]) > 2 * float(rows[trained[0]][8])
+  assert float(rows[trained[2]][8]) > 2 * float(rows[trained[0]][8])
   for name in ("pretrain", "search", *trained, *programs):
     # Bytes, memory; operations of all that compute.
     assert float(rows[name][6]) >= 0

@@ -50,7 +50,9 @@ def prepare(
   config = ml_collections.ConfigDict(config)  # a copy
   if set(stages) - {"train", "robustness"} and "found" not in config.train.nets:
     config.train.nets = (*config.train.nets, "found")
-  loss, config.train.loss = config.train.loss, "labels"
+  loss = config.train.loss
+  if loss == "teacher":  # its file may not be there to be found
+    config.train.loss = "labels"
   config_lib.validate(config)
   config.train.loss = loss
   if "pretrain" in stages:

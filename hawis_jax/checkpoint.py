@@ -48,7 +48,7 @@ logging.getLogger("absl").addFilter(
   lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
 )
 logging.getLogger("asyncio").addFilter(
-  lambda record: "exception was never retrieved" not in record.getMessage()
+  lambda record: "orbax" not in record.getMessage()
 )
 warnings.filterwarnings(
   "ignore",

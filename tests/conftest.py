@@ -23,7 +23,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_collection_modifyitems(items):
-  """Whole runs go to one worker, so that they compile once; so does a file."""
+  """One worker has all whole runs, which then compile once; one has a file."""
   for item in items:
     group = "runs" if "run" in item.fixturenames else item.path.stem
     item.add_marker(pytest.mark.xdist_group(group))

@@ -1,17 +1,34 @@
-"""Strict JAX for all tests, and what several of them use."""
+"""Cheap compilation, seeds, and what several tests use.
 
+The fast tier (`python -m pytest`) has fixed seeds, and XLA optimises little.
+The slow tier (`python -m pytest -m slow`) draws fresh seeds and prints them,
+compiles as users do, and adds all tests marked `exact`, because programs that
+are optimised less may be fused, and so rounded, in another way.
+"""
+
+import fcntl
 import os
 import pathlib
+import resource
+import shutil
 import signal
 import sys
 
 from absl import flags
 import hypothesis
+import numpy as np
 import pytest
 
-from hawis_jax import backend
-
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What XLA has compiled is kept: for both workers, for programs that tests
+# start, and for the next time.
+_CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+from hawis_jax import backend  # noqa: E402
+
 backend.configure()
 
 import jax  # noqa: E402
@@ -21,12 +38,102 @@ from hawis_jax import main  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Files whose tests take longest come first: else one worker idles at the end.
+_FIRST = ("test_pipeline", "test_golden", "test_published", "test_wires")
+_CPU_LIMIT = 20  # seconds of one test of the fast tier
+_START = pytest.StashKey[float]()
 
-def pytest_collection_modifyitems(items):
-  """One worker has all whole runs, which then compile once; one has a file."""
+
+def _is_slow_tier(config) -> bool:
+  return "slow" in config.option.markexpr.replace("not slow", "")
+
+
+def pytest_configure(config):
+  # The first example compiles: a deadline an example would measure that.
+  register = hypothesis.settings.register_profile
+  register("fast", deadline=None, derandomize=True, database=None)
+  register("slow", deadline=None, print_blob=True)
+  if _is_slow_tier(config):
+    hypothesis.settings.load_profile("slow")
+    return
+  hypothesis.settings.load_profile("fast")
+  flag = "--xla_backend_optimization_level"
+  given = os.environ.get("XLA_FLAGS", "")
+  if flag not in given:  # before jax starts its backend
+    os.environ["XLA_FLAGS"] = f"{given} {flag}=0".strip()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+  """A worker has a whole file, whose fixtures are then made once."""
+  rank = {name: place for place, name in enumerate(_FIRST)}
+  items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
   for item in items:
-    group = "runs" if "run" in item.fixturenames else item.path.stem
-    item.add_marker(pytest.mark.xdist_group(group))
+    item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    drawn = getattr(item.obj, "is_hypothesis_test", False)
+    if _is_slow_tier(config) and (drawn or item.get_closest_marker("exact")):
+      item.add_marker(pytest.mark.slow)
+
+
+def _cpu_seconds():
+  """Of this process and its children; other load hardly changes it."""
+  usages = map(
+    resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+  )
+  return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+  item.stash[_START] = _cpu_seconds()
+  return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+  report = yield
+  spent = _cpu_seconds() - item.stash[_START]
+  report.user_properties.append(("cpu_seconds", spent))
+  return report
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  """The ten slowest tests; in CI one above the limit fails."""
+  seconds = {}
+  for reports in terminalreporter.stats.values():
+    for report in reports:
+      if getattr(report, "user_properties", None):
+        spent = dict(report.user_properties)["cpu_seconds"]
+        seconds[report.nodeid] = max(spent, seconds.get(report.nodeid, 0))
+  slowest = sorted(seconds.items(), key=lambda pair: -pair[1])[:10]
+  total = sum(seconds.values())
+  terminalreporter.section(f"{total:.0f} CPU seconds; the slowest tests")
+  for name, spent in slowest:
+    terminalreporter.line(f"{spent:6.1f} {name}")
+  above = [name for name, spent in slowest if spent > _CPU_LIMIT]
+  if above and os.environ.get("CI") and not _is_slow_tier(config):
+    terminalreporter.line(
+      f"{len(above)} of the fast tier's tests took more than {_CPU_LIMIT} CPU "
+      "seconds: make them cheaper, or mark them slow"
+    )
+    terminalreporter._session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def rng(request):
+  """Random numbers: the same in the fast tier, others each time in the slow."""
+  seed = 0
+  if _is_slow_tier(request.config):
+    seed = int(np.random.SeedSequence().entropy % 2**31)
+    print("seed of rng:", seed)  # shown where the test fails
+  return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_freed():
+  """Else a worker's programs take gigabytes; the cache on disk keeps them."""
+  yield
+  jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
@@ -38,34 +145,13 @@ def shared() -> pathlib.Path:
   return path
 
 
-# The first example compiles: a deadline an example would measure that.
-hypothesis.settings.register_profile("project", deadline=None)
-hypothesis.settings.load_profile("project")
-
-
-@pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory):
-  """These tests start the program often; it compiles the same each time."""
-  fields = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-    "jax_persistent_cache_min_compile_time_secs": 0.1,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-  }
-  before = {name: getattr(jax.config, name) for name in fields}
-  for name, value in fields.items():
-    jax.config.update(name, value)
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-
-
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
   return tmp_path_factory.mktemp("tfds")
 
 
 @pytest.fixture
-def run(data_dir, compilation_cache, monkeypatch):
+def run(data_dir, monkeypatch):
   """Returns a function that runs the program in this process."""
 
   def call(
@@ -86,17 +172,18 @@ def run(data_dir, compilation_cache, monkeypatch):
   return call
 
 
-@pytest.fixture(scope="session")
-def finished_dir(tmp_path_factory):
-  return tmp_path_factory.mktemp("finished")
-
-
 @pytest.fixture
-def finished(run, finished_dir):
-  """The work directory of a finished run; the first test to ask runs it."""
-  if not (finished_dir / "report" / "report.json").exists():
-    assert run(finished_dir) == 0
-  return finished_dir
+def finished(run, tmp_path_factory, data_dir, tmp_path):
+  """A copy of the work directory of a finished run, which is run once."""
+  base = tmp_path_factory.getbasetemp()
+  base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+  original = base / "finished"
+  with open(base / "finished.lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)  # the other worker may be running it
+    if not (original / "report" / "report.json").exists():
+      shutil.rmtree(original, ignore_errors=True)
+      assert run(original) == 0
+  return shutil.copytree(original, tmp_path / "finished")
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@
 
 All references are float64. float32 results may differ where a value lies closer
 to a threshold than float32 rounds; every file states its smallest margin.
-"""
 
-import functools
+XLA's CPU convolution of float64 is slow, so the large nets' are products of
+patches, as the library's own are on small maps (test_binary.py compares the two
+ways); the slow tier repeats all with convolutions.
+"""
 
 from flax import traverse_util
 import jax
@@ -17,6 +19,19 @@ from hawis_jax import interop
 from hawis_jax import resnet
 
 _FILES = ("g4_r20tiny", "g4_r20A", "g4_r18A")
+_CONVOLVED = binary._SMALL_MAP  # what is larger is convolved
+_in_float32 = pytest.mark.parametrize("golden", _FILES, indirect=True)
+_in_float64 = pytest.mark.parametrize(
+  "golden, small_map",
+  [
+    ("g4_r20tiny", _CONVOLVED),
+    ("g4_r20A", np.inf),
+    ("g4_r18A", np.inf),
+    pytest.param("g4_r20A", _CONVOLVED, marks=pytest.mark.slow),
+    pytest.param("g4_r18A", _CONVOLVED, marks=pytest.mark.slow),
+  ],
+  indirect=["golden"],
+)
 
 
 def _decode(golden, name):
@@ -27,14 +42,14 @@ def _decode(golden, name):
   return (upper << 8).view(np.float16).astype(np.float64)
 
 
-@pytest.fixture(scope="module", params=_FILES)
+@pytest.fixture(scope="module")
 def golden(request, shared):
   return dict(np.load(shared / "golden" / f"{request.param}.npz"))
 
 
 @pytest.fixture(scope="module")
 def network(golden):
-  """(module, variables, bits), in float64."""
+  """(module, variables, bits), in float64 but for the bits."""
   widths = tuple(int(w) for w in golden["planes"])
   if len(widths) == 17:
     module = resnet.imagenet_resnet18(widths, 10, "7x7")
@@ -44,33 +59,48 @@ def network(golden):
   state = {f"module.{name}": _decode(golden, name) for name in names}
   with jax.enable_x64(True):
     variables = interop.from_torch_state_dict(state, module)
-  bits = binary.thermometer_code(jnp.asarray(golden["rgb_uint8_nhwc"]))
   if "thermo_planes_packed" in golden:
     # See test_ties_of_the_published_imagenet_input.
     planes = np.unpackbits(golden["thermo_planes_packed"], axis=-1)
-    bits = jnp.asarray(planes.transpose(0, 2, 3, 1), jnp.float32)
+    bits = planes.transpose(0, 2, 3, 1).astype(np.float32)
+  else:
+    bits = _thermometer_code(golden["rgb_uint8_nhwc"])
   return module, variables, bits
 
 
-def _single(tree):
-  return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+def _thermometer_code(images):
+  return np.asarray(jax.jit(binary.thermometer_code)(images))
 
 
-def test_evaluation(golden, network):
-  module, variables, bits = network
-  apply = jax.jit(functools.partial(module.apply, train=False))
-  single = apply(_single(variables), bits)
+def _cast(network, dtype):
+  module, *arrays = network
+  return module, *jax.tree.map(lambda x: np.asarray(x, dtype), arrays)
+
+
+def _evaluate(module, variables, bits):
+  return jax.jit(lambda v, x: module.apply(v, x, train=False))(variables, bits)
+
+
+@_in_float64
+def test_evaluation(golden, network, small_map, monkeypatch):
+  monkeypatch.setattr(binary, "_SMALL_MAP", small_map)
   with jax.enable_x64(True):
-    double = apply(variables, bits.astype(jnp.float64))
+    logits = _evaluate(*_cast(network, np.float64))
+  np.testing.assert_allclose(
+    logits, golden["eval_logits_f64"], rtol=1e-12, atol=1e-14
+  )
+
+
+@_in_float32
+def test_evaluation_in_float32(golden, network):
+  logits = _evaluate(*_cast(network, np.float32))
   reference = golden["eval_logits_f64"]
-  np.testing.assert_allclose(double, reference, rtol=1e-12, atol=1e-14)
   scale = np.abs(reference).max()
-  np.testing.assert_allclose(single, reference, rtol=0, atol=1e-5 * scale)
+  np.testing.assert_allclose(logits, reference, rtol=0, atol=1e-5 * scale)
 
 
-def _train(network, labels):
+def _train(module, variables, bits, labels):
   """(loss, logits, gradients and running statistics by path) of one step."""
-  module, variables, bits = network
 
   @jax.jit
   def step(variables, bits):
@@ -86,16 +116,17 @@ def _train(network, labels):
 
     return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
-  (loss, (logits, updated)), grads = step(variables, bits)
+  (loss, (logits, updated)), grads = jax.device_get(step(variables, bits))
   return loss, logits, traverse_util.flatten_dict({"params": grads, **updated})
 
 
-def test_training(golden, network):
+@_in_float64
+def test_training(golden, network, small_map, monkeypatch):
   """Logits, loss, running statistics and gradients of one step."""
+  monkeypatch.setattr(binary, "_SMALL_MAP", small_map)
   module = network[0]
   with jax.enable_x64(True):
-    double = (*network[:2], network[2].astype(jnp.float64))
-    loss, logits, got = _train(double, golden["labels"])
+    loss, logits, got = _train(*_cast(network, np.float64), golden["labels"])
   np.testing.assert_allclose(
     logits, golden["train_logits_f64"], rtol=1e-12, atol=1e-14
   )
@@ -122,10 +153,17 @@ def test_training(golden, network):
   assert len(digests) or any(name.startswith("grad_f64/") for name in golden)
 
 
+@_in_float32
 def test_training_in_float32(golden, network):
   """Logits and running statistics within 1e-4 of the float64 ones."""
-  module, variables, bits = network
-  _, logits, got = _train((module, _single(variables), bits), golden["labels"])
+  module, variables, bits = _cast(network, np.float32)
+
+  @jax.jit
+  def forward(variables, bits):
+    return module.apply(variables, bits, train=True, mutable=["batch_stats"])
+
+  logits, updated = jax.device_get(forward(variables, bits))
+  got = traverse_util.flatten_dict(updated)
   reference = golden["train_logits_f64"]
   scale = np.abs(reference).max()
   np.testing.assert_allclose(logits, reference, rtol=0, atol=1e-4 * scale)
@@ -159,7 +197,7 @@ def test_ties_of_the_published_imagenet_input(shared):
   published = np.unpackbits(golden["thermo_planes_packed"], axis=-1)
   published = published.transpose(0, 2, 3, 1)
   images = golden["rgb_uint8_nhwc"]
-  ours = np.asarray(binary.thermometer_code(jnp.asarray(images)))
+  ours = _thermometer_code(images)
   thresholds = np.array(binary.thermometer_thresholds())
   tie = (images[..., None, :] == thresholds[:, None]).reshape(ours.shape)
   differs = ours != published

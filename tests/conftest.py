@@ -33,6 +33,7 @@ backend.configure()
 
 import jax  # noqa: E402
 import short_run  # noqa: E402
+import tiny_net  # noqa: E402
 
 from hawis_jax import main  # noqa: E402
 
@@ -119,14 +120,18 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter._session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-@pytest.fixture
-def rng(request):
-  """Random numbers: the same in the fast tier, others each time in the slow."""
+def _generator(request):
   seed = 0
   if _is_slow_tier(request.config):
     seed = int(np.random.SeedSequence().entropy % 2**31)
-    print("seed of rng:", seed)  # shown where the test fails
+    print(f"seed of {request.fixturename}:", seed)  # shown where a test fails
   return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def rng(request):
+  """Random numbers: the same in the fast tier, others each time in the slow."""
+  return _generator(request)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -194,3 +199,9 @@ def nothing_ignored():
   yield
   for number, handler in before.items():
     signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def tiny(request):
+  """A tiny random net, its images and labels."""
+  return tiny_net.make(_generator(request))

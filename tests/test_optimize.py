@@ -1,5 +1,7 @@
 """Optimisers, losses, and the sandwich step."""
 
+import functools
+
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import optax
 import pytest
 from scipy import special
 from scipy import stats
+import tiny_net
 
 from hawis_jax import budgets
 from hawis_jax import config as config_lib
@@ -15,8 +18,6 @@ from hawis_jax import cost
 from hawis_jax import crossbar
 from hawis_jax import optimize
 from hawis_jax import pretrain
-from hawis_jax import resnet
-from hawis_jax import variables
 from hawis_jax import widths
 
 
@@ -28,20 +29,26 @@ def _config(**fields):
 
 def _run(optimizer, gradients, start=1.0):
   """Parameter values after every step."""
-  params = jnp.float32(start)
-  state, values = optimizer.init(params), []
-  for gradient in gradients:
-    updates, state = optimizer.update(jnp.float32(gradient), state, params)
+
+  def step(carry, gradient):
+    params, state = carry
+    updates, state = optimizer.update(gradient, state, params)
     params = optax.apply_updates(params, updates)
-    values.append(float(params))
-  return np.array(values)
+    return (params, state), params
+
+  @jax.jit
+  def steps(gradients):
+    params = jnp.float32(start)
+    return jax.lax.scan(step, (params, optimizer.init(params)), gradients)[1]
+
+  return np.asarray(steps(np.asarray(gradients, np.float32)), np.float64)
 
 
-def test_sgd_with_momentum_and_l2_as_in_pytorch():
+def test_sgd_with_momentum_and_l2_as_in_pytorch(rng):
   config = _config(
     name="sgd", schedule="constant", learning_rate=0.1, weight_decay=0.01
   )
-  gradients = np.random.default_rng().normal(size=6)
+  gradients = rng.normal(size=6)
   value, velocity, expected = 1.0, 0.0, []
   for gradient in gradients:
     velocity = 0.9 * velocity + gradient + 0.01 * value
@@ -76,73 +83,99 @@ def test_cosine_ends_at_zero():
   np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
-def test_distillation_is_the_kl_and_spares_the_teacher():
-  rng = np.random.default_rng()
+def test_distillation_is_the_kl_and_spares_the_teacher(rng):
   student, teacher = rng.normal(size=(2, 7, 10))
   p, q = special.softmax(teacher, 1), special.softmax(student, 1)
   expected = (p * np.log(p / q)).sum(1).mean()
-  args = jnp.asarray(student, jnp.float32), jnp.asarray(teacher, jnp.float32)
-  np.testing.assert_allclose(optimize.distillation(*args), expected, rtol=1e-4)
-  grad = jax.grad(optimize.distillation, argnums=(0, 1))(*args)
+  both = jax.jit(jax.value_and_grad(optimize.distillation, argnums=(0, 1)))
+  got, grad = both(student.astype(np.float32), teacher.astype(np.float32))
+  np.testing.assert_allclose(got, expected, rtol=1e-4)
   np.testing.assert_allclose(grad[0], (q - p) / 7, atol=1e-6)
   np.testing.assert_array_equal(grad[1], 0)
 
 
-_WIDEST = (8, 8, 8, 12, 12, 16, 16)
+_DEVICES = [
+  crossbar.Device(stuck_on=0.1, stuck_off=0.3),
+  crossbar.Device(variation=0.5),
+]
+_VECTORS = np.array(
+  [tiny_net.WIDTHS, (3,) * 7, tiny_net.NARROWER, (6, 2, 3, 7, 9, 11, 2)]
+)
+_FAULTY = 2  # of them are on a chip
 
 
-def _small_supernet():
-  """(module, params, bits, labels), all random."""
-  rng = np.random.default_rng()
-  module = resnet.cifar_resnet(8, _WIDEST, 10, levels=4)
-  params = jax.jit(variables.init, static_argnums=(0, 2))(
-    module, _random_key(), (8, 8, 1)
-  )["params"]
-  # Fresh shifts of 0 put dead channels exactly on the edge of the gradient.
-  params = jax.tree.map(
-    lambda x: (
-      x + jnp.asarray(rng.uniform(0.1, 0.4, x.shape), jnp.float32)
-      if x.ndim == 1
-      else x
-    ),
-    params,
-  )
-  bits = jnp.asarray(rng.integers(0, 2, (8, 8, 8, 4)), jnp.float32)
-  return module, params, bits, jnp.asarray(rng.integers(0, 10, 8))
+@pytest.fixture(scope="module")
+def supernet(tiny):
+  """(module, params, bits, labels)."""
+  bits = np.asarray(jax.jit(tiny.module.encode)(tiny.images[:8]))
+  return tiny.module, tiny.variables["params"], bits, tiny.labels[:8]
 
 
-def _random_key():
-  return jax.random.key(np.random.default_rng().integers(2**31))
+def _key(rng):
+  return jax.random.key(rng.integers(2**31))
 
 
-def test_sandwich_gradient_is_the_sum_of_its_nets():
+_program = jax.jit(crossbar.program)
+
+
+def _chip(rng, params, stuck_on=0.0, stuck_off=0.0, variation=0.0):
+  """A chip; traced levels, so that one program makes all."""
+  levels = {"stuck_on": stuck_on, "stuck_off": stuck_off}
+  levels = {k: np.float32(v) for k, v in levels.items()}
+  device = crossbar.Device(**levels, variation=np.float32(variation))
+  return _program(_key(rng), {"params": params}, device)["crossbar"]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 5))
+def _sandwich(params, module, bits, labels, chip=None, faulty=0):
+  """((loss, logits), gradient) of one vmapped pass."""
+  grad = jax.value_and_grad(pretrain.sandwich_loss, has_aux=True)
+  return grad(params, module, _VECTORS, bits, labels, True, chip, faulty)
+
+
+@pytest.fixture(scope="module")
+def ideal(supernet):
+  module, params, bits, labels = supernet
+  return jax.device_get(_sandwich(params, module, bits, labels))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _one_net(module, loss, params, bits, vector, target):
+  """((loss, logits), gradient) of one width vector's net."""
+
+  def of(params):
+    logits = module.apply({"params": params}, bits, vector, train=True)
+    return loss(logits, target), logits
+
+  return jax.value_and_grad(of, has_aux=True)(params)
+
+
+def test_sandwich_gradient_is_the_sum_of_its_nets(supernet, ideal):
   """One vmapped pass equals a pass a width vector, teacher detached."""
-  module, params, bits, labels = _small_supernet()
-  vectors = jnp.array([_WIDEST, (4, 3, 8, 5, 12, 9, 7)])
-
-  def apply(params, vector):
-    return module.apply({"params": params}, bits, vector, train=True)
-
-  teacher = jax.jit(apply)(params, vectors[0])
-  separate = [
-    lambda p: optimize.cross_entropy(apply(p, vectors[0]), labels),
-    lambda p: optimize.distillation(apply(p, vectors[1]), teacher),
-  ]
-  grads = [jax.jit(jax.grad(loss))(params) for loss in separate]
-  expected = jax.tree.map(jnp.add, *grads)
-  grad = jax.grad(pretrain.sandwich_loss, has_aux=True)
-  got, _ = jax.jit(grad, static_argnums=(1, 5))(
-    params, module, vectors, bits, labels, True
+  module, params, bits, labels = supernet
+  first = _one_net(
+    module, optimize.cross_entropy, params, bits, _VECTORS[0], labels
   )
-  scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
+  teacher = first[0][1]
+  others = [
+    _one_net(module, optimize.distillation, params, bits, vector, teacher)
+    for vector in _VECTORS[1:]
+  ]
+  grads = [grad for _, grad in jax.device_get([first, *others])]
+  expected = jax.tree.map(lambda *parts: sum(parts), *grads)
+  _same_gradients(ideal[1], expected, 1e-4)
+
+
+def _same_gradients(got, expected, share):
+  scale = max(np.abs(g).max() for g in jax.tree.leaves(expected))
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * scale),
+    lambda a, b: np.testing.assert_allclose(a, b, atol=share * scale),
     got,
     expected,
   )
 
 
-def test_sandwich_holds_the_extremes_and_spreads_in_cost():
+def test_sandwich_holds_the_extremes_and_spreads_in_cost(rng):
   space = widths.width_space(((8, 16, 24), (16, 32, 48), (32, 64, 96)), 7)
   geometry = cost.cifar_geometry(8, (8, 8, 1), 8, 10, (64, 64))
   costs = cost.tables(space.table, geometry, "macs")
@@ -150,10 +183,7 @@ def test_sandwich_holds_the_extremes_and_spreads_in_cost():
   draw = jax.jit(
     jax.vmap(lambda key: pretrain.sample_widths(key, bands, space, 2))
   )
-  keys = jax.random.split(
-    jax.random.key(np.random.default_rng().integers(2**31)), 300
-  )
-  vectors = np.asarray(draw(keys), np.int64)
+  vectors = np.asarray(draw(jax.random.split(_key(rng), 300)), np.int64)
   assert (vectors[:, 0] == space.max_widths).all()
   assert (vectors[:, 1] == space.min_widths).all()
   low, high = budgets.cost_range(space, costs)
@@ -163,103 +193,89 @@ def test_sandwich_holds_the_extremes_and_spreads_in_cost():
   assert counts.min() > 100  # 150 expected each; uniform vectors: about 20
 
 
-_DEVICES = [
-  crossbar.Device(stuck_on=0.1, stuck_off=0.3),
-  crossbar.Device(variation=0.5),
-]
-_VECTORS = jnp.array(
-  [_WIDEST, (4,) * 7, (4, 3, 8, 5, 12, 9, 7), (8, 5, 3, 7, 11, 13, 2)]
-)
-
-
-def _chip(params, device):
-  program = jax.jit(crossbar.program)
-  return program(_random_key(), {"params": params}, device)["crossbar"]
-
-
-def _sandwich_gradient(params, module, bits, labels, chip=None, faulty=0):
-  grad = jax.value_and_grad(pretrain.sandwich_loss, has_aux=True)
-  return jax.jit(grad, static_argnums=(1, 5, 7))(
-    params, module, _VECTORS, bits, labels, True, chip, faulty
-  )
-
-
-def test_a_chip_without_defects_trains_as_the_ideal_net():
-  module, params, bits, labels = _small_supernet()
-  none = {"stuck_on": 0.0, "stuck_off": 0.0, "variation": 0.0}
-  none = {field: jnp.float32(level) for field, level in none.items()}
-  chip = _chip(params, crossbar.Device(**none))
-  (loss, logits), grads = _sandwich_gradient(params, module, bits, labels)
-  (loss2, logits2), grads2 = _sandwich_gradient(
-    params, module, bits, labels, chip, 2
+def test_a_chip_without_defects_trains_as_the_ideal_net(supernet, ideal, rng):
+  module, params, bits, labels = supernet
+  (loss, logits), grads = ideal
+  (loss2, logits2), grads2 = _sandwich(
+    params, module, bits, labels, _chip(rng, params), _FAULTY
   )
   np.testing.assert_allclose(logits2, logits, rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(loss2, loss, rtol=1e-5)
-  scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale),
-    grads2,
-    grads,
+  _same_gradients(grads2, grads, 1e-5)
+
+
+def test_only_the_last_vectors_are_on_the_chip(supernet, ideal, rng):
+  module, params, bits, labels = supernet
+  (_, ideal), _ = ideal
+  chip = _chip(rng, params, variation=1.0)
+  (_, got), _ = _sandwich(params, module, bits, labels, chip, _FAULTY)
+  got = np.asarray(got)
+  np.testing.assert_allclose(
+    got[:-_FAULTY], ideal[:-_FAULTY], rtol=1e-5, atol=1e-5
   )
-
-
-def test_only_the_last_vectors_are_on_the_chip():
-  module, params, bits, labels = _small_supernet()
-  (_, ideal), _ = _sandwich_gradient(params, module, bits, labels)
-  chip = _chip(params, crossbar.Device(variation=1.0))
-  (_, got), _ = _sandwich_gradient(params, module, bits, labels, chip, 1)
-  np.testing.assert_allclose(got[:3], ideal[:3], rtol=1e-5, atol=1e-5)
+  alone = jax.jit(
+    lambda net, vector: module.apply(net, bits, vector, train=True)
+  )
   net = {"params": params, "crossbar": chip}
-  alone = jax.jit(lambda net: module.apply(net, bits, _VECTORS[3], train=True))(
-    net
-  )
-  np.testing.assert_allclose(got[3], alone, rtol=1e-4, atol=1e-4)
-  assert np.abs(got[3] - ideal[3]).max() > 0.1
+  for index in range(len(_VECTORS) - _FAULTY, len(_VECTORS)):
+    expected = alone(net, _VECTORS[index])
+    np.testing.assert_allclose(got[index], expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(got[index] - ideal[index]).max() > 0.1
 
 
-def test_latent_weights_of_a_chip_learn_whether_stuck_or_not():
+def test_latent_weights_of_a_chip_learn_whether_stuck_or_not(supernet, rng):
   """The gradient is that of the effective weights themselves."""
-  module, params, bits, labels = _small_supernet()
-  chip = _chip(params, crossbar.Device(stuck_on=0.2, stuck_off=0.3))
+  module, params, bits, labels = supernet
+  chip = _chip(rng, params, stuck_on=0.2, stuck_off=0.3)
 
   def loss(variables):
     logits = module.apply(variables, bits, train=True)
     return optimize.cross_entropy(logits, labels)
 
-  got = jax.jit(jax.grad(lambda p: loss(pretrain.on_chip(p, chip))))(params)
-  plain = jax.jit(
-    jax.grad(lambda chip: loss({"params": params, "crossbar": chip}))
-  )(chip)
+  def of_latent(params):
+    return loss(pretrain.on_chip(params, chip))
+
+  def of_effective(chip):
+    return loss({"params": params, "crossbar": chip})
+
   got, plain, chip, params = map(
-    traverse_util.flatten_dict, (got, plain, chip, params)
+    traverse_util.flatten_dict,
+    jax.device_get(
+      (
+        jax.jit(jax.grad(of_latent))(params),
+        jax.jit(jax.grad(of_effective))(chip),
+        chip,
+        params,
+      )
+    ),
   )
   for path, weights in chip.items():
     kernel = (*path[:-1], "kernel")
     scale = np.abs(plain[path]).max()
     np.testing.assert_allclose(got[kernel], plain[path], atol=1e-5 * scale)
-    stuck = np.asarray(weights != jnp.sign(params[kernel]))
+    stuck = weights != np.sign(params[kernel])
     assert 0.1 < stuck.mean() < 0.9
-    assert (np.asarray(got[kernel])[stuck] != 0).mean() > 0.2
+    assert (got[kernel][stuck] != 0).mean() > 0.2
 
 
-def test_drawn_devices_have_a_uniform_share_of_their_levels():
+def test_drawn_devices_have_a_uniform_share_of_their_levels(rng):
   draw = jax.jit(
     jax.vmap(lambda key: pretrain.sample_device(key, _DEVICES)),
   )
-  drawn = draw(jax.random.split(_random_key(), 2000))
+  drawn = jax.device_get(draw(jax.random.split(_key(rng), 2000)))
   stuck = drawn.stuck_on > 0
   assert 900 < stuck.sum() < 1100  # 22 is the standard deviation
   np.testing.assert_array_equal(drawn.variation > 0, ~stuck)
   np.testing.assert_allclose(drawn.stuck_off, 3 * drawn.stuck_on, rtol=1e-6)
   np.testing.assert_allclose(drawn.g_on, _DEVICES[0].g_on)
   for share in (drawn.stuck_on[stuck] / 0.1, drawn.variation[~stuck] / 0.5):
-    assert stats.kstest(np.asarray(share), "uniform").pvalue > 1e-6
+    assert stats.kstest(share, "uniform").pvalue > 1e-6
 
 
-def test_a_chip_is_a_function_of_its_key():
-  _, params, _, _ = _small_supernet()
+def test_a_chip_is_a_function_of_its_key(supernet, rng):
+  params = supernet[1]
   draw = jax.jit(lambda key: pretrain.sample_chip(key, params, _DEVICES))
-  key = _random_key()
-  first, again, other = map(draw, (key, key, jax.random.fold_in(key, 1)))
+  key = _key(rng)
+  first, again, other = map(draw, (key, key, _key(rng)))
   jax.tree.map(np.testing.assert_array_equal, first, again)
   assert not np.array_equal(first["stem"]["weight"], other["stem"]["weight"])

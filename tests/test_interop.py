@@ -1,6 +1,8 @@
 """State dicts: names and layouts, round trips, files, and every misfit."""
 
+import functools
 import re
+import sys
 
 from flax import traverse_util
 import jax.numpy as jnp
@@ -40,13 +42,18 @@ _NETS = {
 }
 
 
-def _random(name, dtype=np.float32):
+@functools.cache
+def _shapes(name):
+  return traverse_util.flatten_dict(variables.shapes(*_NETS[name]))
+
+
+def _random(rng, name, dtype=np.float32):
   """(module, random variables) of a net."""
-  module, image_shape = _NETS[name]
-  rng = np.random.default_rng()
-  flat = traverse_util.flatten_dict(variables.shapes(module, image_shape))
-  flat = {p: rng.normal(size=x.shape).astype(dtype) for p, x in flat.items()}
-  return module, traverse_util.unflatten_dict(flat)
+  flat = {
+    path: rng.normal(size=x.shape).astype(dtype)
+    for path, x in _shapes(name).items()
+  }
+  return _NETS[name][0], traverse_util.unflatten_dict(flat)
 
 
 def _assert_equal(got, expected):
@@ -58,14 +65,32 @@ def _assert_equal(got, expected):
 
 
 @pytest.mark.parametrize("name", _NETS)
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
-def test_round_trip(name, prefix):
-  module, net = _random(name, np.float64 if prefix else np.float32)
-  state = interop.to_torch_state_dict(net)
-  state = {f"{prefix}{key}": value for key, value in state.items()}
-  state[f"{prefix}bn1.num_batches_tracked"] = np.array(7)
-  state[f"{prefix}teacher_model.conv1.weight"] = np.zeros(3)
-  _assert_equal(interop.from_torch_state_dict(state, module), net)
+def test_round_trip(rng, name):
+  for prefix, dtype in (
+    ("", np.float32),
+    ("module.", np.float64),
+    ("_orig_mod.module.", jnp.bfloat16),
+  ):
+    module, net = _random(rng, name, dtype)
+    state = interop.to_torch_state_dict(net)
+    state = {f"{prefix}{key}": value for key, value in state.items()}
+    state[f"{prefix}bn1.num_batches_tracked"] = np.array(7)
+    state[f"{prefix}teacher_model.conv1.weight"] = np.zeros(3)
+    _assert_equal(interop.from_torch_state_dict(state, module), net)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", ["binary_cifar", "int8_cifar", "float_r18"])
+def test_exported_weights_are_read_back(rng, tmp_path, name, dtype):
+  """Without the collection of a chip."""
+  pytest.importorskip("safetensors")
+  module, net = _random(rng, name, dtype)
+  path = tmp_path / "new" / "net.safetensors"
+  interop.export_weights(path, {**net, "crossbar": {"stem": np.zeros(3)}})
+  assert [x.name for x in path.parent.iterdir()] == [path.name]
+  _assert_equal(interop.from_torch_state_dict(path, module), net)
+  state = interop.load_state_dict(path)
+  assert "conv1.weight" in state or "conv1_1.weight" in state
 
 
 def _published(names, blocks, block_names):
@@ -83,7 +108,7 @@ def _published(names, blocks, block_names):
   return result
 
 
-def test_names_are_the_published_ones():
+def test_names_are_the_published_ones(rng):
   two = ["conv1", "bn1", "conv2", "bn2"]
   skip = ["downsample.0", "downsample.1"]
   stem = ["conv1_1", "bn1_1", "conv1_2", "conv1_2_r", "bn1_2", "fc"]
@@ -105,14 +130,13 @@ def test_names_are_the_published_ones():
     "float_r50": bottleneck | {"fc.bias"},
   }
   for name, names in expected.items():
-    state = interop.to_torch_state_dict(_random(name)[1])
+    state = interop.to_torch_state_dict(_random(rng, name)[1])
     assert state.keys() == names, name
 
 
-def test_layouts_are_the_published_ones():
+def test_layouts_are_the_published_ones(rng):
   """One weight at a time: output, input, row, column; flat heads by channel."""
-  rng = np.random.default_rng()
-  _, net = _random("binary_7x7")
+  _, net = _random(rng, "binary_7x7")
   state = interop.to_torch_state_dict(net)
   kernel = net["params"]["stage2_block1"]["conv2"]["kernel"]
   i, j, c_in, c_out = (rng.integers(n) for n in kernel.shape)
@@ -126,13 +150,13 @@ def test_layouts_are_the_published_ones():
   assert (
     state["fc.weight"][c_out, 49 * c_in + 7 * i + j] == head[i, j, c_in, c_out]
   )
-  _, net = _random("binary_cifar")
+  _, net = _random(rng, "binary_cifar")
   linear = interop.to_torch_state_dict(net)["linear.weight"]
   np.testing.assert_array_equal(linear.T, net["params"]["head"]["kernel"])
 
 
-def test_some_entries_can_be_renamed():
-  module, net = _random("binary_3x3")
+def test_some_entries_can_be_renamed(rng):
+  module, net = _random(rng, "binary_3x3")
   state = interop.to_torch_state_dict(net)
   some = {f"module.{key}": state[key] for key in ("fc.weight", "bn1_2.bias")}
   renamed = interop.rename(some, module)
@@ -147,8 +171,8 @@ def test_some_entries_can_be_renamed():
     interop.rename({"surprise": np.zeros(2)}, module)
 
 
-def test_one_error_lists_every_misfit():
-  module, net = _random("float_cifar")
+def test_one_error_lists_every_misfit(rng):
+  module, net = _random(rng, "float_cifar")
   state = interop.to_torch_state_dict(net)
   state["module.bn1.bias"] = state["bn1.bias"]
   del state["layer1.0.bn2.running_var"], state["conv1.weight"]
@@ -175,43 +199,34 @@ def test_one_error_lists_every_misfit():
     assert part in message
 
 
-def test_float_checkpoint_is_not_an_8_bit_net():
+def test_float_checkpoint_is_not_an_8_bit_net(rng):
   module, _ = _NETS["int8_cifar"]
-  _, net = _random("float_cifar")
+  _, net = _random(rng, "float_cifar")
   state = interop.to_torch_state_dict(net)
   with pytest.raises(errors.InputError, match="missing conv1.max_abs"):
     interop.from_torch_state_dict(state, module)
 
 
-def test_files(tmp_path):
-  module, net = _random("binary_digits")
-  state = interop.to_torch_state_dict(net)
-  np.savez(tmp_path / "net.npz", **state)
-  files = [tmp_path / "net.npz"]
+def test_files_of_others(rng, tmp_path):
+  """NumPy's, and safetensors of another program."""
   safetensors = pytest.importorskip("safetensors.numpy")
-  contiguous = {k: np.ascontiguousarray(v) for k, v in state.items()}
-  safetensors.save_file(contiguous, tmp_path / "net.safetensors")
-  files.append(tmp_path / "net.safetensors")
-  for path in files:
-    got = interop.from_torch_state_dict(path, module)
-    _assert_equal(got, net)
-    got = interop.from_torch_state_dict(str(path), module)
-    _assert_equal(got, net)
-
-
-def test_bfloat16_file(tmp_path):
-  safetensors = pytest.importorskip("safetensors.numpy")
-  values = np.random.default_rng().normal(size=(3, 4)).astype(jnp.bfloat16)
-  safetensors.save_file({"x": values}, tmp_path / "x.safetensors")
-  got = interop.load_state_dict(tmp_path / "x.safetensors")["x"]
-  assert got.dtype == jnp.bfloat16
-  np.testing.assert_array_equal(got, values)
+  for dtype in (np.float32, jnp.bfloat16):
+    module, net = _random(rng, "binary_digits", dtype)
+    state = interop.to_torch_state_dict(net)
+    state = {k: np.ascontiguousarray(v) for k, v in state.items()}
+    path = tmp_path / "net.safetensors"
+    safetensors.save_file(state, path)
+    _assert_equal(interop.from_torch_state_dict(str(path), module), net)
+    if dtype == np.float32:
+      np.savez(tmp_path / "net.npz", **state)
+      path = tmp_path / "net.npz"
+      _assert_equal(interop.from_torch_state_dict(path, module), net)
 
 
 @pytest.mark.parametrize("suffix", [".th", ".t7", ".pt", ".pth"])
-def test_pytorch_files(tmp_path, suffix):
+def test_pytorch_files(rng, tmp_path, suffix):
   torch = pytest.importorskip("torch")
-  module, net = _random("float_r18")
+  module, net = _random(rng, "float_r18")
   state = interop.to_torch_state_dict(net)
   tensors = {
     f"module.{k}": torch.nn.Parameter(torch.tensor(v)) for k, v in state.items()
@@ -235,7 +250,7 @@ def test_pytorch_files(tmp_path, suffix):
 
 
 def test_pytorch_files_need_pytorch(tmp_path, monkeypatch):
-  monkeypatch.setitem(__import__("sys").modules, "torch", None)
+  monkeypatch.setitem(sys.modules, "torch", None)
   path = tmp_path / "net.pt"
   path.write_bytes(b"whatever")
   with pytest.raises(errors.InputError, match="needs the package torch: inst"):
@@ -257,24 +272,23 @@ def _one_array(path):
     np.save(file, np.zeros(3))
 
 
-@pytest.mark.parametrize("name", ["net.npz", "net.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"\0" * 100])
-def test_damaged_files(tmp_path, name, content):
-  if name.endswith("safetensors"):
-    pytest.importorskip("safetensors")
-  path = tmp_path / name
-  path.write_bytes(content)
-  with pytest.raises(errors.InputError, match="can't be read as") as caught:
-    interop.load_state_dict(path)
-  assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("make", [_pickled, _cut, _one_array])
-def test_unfit_npz_files(tmp_path, make):
-  path = tmp_path / "net.npz"
-  make(path)
-  with pytest.raises(errors.InputError, match="net.npz: can't be read as .npz"):
-    interop.load_state_dict(path)
+def test_damaged_and_unfit_files(tmp_path):
+  pytest.importorskip("safetensors")
+  empty, words, zeros = (
+    lambda path, content=content: path.write_bytes(content)
+    for content in (b"", b"no checkpoint", b"\0" * 100)
+  )
+  for suffix, kinds in (
+    (".safetensors", (empty, words, zeros)),
+    (".npz", (empty, words, zeros, _pickled, _cut, _one_array)),
+  ):
+    path = tmp_path / f"net{suffix}"
+    match = re.escape(f"{path}: can't be read as {suffix}")
+    for damage in kinds:
+      damage(path)
+      with pytest.raises(errors.InputError, match=match) as caught:
+        interop.load_state_dict(path)
+      assert "\n" not in str(caught.value)
 
 
 def test_no_such_files(tmp_path):

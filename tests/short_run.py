@@ -1,8 +1,9 @@
 """A shortened main job, and what of its results must never change."""
 
+import ast
+import importlib.util
 import json
 import pathlib
-import shutil
 import warnings
 
 import jax
@@ -22,26 +23,50 @@ SHORT = {
   "pretrain.batch_size": 16,
   "search.updates": 4,
   "search.proposals": 4,
-  "search.images": 64,
+  "search.scenarios": "({'stuck_off':0.1},)",
+  "search.chips": 2,
+  "search.images": 32,
   "search.batch_size": 32,
-  "search.calibration_images": 64,
+  "search.calibration_images": 32,
   "search.finalists": 3,
   "search.finalist_chips": 3,
+  "train.nets": "('found','uniform')",
   "train.steps": 8,
   "train.batch_size": 16,
   "robustness.chips": 4,
   "robustness.chips_per_step": 2,
-  "robustness.scenarios": (
-    "({'stuck_off':(0.0,0.1)},{'stuck_on':(0.02,)},{'variation':(0.5,)})"
-  ),
+  "robustness.images": 100,
+  "robustness.scenarios": "({'stuck_off':(0.0,0.1)},)",
 }
 
 
-def copy(finished, workdir, without):
-  """Copies a finished run but for one stage."""
-  shutil.copytree(finished, workdir)
-  shutil.rmtree(workdir / without)
-  return workdir
+def config(**fields):
+  """The shortened configuration itself; `__` in names stands for a dot."""
+  spec = importlib.util.spec_from_file_location("short_config", CONFIG)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  values = {
+    name: ast.literal_eval(value) if isinstance(value, str) else value
+    for name, value in SHORT.items()
+  }
+  values |= {name.replace("__", "."): v for name, v in fields.items()}
+  config.update_from_flattened_dict(values)
+  return config
+
+
+def same(workdir, other):
+  """Asserts that two runs left the same."""
+  got, expected = state(workdir), state(other)
+  for name in expected:
+    assert got[name] == expected[name], name
+
+
+def one_line(capsys):
+  """The error that a command has ended with, which is one line."""
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and error.count("\n") == 1, error
+  return error
 
 
 def metrics(workdir):

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import short_run
 
@@ -14,7 +13,7 @@ pytestmark = pytest.mark.filterwarnings(
   "ignore::pytest.PytestUnraisableExceptionWarning",
   "ignore:coroutine:RuntimeWarning",
 )
-# Saves with hardly any room; argument: a folder of a small disk.
+# Saves with hardly any room; arguments: a folder of a small disk, a seed.
 _FAILING_SAVES = """
 import contextlib, pathlib, shutil, sys, time
 import numpy as np
@@ -22,7 +21,7 @@ from hawis_jax import checkpoint, errors
 
 folder = pathlib.Path(sys.argv[1])
 failed = 0
-for left in np.random.default_rng().integers(0, 12288, 30):
+for left in np.random.default_rng(int(sys.argv[2])).integers(0, 12288, 30):
   filler = folder / "filler"
   filler.unlink(missing_ok=True)
   with contextlib.suppress(OSError):  # what was deleted may not be free yet
@@ -59,32 +58,28 @@ def disk(tmp_path):
 
 
 def _refused(status, capsys, folder, words):
-  error = capsys.readouterr().err
-  assert status == 2, error
-  assert error.startswith("error: ") and error.count("\n") == 1
-  assert str(folder) in error and words in error
+  error = short_run.one_line(capsys)
+  assert status == 2 and str(folder) in error and words in error
 
 
-def test_a_full_disk(run, finished, disk, capsys):
+@pytest.mark.slow
+def test_a_full_disk(run, finished, disk, capsys, rng):
   """Full at random moments; with more room each time it goes on to the end."""
   folder, remount = disk
   workdir = folder / "run"
   needed = sum(p.stat().st_size for p in finished.rglob("*") if p.is_file())
-  rng = np.random.default_rng()
   for size in sorted(rng.uniform(0.05, 0.8, 3) * needed):
     remount(f"size={int(size)}")
     _refused(run(workdir), capsys, folder, "No space left on device")
   remount("size=64m")
   assert run(workdir) == 0
-  expected, got = short_run.state(finished), short_run.state(workdir)
-  for name in expected:
-    assert got[name] == expected[name], name
+  short_run.same(workdir, finished)
 
 
-def test_failed_saves_print_nothing(disk):
+def test_failed_saves_print_nothing(disk, rng):
   folder, _ = disk
   ended = subprocess.run(
-    [sys.executable, "-c", _FAILING_SAVES, folder],
+    [sys.executable, "-c", _FAILING_SAVES, folder, str(rng.integers(2**31))],
     capture_output=True,
     text=True,
     timeout=300,
@@ -101,5 +96,4 @@ def test_a_disk_that_becomes_read_only(run, finished, disk, capsys):
   _refused(run(workdir), capsys, folder, "Read-only file system")
   remount("rw")
   assert run(workdir) == 0
-  expected, got = short_run.state(finished), short_run.state(workdir)
-  assert got["robustness/result.json"] == expected["robustness/result.json"]
+  short_run.same(workdir, finished)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import short_run
 
@@ -81,10 +80,10 @@ def _signal(process, workdir, number, more, seconds):
   ],
 )
 def test_stopped_at_random_moments_it_ends_the_same(
-  start, finished, tmp_path, numbers
+  start, finished, tmp_path, rng, numbers
 ):
   """Every result, metric and weight equal to the bit; so is the cache cut."""
-  rng, workdir = np.random.default_rng(), tmp_path / "run"
+  workdir = tmp_path / "run"
   for number in numbers:
     more = int(rng.integers(1, 5))
     status, output = _signal(
@@ -104,9 +103,7 @@ def test_stopped_at_random_moments_it_ends_the_same(
   process = start(workdir)
   output, _ = process.communicate(timeout=_SECONDS)
   assert process.returncode == 0, output
-  expected, got = short_run.state(finished), short_run.state(workdir)
-  for name in expected:
-    assert got[name] == expected[name], name
+  short_run.same(workdir, finished)
 
 
 def test_a_second_signal_ends_it_at_once(start, tmp_path):
@@ -126,6 +123,7 @@ def test_a_second_signal_ends_it_at_once(start, tmp_path):
   assert status == -signal.SIGTERM, output
 
 
+@pytest.mark.slow
 def test_two_runs_at_once(start, tmp_path):
   """The second one is refused, and the first one not disturbed."""
   workdir = tmp_path / "run"

@@ -1,7 +1,7 @@
-"""Stage 5: report/index.html, report/*.png and report/report.json.
+"""Stage 5: report/index.html, its figures as SVG, and report/report.json.
 
 `collect` turns the results into report.json's content; figures and page are
-made of nothing else.
+made of nothing else, and the same content gives the same bytes.
 """
 
 import dataclasses
@@ -15,26 +15,20 @@ import re
 import shlex
 import sys
 
-from scipy import stats
-
 from hawis_jax import config as config_lib
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
 from hawis_jax import files
-from hawis_jax import intervals
 from hawis_jax import metrics as metrics_lib
 from hawis_jax import nets
 from hawis_jax import search
 from hawis_jax import sweep
-from hawis_jax.report import breakdown
 from hawis_jax.report import figures
-from hawis_jax.report import looks
-from hawis_jax.report import outcome
-from hawis_jax.report import page
-from hawis_jax.report import wording
+from hawis_jax.report import render
+from hawis_jax.report import results
+from hawis_jax.report import style
 
-_FORMAT = 7  # of report.json and the page; a new one remakes old reports
-_ORDER = ("found", "uniform", "baseline_1x")  # others follow
+_FORMAT = 8  # of report.json and the page; a new one remakes old reports
 
 
 def run(
@@ -54,17 +48,17 @@ def run(
   content = collect(experiment, workdir)
   if _is_finished(folder, content["digest"]):
     return
-  pictures = figures.draw(content)
-  content["files"] = ["index.html", *pictures]
-  text = page.render(content, pictures)
+  drawn = figures.draw(content)
+  texts = {f"{name}.svg": svg for name, svg in drawn.items()}
+  texts["index.html"] = render.render(content, drawn)
+  content["files"] = [*texts]
   with files.write_errors(folder):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").unlink(missing_ok=True)
-    for name in figures.FILES:
-      if name not in pictures:
-        (folder / name).unlink(missing_ok=True)
-    for name, data in {**pictures, "index.html": text.encode()}.items():
-      files.write_bytes(folder / name, data)
+    for name in figures.NAMES:
+      (folder / f"{name}.svg").unlink(missing_ok=True)
+    for name, text in texts.items():
+      files.write_bytes(folder / name, text.encode())
   # Last: its digest says that the rest is complete.
   files.write_json(folder / "report.json", content)
   metrics.say(f"report  {folder / 'index.html'}")
@@ -88,24 +82,24 @@ def collect(
   Raises:
     InputError: a result is missing or damaged.
   """
-  results = sweep.load_result(workdir)["nets"]
-  if not results:
+  swept = sweep.load_result(workdir)["nets"]
+  if not swept:
     raise errors.InputError(
       f"{workdir / 'robustness'}: got no net, needed is one; run --stages "
       "robustness first"
     )
-  config = experiment.config
-  reference = _reference(config.train.nets, results)
-  order = (reference, *_ORDER)
-  # Binary nets first, then 8-bit, then float ones.
-  ranked = sorted(
-    results,
-    key=lambda n: (results[n]["weight_bits"], (*order, n).index(n)),
-  )
-  results = {name: results[name] for name in ranked}
+  config, geometry = experiment.config, experiment.geometry
+  main = results.main_net(swept, config.train.nets)
+  swept = results.in_order(swept, main)
   found = None  # no net needed a search
   if experiment.space:
-    found = outcome.collect(search.load_result(workdir))
+    found = results.search(search.load_result(workdir))
+  known = {
+    name: experiment.widths[name]
+    for name in nets.vector_names(config.network.depth)
+    if name in experiment.widths
+  }
+  curves, measured = _metrics(workdir / "metrics.jsonl", swept)
   command = _command()
   inputs = {
     "config": json.loads(json.dumps(config_lib.flatten(config))),
@@ -115,72 +109,64 @@ def collect(
       "test_images": len(experiment.splits.test),
     },
     "device": dataclasses.asdict(experiment.device),
-    "hardware": breakdown.hardware(experiment),
-    "reference": reference,
+    "hardware": {
+      "technology": geometry.hardware.technology.name,
+      "tile_shape": list(geometry.tile_shape),
+      "converter_bits": geometry.hardware.converter_bits,
+      "sensed": geometry.hardware.adc_bits == 1,
+      "duplication": geometry.hardware.duplication,
+      "activity": geometry.hardware.activity,
+      "products": list(geometry.names),
+    },
+    "main_net": main,
     "search": found,
     "space": found and [list(layer) for layer in experiment.space.choices],
-    "vectors": breakdown.vectors(experiment, results, found and found["found"]),
-    "curves": _curves(
-      workdir / "metrics.jsonl", ["pretrain", *(f"train/{n}" for n in results)]
+    "vectors": results.vectors(
+      swept, found and found["found"], known, geometry
     ),
-    "stage_starts": _stage_starts(
-      config_lib.num_stages(config), config.network.depth - 1
-    ),
+    "curves": curves,
+    "group_starts": _group_starts(config),
     "chance": 1 / experiment.splits.num_classes,
   }
-  identity = json.dumps([_FORMAT, inputs, results], sort_keys=True)
-  content = {
+  identity = json.dumps([_FORMAT, inputs, swept], sort_keys=True)
+  return {
     "digest": hashlib.sha256(identity.encode()).hexdigest(),
     "name": _name(command, workdir),
-    "made": datetime.datetime.now(datetime.UTC).isoformat(" ", "minutes"),
+    "measured": measured,
     "command": command,
     "versions": _versions(),
     **inputs,
     "nets": {
-      name: _net(result, inputs["vectors"][nets.parse(name).widths]["cost"])
-      for name, result in results.items()
+      name: results.net(
+        result, inputs["vectors"][nets.parse(name).widths]["cost"]
+      )
+      for name, result in swept.items()
     },
-    "comparisons": _comparisons(reference, results),
-    "missing": _missing(config, results),
+    "accuracy": results.accuracy(swept),
+    "comparisons": results.comparisons(swept, main),
+    "missing": _missing(config, swept),
   }
-  content["headline"] = wording.headline(content)
-  return content
 
 
-def _reference(names, results):
-  """The net that the others are compared with; None: none was on chips.
-
-  It is the found net, else the first binary one of `names`.
-  """
-  ranked = sorted(
-    (name for name, result in results.items() if result["sweeps"]),
-    key=lambda n: (
-      n != "found",
-      results[n]["weight_bits"] != 1,
-      (*names, n).index(n),
-    ),
-  )
-  return ranked[0] if ranked else None
+def _group_starts(config):
+  """First layer of every group of blocks, from 1; the first has the stem."""
+  groups = config_lib.num_stages(config)
+  size = (config.network.depth - 2) // groups
+  return [1, *(2 + group * size for group in range(1, groups))]
 
 
-def _stage_starts(num_stages, num_layers):
-  """First layer of every stage, counted from 1; the first has the stem."""
-  per_stage = (num_layers - 1) // num_stages
-  return [1, *(2 + stage * per_stage for stage in range(1, num_stages))]
-
-
-def _missing(config, results):
+def _missing(config, swept):
   """What of the sweeps is not there yet, in words."""
   missing = []
   for step in sweep.todo_list(config):
-    name = looks.net_name(step.net)
-    if step.net not in results:
-      if step.level is None:
-        missing.append(f"{name}: everything")
-    elif step.level is not None:
-      if step.level.value not in _by_level(results[step.net], step.scenario):
-        level = looks.level_text(step.scenario, step.level.value)
-        missing.append(f"{name}: {level}")
+    name, result = style.net_name(step.net), swept.get(step.net)
+    if step.level is None:
+      missing += [f"{name}: everything"] * (result is None)
+    elif result is not None:
+      entries = result["sweeps"].get(step.scenario, [])
+      if step.level.value not in [entry["level"] for entry in entries]:
+        severity = style.severity(step.scenario, step.level.value)
+        missing.append(f"{name}: {severity}")
   return missing
 
 
@@ -208,84 +194,22 @@ def _versions():
   return versions
 
 
-def _curves(path, stages):
-  """{stage: {metric drawn: {"step", "value"}}}, stages in order."""
+def _metrics(path, names):
+  """({stage: {metric drawn: {"step", "value"}}}, when the last line came)."""
   lines = path.read_text().splitlines() if path.exists() else []
-  curves = {stage: {} for stage in stages}
+  curves = {stage: {} for stage in ("pretrain", *(f"train/{n}" for n in names))}
+  last = None
   for line in map(json.loads, lines):
-    if line["stage"] not in curves:
-      continue
+    last = line["time"]
     for metric, value in line["values"].items():
-      if metric == "loss" or metric.startswith("accuracy"):
+      is_drawn = metric == "loss" or metric.startswith("accuracy")
+      if line["stage"] in curves and is_drawn:
         points = curves[line["stage"]].setdefault(
           metric, {"step": [], "value": []}
         )
         points["step"].append(line["step"])
         points["value"].append(value)
-  return {stage: curve for stage, curve in curves.items() if curve}
-
-
-def _by_level(result, scenario):
-  """{level: entry} of one sweep, ascending."""
-  entries = result.get("sweeps", {}).get(scenario, [])
-  return {e["level"]: e for e in sorted(entries, key=lambda e: e["level"])}
-
-
-def _net(result, costs):
-  """What is shown of one net: `result` with a column a statistic, and costs.
-
-  Args:
-    result: of the sweep.
-    costs: of a 1-bit net of these widths.
-  """
-  is_binary = result["weight_bits"] == 1
-  images = result["test_images"]
-  hits = stats.binomtest(round(result["clean"] * images), images)
-  columns = (
-    "level",
-    "chips",
-    "mean",
-    "ci95",
-    "std",
-    "median",
-    "p5",
-    "cvar",
-    "worst",
-    "best",
-    "intervals",
-    "standard_errors",
-  )
-  return {
-    **{name: cost if is_binary else None for name, cost in costs.items()},
-    **result,
-    "clean_ci95": list(hits.proportion_ci(method="wilson")),
-    "sweeps": {
-      scenario: {
-        column: [e[column] for e in _by_level(result, scenario).values()]
-        for column in columns
-      }
-      for scenario in result["sweeps"]
-    },
-  }
-
-
-def _comparisons(reference, results):
-  """Paired differences reference - rival: every rival, scenario and level."""
-  comparisons = []
-  for rival in (name for name in results if name != reference):
-    for scenario in results[reference]["sweeps"] if reference else ():
-      theirs = _by_level(results[rival], scenario)
-      for level, entry in _by_level(results[reference], scenario).items():
-        # Without random effects there is one chip: nothing to compare.
-        if level in theirs and entry["chips"] > 1:
-          comparisons.append(
-            {
-              "rival": rival,
-              "scenario": scenario,
-              "level": level,
-              **intervals.paired_difference(
-                entry["accuracy"], theirs[level]["accuracy"]
-              ),
-            }
-          )
-  return comparisons
+  if last is not None:
+    last = datetime.datetime.fromtimestamp(last, datetime.UTC)
+  measured = last.isoformat(" ", "minutes") if last else "no metrics"
+  return {stage: curve for stage, curve in curves.items() if curve}, measured

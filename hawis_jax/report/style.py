@@ -1,0 +1,308 @@
+"""How the report names, colours and writes what it shows.
+
+Colours are those of Okabe and Ito, which the colour-blind can tell apart; a
+net also keeps its marker in all figures. Each has a twin for dark screens.
+"""
+
+from collections.abc import Iterable
+import dataclasses
+import itertools
+import re
+
+from matplotlib import ticker
+
+from hawis_jax import cost
+from hawis_jax import nets as nets_lib
+
+TEXT, GRID, NEUTRAL = "#1b1b1b", "#dddddd", "#888888"
+SHADE, BACK = "#eeeeee", "#ffffff"
+# Of components: none of a net's; neighbours differ in lightness.
+PARTS = {
+  "#1f3a5f": "#4f7db3",
+  "#7fa3c7": "#a9c8e8",
+  "#8c6d1f": "#b8943a",
+  "#e3cf8f": "#f0e2b0",
+  "#3f6b3f": "#5f9c5f",
+  "#a9cda0": "#c5e6bc",
+  "#6b3a6b": "#a062a0",
+  "#cda9cd": "#e6cbe6",
+}
+# (colour, the same on dark, marker). Their yellow is too pale: brown instead.
+_PALETTE = (
+  ("#d55e00", "#ff8533", "o"),
+  ("#0072b2", "#4da6e0", "s"),
+  ("#111111", "#fafafa", "^"),
+  ("#cc79a7", "#e39ac3", "v"),
+  ("#e69f00", "#f2b632", "P"),
+  ("#56b4e9", "#8fd0f7", "X"),
+  ("#009e73", "#2bc79b", "D"),
+  ("#7f5539", "#b98b6c", "*"),
+)
+DARK = {
+  TEXT: "#e6e6e6",
+  GRID: "#3a3a3a",
+  NEUTRAL: "#999999",
+  SHADE: "#2a2a2a",
+  BACK: "#161616",
+  **PARTS,
+  **{light: dark for light, dark, _ in _PALETTE},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """How a net or a search method is named and drawn."""
+
+  name: str
+  color: str
+  marker: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+  """How the severities of a scenario are named and drawn.
+
+  Attributes:
+    title: what happens to the cells.
+    label: of the axis, with its unit.
+    short: format of a severity in running text.
+    scale: a severity times this is shown.
+    meaning: of the effect, for the definitions.
+  """
+
+  title: str
+  label: str
+  short: str
+  scale: float
+  meaning: str
+
+
+_IR_DROP = (
+  "Currents of the resistive network of cells, wires, drivers and sensing "
+  "ends, solved exactly."
+)
+# fmt: off
+EFFECTS = {
+  "stuck_off": Effect(
+    "Cells stuck off (high resistance)", "cells stuck at $G_{off}$ [%]",
+    "{:g} % stuck off", 100,
+    "Share of cells that stay at G_off whatever is written."),
+  "stuck_on": Effect(
+    "Cells stuck on (low resistance)", "cells stuck at $G_{on}$ [%]",
+    "{:g} % stuck on", 100,
+    "Share of cells that stay at G_on whatever is written."),
+  "variation": Effect(
+    "Variation between cells", r"$\gamma$, std of ln $G$",
+    "variation γ = {:g}", 1,
+    "Every conductance is divided by exp(θ), θ normal with standard deviation "
+    "γ."),
+  "dead_rows": Effect(
+    "Dead word lines", "word lines without current [%]", "{:g} % dead rows",
+    100, "Share of word lines of an array whose cells carry no current."),
+  "dead_columns": Effect(
+    "Dead bit lines", "bit lines without current [%]", "{:g} % dead columns",
+    100, "Share of bit lines of an array whose cells carry no current."),
+  "gaussian_variation": Effect(
+    "Gaussian variation between cells", "std of $G$ [% of $G$]",
+    "variation of {:g} % of G", 100,
+    "Every conductance is multiplied by 1 + s n, n standard normal, and "
+    "clipped at 0."),
+  "write_error": Effect(
+    "Programming error", "times the measured one",
+    "{:g} x the measured write error", 1,
+    "Normal, of a standard deviation that was measured as a function of the "
+    "target conductance; new at every programming."),
+  "drift_time": Effect(
+    "Drift", "time since programming [s]", "{:,.0f} s of drift", 1,
+    "Conductances fall as a power of the time since programming, each cell "
+    "with an exponent of its own."),
+  "read_noise": Effect(
+    "Thermal and shot noise", "times the physical one", "{:g} x read noise", 1,
+    "Normal noise of every current that is read, new at every read."),
+  "telegraph_noise": Effect(
+    "Random telegraph noise", "times the measured step",
+    "{:g} x telegraph noise", 1,
+    "At every read each cell is, with probability 1/2, one measured step "
+    "above its conductance; a column's sum is drawn from the normal "
+    "distribution of the same mean and variance."),
+  "legacy_noise": Effect(
+    "Noise of the published test", "times the published one",
+    "{:g} x the published noise", 1,
+    "As in the published code: a third of the whole conductance range, here "
+    "drawn once a chip. For comparison only; no device has it."),
+  "wire_resistance": Effect(
+    "IR drop of wires", r"wire resistance a cell [$\Omega$]",
+    "wires of {:g} Ω a cell", 1, _IR_DROP),
+  "load_resistance": Effect(
+    "IR drop of loads", r"load resistance [$\Omega$]", "loads of {:g} Ω", 1,
+    _IR_DROP),
+  "fault_map": Effect(
+    "Measured faults", "", "the measured faults", 1,
+    "Cells are stuck as those of a measured chip."),
+  "adc_bits": Effect(
+    "Converters", "bits (0: ideal)", "{:g}-bit converters", 1,
+    "Every column of every tile is read by a converter of so many bits, and "
+    "the codes of the row tiles are added."),
+}
+# fmt: on
+# Names of `cost.COMPONENTS`, where they have others.
+COMPONENTS = {
+  **{name: name.replace("_", " ") for name in cost.COMPONENTS},
+  "array": "arrays",
+  "sample_hold": "sample and hold",
+  "buffer": "buffers",
+}
+_METHODS = {
+  "ppo": "policy (PPO)",
+  "reinforce": "policy (REINFORCE)",
+  "local": "local search",
+  "random": "random search",
+  "per_stage": "a width a group",
+}
+# The place of a binary net in the palette, where no net before it has it.
+_PLACES = {
+  "found": 0,
+  "uniform": 1,
+  "baseline_1x": 2,
+  "hawis_a": 0,
+  "4x": 1,
+  "1x": 2,
+  "hawis_b": 3,
+}
+_NAMES = {"baseline_1x": "1x baseline"}
+_NAMES |= {"hawis_a": "HAWIS-A", "hawis_b": "HAWIS-B"}
+_KINDS = {nets_lib.INT8: "8-bit ", nets_lib.FLOAT: "float "}
+_PRESET = re.compile(r"resnet(\d+)_(hawis_[ab]|\d+x)")
+
+
+def net_name(net: str) -> str:
+  """Returns the shown name: "found", "HAWIS-A (ResNet-20)", "8-bit 1x".
+
+  Args:
+    net: as in `config.train.nets`; one not known keeps its name.
+  """
+  vector, kind = nets_lib.parse(net)
+  preset = _PRESET.fullmatch(vector)
+  name = preset[2] if preset else vector
+  name = _KINDS.get(kind, "") + _NAMES.get(name, name)
+  is_alone = preset and kind == nets_lib.BINARY
+  return f"{name} (ResNet-{preset[1]})" if is_alone else name
+
+
+def weights(bits: int) -> str:
+  """Returns what a net's weights are: "1-bit", "8-bit" or "float"."""
+  return "float" if bits == 32 else f"{bits}-bit"
+
+
+def net_looks(nets: Iterable[str]) -> dict[str, Look]:
+  """Returns how nets are drawn together, distinct up to eight of them."""
+  nets, places = list(nets), {}
+  for net in nets:
+    preset = _PRESET.fullmatch(net)
+    place = _PLACES.get(preset[2] if preset else net)
+    if place is not None and place not in places.values():
+      places[net] = place
+  spare = [p for p in range(len(_PALETTE)) if p not in places.values()]
+  others = [net for net in nets if net not in places]
+  places.update(zip(others, itertools.cycle(spare), strict=False))
+  return {net: _look(net_name(net), places[net]) for net in nets}
+
+
+def method_looks(methods: Iterable[str]) -> dict[str, Look]:
+  """Returns how search methods, the found net's first, and uniform are drawn.
+
+  The first has the colour of the found net, uniform scaling its net's.
+  """
+  first, *others = methods
+  places = {first: 0, **dict(zip(others, (6, 3, 4, 5, 7, 2), strict=False))}
+  places["uniform"] = 1
+  return {
+    name: _look(_METHODS.get(name, name), place)
+    for name, place in places.items()
+  }
+
+
+def _look(name, place):
+  color, _, marker = _PALETTE[place]
+  return Look(name, color, marker)
+
+
+def effect(scenario: str) -> Effect:
+  """Returns how a scenario is shown; one not known shows its numbers.
+
+  Args:
+    scenario: "<effect>", or "<name>: <effect>" (see `scenarios.Scenario`).
+  """
+  name, _, field = scenario.rpartition(": ")
+  unknown = Effect(field, f"severity of {field}", f"{field} = {{:g}}", 1, "")
+  found = EFFECTS.get(field, unknown)
+  if not name:
+    return found
+  braces = name.replace("{", "{{").replace("}", "}}")
+  short = f"{braces}: {found.short}"
+  return dataclasses.replace(found, title=capital(name), short=short)
+
+
+def severity(scenario: str, value: float | str) -> str:
+  """Returns a severity in running text: "10 % stuck off"."""
+  if isinstance(value, str):
+    return f"{scenario} {value}"
+  return effect(scenario).short.format(effect(scenario).scale * value)
+
+
+def capital(text: str) -> str:
+  """Returns `text` as the start of a sentence."""
+  return text[:1].upper() + text[1:]
+
+
+def percent(share: float) -> str:
+  """Returns a share in percent, without the sign."""
+  return f"{100 * share:.2f}"
+
+
+def estimate(value: float, interval: list[float]) -> str:
+  """Returns a share and its interval in percent."""
+  low, high = map(percent, interval)
+  return f"{percent(value)} [{low}, {high}]"
+
+
+def points(share: float) -> str:
+  """Returns a difference of shares in signed percentage points."""
+  text = f"{100 * share:+.2f}"
+  return "0.00" if float(text) == 0 else text
+
+
+def difference(value: float, interval: list[float]) -> str:
+  """Returns signed percentage points with their interval."""
+  low, high = map(points, interval)
+  return f"{points(value)} [{low}, {high}]"
+
+
+def quantity(kind: str, value: float | None) -> str:
+  """Returns an amount of three digits: "31.2 µJ", "273 k"; None: "-".
+
+  Args:
+    kind: of `cost.KINDS`, or "weights"; a count has no unit, and all its
+      digits up to 9,999.
+    value: in SI units.
+  """
+  if value is None:
+    return "-"
+  if kind in cost.COUNTS and value < 1e4:
+    return f"{value:,.6g}"
+  if kind == "area":  # of square millimetres, prefixes would be squared
+    return f"{1e6 * value:.3g} mm²"
+  unit = "" if kind in cost.COUNTS else cost.KINDS[kind].unit
+  return ticker.EngFormatter(unit)(float(f"{value:.3g}")).strip()
+
+
+_NOUNS = {
+  "arrays": "crossbar arrays",
+  "macs": "MACs",
+  "interval": "between images",
+}
+
+
+def of_cost(kind: str, value: float) -> str:
+  """Returns an amount with its noun: "31.2 µJ of energy", "240 arrays"."""
+  return f"{quantity(kind, value)} {_NOUNS.get(kind, f'of {kind}')}"

@@ -22,11 +22,10 @@ import pytest
 from sklearn import datasets
 import tensorflow_datasets as tfds
 
-from hawis_jax import config
 from hawis_jax import data
 from hawis_jax import errors
 from hawis_jax.data import digits
-from hawis_jax.data import splits as splits_lib
+from hawis_jax.data import prepare
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CIFAR_DIR = ROOT.parent / "shared" / "data"
@@ -54,11 +53,9 @@ class Records:
     return [{"image": image * (i % 256), "label": i} for i in indices]
 
 
-def numbered(count, in_memory=True, records=None):
-  records = records or Records(count)
-  images = data.Images(
-    records, pathlib.Path("x"), (2, 3, 1), in_memory=in_memory
-  )
+def numbered(count, in_memory=True, records=None, shape=(2, 3, 1)):
+  records, folder = records or Records(count), pathlib.Path("x")
+  images = data.Images(records, folder, shape, in_memory=in_memory)
   return data.Source(images, np.arange(count))
 
 
@@ -84,16 +81,19 @@ class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _split_generators(self, dl_manager):
     splits = self.change.get("splits", {"train": 30, "test": 7})
-    return {name: self._generate_examples(n) for name, n in splits.items()}
+    labels = self.change.get("labels", {})
+    return {
+      name: self._generate_examples(count, labels.get(name))
+      for name, count in splits.items()
+    }
 
-  def _generate_examples(self, count):
+  def _generate_examples(self, count, label):
     for i in range(count):
       example = {
         "id": f"a{i}",
         "image": Image.fromarray(tiny_image(i)),
-        "label": i % 3,
-      }
-      example |= self.change.get("example", {})
+        "label": i % 3 if label is None else label,
+      } | self.change.get("example", {})
       yield i, {k: v for k, v in example.items() if k in self.info.features}
 
 
@@ -114,10 +114,8 @@ def make_tiny(root, name="tiny", version="1.2.0", shards=1, **change):
   return root / name / version
 
 
-def section(data_dir, name="digits", **fields):
-  section = config.default().data
-  section.update(name=name, data_dir=str(data_dir), **fields)
-  return section
+def settings_of(data_dir, name="digits", validation_images=256, **fields):
+  return data.Settings(name, str(data_dir), validation_images, **fields)
 
 
 def rows(source):
@@ -146,7 +144,7 @@ def fails(*patterns):
 def data_dir(tmp_path_factory):
   """A folder with digits, tiny 1.2.0, 1.9.0, 1.10.0 (3 files) and set/small."""
   root = tmp_path_factory.mktemp("data")
-  digits.prepare(root)
+  prepare.prepare("digits", root)
   make_tiny(root, version="1.2.0", splits={"train": 12, "test": 12})
   make_tiny(root, version="1.9.0", splits={"train": 19, "test": 19})
   make_tiny(root, version="1.10.0", shards=3)
@@ -156,7 +154,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def splits(data_dir):
-  return data.load(section(data_dir))
+  return data.load(settings_of(data_dir))
 
 
 @pytest.fixture
@@ -171,19 +169,8 @@ def offline(monkeypatch):
 # digits
 
 
-def test_digits_sizes(splits):
-  assert (splits.image_shape, splits.num_classes) == ((8, 8, 1), 10)
-  assert splits.name == "digits"
-  sizes = len(splits.train), len(splits.validation), len(splits.test)
-  assert sizes == (1437 - 256, 256, 360)
-  read = splits.test.read(range(360))
-  assert read["image"].shape == (360, 8, 8, 1)
-  assert read["image"].dtype == np.uint8
-  assert read["label"].dtype == np.int32
-
-
 def test_digits_are_those_of_scikit_learn(data_dir):
-  splits = data.load(section(data_dir, validation_images=0))
+  splits = data.load(settings_of(data_dir, validation_images=0))
   values, labels = datasets.load_digits(return_X_y=True)
   expected = collections.Counter(
     (tuple(v.astype(int)), int(n)) for v, n in zip(values, labels, strict=True)
@@ -209,28 +196,24 @@ def test_digits_split_is_stratified(splits):
   assert np.all(np.abs(by_class - np.bincount(labels) / 5) < 1)
   read = splits.test.read(range(360))["label"]
   np.testing.assert_array_equal(read, labels[test])
+  assert (read.dtype, splits.image_shape) == (np.int32, (8, 8, 1))
   # Random: not every fifth image of the file.
   assert len(set(test % 5)) == 5
 
 
-def test_second_process_may_win_the_race(tmp_path, monkeypatch, data_dir):
+def test_second_process_may_win_the_race(tmp_path, monkeypatch):
   rename = os.rename
 
   def late(source, target):
-    if target == tmp_path / "digits" / "1.0.0":
-      monkeypatch.setattr(os, "rename", rename)
-      digits.prepare(tmp_path)  # the other process, from start to end
+    monkeypatch.undo()
+    prepare.prepare("digits", tmp_path)  # the other process, start to end
     rename(source, target)
 
   monkeypatch.setattr(os, "rename", late)
-  digits.prepare(tmp_path)
+  prepare.prepare("digits", tmp_path)
   assert os.rename is rename  # the race took place
   assert [p.name for p in tmp_path.iterdir()] == ["digits"]
-  ours, theirs = (
-    data.load(section(root)).train.read(range(1181))
-    for root in (tmp_path, data_dir)
-  )
-  assert_equal(ours, theirs)
+  assert len(data.load(settings_of(tmp_path)).test) == 360
 
 
 def test_killed_preparation_leaves_no_data_set(tmp_path, monkeypatch):
@@ -240,30 +223,25 @@ def test_killed_preparation_leaves_no_data_set(tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(os, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
-      digits.prepare(tmp_path)
+      prepare.prepare("digits", tmp_path)
   assert not list(tmp_path.glob("digits/*"))
-  assert len(data.load(section(tmp_path)).test) == 360
+  assert len(data.load(settings_of(tmp_path)).test) == 360
 
 
 def test_processes_start_at_once_silently_and_agree(tmp_path, data_dir):
   script = """
-import json, sys, zlib
-import ml_collections
+import sys, zlib
 from hawis_jax import data
-section = ml_collections.ConfigDict(json.loads(sys.argv[1]))
+train = data.load(data.Settings("digits", sys.argv[1], 256)).train
 batches = data.train_batches(
-  data.load(section).train, seed=3, batch_size=64, augment="flip_crop",
-  start_step=20)
-checksum = zlib.crc32(next(batches)["image"].tobytes())
-section.update(name="tiny", data_dir=sys.argv[2], validation_images=3)
-data.load(section)
+  train, seed=3, batch_size=64, augment="flip_crop", start_step=20)
+data.load(data.Settings("tiny", sys.argv[2]))
 assert "tensorflow" not in sys.modules
-print(checksum)
+print(zlib.crc32(next(batches)["image"].tobytes()))
 """
-  fields = section(tmp_path).to_json()
   processes = [
     subprocess.Popen(
-      [sys.executable, "-c", script, fields, str(data_dir)],
+      [sys.executable, "-c", script, tmp_path, data_dir],
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -273,11 +251,9 @@ print(checksum)
     for seed in "12"
   ]
   outputs = [process.communicate(timeout=60) for process in processes]
+  train = data.load(settings_of(data_dir)).train
   batches = data.train_batches(
-    data.load(section(data_dir)).train,
-    seed=3,
-    batch_size=64,
-    augment="flip_crop",
+    train, seed=3, batch_size=64, augment="flip_crop"
   )
   batch = next(itertools.islice(batches, 20, None))
   assert outputs == [(f"{zlib.crc32(batch['image'].tobytes())}\n", "")] * 2
@@ -287,28 +263,29 @@ print(checksum)
 # load
 
 
-@pytest.mark.parametrize("held_out", [0, 1, 256, 1436])
-def test_validation_is_held_out_of_train(data_dir, splits, held_out):
-  whole = data.load(section(data_dir, validation_images=0))
-  part = data.load(section(data_dir, validation_images=held_out))
-  assert len(part.validation) == held_out
-  assert not set(part.train.indices) & set(part.validation.indices)
-  validation = rows(part.validation) if held_out else collections.Counter()
-  assert rows(part.train) + validation == rows(whole.train)
+def test_validation_is_held_out_of_train(data_dir, splits):
+  whole = data.load(settings_of(data_dir, validation_images=0))
+  for held_out in (0, 1, 256, 1436):
+    part = data.load(settings_of(data_dir, validation_images=held_out))
+    assert len(part.validation) == held_out
+    assert not set(part.train.indices) & set(part.validation.indices)
+    validation = rows(part.validation) if held_out else collections.Counter()
+    assert rows(part.train) + validation == rows(whole.train)
+    assert rows(part.train_and_validation) == rows(whole.train)
   assert rows(part.test) == rows(splits.test)
 
 
 def test_validation_is_always_the_same_and_random(splits, data_dir):
-  again = data.load(section(data_dir)).validation
+  again = data.load(settings_of(data_dir)).validation
   assert_equal(splits.validation.read(range(256)), again.read(range(256)))
-  smaller = data.load(section(data_dir, validation_images=100)).validation
+  smaller = data.load(settings_of(data_dir, validation_images=100)).validation
   np.testing.assert_array_equal(smaller.indices, again.indices[:100])
   assert abs(np.mean(again.indices) - 718) < 5 * 415 / 16  # uniform, 5 sigma
 
 
 def test_large_sets_are_read_record_by_record(splits, data_dir, monkeypatch):
-  monkeypatch.setattr(splits_lib, "_IN_MEMORY_BYTES", 360 * 64 + 1)
-  large = data.load(section(data_dir))
+  monkeypatch.setattr(data.splits, "_IN_MEMORY_BYTES", 360 * 64 + 1)
+  large = data.load(settings_of(data_dir))
   assert splits.train.images.in_memory
   assert not large.train.images.in_memory
   assert large.test.images.in_memory  # 360 images are less than that
@@ -328,49 +305,45 @@ def test_memory_is_filled_at_the_first_read_and_once():
     np.testing.assert_array_equal(
       batch["image"][:, 0, 0, 0], batch["label"] % 256
     )
-  assert source[2999]["label"] == 2999
+  assert source.read([2999])["label"] == [2999]
   assert records.reads == 3000
 
 
-def test_reads_a_set_by_name(data_dir, offline):
-  splits = data.load(section(data_dir, "tiny", validation_images=10))
+def test_a_set_is_read_by_name_and_config(data_dir, offline):
+  splits = data.load(settings_of(data_dir, "tiny", 10))
   assert (splits.image_shape, splits.num_classes) == ((4, 6, 3), 3)
   assert len(splits.test) == 7  # that of 1.10.0, the highest version
   for source in (splits.train, splits.validation):
-    for i, number in enumerate(source.indices):
-      np.testing.assert_array_equal(source[i]["image"], tiny_image(number))
-      assert source[i]["label"] == number % 3
+    read = source.read(range(len(source)))
+    images = np.stack([tiny_image(number) for number in source.indices])
+    np.testing.assert_array_equal(read["image"], images)
+    np.testing.assert_array_equal(read["label"], source.indices % 3)
+  assert len(data.load(settings_of(data_dir, "set/small", 10)).train) == 20
 
 
-def test_reads_a_config_of_a_set(data_dir):
-  splits = data.load(section(data_dir, "set/small", validation_images=10))
-  assert len(splits.train) == 20
-
-
-def test_default_data_dir(data_dir, monkeypatch, tmp_path):
+def test_data_are_looked_for_where_tfds_does(data_dir, monkeypatch, tmp_path):
   monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
-  assert len(data.load(section("", "tiny", validation_images=1)).train) == 29
+  assert len(data.load(settings_of("", "tiny", 1)).train) == 29
   monkeypatch.delenv("TFDS_DATA_DIR")
   monkeypatch.setenv("HOME", str(tmp_path))
-  assert len(data.load(section("")).train) == 1181
+  assert len(data.load(settings_of("")).train) == 1181
   assert (tmp_path / "tensorflow_datasets/digits/1.0.0").is_dir()
 
 
 @pytest.mark.skipif(
   not (CIFAR_DIR / "cifar10").is_dir(), reason=f"no cifar10 in {CIFAR_DIR}"
 )
-def test_cifar10(offline):
-  splits = data.load(section(CIFAR_DIR, "cifar10", validation_images=50))
-  assert (splits.image_shape, splits.num_classes) == ((32, 32, 3), 10)
+def test_cifar10_in_shared_data(offline):
+  splits = data.load(settings_of(CIFAR_DIR, "cifar10", 50))
   sizes = len(splits.train), len(splits.validation), len(splits.test)
   assert sizes == (49_950, 50, 5_000)
   folder = CIFAR_DIR / "cifar10" / "3.0.2"
   records = tfds.builder_from_directory(folder).as_data_source("train")
-  for i in (0, 49):
-    expected = records[splits.validation.indices[i]]
-    got = splits.validation[i]
-    np.testing.assert_array_equal(got["image"], expected["image"])
-    assert got["label"] == expected["label"]
+  numbers = splits.validation.indices[[0, 49]]
+  got = splits.validation.images.decode(numbers)  # not all 50,000
+  for i, number in enumerate(numbers):
+    np.testing.assert_array_equal(got["image"][i], records[number]["image"])
+    assert got["label"][i] == records[number]["label"]
   labels = splits.test.read(range(5_000))["label"]
   assert np.bincount(labels).tolist() == [500] * 10
 
@@ -378,22 +351,30 @@ def test_cifar10(offline):
 # train_batches
 
 
+@pytest.fixture(scope="session")
+def resized(data_dir):
+  settings = settings_of(data_dir, image_size=9, resize=10)
+  return data.load(settings).train
+
+
 @settings(max_examples=10, deadline=None)
 @given(
   seed=st.integers(0, 2**32),
-  batch_size=st.integers(1, 1181),
+  batch_size=st.integers(1, 300),
   start=st.integers(0, 15),
-  augment=st.sampled_from(("none", "flip_crop")),
+  augment=st.sampled_from(data.AUGMENTATIONS),
   threads=st.integers(0, 3),
 )
-def test_resume(splits, seed, batch_size, start, augment, threads):
+def test_a_resumed_run_sees_what_it_would_have_seen(
+  resized, seed, batch_size, start, augment, threads
+):
   arguments = dict(seed=seed, batch_size=batch_size, augment=augment)
-  whole = data.train_batches(splits.train, **arguments)
+  whole = data.train_batches(resized, **arguments)
   rest = data.train_batches(
-    splits.train, **arguments, start_step=start, read_threads=threads
+    resized, **arguments, start_step=start, read_threads=threads
   )
   for batch in itertools.islice(whole, start, start + 3):
-    assert batch["image"].shape == (batch_size, 8, 8, 1)
+    assert batch["image"].shape == (batch_size, 9, 9, 1)
     assert batch["label"].shape == (batch_size,)
     assert_equal(batch, next(rest))
 
@@ -423,21 +404,10 @@ def test_each_epoch_has_every_image_once(count, seed, share):
   np.testing.assert_array_equal(
     np.sort(epochs, axis=1), np.tile(np.arange(count), (3, 1))
   )
+  other = data.train_batches(numbered(count), seed=seed + 1, batch_size=count)
+  orders = {*map(tuple, epochs), tuple(next(other)["label"])}
   if count > 20:  # a chance of less than 1 in 20! that two orders are equal
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-
-
-def test_seeds_differ():
-  first = [
-    next(data.train_batches(numbered(100), seed=seed, batch_size=100))["label"]
-    for seed in (0, 1)
-  ]
-  assert not np.array_equal(*first)
-  # Nor is epoch 1 of seed 0 epoch 0 of seed 1.
-  second = next(
-    data.train_batches(numbered(100), seed=0, batch_size=100, start_step=1)
-  )
-  assert not np.array_equal(second["label"], first[1])
+    assert len(orders) == 4
 
 
 def test_flip_crop_is_uniform_over_flips_and_shifts():
@@ -448,36 +418,35 @@ def test_flip_crop_is_uniform_over_flips_and_shifts():
 
   noise = np.random.default_rng(0).integers(1, 256, (100, 6, 7, 2), np.uint8)
   padded = np.pad(noise, ((0, 0), (4, 4), (4, 4), (0, 0)))
-  variant = {
-    crop.tobytes(): (i, top, left, flip)
-    for i, top, left, flip in itertools.product(
-      range(100), range(9), range(9), (False, True)
-    )
-    for crop in [padded[i, top : top + 6, left : left + 7][:, :: 1 - 2 * flip]]
-  }
+  variant = {}
+  for top, left, flip in itertools.product(range(9), range(9), (1, -1)):
+    crops = padded[:, top : top + 6, left : left + 7][:, :, ::flip]
+    for i, crop in enumerate(crops):
+      variant[crop.tobytes()] = i, (top, left, flip)
+  source = numbered(100, records=Noise(100), shape=(6, 7, 2))
   batches = data.train_batches(
-    numbered(100, records=Noise(100)),
-    seed=0,
-    batch_size=50,
-    augment="flip_crop",
+    source, seed=0, batch_size=50, augment="flip_crop"
   )
-  seen = []
+  count = collections.Counter()
   for batch in itertools.islice(batches, 162):
     for image, label in zip(batch["image"], batch["label"], strict=True):
-      number, *how = variant[image.tobytes()]
+      number, how = variant[image.tobytes()]
       assert number == label
-      seen.append(tuple(how))
-  count = collections.Counter(seen)
+      count[how] += 1
   assert len(count) == 162
   # 8,100 draws, 50 expected of each: chi-square of 161 degrees of freedom (mean
   # 161, standard deviation 18).
   assert sum((n - 50) ** 2 / 50 for n in count.values()) < 161 + 5 * 18
 
 
-def test_none_leaves_images_alone(splits):
-  batch = next(data.train_batches(splits.train, seed=0, batch_size=100))
-  pairs = zip(batch["image"], batch["label"], strict=True)
-  assert {(i.tobytes(), int(n)) for i, n in pairs} <= rows(splits.train).keys()
+def test_a_shard_reads_only_its_rows():
+  source = numbered(12, in_memory=False)
+  arguments = dict(seed=0, batch_size=12, read_threads=0)
+  whole = next(data.train_batches(source, **arguments))
+  before = source.images.records.reads
+  part = next(data.train_batches(source, **arguments, shard=(1, 3)))
+  assert source.images.records.reads - before == 4
+  assert_equal(part, {key: value[4:8] for key, value in whole.items()})
 
 
 # evaluation_batches
@@ -492,74 +461,51 @@ def test_none_leaves_images_alone(splits):
 )
 def test_evaluation_counts_each_image_once(count, batch_size, in_memory, share):
   limit = share.draw(st.none() | st.integers(1, count))
-  batches = data.evaluation_batches(
-    numbered(count, in_memory), batch_size, limit
-  )
+  source = numbered(count, in_memory)
+  batches = data.evaluation_batches(source, batch_size, limit)
   wanted = count if limit is None else limit
   shape = (-(-wanted // batch_size), batch_size)
   assert batches["image"].shape == (*shape, 2, 3, 1)
   assert batches["label"].shape == batches["mask"].shape == shape
-  assert batches["image"].dtype == np.uint8
-  assert batches["label"].dtype == np.int32
-  assert batches["mask"].dtype == bool
+  dtypes = dict(image=np.uint8, label=np.int32, mask=bool)
+  assert {key: value.dtype for key, value in batches.items()} == dtypes
   labels = batches["label"][batches["mask"]]
   np.testing.assert_array_equal(labels, np.arange(wanted))
-  np.testing.assert_array_equal(
-    batches["image"][batches["mask"]][:, 0, 0, 0], labels
-  )
+  images = batches["image"][batches["mask"]]
+  np.testing.assert_array_equal(images[:, 0, 0, 0], labels)
   assert batches["mask"][:-1].all()
+  stream = data.evaluation_stream(source, batch_size, limit)
+  for i, batch in enumerate(stream):
+    assert_equal(batch, {key: value[i] for key, value in batches.items()})
 
 
 # Errors
 
 
-@pytest.mark.parametrize(
-  ("name", "patterns"),
-  [
-    ("digit", ["config.data.name: got 'digit'", "set/small, tiny.*'digits'"]),
-    ("CIFAR-10", ["config.data.name: got 'CIFAR-10'", "mean 'cifar10'"]),
-    ("tinny", ["config.data.name: got 'tinny'", "mean 'tiny'"]),
-    ("qqqqqqqq", ["config.data.name: got 'qqqqqqqq'", "holds: [a-z/, ]*"]),
-    (
-      "cifar10",
-      [
-        "config.data.data_dir: no cifar10",
-        "digits, set/small, tiny",
-        "prepare cifar10",
-      ],
-    ),
-  ],
-)
-def test_unknown_name(data_dir, offline, name, patterns):
-  with fails(*patterns):
-    data.load(section(data_dir, name))
+def test_an_unknown_name_is_told_what_there_is(data_dir, offline):
+  for name, rest in (
+    ("CIFAR-10", "mean 'cifar10'"),
+    ("tinny", "digits, set/small, tiny; did you mean 'tiny'"),
+    ("qqqqqqqq", "holds: digits, set/small, tiny"),
+  ):
+    with fails(f"config.data.name: got '{name}'", rest):
+      data.load(settings_of(data_dir, name))
+  with fails("config.data.data_dir: no cifar10", "tiny;", "prepare cifar10"):
+    data.load(settings_of(data_dir, "cifar10"))
 
 
-def test_absent_data_dir(tmp_path):
+def test_folders_that_are_none(tmp_path):
   with fails("config.data.data_dir: no cifar10 in", "absent", "no data set"):
-    data.load(section(tmp_path / "absent", "cifar10"))
+    data.load(settings_of(tmp_path / "absent", "cifar10"))
   assert not (tmp_path / "absent").exists()
-
-
-def test_unwritable_data_dir(tmp_path):
   (tmp_path / "file").write_text("in the way")
   for root in (tmp_path / "file", tmp_path / "file" / "below"):
     with fails("data_dir: cannot write digits to", "writable"):
-      data.load(section(root))
-
-
-@pytest.mark.parametrize("held_out", [-1, 30, 1000])
-def test_validation_out_of_range(data_dir, held_out):
-  with fails(
-    f"config.data.validation_images: got {held_out}, allowed are 0 to 29"
-  ):
-    data.load(section(data_dir, "tiny", validation_images=held_out))
+      data.load(settings_of(root))
 
 
 TENSOR = tfds.features.Tensor
 UNFIT = {
-  "no labelled images 'test' or 'validation'": dict(splits={"train": 5}),
-  "no labelled images 'train'": dict(splits={"test": 5}),
   "no feature 'label'": dict(features={"label": None}),
   "no feature 'image'": dict(features={"image": None}),
   "images that may differ": dict(features={"image": tfds.features.Image()}),
@@ -571,28 +517,51 @@ UNFIT = {
     features={"image": TENSOR(shape=(3,), dtype=np.uint8)},
     example={"image": np.zeros(3, np.uint8)},
   ),
-  "image FeaturesDict": dict(
-    features={"image": {"a": tfds.features.Text()}},
-    example={"image": {"a": ""}},
-  ),
   "label .*int64": dict(features={"label": tfds.features.Scalar(np.int64)}),
   "no labelled .*train": dict(example={"label": -1}),
 }
 
 
+@pytest.mark.parametrize(
+  ("name", "counts", "labels", "test_images"),
+  [
+    ("sizes", dict(train=8, test=3, validation=2), {}, 3),
+    ("sizes", dict(train=8, test=3, validation=2), dict(test=-1), 2),
+    ("sizes", dict(train=8, validation=2), {}, 2),
+    ("imagenet2012", dict(train=8, test=3, validation=2), {}, 2),
+    ("sizes", dict(train=8, test=3), dict(test=-1), 0),
+    ("sizes", dict(test=3), {}, 0),
+  ],
+)
+def test_which_split_is_the_test(tmp_path, name, counts, labels, test_images):
+  image = {"image": tfds.features.Image()}  # of any size
+  make_tiny(tmp_path, name, splits=counts, labels=labels, features=image)
+  settings = settings_of(tmp_path, name, 2, image_size=3, resize=4)
+  if not test_images:
+    wanted = "'test' or 'validation'" if "train" in counts else "'train'"
+    with fails(
+      "config.data.name: ", f"sizes/1.2.0 has no labelled images {wanted}"
+    ):
+      data.load(settings)
+    return
+  splits = data.load(settings)
+  read = splits.test.read(range(len(splits.test)))
+  assert read["image"].shape == (test_images, 3, 3, 3)
+
+
 @pytest.mark.parametrize("got", UNFIT)
-def test_unfit_data_set(tmp_path, got):
+def test_sets_that_are_not_of_labelled_images_are_refused(tmp_path, got):
   make_tiny(tmp_path, **UNFIT[got])
   with fails("config.data.name: ", f"tiny/1.2.0 has {got}", "allowed is"):
-    data.load(section(tmp_path, "tiny", validation_images=1))
+    data.load(settings_of(tmp_path, "tiny", 1))
 
 
-def test_other_file_format(tmp_path):
+def test_files_of_another_format_do_not_serve(tmp_path):
   path = make_tiny(tmp_path) / "dataset_info.json"
   info = json.loads(path.read_text())
   path.write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
   with fails("config.data.name: ", "tfrecord files, allowed is array_record"):
-    data.load(section(tmp_path, "tiny", validation_images=1))
+    data.load(settings_of(tmp_path, "tiny", 1))
 
 
 def truncate(path, size=30_000):
@@ -618,51 +587,51 @@ def test_damaged_files_are_found_at_once(tmp_path, damage):
   pattern, harm = DAMAGE[damage]
   harm(sorted(folder.glob(pattern))[0])
   with fails("config.data.data_dir: cannot read", re.escape(str(folder))):
-    data.load(section(tmp_path, "tiny", validation_images=1))
+    data.load(settings_of(tmp_path, "tiny", 1))
 
 
 def test_damaged_record_is_found_when_read(tmp_path):
-  digits.prepare(tmp_path)
+  prepare.prepare("digits", tmp_path)
   path = next(tmp_path.glob("digits/1.0.0/*-train.*"))
   with path.open("r+b") as file:
     file.seek(path.stat().st_size // 2)
     file.write(bytes(500))
-  splits = data.load(section(tmp_path))
+  splits = data.load(settings_of(tmp_path))
   with fails("config.data.data_dir: cannot read", "digits/1.0.0"):
     next(data.train_batches(splits.train, seed=0, batch_size=8))
 
 
-@pytest.mark.parametrize("in_memory", [False, True])
-@pytest.mark.parametrize("threads", [0, 2])
-def test_damage_reaches_the_reader_as_one_line(in_memory, threads):
-  source = numbered(10, in_memory, Records(10, damaged=True))
-  batches = data.train_batches(
-    source, seed=0, batch_size=10, read_threads=threads
-  )
-  with fails(r"config.data.data_dir: cannot read x \(chunk hash mismatch\)"):
-    next(batches)
+def test_damage_reaches_the_reader_as_one_line():
+  for in_memory, threads in itertools.product((False, True), (0, 2)):
+    source = numbered(10, in_memory, Records(10, damaged=True))
+    batches = data.train_batches(
+      source, seed=0, batch_size=10, read_threads=threads
+    )
+    with fails(r"config.data.data_dir: cannot read x \(chunk hash mismatch\)"):
+      next(batches)
 
 
-@pytest.mark.parametrize("batch_size", [0, -3, 11])
-def test_train_batch_size(batch_size):
-  with fails(f"batch_size: got {batch_size}, allowed are 1 to 10"):
-    data.train_batches(numbered(10), seed=0, batch_size=batch_size)
-
-
-def test_unknown_augmentation():
-  with fails("config.data.augment: got 'flip', allowed are none, flip_crop"):
-    data.train_batches(numbered(10), seed=0, batch_size=2, augment="flip")
-
-
-@pytest.mark.parametrize("limit", [0, -1, 11])
-def test_evaluation_limit(limit):
-  with fails(f"evaluation images: got {limit}, allowed are 1 to 10"):
-    data.evaluation_batches(numbered(10), 4, limit)
-
-
-def test_evaluation_of_nothing(data_dir):
-  empty = data.load(section(data_dir, validation_images=0)).validation
+def test_sizes_out_of_range_are_refused(data_dir):
+  source = numbered(10)
+  for held_out in (-1, 30):
+    with fails(
+      f"config.data.validation_images: got {held_out}, allowed are 0 to 29"
+    ):
+      data.load(settings_of(data_dir, "tiny", held_out))
+  for fields, message in (
+    (dict(batch_size=0), "batch_size: got 0, allowed are 1 to 10"),
+    (dict(batch_size=11), "batch_size: got 11, allowed are 1 to 10"),
+    (dict(batch_size=9, shard=(0, 5)), "batch_size: got 9, .* multiples of 5"),
+    (dict(batch_size=2, shard=(2, 2)), "shard: got process 2 of 2, .* 0 to 1"),
+    (dict(batch_size=2, augment="flip"), "config.data.augment: got 'flip'"),
+  ):
+    with fails(message):
+      data.train_batches(source, seed=0, **fields)
+  for limit in (0, -1, 11):
+    with fails(f"evaluation images: got {limit}, allowed are 1 to 10"):
+      data.evaluation_batches(source, 4, limit)
+  with fails("batch_size: got 0"):
+    data.evaluation_batches(source, 0)
+  empty = data.load(settings_of(data_dir, validation_images=0)).validation
   with fails("evaluation images: got 0"):
     data.evaluation_batches(empty, 4)
-  with fails("batch_size: got 0"):
-    data.evaluation_batches(numbered(10), 0)

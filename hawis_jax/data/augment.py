@@ -1,13 +1,13 @@
 """Augmentation: pure functions of images and of the numbers drawn for them.
 
 The draws of a batch are made at once and their count depends on nothing but B,
-so that the part of a batch can be made without the rest.
+so that the part of a batch can be made without the rest. They are structured
+arrays [B]: a slice of them is the draws of some of the images.
 
 Axes: B images, T tries, H rows, W columns, C channels.
 """
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,105 +26,86 @@ _COLOUR_AXES = np.array(
     [-0.5836, -0.6948, 0.4203],
   ]
 )
+_FLIP_CROP = np.dtype(
+  [
+    ("corner", int, 2),  # (top, left) of the crop in the padded image, 0 .. 8
+    ("stride", int),  # -1 takes the columns from right to left, 1 does not
+  ]
+)
+_CROP_LIGHT = np.dtype(
+  [
+    ("area", float, _TRIES),  # shares of the image's area
+    ("log_aspect", float, _TRIES),  # logarithms of width / height
+    ("place", float, 2),  # of the box in [0, 1): (from the left, from the top)
+    ("flip", bool),
+    ("colour", float, 3),  # along the principal axes, of deviation `lighting`
+  ]
+)
 
 
-class FlipCrop(NamedTuple):
-  """What `flip_crop` needs.
-
-  Attributes:
-    corner: int [B, 2], (top, left) of the crop in the padded image, 0 .. 8.
-    stride: int [B], -1 takes the columns from right to left, 1 does not.
-  """
-
-  corner: np.ndarray
-  stride: np.ndarray
+def draw_flip_crop(rng: np.random.Generator, count: int) -> np.ndarray:
+  """Draws what `flip_crop` needs for B = `count` images."""
+  draws = np.empty(count, _FLIP_CROP)
+  draws["corner"] = rng.integers(0, 2 * _PADDING + 1, (count, 2))
+  draws["stride"] = rng.choice((1, -1), count)
+  return draws
 
 
-def draw_flip_crop(rng: np.random.Generator, count: int) -> FlipCrop:
-  """Draws for B = `count` images."""
-  corner = rng.integers(0, 2 * _PADDING + 1, (count, 2))
-  return FlipCrop(corner, rng.choice((1, -1), count))
-
-
-def flip_crop(images: np.ndarray, draws: FlipCrop) -> np.ndarray:
+def flip_crop(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
   """Pads with 4 pixels of 0 on all sides, crops to the old size, mirrors.
 
   Args:
-    images: uint8 [B, H, W, C].
-    draws: of the same B.
-
-  Returns:
-    uint8 [B, H, W, C].
+    images: uint8 [B, H, W, C]; what is returned has this shape.
+    draws: [B], of `draw_flip_crop`.
   """
   height, width = images.shape[1:3]
   border = (_PADDING, _PADDING)
   padded = np.pad(images, ((0, 0), border, border, (0, 0)))
   crops = [
     image[top : top + height, left : left + width][:, ::stride]
-    for image, (top, left), stride in zip(padded, *draws, strict=True)
+    for image, ((top, left), stride) in zip(padded, draws, strict=True)
   ]
   return np.stack(crops)
 
 
-class CropLight(NamedTuple):
-  """What `crop_light` needs, of B images or (without B) of one.
-
-  Attributes:
-    area: float [B, T], shares of the image's area.
-    log_aspect: float [B, T], logarithms of width / height.
-    place: float [B, 2] in [0, 1), of the box: (from the left, from the top).
-    flip: bool [B], whether to mirror.
-    colour: float [B, 3], along the principal axes of colour, standard
-      deviation `lighting`.
-  """
-
-  area: np.ndarray
-  log_aspect: np.ndarray
-  place: np.ndarray
-  flip: np.ndarray
-  colour: np.ndarray
-
-
 def draw_crop_light(
   rng: np.random.Generator, count: int, lighting: float
-) -> CropLight:
-  """Draws for B = `count` images; `lighting` 0 leaves the colours alone."""
-  log_aspect = [math.log(ratio) for ratio in _ASPECT]
-  return CropLight(
-    area=rng.uniform(*_AREA, (count, _TRIES)),
-    log_aspect=rng.uniform(*log_aspect, (count, _TRIES)),
-    place=rng.random((count, 2)),
-    flip=rng.random(count) < 0.5,
-    colour=lighting * rng.standard_normal((count, 3)),
-  )
+) -> np.ndarray:
+  """Draws what `crop_light` needs for B = `count` images.
+
+  The colours' shift has the standard deviation `lighting`.
+  """
+  narrow, wide = map(math.log, _ASPECT)
+  draws = np.empty(count, _CROP_LIGHT)
+  draws["area"] = rng.uniform(*_AREA, (count, _TRIES))
+  draws["log_aspect"] = rng.uniform(narrow, wide, (count, _TRIES))
+  draws["place"] = rng.random((count, 2))
+  draws["flip"] = rng.random(count) < 0.5
+  draws["colour"] = lighting * rng.standard_normal((count, 3))
+  return draws
 
 
-def crop_box(
-  size: tuple[int, int], draw: CropLight
-) -> tuple[int, int, int, int]:
-  """The part of an image that a random resized crop takes.
+def crop_box(size: tuple[int, int], draw: np.void) -> tuple[int, int, int, int]:
+  """Returns (left, top, right, bottom) of a random resized crop [pixels].
 
   The first of the T boxes that fits into the image, at a uniform place. If none
   does: the largest box around the centre with an aspect from 3/4 to 4/3. As
   torchvision's `RandomResizedCrop`.
 
   Args:
-    size: (W, H) of the image.
-    draw: of one image.
-
-  Returns:
-    (left, top, right, bottom).
+    size: (W, H) of the image [pixels].
+    draw: of one image, by `draw_crop_light`.
   """
   width, height = size
-  pixels, aspect = width * height * draw.area, np.exp(draw.log_aspect)
+  pixels, aspect = width * height * draw["area"], np.exp(draw["log_aspect"])
   widths = np.rint(np.sqrt(pixels * aspect)).astype(int)
   heights = np.rint(np.sqrt(pixels / aspect)).astype(int)
   fits = (0 < widths) & (widths <= width) & (0 < heights) & (heights <= height)
   if fits.any():
     first = fits.argmax()
     w, h = int(widths[first]), int(heights[first])
-    left = int(draw.place[0] * (width - w + 1))
-    top = int(draw.place[1] * (height - h + 1))
+    left = int(draw["place"][0] * (width - w + 1))
+    top = int(draw["place"][1] * (height - h + 1))
   else:
     narrow, wide = _ASPECT
     w = min(width, max(1, round(height * wide)))
@@ -133,32 +114,26 @@ def crop_box(
   return left, top, left + w, top + h
 
 
-def crop_light(image: Image.Image, size: int, draw: CropLight) -> np.ndarray:
-  """ImageNet's training view: random resized crop, flip, lighting.
+def crop_light(image: Image.Image, size: int, draw: np.void) -> np.ndarray:
+  """Makes ImageNet's training view: random resized crop, flip, lighting.
 
   Args:
     image: of any size.
-    size: H = W of the result [pixels].
-    draw: of one image.
-
-  Returns:
-    uint8 [H, W, C].
+    size: H = W of the uint8 [H, W, C] that is returned [pixels].
+    draw: of one image, by `draw_crop_light`.
   """
   crop = image.crop(crop_box(image.size, draw))
   crop = crop.resize((size, size), Image.Resampling.BILINEAR)
-  if draw.colour.any():
-    crop = crop.point(lighting_table(draw.colour).ravel().tolist())
-  return to_array(crop)[:, :: -1 if draw.flip else 1]
+  if draw["colour"].any():
+    crop = crop.point(lighting_table(draw["colour"]).ravel().tolist())
+  return to_array(crop)[:, :: -1 if draw["flip"] else 1]
 
 
 def lighting_table(colour: np.ndarray) -> np.ndarray:
-  """What lighting makes of each pixel value, by channel.
+  """Returns what lighting makes of each pixel value, uint8 [C = 3, 256].
 
   Args:
     colour: float [3], along the principal axes.
-
-  Returns:
-    uint8 [C, 256], C = 3.
   """
   shift = 255 * _COLOUR_AXES @ (_COLOUR_SCALES * colour)
   # Rounded up: the thresholds t of the thermometer code are integers, and
@@ -168,17 +143,14 @@ def lighting_table(colour: np.ndarray) -> np.ndarray:
 
 
 def centre_crop(image: Image.Image, resize: int, size: int) -> np.ndarray:
-  """The view for evaluation: short side to `resize`, then the central square.
+  """Makes the view for evaluation: the central square of a resized image.
 
   As torchvision's `Resize` and `CenterCrop`.
 
   Args:
     image: of any size.
-    resize: length of the short side [pixels], at least `size`.
-    size: H = W of the result [pixels].
-
-  Returns:
-    uint8 [H, W, C].
+    resize: what its short side becomes [pixels], at least `size`.
+    size: H = W of the uint8 [H, W, C] that is returned [pixels].
   """
   short = min(image.size)
   whole = tuple(int(resize * side / short) for side in image.size)

@@ -12,7 +12,7 @@ import grain
 import numpy as np
 
 from hawis_jax import errors
-from hawis_jax.data import augment as augment_lib
+from hawis_jax.data import augment
 from hawis_jax.data import sources
 
 AUGMENTATIONS = ("none", "flip_crop", "imagenet")
@@ -61,17 +61,7 @@ def train_batches(
   rows = slice(process * share, (process + 1) * share)
 
   def read(indices, rng):
-    # Drawn for the whole batch, so that a row does not depend on the shards.
-    if augment == "imagenet":
-      draws = augment_lib.draw_crop_light(rng, batch_size, source.lighting)
-      part = augment_lib.CropLight(*(values[rows] for values in draws))
-      return source.read_crops(indices[rows], part)
-    batch = source.read(indices[rows])
-    if augment == "flip_crop":
-      draws = augment_lib.draw_flip_crop(rng, batch_size)
-      part = augment_lib.FlipCrop(*(values[rows] for values in draws))
-      batch["image"] = augment_lib.flip_crop(batch["image"], part)
-    return batch
+    return _read(source, indices, rng, augment, rows)
 
   # Grain shuffles and batches indices; the images of a batch are then read at
   # once, which costs half of what reading them item by item does.
@@ -81,43 +71,47 @@ def train_batches(
   return _ahead(batches[start_step:], read_threads)
 
 
+def _read(source, indices, rng, how, rows):
+  """Returns these rows of a batch, augmented."""
+  # Drawn for the whole batch, so that a row does not depend on the shards.
+  if how == "imagenet":
+    draws = augment.draw_crop_light(rng, len(indices), source.lighting)
+    return source.read_crops(indices[rows], draws[rows])
+  batch = source.read(indices[rows])
+  if how == "flip_crop":
+    draws = augment.draw_flip_crop(rng, len(indices))
+    batch["image"] = augment.flip_crop(batch["image"], draws[rows])
+  return batch
+
+
 def _check(source, batch_size, augment, shard):
-  if not 1 <= batch_size <= len(source):
-    raise errors.InputError(
-      f"batch_size: got {batch_size}, allowed are 1 to {len(source)}"
-      " (the images there are)"
-    )
-  if augment not in AUGMENTATIONS:
-    raise errors.InputError(
-      f"config.data.augment: got '{augment}', allowed are"
-      f" {', '.join(AUGMENTATIONS)}"
-    )
+  def refuse(field, got, allowed):
+    raise errors.InputError(f"{field}: got {got}, allowed are {allowed}")
+
   process, processes = shard
+  channels = source.images.shape[-1]
+  if not 1 <= batch_size <= len(source):
+    allowed = f"1 to {len(source)} (the images there are)"
+    refuse("batch_size", batch_size, allowed)
+  if augment not in AUGMENTATIONS:
+    allowed = ", ".join(AUGMENTATIONS)
+    refuse("config.data.augment", f"'{augment}'", allowed)
   if not 0 <= process < processes:
-    raise errors.InputError(
-      f"shard: got process {process} of {processes}, allowed are 0 to"
-      f" {processes - 1}"
+    refuse(
+      "shard", f"process {process} of {processes}", f"0 to {processes - 1}"
     )
   if batch_size % processes:
-    raise errors.InputError(
-      f"batch_size: got {batch_size}, allowed are multiples of {processes}"
-      " (the processes there are)"
-    )
+    allowed = f"multiples of {processes} (the processes there are)"
+    refuse("batch_size", batch_size, allowed)
   if augment == "imagenet" and not source.images.resize:
-    raise errors.InputError(
-      "config.data.augment: got 'imagenet' with config.data.image_size = 0,"
-      " allowed is an image_size > 0"
-    )
-  channels = source.images.shape[-1]
+    got = "'imagenet' with config.data.image_size = 0"
+    refuse("config.data.augment", got, "others, or an image_size > 0")
   if augment == "imagenet" and source.lighting and channels != 3:
-    raise errors.InputError(
-      f"config.data.lighting: got {source.lighting} for images of {channels}"
-      " channels, allowed are 3 channels, or 0"
-    )
+    got = f"{source.lighting} for images of {channels} channels"
+    refuse("config.data.lighting", got, "3 channels, or 0")
 
 
 def _ahead(batches, read_threads):
-  """Returns an iterator of a Grain data set that threads read ahead."""
   # Threads, not worker processes: Pillow decodes and resizes outside Python's
   # lock, so that they are faster where it matters, with large images
   # (benchmarks/input_pipeline.py).
@@ -131,7 +125,6 @@ def evaluation_stream(
   source: sources.Source,
   batch_size: int,
   limit: int | None = None,
-  read_threads: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Reads all images once, in their order, in batches of one size.
 
@@ -139,7 +132,6 @@ def evaluation_stream(
     source: the images.
     batch_size: B; may exceed the number of images.
     limit: how many to read, the first ones; None reads all.
-    read_threads: threads that read ahead; None takes the source's.
 
   Returns:
     An iterator of `image` uint8 [B, H, W, C], `label` int32 [B] and `mask` bool
@@ -162,27 +154,13 @@ def evaluation_stream(
     mask = rows < count
     return source.read(np.minimum(rows, count - 1)) | {"mask": mask}
 
-  if read_threads is None:
-    read_threads = source.images.read_threads
   numbers = grain.MapDataset.range(-(-count // batch_size))
-  return _ahead(numbers.map(read), read_threads)
+  return _ahead(numbers.map(read), source.images.read_threads)
 
 
 def evaluation_batches(
   source: sources.Source, batch_size: int, limit: int | None = None
 ) -> dict[str, np.ndarray]:
-  """Returns all batches of `evaluation_stream`, with a leading axis N.
-
-  Args:
-    source: the images.
-    batch_size: B; may exceed the number of images.
-    limit: how many to read, the first ones; None reads all.
-
-  Returns:
-    `image` uint8 [N, B, H, W, C], `label` int32 [N, B] and `mask` bool [N, B].
-
-  Raises:
-    InputError: there are no images, or fewer than `limit`.
-  """
+  """Returns all batches of `evaluation_stream`, with a leading axis N."""
   batches = list(evaluation_stream(source, batch_size, limit))
   return {key: np.stack([b[key] for b in batches]) for key in batches[0]}

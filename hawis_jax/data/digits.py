@@ -6,12 +6,8 @@ The 1,797 images of scikit-learn's `load_digits`: the test part of the UCI
 `test` share writers: accuracy on `test` is that on known hands.
 """
 
-import pathlib
-
 import numpy as np
 import tensorflow_datasets as tfds
-
-from hawis_jax.data import prepare as prepare_lib
 
 NAME = "digits"
 
@@ -25,19 +21,18 @@ _CITATION = """@misc{alpaydin1998optical,
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-  """scikit-learn's 8x8 digits: 1,437 images to train on, 360 to test on.
+  """Builds scikit-learn's 8x8 digits: 1,437 to train on, 360 to test on.
 
   A pixel is min(255, 16 * value): of a thermometer code with thresholds
   (i + 0.5) * 256 / levels, 16 levels count the value exactly, and 8 levels its
   half, rounded down.
-
-  The image is a `Tensor` of bytes: 28 us to read (an `Image`, PNG: 110 us).
   """
 
   VERSION = tfds.core.Version("1.0.0")
 
   def _info(self):
     features = {
+      # Bytes take 28 us to read; an `Image`, which is PNG, takes 110 us.
       "image": tfds.features.Tensor(
         shape=(8, 8, 1), dtype=np.uint8, encoding="bytes"
       ),
@@ -73,25 +68,14 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Splits stratified at random: every fifth image, class by class, is test.
 
-  The seed is fixed. RandomState, since its stream is frozen across versions of
-  NumPy (that of `default_rng` is not).
-
   Args:
     labels: int [B].
 
   Returns:
-    Indices of the training images [4/5 B] and of the test images [1/5 B].
+    Indices of the training images, int [4/5 B], and of the test images.
   """
+  # RandomState: its stream is frozen, that of `default_rng` is not.
   shuffled = np.random.RandomState(0).permutation(len(labels))
   by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
   is_test = np.arange(len(labels)) % 5 == 0
   return np.sort(by_class[~is_test]), np.sort(by_class[is_test])
-
-
-def prepare(data_dir: pathlib.Path) -> pathlib.Path:
-  """Writes `digits` under `data_dir` unless it is there; returns its folder.
-
-  Raises:
-    InputError: `data_dir` cannot be written.
-  """
-  return prepare_lib.write(Digits, data_dir)

@@ -1,8 +1,6 @@
 """Prepared data sets: TFDS folders of ArrayRecord files."""
 
 import difflib
-import os
-import pathlib
 import re
 
 import numpy as np
@@ -10,28 +8,8 @@ import tensorflow_datasets as tfds
 
 from hawis_jax import errors
 from hawis_jax.data import digits
+from hawis_jax.data import prepare
 from hawis_jax.data import sources
-
-KNOWN_NAMES = (digits.NAME, "cifar10", "cifar100", "imagenet2012")
-
-
-def root(data_dir: str) -> pathlib.Path:
-  """Where data sets are; "" is $TFDS_DATA_DIR or TFDS's default."""
-  return pathlib.Path(
-    data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  ).expanduser()
-
-
-def builder(folder: pathlib.Path) -> tfds.core.DatasetBuilder:
-  """Returns TFDS's builder of a prepared data set.
-
-  Raises:
-    InputError: its metadata are damaged.
-  """
-  try:
-    return tfds.builder_from_directory(folder)
-  except Exception as error:  # JSON, protobuf and TFDS have their own
-    raise sources.unreadable(folder, error) from error
 
 
 def open_set(name: str, data_dir: str) -> sources.Stored:
@@ -43,34 +21,35 @@ def open_set(name: str, data_dir: str) -> sources.Stored:
 
   Args:
     name: TFDS name, or name/config.
-    data_dir: see `root`.
+    data_dir: see `prepare.root`.
 
   Raises:
     InputError: no such data set, not one of labelled uint8 images, or damaged.
   """
-  folder = _find(name, root(data_dir))
-  made = builder(folder)
-  shape, num_classes = _check(made.info, folder)
+  folder = _find(name, prepare.root(data_dir))
+  try:
+    builder = tfds.builder_from_directory(folder)
+  except Exception as error:  # JSON, protobuf and TFDS have their own
+    raise sources.unreadable(folder, error) from error
+  shape, num_classes = _check(builder.info, folder)
   # We decode images ourselves: TFDS takes OpenCV where there is one, whose JPEG
   # pixels differ from Pillow's, and keeps CMYK and greyscale as they are.
-  image = made.info.features["image"]
-  encoded = isinstance(image, tfds.features.Image)
+  encoded = isinstance(builder.info.features["image"], tfds.features.Image)
   decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
-  records = made.as_data_source(decoders=decoders)
+  records = builder.as_data_source(decoders=decoders)
 
   def labelled(split):
     """Whether a split has labels; reads the last record of its every file."""
     if split not in records or not len(records[split]):
       return False
-    ends = np.cumsum([n for n in made.info.splits[split].shard_lengths if n])
+    shards = builder.info.splits[split].shard_lengths
+    ends = np.cumsum([length for length in shards if length])
     images = sources.Images(records[split], folder, shape)
     return all(record["label"] >= 0 for record in images.fetch(ends - 1))
 
   if not labelled("train"):
     raise sources.unfit(folder, "no labelled images 'train'", "some")
-  choices = (
-    ("validation",) if name == "imagenet2012" else ("test", "validation")
-  )
+  choices = ("test", "validation")[name == prepare.IMAGENET :]
   test = next(filter(labelled, choices), None)
   if test is None:
     wanted = " or ".join(f"'{split}'" for split in choices)
@@ -88,7 +67,7 @@ def open_set(name: str, data_dir: str) -> sources.Stored:
 def _find(name, place):
   """Returns the folder of the highest version of `name` that is prepared."""
   if name == digits.NAME:
-    digits.prepare(place)
+    return prepare.prepare(name, place)
   versions = {
     tuple(map(int, re.findall(r"\d+", file.parent.name))): file.parent
     for file in (place / name).glob("[0-9]*/dataset_info.json")
@@ -101,13 +80,14 @@ def _find(name, place):
     for file in place.glob(f"{names}/[0-9]*/dataset_info.json")
   }
   there = ", ".join(sorted(found)) or "no data set"
-  if name in KNOWN_NAMES:
+  if name in prepare.NAMES:
     raise errors.InputError(
       f"config.data.data_dir: no {name} in {place}, looked for"
       f" {place / name}/<version>/dataset_info.json, found {there}; make it"
       f" with: python -m hawis_jax.data prepare {name} --data_dir {place}"
     )
-  close = difflib.get_close_matches(name.lower(), {*found, *KNOWN_NAMES}, 1)
+  allowed = {*found, *prepare.NAMES}
+  close = difflib.get_close_matches(name.lower(), allowed, 1)
   hint = f"; did you mean '{close[0]}'?" if close else ""
   raise errors.InputError(
     f"config.data.name: got '{name}', allowed are '{digits.NAME}',"
@@ -118,9 +98,8 @@ def _find(name, place):
 def _check(info, folder):
   """Returns (image_shape, num_classes) of a data set that serves, or raises."""
   if "array_record" not in {f.value for f in info.available_file_formats()}:
-    raise sources.unfit(
-      folder, f"{info.file_format.value} files", "array_record"
-    )
+    got = f"{info.file_format.value} files"
+    raise sources.unfit(folder, got, "array_record")
   features = info.features
   for name in ("image", "label"):
     if name not in getattr(features, "keys", tuple)():

@@ -62,9 +62,6 @@ class Stored:
 class Images:
   """The labelled images of one split, by record. Threads may share it.
 
-  A record of CIFAR-10 costs about 200 us to read. Images in memory pay that
-  once, all at the first read.
-
   Attributes:
     records: `__getitems__([i, ...])` returns a list of mappings: `image`
       (encoded bytes, or uint8 [H, W, C]), `label` and, for messages,
@@ -82,7 +79,7 @@ class Images:
   folder: pathlib.Path
   shape: tuple[int, int, int]
   resize: int = 0
-  in_memory: bool = True
+  in_memory: bool = True  # else a record of CIFAR-10 costs 200 us each time
   read_threads: int = 2
   skip_damaged: bool = False
   _damaged: dict[int, DamagedError] = dataclasses.field(
@@ -94,10 +91,7 @@ class Images:
   )
 
   def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns `image` uint8 [B, H, W, C] and `label` int32 [B].
-
-    Args:
-      numbers: int [B], of the records.
+    """Returns `image` uint8 [B, H, W, C] and `label` int32 [B] of records.
 
     Raises:
       InputError: a record is damaged, has no label or has another size.
@@ -117,21 +111,14 @@ class Images:
     numbers: np.ndarray,
     views: Sequence[Callable[[Image.Image], np.ndarray]] | None = None,
   ) -> dict[str, np.ndarray]:
-    """Reads records anew.
+    """Reads records anew; returns and raises what `read` does.
 
     Args:
       numbers: int [B], of the records.
-      views: B functions that make uint8 [H, W, C] of an image of any size;
-        None takes what `read` returns.
-
-    Returns:
-      `image` uint8 [B, H, W, C] and `label` int32 [B].
-
-    Raises:
-      InputError: a record is damaged, has no label or has another size.
+      views: B functions that make uint8 [H, W, C] of an image of any size.
     """
     records = self.fetch(numbers)
-    views = [self._view] * len(numbers) if views is None else views
+    views = [None] * len(numbers) if views is None else views
     images = [
       self._decode(number, record, view)
       for number, record, view in zip(numbers, records, views, strict=True)
@@ -142,36 +129,24 @@ class Images:
     return {"image": np.stack(images), "label": labels}
 
   def is_damaged(self, number: int) -> bool:
-    """Whether a record can't be read; logs those that can't, once."""
-    if number in self._damaged:
-      return True
-    try:
-      self.decode(np.array([number]))
-    except DamagedError as error:
-      if self._damaged.setdefault(number, error) is error:  # no other thread
-        _log.warning("skipping a damaged image: %s", error)
+    """Returns whether a record can't be read; logs those that can't, once."""
+    if number not in self._damaged:
+      try:
+        self.decode(np.array([number]))
+      except DamagedError as error:
+        if self._damaged.setdefault(number, error) is error:  # no other thread
+          _log.warning("skipping a damaged image: %s", error)
     return number in self._damaged
 
   def fetch(self, numbers: np.ndarray) -> list[Mapping[str, Any]]:
-    """Returns records with their images still encoded.
-
-    Raises:
-      InputError: the files are damaged.
-    """
+    """Returns records with their images still encoded, or raises InputError."""
     try:
       return self.records.__getitems__(np.asarray(numbers).tolist())
     except Exception as error:  # ArrayRecord and protobuf have their own
       raise unreadable(self.folder, error) from error
 
   def digest(self, most: int = 64) -> str:
-    """Returns the SHA-256 of some records, as evenly spaced as they can be.
-
-    Args:
-      most: number of records.
-
-    Raises:
-      InputError: the files are damaged.
-    """
+    """Returns the SHA-256 of `most` records, as evenly spaced as can be."""
     total = len(self.records)
     numbers = np.unique(np.linspace(0, total - 1, min(most, total), dtype=int))
     sha256 = hashlib.sha256()
@@ -183,6 +158,13 @@ class Images:
       sha256.update(f"{record['label']} {shape} {len(image)} ".encode() + image)
     return sha256.hexdigest()
 
+  def stored_size(self) -> tuple[int, int]:
+    """Returns (H, W) of the first image as it is stored [pixels]."""
+    record = self.fetch([0])[0]
+    with self._errors(0, record):
+      width, height = open_image(record["image"], self.shape[-1]).size
+    return height, width
+
   def _decode_all(self):
     numbers = np.arange(len(self.records))
     chunks = np.split(numbers, numbers[_DECODE_CHUNK::_DECODE_CHUNK])
@@ -191,15 +173,13 @@ class Images:
     return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
 
   def _decode_chunk(self, numbers):
-    """`decode`; black images stand in for damaged ones that may be skipped."""
+    """Decodes; black images stand in for damaged ones that may be skipped."""
     try:
       return self.decode(numbers)
     except DamagedError:
       if not self.skip_damaged:
         raise
-    good = np.array(
-      [not self.is_damaged(number) for number in numbers.tolist()]
-    )
+    good = ~np.array([self.is_damaged(number) for number in numbers.tolist()])
     images = np.zeros((len(numbers), *self.shape), np.uint8)
     labels = np.zeros(len(numbers), np.int32)
     if good.any():
@@ -209,28 +189,21 @@ class Images:
 
   def _decode(self, number, record, view):
     image = record["image"]
-    if isinstance(image, np.ndarray) and view == self._view and not self.resize:
-      return image
-    with self._errors(number, record):
-      image = view(open_image(image, self.shape[-1]))
+    if not (isinstance(image, np.ndarray) and view is None and not self.resize):
+      with self._errors(number, record):
+        image = (view or self._view)(open_image(image, self.shape[-1]))
     if image.shape != self.shape:
       raise errors.InputError(
         f"config.data.image_size: got 0 and {self._name(number, record)} with"
-        f" {_pixels(image.shape)}, allowed is one size ({_pixels(self.shape)}"
-        " here) or an image_size to cut out"
+        f" {image.shape}, allowed is one size (here {self.shape}) or an"
+        " image_size to cut out"
       )
     return image
 
-  def stored_size(self) -> tuple[int, int]:
-    """Returns (H, W) of the first image as it is stored.
-
-    Raises:
-      InputError: it is damaged.
-    """
-    record = self.fetch([0])[0]
-    with self._errors(0, record):
-      width, height = open_image(record["image"], self.shape[-1]).size
-    return height, width
+  def _view(self, image):
+    if not self.resize:
+      return augment.to_array(image)
+    return augment.centre_crop(image, self.resize, self.shape[0])
 
   @contextlib.contextmanager
   def _errors(self, number, record):
@@ -243,11 +216,6 @@ class Images:
     name = record.get("file_name", record.get("id", ""))
     name = name.decode() if isinstance(name, bytes) else name
     return f"{self.folder}, record {number}{f' ({name})' if name else ''}"
-
-  def _view(self, image):
-    if not self.resize:
-      return augment.to_array(image)
-    return augment.centre_crop(image, self.resize, self.shape[0])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -269,40 +237,24 @@ class Source:
   def __len__(self) -> int:
     return len(self.indices)
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    """Returns one `image`, uint8 [H, W, C], and its `label`, int32 []."""
-    return {key: value[0] for key, value in self.read([index]).items()}
-
   def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-    """Returns `image` uint8 [B, H, W, C] and `label` int32 [B].
-
-    Args:
-      indices: int [B], which images of this source.
-
-    Raises:
-      InputError: a record is damaged, has no label or has another size.
-    """
+    """Returns what `Images.read` does, of B images of this source."""
     return self._past_damaged(self.images.read, indices)
 
   def read_crops(
-    self, indices: Sequence[int], draws: augment.CropLight
+    self, indices: Sequence[int], draws: np.ndarray
   ) -> dict[str, np.ndarray]:
-    """Returns what `read` does, but of `augment.crop_light`'s views.
+    """Returns what `read` does, in the views of `augment.crop_light`.
 
     Args:
       indices: int [B], which images of this source.
-      draws: of the same B.
-
-    Raises:
-      InputError: a record is damaged or has no label.
+      draws: [B], of `augment.draw_crop_light`.
     """
     size = self.images.shape[0]
-
-    def view(draw):
-      return lambda image: augment.crop_light(image, size, draw)
-
-    each = (augment.CropLight(*draw) for draw in zip(*draws, strict=True))
-    views = [view(draw) for draw in each]
+    views = [
+      lambda image, draw=draw: augment.crop_light(image, size, draw)
+      for draw in draws
+    ]
     return self._past_damaged(lambda n: self.images.decode(n, views), indices)
 
   def _past_damaged(self, read, indices):
@@ -315,7 +267,7 @@ class Source:
     return read(np.array([self._whole(index) for index in indices]))
 
   def _whole(self, index):
-    """The first record from an image on that is not damaged."""
+    """Returns the first record from an image on that is not damaged."""
     for offset in range(_MOST_SKIPPED):
       number = int(self.indices[(index + offset) % len(self)])
       if not self.images.is_damaged(number):
@@ -327,12 +279,7 @@ class Source:
 
 
 def open_image(image: bytes | np.ndarray, channels: int) -> Image.Image:
-  """Decodes an image and gives it C channels; greyscale becomes RGB, say.
-
-  Args:
-    image: an encoded image, or uint8 [H, W, C].
-    channels: C.
-  """
+  """Opens encoded bytes or uint8 [H, W, C], as an image of C channels."""
   if isinstance(image, np.ndarray):
     return Image.fromarray(image[..., 0] if channels == 1 else image)
   opened = Image.open(io.BytesIO(image), formats=FORMATS)
@@ -342,7 +289,7 @@ def open_image(image: bytes | np.ndarray, channels: int) -> Image.Image:
 
 
 def unfit(folder: pathlib.Path, got: str, allowed: str) -> errors.InputError:
-  """The error of a data set that is whole and does not serve."""
+  """Returns the error of a data set that is whole and does not serve."""
   message = f"config.data.name: {folder} has {got}, allowed is {allowed}"
   return errors.InputError(" ".join(message.split()))
 
@@ -350,18 +297,17 @@ def unfit(folder: pathlib.Path, got: str, allowed: str) -> errors.InputError:
 def unreadable(
   place: pathlib.Path | str, error: Exception
 ) -> errors.InputError:
-  """The error of files that can't be read; `place` names them.
+  """Returns the error of files that can't be read; `place` names them.
 
-  `DamagedError`, but where the machine failed: an image that is skipped for
-  that would not be skipped the next time.
+  It is a `DamagedError`, but where the machine failed: an image that is skipped
+  for that would not be skipped the next time.
   """
   reason = (str(error).strip() or type(error).__name__).splitlines()[0]
   if isinstance(error, UnidentifiedImageError):  # its text is an address
     reason = "not an image"
-  system = isinstance(error, OSError) and error.errno not in (
-    None,  # Pillow's
-    errno.ENOENT,
-  )
+  # A missing file is damage too, and errors of Pillow have no number.
+  harmless = (None, errno.ENOENT)
+  system = isinstance(error, OSError) and error.errno not in harmless
   if system or isinstance(error, MemoryError):
     return errors.InputError(
       f"config.data.data_dir: cannot read {place} ({reason}), needed is a"
@@ -371,7 +317,3 @@ def unreadable(
     f"config.data.data_dir: cannot read {place} ({reason}), allowed are whole"
     f" array_record and image files ({', '.join(FORMATS)}); prepare it again"
   )
-
-
-def _pixels(shape):
-  return " x ".join(map(str, shape))

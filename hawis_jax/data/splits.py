@@ -4,7 +4,6 @@ import dataclasses
 import math
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 from hawis_jax import errors
@@ -13,6 +12,31 @@ from hawis_jax.data import prepared
 from hawis_jax.data import sources
 
 _IN_MEMORY_BYTES = 1 << 30  # smaller splits are decoded once and kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Which data set, and how its images are read.
+
+  Attributes:
+    name: its TFDS name, or "image_folder".
+    data_dir: of all prepared sets, "" where TFDS looks; or the image folder.
+    validation_images: how many are held out of `train`.
+    image_size: H = W of the images [pixels]; 0: as they are stored.
+    resize: their short side before H = W are cut out of them [pixels].
+    lighting: standard deviation of the augmentation "imagenet"'s colour noise.
+    damaged: "stop", or "skip": the next one stands in for a damaged image.
+    read_threads: threads that decode images.
+  """
+
+  name: str
+  data_dir: str = ""
+  validation_images: int = 0
+  image_size: int = 0
+  resize: int = 0
+  lighting: float = 0.0
+  damaged: str = "stop"
+  read_threads: int = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +62,7 @@ class Splits:
   num_classes: int
 
   def facts(self) -> dict[str, Any]:
-    """What tells this data set from another of the same name, as JSON can."""
+    """Returns what tells this data set from others of its name, as JSON can."""
     return {
       "version": self.version,
       "train": len(self.train) + len(self.validation),
@@ -57,7 +81,7 @@ class Splits:
     return dataclasses.replace(self.train, indices=everything)
 
 
-def load(data_config: ml_collections.ConfigDict) -> Splits:
+def load(settings: Settings) -> Splits:
   """Opens a data set and holds the validation images out of its `train`.
 
   `digits` is prepared if need be; any other one must be there, as
@@ -66,48 +90,46 @@ def load(data_config: ml_collections.ConfigDict) -> Splits:
   size of `train`.
 
   Args:
-    data_config: the section `data` of the configuration.
+    settings: or the section `data` of a configuration, which has them too.
 
   Raises:
     InputError: no such data set, not one of labelled uint8 images, of several
       sizes without an `image_size`, damaged, or too small for the validation
       images.
   """
-  name = data_config.name
+  name = settings.name
   if name == image_folder.NAME:
-    stored = image_folder.open_folder(data_config.data_dir)
+    stored = image_folder.open_folder(settings.data_dir)
   else:
-    stored = prepared.open_set(name, data_config.data_dir)
-  shape = _image_shape(stored, data_config)
-
-  def images(records):
-    return sources.Images(
-      records,
-      stored.folder,
-      shape,
-      resize=data_config.resize if data_config.image_size else 0,
-      in_memory=len(records) * math.prod(shape) < _IN_MEMORY_BYTES,
-      read_threads=data_config.read_threads,
-    )
-
-  count, held_out = len(stored.train), data_config.validation_images
+    stored = prepared.open_set(name, settings.data_dir)
+  shape = _image_shape(stored, settings.image_size, settings.resize)
+  count, held_out = len(stored.train), settings.validation_images
   if not 0 <= held_out < count:
     raise errors.InputError(
       f"config.data.validation_images: got {held_out}, allowed are 0 to"
       f" {count - 1} (`train` of {name} has {count} images)"
     )
+  skip = settings.damaged == "skip"
+
+  def images(records, skip_damaged):
+    return sources.Images(
+      records,
+      stored.folder,
+      shape,
+      resize=settings.resize if settings.image_size else 0,
+      in_memory=len(records) * math.prod(shape) < _IN_MEMORY_BYTES,
+      read_threads=settings.read_threads,
+      skip_damaged=skip_damaged,
+    )
+
+  train, test = images(stored.train, skip), images(stored.test, False)
   # RandomState: a stream that no version of NumPy changes. The order is kept:
   # the first so many images are then a random sample even of sorted files.
   order = np.random.RandomState(0).permutation(count)
-  skip = data_config.damaged == "skip"
-  train = dataclasses.replace(images(stored.train), skip_damaged=skip)
-  test = images(stored.test)
   return Splits(
     name=name,
     version=stored.version,
-    train=sources.Source(
-      train, order[held_out:], data_config.lighting, skip_damaged=skip
-    ),
+    train=sources.Source(train, order[held_out:], settings.lighting, skip),
     validation=sources.Source(train, order[:held_out]),
     test=sources.Source(test, np.arange(len(stored.test))),
     image_shape=shape,
@@ -115,26 +137,23 @@ def load(data_config: ml_collections.ConfigDict) -> Splits:
   )
 
 
-def _image_shape(stored, data_config):
+def _image_shape(stored, size, resize):
   """Returns the (H, W, C) that images leave with, or raises."""
   height, width, channels = stored.image_shape
-  size, resize = data_config.image_size, data_config.resize
-  if size:
-    if channels not in sources.MODES:
-      raise errors.InputError(
-        f"config.data.image_size: got {size} for {stored.folder} of {channels}"
-        f" channels, allowed are 1 to {max(sources.MODES)} channels, or 0"
-      )
-    if resize < size:
-      raise errors.InputError(
-        f"config.data.resize: got {resize}, allowed are"
-        f" config.data.image_size = {size} and more"
-      )
-    return size, size, channels
-  if height and width:
-    return height, width, channels
-  raise sources.unfit(
-    stored.folder,
-    "images that may differ in size",
-    "one size for all, or config.data.image_size > 0",
-  )
+  if not size:
+    if height and width:
+      return height, width, channels
+    got = "images that may differ in size"
+    allowed = "one size for all, or config.data.image_size > 0"
+    raise sources.unfit(stored.folder, got, allowed)
+  if channels not in sources.MODES:
+    raise errors.InputError(
+      f"config.data.image_size: got {size} for {stored.folder} of {channels}"
+      f" channels, allowed are 1 to {max(sources.MODES)} channels, or 0"
+    )
+  if resize < size:
+    raise errors.InputError(
+      f"config.data.resize: got {resize}, allowed are config.data.image_size ="
+      f" {size} and more"
+    )
+  return size, size, channels

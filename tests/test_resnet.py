@@ -1,4 +1,4 @@
-"""The masked network: golden vectors, masked == sliced, one trace."""
+"""The masked network: masked == sliced, one trace."""
 
 import functools
 from unittest import mock
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+import tiny_net
 
 from hawis_jax import binary
 from hawis_jax import errors
@@ -16,69 +17,44 @@ from hawis_jax import layers
 from hawis_jax import resnet
 from hawis_jax import variables as variables_lib
 
-_MAX = (12, 12, 16, 20, 20, 24, 28)
+
+@pytest.fixture
+def bits(rng):
+  """Of an odd size, where strides drop a row."""
+  return rng.integers(0, 2, (6, 9, 9, 8)).astype(np.float32)
 
 
-def _random_net(rng, max_widths=_MAX, depth=8):
-  """A super-net with random parameters and statistics, and random bits."""
-  module = resnet.cifar_resnet(depth, max_widths, 10, levels=8)
-  bits = jnp.asarray(rng.integers(0, 2, (6, 9, 9, 8)), jnp.float32)
-  init = jax.jit(variables_lib.init, static_argnums=(0, 2))
-  variables = init(module, jax.random.key(rng.integers(2**31)), (9, 9, 1))
-  flat = traverse_util.flatten_dict(variables)
-  draw = {"scale": (0.5, 1.5), "bias": (-0.5, 1.0), "mean": (-1, 1)}
-  draw |= {"var": (0.5, 2.0)}
-  for path, leaf in flat.items():
-    if path[-1] in draw:
-      value = rng.uniform(*draw[path[-1]], leaf.shape)
-      flat[path] = jnp.asarray(value, jnp.float32)
-  return module, traverse_util.unflatten_dict(flat), bits
-
-
-def _slice(variables, widths):
-  """Cuts a super-net's arrays down to the leading channels, by hand."""
-  layers = ["stem"] + [
-    f"stage{s}_block0/conv{i}" for s in (1, 2, 3) for i in (1, 2)
-  ]
-  norms = ["bn_stem"] + [
-    f"stage{s}_block0/bn{i}" for s in (1, 2, 3) for i in (1, 2)
-  ]
-  inputs = (None, *widths[:-1])
-  cut = {}
-  for path, leaf in traverse_util.flatten_dict(variables, sep="/").items():
-    scope = "/".join(path.split("/")[1:-1])
-    if scope in layers:
-      index = layers.index(scope)
-      leaf = leaf[:, :, : inputs[index], : widths[index]]
-    elif scope in norms:
-      leaf = leaf[: widths[norms.index(scope)]]
-    else:  # head, bn_head
-      leaf = leaf[: widths[-1]]
-    cut[path] = leaf
-  return traverse_util.unflatten_dict(cut, sep="/")
+def _cut(variables, module, image_shape):
+  """A super-net's arrays cut down to a narrower net's leading channels."""
+  shapes = variables_lib.shapes(module, image_shape)
+  return jax.tree.map(
+    lambda leaf, like: leaf[tuple(slice(n) for n in like.shape)],
+    variables,
+    {name: shapes[name] for name in variables},
+  )
 
 
 def _vectors(rng):
-  yield _MAX
   yield (1,) * 7
-  yield (4, 9, 2, 17, 5, 24, 3)  # not monotone: shortcuts slice and pad
-  yield (12, 3, 16, 1, 20, 2, 28)
-  for _ in range(4):
-    yield tuple(int(rng.integers(1, w + 1)) for w in _MAX)
+  yield tiny_net.NARROWER
+  yield (6, 2, 5, 1, 10, 3, 11)
+  yield tuple(int(rng.integers(1, w + 1)) for w in tiny_net.WIDTHS)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "train"))
 def _record(module, variables, bits, widths, train, alphas=None):
-  """(logits, integer sums of every layer, alphas of every layer)."""
+  """(logits, integer sums of every layer, its own alphas).
+
+  `alphas` are used in their place.
+  """
   sums, scales = [], []
   scaled_product = binary.scaled_product
 
   def spy(product, bits, weights, alpha):
-    if alphas is not None:
-      alpha = alphas[len(scales)]
+    used = alpha if alphas is None else alphas[len(scales)]
     sums.append(product(bits, weights))
     scales.append(alpha)
-    return scaled_product(product, bits, weights, alpha)
+    return scaled_product(product, bits, weights, used)
 
   with mock.patch.object(binary, "scaled_product", spy):
     out = module.apply(
@@ -87,25 +63,25 @@ def _record(module, variables, bits, widths, train, alphas=None):
   return out[0], sums, scales
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("train", [False, True])
-def test_masked_equals_sliced(train):
+def test_masked_equals_sliced(train, tiny, bits, rng):
   """The whole idea: a masked super-net is the physically narrower network.
 
   With alpha injected (its sum has another order), all integer sums are equal to
   the bit; logits are, up to the order of the head's few float operations.
   Alpha itself agrees to 1e-6 relative.
   """
-  rng = np.random.default_rng()
-  module, variables, bits = _random_net(rng)
   for widths in _vectors(rng):
-    small = resnet.cifar_resnet(8, widths, 10)
-    cut = _slice(variables, widths)
-    logits, sums, alphas = _record(
-      module, variables, bits, jnp.array(widths), train
+    small = resnet.cifar_resnet(8, widths, 10, levels=8)
+    cut = _cut(tiny.variables, small, tiny_net.SHAPE)
+    logits, sums, alphas = jax.device_get(
+      _record(tiny.module, tiny.variables, bits, np.array(widths), train)
     )
-    _, _, own_alphas = _record(small, cut, bits, None, train)
+    cut_logits, cut_sums, own_alphas = jax.device_get(
+      _record(small, cut, bits, None, train, alphas)
+    )
     np.testing.assert_allclose(alphas, own_alphas, rtol=1e-6)
-    cut_logits, cut_sums, _ = _record(small, cut, bits, None, train, alphas)
     for layer, (wide, narrow) in enumerate(zip(sums, cut_sums, strict=True)):
       channels = narrow.shape[-1]
       np.testing.assert_array_equal(
@@ -114,77 +90,74 @@ def test_masked_equals_sliced(train):
     np.testing.assert_allclose(logits, cut_logits, rtol=1e-6, atol=1e-6)
 
 
-def test_masked_gradients_equal_sliced():
+def test_masked_gradients_equal_sliced(tiny, bits, rng):
   """Gradients of active weights agree; those of the others are exactly 0."""
-  rng = np.random.default_rng()
-  module, variables, bits = _random_net(rng)
-  widths = (4, 9, 2, 17, 5, 24, 3)
-  target = jnp.asarray(rng.normal(size=(6, 10)), jnp.float32)
+  widths = tiny_net.NARROWER
+  target = rng.normal(size=(6, 10)).astype(np.float32)
 
   def loss(params, net, vector):
     logits = net.apply({"params": params}, bits, vector, train=True)
     return (logits * target).sum()
 
   grad = jax.jit(jax.grad(loss), static_argnums=1)
-  wide = grad(variables["params"], module, jnp.array(widths))
-  small = resnet.cifar_resnet(8, widths, 10)
-  cut = _slice(variables, widths)
-  narrow = grad(cut["params"], small, None)
-  scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(narrow))
-  kept = _slice({"params": wide}, widths)["params"]
+  small = resnet.cifar_resnet(8, widths, 10, levels=8)
+  cut = _cut(tiny.variables, small, tiny_net.SHAPE)["params"]
+  wide, narrow = jax.device_get(
+    (
+      grad(tiny.variables["params"], tiny.module, np.array(widths)),
+      grad(cut, small, None),
+    )
+  )
+  scale = max(np.abs(g).max() for g in jax.tree.leaves(narrow))
+  kept = _cut({"params": wide}, small, tiny_net.SHAPE)["params"]
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale),
     kept,
     narrow,
   )
-  total = sum(float(jnp.abs(g).sum()) for g in jax.tree.leaves(wide))
-  inside = sum(float(jnp.abs(g).sum()) for g in jax.tree.leaves(kept))
+  total, inside = (
+    sum(np.abs(g).sum(dtype=np.float64) for g in jax.tree.leaves(tree))
+    for tree in (wide, kept)
+  )
   np.testing.assert_allclose(total, inside, rtol=1e-5)
 
 
-def test_one_trace_serves_all_width_vectors():
-  rng = np.random.default_rng()
-  module, variables, bits = _random_net(rng)
+def test_one_trace_serves_all_width_vectors_and_none_means_the_maximum(
+  tiny, bits, rng
+):
   traces = []
 
   @jax.jit
   def forward(variables, bits, widths):
     traces.append(widths)
-    return module.apply(variables, bits, widths, train=False)
+    return tiny.module.apply(variables, bits, widths, train=False)
 
   outputs = [
-    forward(variables, bits, jnp.array(widths)) for widths in _vectors(rng)
+    np.asarray(forward(tiny.variables, bits, np.array(widths)))
+    for widths in (tiny_net.WIDTHS, *_vectors(rng))
   ]
   assert len(traces) == 1
-  assert len({np.asarray(out).tobytes() for out in outputs}) > 1
-
-
-def test_widths_none_means_the_maximum():
-  module, variables, bits = _random_net(np.random.default_rng())
-  apply = jax.jit(functools.partial(module.apply, train=False))
-  unmasked, masked = (
-    apply(variables, bits, w) for w in (None, jnp.array(_MAX))
-  )
+  assert len({out.tobytes() for out in outputs}) > 1
   # Alpha's sum has another order.
-  np.testing.assert_allclose(unmasked, masked, rtol=1e-5, atol=1e-6)
+  unmasked = forward(tiny.variables, bits, None)
+  np.testing.assert_allclose(unmasked, outputs[0], rtol=1e-5, atol=1e-6)
 
 
-def test_recalibration_pools_the_moments_of_all_batches():
+def test_recalibration_pools_the_moments_of_all_batches(tiny, rng):
   """First layer: the moments over all images, however they are batched.
 
   The last normalisation sees one value an image and channel, so it would show a
   variance that counts batches wrongly; its input is recorded batch by batch.
   """
-  rng = np.random.default_rng()
-  module, variables, _ = _random_net(rng)
-  batches = jnp.asarray(rng.integers(0, 2, (8, 4, 9, 9, 8)), jnp.float32)
+  module, variables = tiny.module, tiny.variables
+  batches = rng.integers(0, 2, (8, 4, 9, 9, 8)).astype(np.float32)
   recalibrate = jax.jit(variables_lib.recalibrate, static_argnums=0)
   got = recalibrate(module, variables, batches)
   kernel = variables["params"]["stem"]["kernel"]
-  sums = binary.convolve(
-    batches.reshape(-1, 9, 9, 8), binary.binarize_weights(kernel), 1, 1
-  )
-  values = np.asarray(sums * jnp.abs(kernel).mean(), np.float64)
+  convolve = jax.jit(binary.convolve, static_argnums=(2, 3))
+  signs = np.where(kernel >= 0, np.float32(1), np.float32(-1))
+  sums = np.asarray(convolve(batches.reshape(-1, 9, 9, 8), signs, 1, 1))
+  values = (sums * np.abs(kernel).mean()).astype(np.float64)
   np.testing.assert_allclose(
     got["bn_stem"]["mean"], values.mean((0, 1, 2)), atol=1e-5
   )
@@ -211,11 +184,12 @@ def test_recalibration_pools_the_moments_of_all_batches():
   )
 
 
-def test_fresh_variables_are_those_of_the_module():
+def test_fresh_variables_are_those_of_the_module(rng):
   """One flat draw: same tree and shapes, He normal with fan-out, BN neutral."""
   module = resnet.cifar_resnet(8, (64,) * 7, 10)
-  variables = jax.jit(variables_lib.init, static_argnums=(0, 2))(
-    module, jax.random.key(np.random.default_rng().integers(2**31)), (32, 32, 3)
+  init = jax.jit(variables_lib.init, static_argnums=(0, 2))
+  variables = jax.device_get(
+    init(module, jax.random.key(rng.integers(2**31)), (32, 32, 3))
   )
   shapes = jax.eval_shape(
     functools.partial(module.init, train=False),
@@ -237,36 +211,24 @@ def test_fresh_variables_are_those_of_the_module():
       np.testing.assert_array_equal(leaf, neutral)
 
 
-@pytest.mark.parametrize("depth", [7, 9, 2, 0, -4])
-def test_bad_depth(depth):
-  with pytest.raises(errors.InputError, match=f"got {depth}, allowed are 8"):
-    resnet.cifar_resnet(depth, (8,) * 7, 10)
-
-
-def test_bad_widths():
+def test_bad_networks_are_named():
+  for depth in (9, -4):
+    with pytest.raises(errors.InputError, match=f"got {depth}, allowed are 8"):
+      resnet.cifar_resnet(depth, (8,) * 7, 10)
   with pytest.raises(errors.InputError, match="needed are 7 widths"):
     resnet.cifar_resnet(8, (8,) * 6, 10)
   with pytest.raises(errors.InputError, match="at least 1 channel"):
     resnet.cifar_resnet(8, (8, 8, 8, 0, 8, 8, 8), 10)
 
 
-def test_a_fixed_net_has_no_masks():
+def test_a_fixed_net_has_no_masks(tiny, bits):
   """Its program is the one that is left when the masks' code is taken out."""
-  module, variables, bits = _random_net(np.random.default_rng())
 
-  def program():
-    return str(
-      jax.make_jaxpr(functools.partial(module.apply, train=False))(
-        variables, bits
-      )
-    )
+  def program(*widths):
+    apply = functools.partial(tiny.module.apply, train=False)
+    return str(jax.make_jaxpr(apply)(tiny.variables, bits, *widths))
 
-  fixed = program()
-  masked = str(
-    jax.make_jaxpr(functools.partial(module.apply, train=False))(
-      variables, bits, jnp.array(_MAX)
-    )
-  )
+  fixed, masked = program(), program(np.array(tiny_net.WIDTHS))
   scale = binary.weight_scale
   with (
     mock.patch.object(layers, "apply_mask", lambda x, mask: x),
@@ -278,34 +240,24 @@ def test_a_fixed_net_has_no_masks():
   assert len(masked) > len(fixed)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("stem", resnet.STEMS)
-def test_masked_imagenet_net_equals_the_sliced_one(stem):
+def test_masked_imagenet_net_equals_the_sliced_one(stem, rng):
   """Widths that grow and shrink, 1 included; projection shortcuts, head."""
-  rng = np.random.default_rng()
   most, size = (9,) * 17, 64
   wide = resnet.imagenet_resnet18(most, 5, stem, image_size=size, levels=4)
-  vector = tuple(int(w) for w in rng.integers(1, 10, 17))
+  vector = (1, *(int(w) for w in rng.integers(1, 10, 16)))
   narrow = resnet.imagenet_resnet18(vector, 5, stem, image_size=size, levels=4)
   shape = (size, size, 3)
-  init = jax.jit(variables_lib.init, static_argnums=(0, 2))
-  variables = init(wide, jax.random.key(rng.integers(2**31)), shape)
-  shift = jnp.asarray(rng.uniform(0.1, 0.6, 9), jnp.float32)
-  flat = traverse_util.flatten_dict(variables)
-  for path, leaf in flat.items():  # so that dead channels could fire
-    if path[-1] == "bias" and leaf.shape == (9,):
-      flat[path] = shift
-  # Every axis that is narrower is cut down to its leading channels.
-  shapes = traverse_util.flatten_dict(variables_lib.shapes(narrow, shape))
-  cut = {
-    path: leaf[tuple(slice(n) for n in shapes[path].shape)]
-    for path, leaf in flat.items()
-  }
-  bits = wide.encode(jnp.asarray(rng.integers(0, 256, (3, *shape)), jnp.uint8))
-  logits, sums, alphas = _record(
-    wide, traverse_util.unflatten_dict(flat), bits, jnp.array(vector), True
+  variables = tiny_net.random_variables(wide, shape, rng)
+  cut = _cut(variables, narrow, shape)
+  images = rng.integers(0, 256, (3, *shape)).astype(np.uint8)
+  bits = np.asarray(jax.jit(wide.encode)(images))
+  logits, sums, alphas = jax.device_get(
+    _record(wide, variables, bits, np.array(vector), True)
   )
-  cut_logits, cut_sums, _ = _record(
-    narrow, traverse_util.unflatten_dict(cut), bits, None, True, alphas
+  cut_logits, cut_sums, _ = jax.device_get(
+    _record(narrow, cut, bits, None, True, alphas)
   )
   for layer, (masked, sliced) in enumerate(zip(sums, cut_sums, strict=True)):
     np.testing.assert_array_equal(

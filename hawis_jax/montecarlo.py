@@ -15,7 +15,7 @@ Axes: S chips, K chips of a chunk, N images, M blocks of B images.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 from flax import linen as nn
@@ -27,7 +27,6 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from hawis_jax import backend
-from hawis_jax import compiled
 from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax import sharding
@@ -147,6 +146,35 @@ def _check(setting):
       )
 
 
+class Needs(NamedTuple):
+  """Of a device's memory, while a program runs, by XLA's account [bytes].
+
+  Attributes:
+    arguments: of the program.
+    outputs: that are not in the place of donated arguments.
+    temporary: in between.
+  """
+
+  arguments: int
+  outputs: int
+  temporary: int
+
+  @property
+  def memory(self) -> int:
+    """All of it."""
+    return sum(self)
+
+
+def needs(executable: Any) -> Needs:
+  """Returns what `jax.jit(...).lower(...).compile()` takes of one device."""
+  sizes = executable.memory_analysis()
+  return Needs(
+    sizes.argument_size_in_bytes,
+    sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+    sizes.temp_size_in_bytes,
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """How chips are evaluated.
@@ -157,7 +185,7 @@ class Plan:
     segment: images a call.
     program: (key, numbers `[K]`) -> chips.
     evaluate: (shared, chips, images, labels, numbers) -> hits.
-    needs: of both programs, by name.
+    executables: of both programs, by name.
   """
 
   chunk: int
@@ -165,7 +193,7 @@ class Plan:
   segment: int
   program: Callable[..., Any]
   evaluate: Callable[..., Any]
-  needs: dict[str, compiled.Needs]
+  executables: dict[str, Any]
 
 
 def block_size(image_shape: Sequence[int]) -> int:
@@ -256,7 +284,10 @@ def make_plan(
     segment=segment,
     program=lambda key, numbers: program(key, numbers, *net),
     evaluate=evaluate,
-    needs={"program": program.needs, "evaluate": evaluate.needs},
+    executables={
+      "program": program.executable,
+      "evaluate": evaluate.executable,
+    },
   )
 
 
@@ -282,7 +313,7 @@ class _Compiled:
   executable: Any
   shardings: tuple[NamedSharding, ...]
   out: Any
-  needs: compiled.Needs
+  needs: Needs
 
   def __call__(self, *arguments):
     pairs = zip(arguments, self.shardings, strict=True)
@@ -310,8 +341,7 @@ def _compile(function, leaves, structure, *, module, layers, form, mesh):
   shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
   lowered = jax.jit(sharded, in_shardings=shardings).lower(*arguments)
   executable = lowered.compile()
-  needs = compiled.needs(executable)
-  return _Compiled(executable, shardings, lowered.out_info, needs)
+  return _Compiled(executable, shardings, lowered.out_info, needs(executable))
 
 
 def shared_variables(

@@ -1,119 +1,190 @@
-"""Compiles the pipeline for TPUs, with no TPU and no data at hand.
+"""Compiles the stages' programs for TPUs, with no TPU and no data at hand.
 
-launch/compile_tpu.py --topology v5e:16x16 \
-  --config configs/imagenet_resnet18.py:hawis_b [--stages=pretrain,search] \
-  [--config.<field>=<value> ...]
+launch/compile_tpu.py --topology=v5e:2x4 --config=configs/digits.py \
+  [--stages=search --stages=train] [--config.<field>=<value> ...]
 
-Needs the extra `tpu`. The programs are those that the stages run, with their
-shardings. For each: bytes of arguments, outputs (without those in the place of
-donated arguments) and temporaries, and their sum as a share of the device's
-memory; operations of its products and its collectives (number, bytes), a step
-and device. Exit status 1 where a stage does not fit, 2 for a mistake.
+Needs libtpu (pip install "jax[tpu]", best in an environment of its own). These
+are the stages' programs with their shardings; found nets are as wide as may be,
+teachers are left out. Of each XLA tells what one device takes: MB of arguments,
+of outputs beside them and of temporaries; GFLOP; number and MB of collectives.
+A loop's body counts once. Exit status 2: a mistake, or too little memory.
 """
 
+import math
 import os
 import re
 import sys
-import time
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # or jax would look for a TPU
-
-from absl import app
-from absl import flags
-
-from hawis_jax import backend
-
-backend.configure()
+# No TPU is to be looked for, neither by jax nor by libtpu.
+os.environ |= {
+  "JAX_PLATFORMS": "cpu",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+}
 
 # ruff: noqa: E402
+from absl import app
+from absl import flags
 import jax
+from jax.experimental import topologies
+import numpy as np
 
-from hawis_jax import ahead
+from hawis_jax import backend
 from hawis_jax import command_line
-from hawis_jax import compiled
+from hawis_jax import config as config_lib
+from hawis_jax import data
 from hawis_jax import errors
-from hawis_jax import tpu
+from hawis_jax import experiment as experiment_lib
+from hawis_jax import montecarlo
+from hawis_jax import pretrain
+from hawis_jax import robustness
+from hawis_jax import scoring
+from hawis_jax import search
+from hawis_jax import sharding
+from hawis_jax import sweep
+from hawis_jax import train
+from hawis_jax import variables
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "E.g. v5e:16x16.")
-_STAGES = flags.DEFINE_list(
-  "stages", ["all"], f"all, or some of {', '.join(ahead.STAGES)}."
+_ALL = ("pretrain", "search", "train", "robustness")
+_STAGES = flags.DEFINE_multi_enum("stages", _ALL, _ALL, "Of a run's own.")
+# Image's side and channels, classes, test images; other sets are as ImageNet.
+_SETS = {
+  "digits": (8, 1, 10, 360),
+  "cifar10": (32, 3, 10, 10_000),
+  "cifar100": (32, 3, 100, 10_000),
+}
+_IMAGENET = 224, 3, 1000, 50_000
+_COLLECTIVE = re.compile(  # not an asynchronous one's start, but its end
+  r" = (\S+|\(.*?\)) (all-gather|all-reduce|all-to-all|collective-permute"
+  r"|reduce-scatter)(?:-done)?\("
 )
-_ROW = "{:44} {:>9} {:>8} {:>9} {:>6} {:>9}  {}"
+_ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 
-def main(argv: list[str]) -> int:
-  """Prints the table; returns the exit status."""
-  del argv
-  stages = _stages()
-  devices, chip = tpu.topology(_TOPOLOGY.value)
-  print(
-    f"jax {jax.__version__}, {_TOPOLOGY.value}: {len(devices)} devices of "
-    f"{chip.memory / 1e9:.1f} GB"
+def topology(name):
+  """Returns TPUs that need not be there; `name` is e.g. "v5e:16x16"."""
+  # A chip of a v4 is one device of jax, as of later ones.
+  options = {"chip_config_name": "megacore"} if name.startswith("v4") else {}
+  try:
+    found = topologies.get_topology_desc(name, "tpu", **options)
+  except Exception as error:  # as different ones as reasons
+    raise errors.InputError(f"--topology={name}: {error}") from error
+  return sorted(found.devices, key=lambda d: (d.process_index, d.id))
+
+
+class _Experiment(experiment_lib.Experiment):
+  """An experiment whose images are zeros."""
+
+  def evaluation(self, source, batch_size, limit=None):
+    shape = -(-(limit or len(source)) // batch_size), batch_size
+    labels = np.zeros(shape, np.int32)
+    images = np.zeros((*shape, *self.splits.image_shape), np.uint8)
+    return robustness.Batches(images, labels, labels == 0)
+
+
+def _state(init, mesh):
+  state = jax.eval_shape(init, jax.random.key(0))
+  return sharding.abstract(state, sharding.split(state, mesh))
+
+
+def programs(stage, experiment, devices):
+  """Yields (name, executable) of one stage."""
+  config, shape = experiment.config, experiment.splits.image_shape
+  experiment_lib.check_batches(config, len(devices), [stage])
+  images, labels, _ = experiment.evaluation((), config[stage].batch_size, 1)
+  mesh, first = sharding.training_mesh(devices), np.int32(0)
+  batch = {"image": images[0], "label": labels[0]}
+  batch = sharding.abstract(batch, sharding.on_data(mesh))
+  if stage == "pretrain":
+    made = pretrain.make_programs(experiment, mesh)
+    state = _state(made.init, mesh)
+    yield "step", made.sandwich.lower(state, first, batch).compile()
+  elif stage == "search":
+    methods = search.build_methods(experiment)
+    context = search.make_context(experiment)
+    params = variables.shapes(experiment.supernet, shape)["params"]
+    scorer = scoring.make_scorer(experiment, params)
+    state = jax.eval_shape(lambda: search.init(experiment, methods, context))
+    arguments = state, first, scorer, context, jax.random.key(0)
+    arguments = sharding.abstract(arguments, sharding.replicated(mesh))
+    updates = search.make_updates(experiment, methods, mesh)
+    yield "update", updates.lower(*arguments).compile()
+  elif stage == "train":
+    for net in train.trained(config.train):
+      module = train.widest_module(net, experiment)
+      made = train.make_programs(net, module, experiment, mesh)
+      state = _state(made.init, mesh)
+      yield net, made.step.lower(state, batch, None).compile()
+  else:
+    steps = sweep.todo_list(config)
+    steps = [step for step in steps if step.level and step.level.is_random]
+    for step in {step[:2]: step for step in steps}.values():
+      for name, executable in _on_chips(step, experiment, devices):
+        yield f"{step.net}, {step.scenario}: {name}", executable
+
+
+def _on_chips(step, experiment, devices):
+  """(Name, executable) of the engine for a net on chips of a scenario."""
+  config, shape = experiment.config.robustness, experiment.splits.image_shape
+  count = config.images or len(experiment.splits.test)
+  images = jax.ShapeDtypeStruct((count, *shape), np.uint8)
+  module, level = train.widest_module(step.net, experiment), step.level
+  net = jax.eval_shape(
+    lambda net: sweep.calibrated(experiment, level, module, net),
+    variables.shapes(module, shape),
   )
-  fits = True
+  setting = sweep.make_setting(experiment, level, module, net)
+  shared = jax.eval_shape(lambda: montecarlo.shared_variables(setting, images))
+  mesh = sharding.evaluation_mesh(config.chips, devices)
+  memory = config.memory_gb * 1e9 or math.inf  # the compiler minds a device's
+  limits = montecarlo.Limits(config.chips_per_step, config.batch_size, memory)
+  plan = setting, shared, images, config.chips, mesh, limits
+  return montecarlo.make_plan(*plan).executables.items()
+
+
+def collectives(text):
+  """Returns {kind: (number, bytes of results)} of a program's HLO text."""
+  found = {}
+  for result, kind in _COLLECTIVE.findall(text):
+    count, size = found.get(kind, (0, 0))
+    for bits, sizes in _ARRAY.findall(result):
+      elements = math.prod(int(n) for n in sizes.split(",") if n)
+      size += elements * int(bits or 8) // 8
+    found[kind] = count + 1, size
+  return found
+
+
+def row(name, executable):
+  """Returns a program's line of the table."""
+  numbers = [size / 1e6 for size in montecarlo.needs(executable)]
+  numbers.append(executable.cost_analysis()["flops"] / 1e9)
+  moved = [
+    f"{count} {kind} {size / 1e6:.3f}"
+    for kind, (count, size) in collectives(executable.as_text()).items()
+  ]
+  numbers = "".join(f"{number:10.3f}" for number in numbers)
+  return f"{name:44}{numbers}  {', '.join(moved) or 'none'}"
+
+
+def main(_):
+  """Prints the table."""
+  config = command_line.CONFIG.value.copy_and_resolve_references()
+  known = _ALL[0 if config_lib.searches(config) else 2 :]
+  config.train.loss = "labels"
+  config_lib.validate(config)
+  side, channels, classes, test = _SETS.get(config.data.name, _IMAGENET)
+  shape = (*[config.data.image_size or side] * 2, channels)
+  splits = data.Splits("", "", (), (), range(test), shape, classes)
+  devices = topology(_TOPOLOGY.value)
+  print(f"jax {jax.__version__}, {len(devices)} devices, {_TOPOLOGY.value}")
+  print(f"{'':44}    argum.   outputs   tempor.     GFLOP  collectives")
   with backend.compiling_for("tpu"):
-    experiment = ahead.prepare(command_line.CONFIG.value, len(devices), stages)
-    if {"init", "pretrain"} & set(stages):
-      state = ahead.state_bytes(experiment, devices)
-      print(f"training state of a device: {state / 1e9:.3f} GB", flush=True)
-    print(
-      _ROW.format(
-        "stage", "arguments", "outputs", "temporary", "memory", "TFLOP", ""
-      )
-      + "collectives"
-    )
-    for stage in stages:
-      start = time.monotonic()
-      try:
-        for name, needs in ahead.programs(
-          stage, experiment, devices, chip.memory
-        ):
-          fits &= needs.memory <= chip.memory
-          print(_row(name, needs, chip), flush=True)
-      except (errors.InputError, jax.errors.JaxRuntimeError) as error:
-        print(f"{stage}: does not fit: {_too_large(error)}", flush=True)
-        fits = False
-      seconds = time.monotonic() - start
-      print(f"  compiled in {seconds:.0f} s", file=sys.stderr)
-  return 0 if fits else 1
-
-
-def _stages():
-  names = _STAGES.value
-  unknown = [name for name in names if name not in ("all", *ahead.STAGES)]
-  if unknown or not names:
-    raise errors.InputError(
-      f"--stages: got {','.join(names)!r}, allowed are all, "
-      f"{', '.join(ahead.STAGES)}"
-    )
-  return [s for s in ahead.STAGES if s in names or "all" in names]
-
-
-def _row(name: str, needs: compiled.Needs, chip: tpu.Chip) -> str:
-  sizes = (needs.arguments, needs.outputs, needs.temporary)
-  moved = ", ".join(
-    f"{count} {kind} {size / 1e6:.1f} MB"
-    for kind, (count, size) in needs.collectives.items()
-  )
-  return _ROW.format(
-    name,
-    *(f"{size / 1e9:.3f} GB" for size in sizes),
-    f"{100 * needs.memory / chip.memory:.0f} %",
-    f"{needs.flops / 1e12:.4g}",
-    moved or "none",
-  )
-
-
-def _too_large(error: Exception) -> str:
-  """One line of a compiler's error; any other error is raised again."""
-  if isinstance(error, errors.InputError):
-    return str(error)
-  if "RESOURCE_EXHAUSTED" not in str(error):
-    raise error
-  needed = re.search(
-    r"Used \S+ of \S+ hbm|total memory required .*? exceeds .*?\)", str(error)
-  )
-  return needed[0] if needed else str(error).splitlines()[0]
+    experiment = _Experiment(**vars(experiment_lib.with_splits(config, splits)))
+    for stage in sorted(set(_STAGES.value) & set(known), key=_ALL.index):
+      for name, executable in programs(stage, experiment, devices):
+        print(row(f"{stage}, {name}", executable), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,20 +16,14 @@ usage="usage: sbatch [SBATCH_OPTIONS] launch/slurm.sh [--retries=N] -- FLAGS
 
 Runs hawis_jax.main with FLAGS in every task of a SLURM job; jax learns from
 SLURM who they are. With GPUs, one task for each, all visible to all:
+--gpus-per-node=4 --ntasks-per-node=4 (not --gpus-per-task, which hides from a
+task the GPU that jax would take). A run that was told to stop (by the time
+limit or preemption) and has saved ends with status 75: the job is queued again,
+up to N (100) times, and goes on. Any other status is the job's. The Python that
+runs is \$PYTHON (python), from the folder of sbatch. --dry-run prints the
+command."
 
-  sbatch --nodes=2 --gpus-per-node=4 --ntasks-per-node=4 launch/slurm.sh \\
-    -- --config configs/cifar10_resnet20.py --workdir /shared/runs/one
-
-(not --gpus-per-task, which hides from a task the GPU that jax would take).
-A run that was told to stop (by the time limit or preemption) and has saved
-ends with status 75: the job is queued again, up to N (100) times, and goes on.
-Any other status is the job's. The Python that runs is \$PYTHON (python), from
-the folder of sbatch. --dry-run prints the command."
-
-die() { # MESSAGE
-  echo "error: $1" >&2
-  exit 2
-}
+die() { echo "error: $1" >&2 && exit 2; }
 
 retries=100 dry_run=false
 while (($#)); do
@@ -46,18 +40,12 @@ done
 [[ "$retries" =~ ^[0-9]+$ ]] ||
   die "--retries: got '$retries', allowed is a whole number"
 
-# Neither of a task's end kills the others at once: all are saving.
-command=(srun --kill-on-bad-exit=0 --wait=60)
-# srun no longer takes it from sbatch.
-if [[ "${SLURM_CPUS_PER_TASK-}" ]]; then
-  command+=("--cpus-per-task=$SLURM_CPUS_PER_TASK")
-fi
-command+=("${PYTHON:-python}" -m hawis_jax.main "$@" --distributed)
-if "$dry_run"; then
-  printf '%q ' "${command[@]}"
-  echo
-  exit
-fi
+# Neither of a task's end kills the others at once: all are saving. And srun no
+# longer takes the CPUs from sbatch.
+command=(srun --kill-on-bad-exit=0 --wait=60
+  ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"}
+  "${PYTHON:-python}" -m hawis_jax.main "$@" --distributed)
+if "$dry_run"; then echo "${command[*]@Q}" && exit; fi
 [[ "${SLURM_JOB_ID-}" ]] || die "SLURM_JOB_ID: missing; start me with sbatch"
 
 export PYTHONUNBUFFERED=1

@@ -316,7 +316,7 @@ def test_costs_are_those_of_the_widths(made):
   energy = content["vectors"]["found"]["components"]["array"]["energy_joule"]
   share = energy / content["nets"]["found"]["energy_joule"]
   shown = [style.quantity("energy", energy), f"{100 * share:.2f}"]
-  assert page.row("arrays")[1:3] == shown
+  assert page.row("array")[1:3] == shown
   # Published vectors of the depth stand beside the nets, and are none.
   published = [n for n, v in content["vectors"].items() if not v["compared"]]
   assert published == [n for n in widths_lib.PRESETS if n[:8] == "resnet20"]
@@ -344,7 +344,7 @@ def test_differences_are_paired(made):
     width = student.high - student.low
     np.testing.assert_allclose(row["ci95"], student, atol=0.3 * width)
     verdict = "ahead" if low > 0 else "behind" if high < 0 else "undecided"
-    cell = f"{style.difference(gap.mean(), (low, high))}\n{verdict}"
+    cell = f"{style.estimate(gap.mean(), (low, high), style.points)}\n{verdict}"
     shown = style.severity(row["scenario"], row["severity"])
     cells = [c for r in page.rows if r[0] == shown for c in r]
     assert any(c.startswith(cell) for c in cells)
@@ -388,7 +388,9 @@ def test_the_search_is_told_budget_by_budget(rng, tmp_path, kind):
   for row in search["comparisons"]:
     pair = [search["best"][n][1]["chips"] for n in (names[0], row["rival"])]
     gap = np.subtract(*pair)
-    shown = style.difference(gap.mean(), intervals.mean_interval(gap))
+    shown = style.estimate(
+      gap.mean(), intervals.mean_interval(gap), style.points
+    )
     assert page.row(looks[row["rival"]].name, "16")[2] == shown
 
 
@@ -521,7 +523,7 @@ def test_nets_given_by_name_are_compared(rng, tmp_path):
   assert "loses to the HAWIS-A (ResNet-20)" in better
   arrays = swept["nets"][first]["arrays"]
   assert "8-bit 1x" in worse and "times" not in worse
-  assert f"{arrays} crossbar arrays of 1-bit weights against {arrays}" in worse
+  assert f"{arrays} crossbar arrays of 1-bit weights against {arrays} " in worse
   row = page.row("float 1x", "float")
   assert row[2:8] == ["-"] * 6 and row[8] == "360 of 360"
 
@@ -547,7 +549,7 @@ def test_one_net_and_one_method_have_no_rival(rng, tmp_path):
   (tmp_path / "metrics.jsonl").unlink()
   content, text = _run(experiment, tmp_path)
   assert content["comparisons"] == content["search"]["comparisons"] == []
-  assert "no other net on chips to compare" in _Page(text).text
+  assert "there is no other on chips" in _Page(text).text
   assert "training.svg" not in content["files"]
 
 

@@ -90,23 +90,17 @@ def _figure(height):
   return figure_lib.Figure(figsize=(7.2, height), layout="constrained")
 
 
-def _legend(figure, handles: Sequence[artist.Artist]):
-  """Adds the legend below, in as few rows as fit; the figure grows with them.
-
-  Entries fill a column first.
-  """
-  for rows in range(1, len(handles) + 1):
-    added = figure.legend(
-      handles=handles,
-      loc="outside lower center",
-      ncols=-(-len(handles) // rows),
-      columnspacing=1.2,
-      handlelength=1.8,
-    )
-    if added.get_window_extent().width <= figure.bbox.width:
-      break
-    added.remove()
-  figure.set_figheight(figure.get_figheight() + 0.18 * (rows - 1))
+def _legend(figure, handles: Sequence[artist.Artist], columns: int = 4):
+  """Adds the legend below, filled column by column."""
+  figure.legend(
+    handles=handles,
+    loc="outside lower center",
+    ncols=columns,
+    columnspacing=1.2,
+    handlelength=1.8,
+  )
+  rows = -(-len(handles) // columns)
+  figure.set_figheight(figure.get_figheight() + 0.18 * rows - 0.18)
   return figure
 
 
@@ -357,16 +351,11 @@ def _groups(panel, starts, num_layers):
   """Marks and names the network's groups of blocks."""
   ends = [*starts[1:], num_layers + 1]
   for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
+    name = f"group {place + 1}" if place else "stem and group 1"
+    above = dict(transform=panel.get_xaxis_transform(), ha="center")
+    panel.text((start + end - 1) / 2, 1.02, name, **above)
     if end <= num_layers:
-      panel.axvline(end - 0.5, color=style.NEUTRAL, lw=0.8, ls=":")
-    panel.annotate(
-      f"group {place + 1}" if place else "stem and group 1",
-      ((start + end - 1) / 2, 1.0),
-      xycoords=("data", "axes fraction"),
-      xytext=(0, 3),
-      textcoords="offset points",
-      ha="center",
-    )
+      panel.axvline(end - 0.5, **_GREY)
 
 
 def utilisation(content: dict) -> figure_lib.Figure:
@@ -417,7 +406,7 @@ def components(content: dict) -> figure_lib.Figure:
   row[1].set_xlabel(f"area [mm²], {technology}")
   row[1].xaxis.set_major_formatter(lambda value, _: f"{1e6 * value:g}")
   row[0].invert_yaxis()
-  handles = [_key(style.COMPONENTS[p], c, lw=5) for p, c in colors.items()]
+  handles = [_key(p.replace("_", " "), c, lw=5) for p, c in colors.items()]
   return _legend(figure, handles)
 
 

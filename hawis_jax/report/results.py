@@ -74,7 +74,7 @@ def accuracy(swept: Mapping[str, dict]) -> list[dict]:
       "net": net,
       "scenario": scenario,
       "severity": entry["level"],
-      **{k: v for k, v in entry.items() if k not in ("level", "accuracy")},
+      **{name: value for name, value in entry.items() if name != "level"},
     }
     for net, result in swept.items()
     for scenario, entries in result["sweeps"].items()
@@ -82,27 +82,29 @@ def accuracy(swept: Mapping[str, dict]) -> list[dict]:
   ]
 
 
-def comparisons(swept: Mapping[str, dict], main: str | None) -> list[dict]:
-  """Returns the paired differences main net - rival, at all severities."""
-  chips = {
-    (net, scenario, entry["level"]): entry["accuracy"]
-    for net, result in swept.items()
-    for scenario, entries in result["sweeps"].items()
-    for entry in sorted(entries, key=lambda entry: entry["level"])
-  }
+def comparisons(rows: Sequence[dict], main: str | None) -> list[dict]:
+  """Returns the paired differences main net - rival, at all severities.
+
+  Args:
+    rows: of `accuracy`; each has the chips' own in `accuracy`.
+    main: the net that others are compared with.
+  """
+  ours = {_place(row): row["accuracy"] for row in rows if row["net"] == main}
   return [
     {
-      "rival": rival,
-      "scenario": scenario,
-      "severity": severity,
-      **intervals.paired_difference(ours, chips[rival, scenario, severity]),
+      "rival": row["net"],
+      "scenario": row["scenario"],
+      "severity": row["severity"],
+      **intervals.paired_difference(ours[_place(row)], row["accuracy"]),
     }
-    for rival in swept
-    for (net, scenario, severity), ours in chips.items()
+    for row in rows
     # Without random effects there is one chip: nothing to compare.
-    if net == main != rival and len(ours) > 1
-    if (rival, scenario, severity) in chips
+    if row["net"] != main and len(ours.get(_place(row), [])) > 1
   ]
+
+
+def _place(row):
+  return row["scenario"], row["severity"]
 
 
 def search(result: dict) -> dict:
@@ -140,33 +142,27 @@ def vectors(
     geometry: of the network.
 
   Returns:
-    `widths`; `compared` (False: only known by name, or of no 1-bit net);
+    `widths`; `compared` (False: only known by name, or of no 1-bit net); and
     `cost`, of a 1-bit net; `components`: {name: energy_joule, area_m2};
     `cells`: used share of every product's cells; `used`: of all.
   """
-  named = {nets_lib.parse(n).widths: r["widths"] for n, r in swept.items()}
-  binary = (n for n, r in swept.items() if r["weight_bits"] == 1)
-  compared = {nets_lib.parse(n).widths for n in binary}
-  if found:
-    named.setdefault("found", found)
-    compared |= {*nets_lib.SEARCHED}
-  if compared:
-    compared.add(nets_lib.BASELINE)
-  named = {**known, **named}
-  names = (*nets_lib.SEARCHED, *map(_vector, swept), *known)
+  named = {**known, **({"found": found} if found else {})}
+  compared = {*nets_lib.SEARCHED} if found else set()
+  for net, result in swept.items():
+    vector = nets_lib.parse(net).widths
+    named[vector] = result["widths"]
+    compared |= {vector} if result["weight_bits"] == 1 else set()
+  compared |= {nets_lib.BASELINE} if compared else set()
+  trained = [nets_lib.parse(net).widths for net in swept]
   return {
     name: {
       "widths": list(named[name]),
       "compared": name in compared,
       **_describe(np.array(named[name], np.int64), geometry),
     }
-    for name in dict.fromkeys(names)
+    for name in dict.fromkeys((*nets_lib.SEARCHED, *trained, *known))
     if name in named
   }
-
-
-def _vector(net):
-  return nets_lib.parse(net).widths
 
 
 def _describe(widths, geometry):
@@ -206,14 +202,11 @@ def candidates_of(search: dict, method: str, budget: int) -> list[dict]:
 def other_budgets(content: dict) -> list[tuple[str, list[int]]]:
   """Returns (budget in words, widths) of what was found within the others."""
   search = content["search"]
-  if not search:
-    return []
+  best = search["best"][search["method"]] if search else ()
   return [
-    (style.of_cost(search["cost"], most), entry["widths"])
-    for budget, (most, entry) in enumerate(
-      zip(search["budgets"], search["best"][search["method"]], strict=True)
-    )
-    if entry and budget != search["main_budget"]
+    (style.of_cost(search["cost"], search["budgets"][k]), entry["widths"])
+    for k, entry in enumerate(best)
+    if entry and k != search["main_budget"]
   ]
 
 
@@ -245,15 +238,9 @@ def claims(content: dict) -> list[str]:
     ends = " to ".join(dict.fromkeys(ends))
     price = _price(content, nets[main], nets[rival])
     lines.append(f"{verdict} {where}: by {ends} points, {price}.")
-  if lines:
-    return lines
-  if content["comparisons"]:
-    return [
-      f"No severity leaves {style.net_name(main)} half its clean accuracy."
-    ]
-  return [
-    f"There is no other net on chips to compare {style.net_name(main)} with."
-  ]
+  if not lines and content["comparisons"]:
+    return [f"No severity leaves {ours.lower()} half its clean accuracy."]
+  return lines or [f"{ours} is alone: there is no other on chips to compare."]
 
 
 def origin(content: dict, name: str) -> str:
@@ -264,23 +251,11 @@ def origin(content: dict, name: str) -> str:
   if vector == "found" and content["search"]:
     search = content["search"]
     method = style.method_looks(search["trajectory"])[search["method"]].name
-    budget = search["budgets"][search["main_budget"]]
-    return (
-      f"best of {method}, {search['evaluations']:,} width vectors scored "
-      f"within {style.of_cost(search['cost'], budget)}"
-    )
-  known = {
+    return f"best of {method}, {search['evaluations']:,} width vectors scored"
+  return {
     "uniform": "all 1x widths times one factor, within the same budget",
     "baseline_1x": "the widths that the others are scaled from",
-  }
-  return known.get(vector, "widths given by name")
-
-
-def size(content: dict, net: dict) -> str:
-  """Returns what a net costs: arrays and, of a 1-bit one, the energy."""
-  kinds = {"arrays": net["arrays"], "energy": net["energy_joule"]}
-  amounts = [style.of_cost(k, v) for k, v in kinds.items() if v is not None]
-  return ", ".join(amounts) or "not on chips"
+  }.get(vector, "widths given by name")
 
 
 def _harshest(content):
@@ -310,49 +285,39 @@ def _price(content, ours, theirs):
   ours, theirs = (net[cost.KINDS[kind].field] for net in (ours, theirs))
   if ours is None or theirs is None:
     return f"{kinds[0]} against {kinds[1]} weights"
+  amounts = [style.of_cost(kind, ours), style.of_cost(kind, theirs)]
   if is_alike:
-    amounts = (
-      f"{style.quantity(kind, ours)} against {style.of_cost(kind, theirs)}"
-    )
-    return f"at {ours / theirs:.2f} times the cost ({amounts})"
-  return (
-    f"with {style.of_cost(kind, ours)} of {kinds[0]} weights against "
-    f"{style.quantity(kind, theirs)} of {kinds[1]} weights"
-  )
+    ratio = f"at {ours / theirs:.2f} times the cost"
+    return f"{ratio}, {' against '.join(amounts)}"
+  amounts = (f"{a} of {k} weights" for a, k in zip(amounts, kinds, strict=True))
+  return "with " + " against ".join(amounts)
 
 
 def tables(content: dict) -> dict[str, pd.DataFrame]:
   """Returns the page's tables; one that there is no data for has no rows."""
   rows, pairs = content["accuracy"], content["comparisons"]
-  order = {}
-  for row in rows:
-    order.setdefault(row["scenario"], set()).add(row["severity"])
-  places = [(name, x) for name, found in order.items() for x in sorted(found)]
-  nets = dict.fromkeys(row["net"] for row in rows)
-  minus = {
-    pair["rival"]: f"minus {style.net_name(pair['rival'])}" for pair in pairs
-  }
-  named = {net: f"{style.net_name(net)} [%]" for net in nets}
+  order = list(dict.fromkeys(row["scenario"] for row in rows))
+  places = {_place(row) for row in rows}
+  places = sorted(places, key=lambda place: (order.index(place[0]), place[1]))
+  nets = {row["net"]: f"{style.net_name(row['net'])} [%]" for row in rows}
+  rivals = {p["rival"]: f"minus {style.net_name(p['rival'])}" for p in pairs}
   made = {
     "nets": _nets(content),
-    "accuracy": _grid(_cells(rows, "net", _on_chips), places, named),
-    "differences": _grid(_cells(pairs, "rival", _unpaired), places, minus),
+    "accuracy": _grid(_cells(rows, "net", _on_chips), places, nets),
+    "differences": _grid(_cells(pairs, "rival", _unpaired), places, rivals),
     "vectors": _vectors(content),
     "components": _components(content),
   }
-  if content["main_net"]:
-    main, worst = content["main_net"], _harshest(content).to_dict("records")
+  if main := content["main_net"]:
+    worst = _harshest(content).to_dict("records")
     own = [row for row in rows if row["net"] == main]
-    last = {row["scenario"]: row["severity"] for row in own}
-    at = (
-      dict.fromkeys((p["scenario"], p["severity"]) for p in worst)
-      or last.items()
-    )
+    last = {row["scenario"]: _place(row) for row in own}
     cells = _cells(own, "net", lambda r: style.estimate(r["mean"], r["ci95"]))
     cells |= _cells(worst, "rival", _paired)
-    columns = {main: named[main]}
-    columns |= {p["rival"]: f"{minus[p['rival']]} [points]" for p in worst}
-    made["harshest"] = _grid(cells, at, columns)
+    columns = {main: nets[main]}
+    columns |= {p["rival"]: f"{rivals[p['rival']]} [points]" for p in worst}
+    places = dict.fromkeys(map(_place, worst)) or last.values()
+    made["harshest"] = _grid(cells, places, columns)
   if content["search"]:
     made |= {"candidates": _candidates(content), "methods": _methods(content)}
   return made
@@ -360,9 +325,7 @@ def tables(content: dict) -> dict[str, pd.DataFrame]:
 
 def _cells(rows, column, text):
   """{(a row's column, its place): text of the row}."""
-  return {
-    (row[column], (row["scenario"], row["severity"])): text(row) for row in rows
-  }
+  return {(row[column], _place(row)): text(row) for row in rows}
 
 
 def _grid(cells, places, columns):
@@ -385,7 +348,7 @@ def _on_chips(row):
 
 
 def _paired(pair):
-  text = style.difference(pair["difference"], pair["ci95"])
+  text = style.estimate(pair["difference"], pair["ci95"], style.points)
   return f"{text}\n{pair['verdict']}"
 
 
@@ -400,11 +363,10 @@ def _nets(content):
   for name, net in content["nets"].items():
     curve = content["curves"].get(f"train/{name}", {})
     points = curve.get("accuracy_validation", {"step": [0], "value": [None]})
-    step, last, tested = (
-      points["step"][-1],
-      points["value"][-1],
-      net["test_images"],
-    )
+    step, last = points["step"][-1], points["value"][-1]
+    validation = "-"
+    if last is not None:
+      validation = f"{style.percent(last)} (step {step:,})"
     rows.append(
       {
         "net": style.net_name(name),
@@ -413,11 +375,9 @@ def _nets(content):
         "MACs": style.quantity("macs", net["macs"]),
         "weights": style.quantity("weights", net["weights"]),
         **_costs(net, ("energy", "latency", "area")),
-        "test images": f"{tested:,} of {total:,}",
+        "test images": f"{net['test_images']:,} of {total:,}",
         "clean accuracy [%]": style.estimate(net["clean"], net["clean_ci95"]),
-        "on validation images [%]": "-"
-        if last is None
-        else f"{style.percent(last)} (step {step:,})",
+        "on validation images [%]": validation,
       }
     )
   return pd.DataFrame(rows)
@@ -430,23 +390,15 @@ def _costs(costs, kinds):
 
 def _vectors(content):
   """Widths and used cells of all vectors, and widths of other budgets."""
-  rows = [
-    (
-      "; ".join(map(style.net_name, names)),
-      widths,
-      content["vectors"][names[0]]["used"],
-    )
-    for widths, names in distinct(content, compared=False).items()
-  ]
-  rows += [
-    (f"found within {budget}", widths, None)
-    for budget, widths in other_budgets(content)
-  ]
+  rows = []
+  for widths, names in distinct(content, compared=False).items():
+    used = 100 * content["vectors"][names[0]]["used"]
+    names = "; ".join(map(style.net_name, names))
+    rows.append((names, widths, f"{used:.1f}"))
+  for budget, widths in other_budgets(content):
+    rows.append((f"found within {budget}", widths, "-"))
   table = pd.DataFrame(rows, columns=["net", "widths", "used cells [%]"])
   table["widths"] = [", ".join(map(str, widths)) for widths in table["widths"]]
-  table["used cells [%]"] = [
-    f"{100 * u:.1f}" if u == u else "-" for u in table["used cells [%]"]
-  ]
   return table
 
 
@@ -457,7 +409,7 @@ def _components(content):
     return pd.DataFrame()
   vector, rows = content["vectors"][names[0]], []
   for name, part in {**vector["components"], "sum": vector["cost"]}.items():
-    row = {"component": style.COMPONENTS.get(name, name)}
+    row = {"component": name.replace("_", " ")}
     for kind, amount in _costs(part, ("energy", "area")).items():
       field = cost.KINDS[kind].field
       share = style.percent(part[field] / vector["cost"][field])
@@ -470,15 +422,16 @@ def _methods(content):
   """The found net minus every other method's best."""
   looks = style.method_looks(content["search"]["trajectory"])
   rows = [
-    {
-      "minus": looks[row["rival"]].name,
-      "chips": row["chips"],
-      "difference [points]": style.difference(row["difference"], row["ci95"]),
-      "verdict": "same widths" if row["same_widths"] else row["verdict"],
-    }
-    for row in content["search"]["comparisons"]
+    (
+      looks[pair["rival"]].name,
+      pair["chips"],
+      style.estimate(pair["difference"], pair["ci95"], style.points),
+      "same widths" if pair["same_widths"] else pair["verdict"],
+    )
+    for pair in content["search"]["comparisons"]
   ]
-  return pd.DataFrame(rows)
+  columns = ["minus", "chips", "difference [points]", "verdict"]
+  return pd.DataFrame(rows, columns=columns)
 
 
 def _candidates(content):

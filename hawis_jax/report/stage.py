@@ -129,6 +129,7 @@ def collect(
     "chance": 1 / experiment.splits.num_classes,
   }
   identity = json.dumps([_FORMAT, inputs, swept], sort_keys=True)
+  rows = results.accuracy(swept)
   return {
     "digest": hashlib.sha256(identity.encode()).hexdigest(),
     "name": _name(command, workdir),
@@ -142,8 +143,11 @@ def collect(
       )
       for name, result in swept.items()
     },
-    "accuracy": results.accuracy(swept),
-    "comparisons": results.comparisons(swept, main),
+    "comparisons": results.comparisons(rows, main),
+    "accuracy": [
+      {name: value for name, value in row.items() if name != "accuracy"}
+      for row in rows
+    ],
     "missing": _missing(config, swept),
   }
 

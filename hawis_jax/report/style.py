@@ -145,13 +145,6 @@ EFFECTS = {
     "the codes of the row tiles are added."),
 }
 # fmt: on
-# Names of `cost.COMPONENTS`, where they have others.
-COMPONENTS = {
-  **{name: name.replace("_", " ") for name in cost.COMPONENTS},
-  "array": "arrays",
-  "sample_hold": "sample and hold",
-  "buffer": "buffers",
-}
 _METHODS = {
   "ppo": "policy (PPO)",
   "reinforce": "policy (REINFORCE)",
@@ -160,17 +153,9 @@ _METHODS = {
   "per_stage": "a width a group",
 }
 # The place of a binary net in the palette, where no net before it has it.
-_PLACES = {
-  "found": 0,
-  "uniform": 1,
-  "baseline_1x": 2,
-  "hawis_a": 0,
-  "4x": 1,
-  "1x": 2,
-  "hawis_b": 3,
-}
-_NAMES = {"baseline_1x": "1x baseline"}
-_NAMES |= {"hawis_a": "HAWIS-A", "hawis_b": "HAWIS-B"}
+_PLACES = dict(found=0, uniform=1, baseline_1x=2, hawis_a=0, hawis_b=3)
+_PLACES |= {"4x": 1, "1x": 2}
+_NAMES = dict(baseline_1x="1x baseline", hawis_a="HAWIS-A", hawis_b="HAWIS-B")
 _KINDS = {nets_lib.INT8: "8-bit ", nets_lib.FLOAT: "float "}
 _PRESET = re.compile(r"resnet(\d+)_(hawis_[ab]|\d+x)")
 
@@ -260,22 +245,16 @@ def percent(share: float) -> str:
   return f"{100 * share:.2f}"
 
 
-def estimate(value: float, interval: list[float]) -> str:
-  """Returns a share and its interval in percent."""
-  low, high = map(percent, interval)
-  return f"{percent(value)} [{low}, {high}]"
-
-
 def points(share: float) -> str:
   """Returns a difference of shares in signed percentage points."""
   text = f"{100 * share:+.2f}"
   return "0.00" if float(text) == 0 else text
 
 
-def difference(value: float, interval: list[float]) -> str:
-  """Returns signed percentage points with their interval."""
-  low, high = map(points, interval)
-  return f"{points(value)} [{low}, {high}]"
+def estimate(value: float, interval: list[float], text=percent) -> str:
+  """Returns a share, by `points` a difference, with its interval."""
+  low, high = map(text, interval)
+  return f"{text(value)} [{low}, {high}]"
 
 
 def quantity(kind: str, value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 from hypothesis import given
 from hypothesis import settings
@@ -162,7 +163,7 @@ def test_sliced_cells_hold_the_digits_of_the_integers(rng):
     for d in (faulty, whole)
   )
   np.testing.assert_array_equal(sliced[0], alone)
-  for a, b in ((sliced[0], sliced[1]), (sliced[0], sliced[2])):
+  for a, b in itertools.combinations(sliced, 2):
     table = [[(x & y).sum() for y in (b, ~b)] for x in (a, ~a)]
     assert stats.chi2_contingency(table).pvalue > 1e-6
 

@@ -96,16 +96,13 @@ def test_mistakes_are_one_line(command, message, script, monkeypatch):
     ([*_RUN, "--dry-run", "--", *_FLAGS], ["--zone=z", "--worker=all"]),
     (["slurm.sh", "--dry-run", "--", *_FLAGS], _MAIN),
     (["detached.sh", "--dry-run", "no/name", "a", "b c"], ["a", "b c"]),
-    (
-      [_LOCAL, "--port=12", "--dry-run", "--", *_FLAGS],
-      [*_MAIN, "--coordinator_address=localhost:12", "--num_processes=2"],
-    ),
+    ([_LOCAL, "--dry-run", "--", *_FLAGS], _MAIN),
   ],
 )
 def test_dry_runs_print_commands_and_start_nothing(command, last, script):
   status, output, error, calls = script(*command)
   assert (status, error, calls) == (0, "", [])
-  words = shlex.split(output.splitlines()[-1].partition(" '--process_id")[0])
+  words = shlex.split(output.splitlines()[-1].partition(" '--coordinator")[0])
   assert words[-len(last) :] == last
 
 
@@ -127,27 +124,23 @@ def test_a_tpu_slice_is_made_ready(states, steps, status, script):
 
 
 @pytest.mark.parametrize(
-  "installed, ended, state, status",
-  [
-    (0, 0, "READY", 0),
-    (0, 2, "", 2),
-    (0, 75, "READY", 75),
-    (0, 255, "", 75),  # ssh's own, to machines that are gone
-    (3, 0, "READY", 3),
-  ],
+  "ended, state, status",  # 255: ssh's own, to machines that are gone
+  [(0, "READY", 0), (2, "", 2), (75, "READY", 75), (255, "", 75)],
 )
-def test_all_workers_install_and_run(installed, ended, state, status, script):
+def test_all_workers_install_and_run(ended, state, status, script):
   answers = {"detached.sh": [[ended, ""]], "describe": [[0, state]]}
-  answers["--user uv"] = [[installed, ""]]
   command = [*_RUN, "--setup=mount x", "--", *_FLAGS]
-  result, *_, calls = script(*command, **answers)
-  assert result == status
-  assert [call[4] for call in calls[:2]] == ["scp", "ssh"]
-  install, *runs = (call[6].partition("=")[2] for call in calls[1:3])
-  assert "mount x" in install
-  subprocess.run(["bash", "-n", "-c", install], check=True)
-  assert bool(runs) == (installed == 0)
-  assert all(shlex.split(run)[-len(_MAIN) :] == _MAIN for run in runs)
+  result, *_, (copy, install, run, *_) = script(*command, **answers)
+  assert (result, copy[4]) == (status, "scp")
+  assert "mount x" in install[6]
+  syntax = ["bash", "-n", "-c", install[6].partition("=")[2]]
+  subprocess.run(syntax, check=True)
+  assert shlex.split(run[6].partition("=")[2])[-len(_MAIN) :] == _MAIN
+
+
+def test_no_run_starts_where_installing_fails(script):
+  status, *_, calls = script(*_RUN, "--", *_FLAGS, uv=[[3, ""]])
+  assert status == 3 and not any("detached.sh" in call[6] for call in calls)
 
 
 def _start(*command, **options):
@@ -220,29 +213,24 @@ def test_slurm_requeues_after_75_alone(
 
 
 def test_kubernetes_restarts_on_all_but_2():
+  """Models that are generated from its APIs drop what they don't know."""
   models = pytest.importorskip("kubeflow_trainer_api.models")
-  (jobset,) = yaml.safe_load_all((_LAUNCH / "jobset.yaml").read_text())
-  claim, files = yaml.safe_load_all((_LAUNCH / "volume.yaml").read_text())
-  for content, model in (
-    (jobset, models.JobsetV1alpha2JobSet),
-    (claim, models.IoK8sApiCoreV1PersistentVolumeClaim),
-    (files, models.IoK8sApiCoreV1Pod),
-  ):  # generated from the APIs: what they don't know, they drop
-    assert model.from_dict(content).to_dict() == content
-  job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
-  pod = job["template"]["spec"]
-  (rule,) = jobset["spec"]["failurePolicy"]["rules"]
-  (fatal,) = job["podFailurePolicy"]["rules"]
-  assert (rule["action"], fatal["action"]) == ("FailJobSet", "FailJob")
+  text = "---\n".join(
+    path.read_text() for path in sorted(_LAUNCH.glob("*.yaml"))
+  )
+  contents = list(yaml.safe_load_all(text))
+  claim, pod = (
+    models.IoK8sApiCoreV1PersistentVolumeClaim,
+    models.IoK8sApiCoreV1Pod,
+  )
+  kinds = models.JobsetV1alpha2JobSet, claim, pod
+  for content, kind in zip(contents, kinds, strict=True):
+    assert kind.from_dict(content).to_dict() == content
+  job = contents[0]["spec"]["replicatedJobs"][0]["template"]["spec"]
+  (rule,) = contents[0]["spec"]["failurePolicy"]["rules"]
+  assert rule["action"] == "FailJobSet"
   assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+  (fatal,) = job["podFailurePolicy"]["rules"]
+  assert fatal["action"] == "FailJob"
   assert fatal["onExitCodes"]["values"] == [2]
-  assert pod["restartPolicy"] == "Never"  # podFailurePolicy is refused else
-  x, y = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
-  chips = pod["containers"][0]["resources"]["limits"]["google.com/tpu"]
-  assert job["completions"] * chips == int(x) * int(y)
-
-
-def test_the_image_keeps_no_signal_from_python_and_is_not_root():
-  text = (_LAUNCH / "Dockerfile").read_text()
-  assert "\nUSER 1000\n" in text  # and no shell between
-  assert '\nENTRYPOINT ["python", "-m", "hawis_jax.main"]\n' in text
+  assert job["template"]["spec"]["restartPolicy"] == "Never"  # else refused

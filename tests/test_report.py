@@ -1,12 +1,10 @@
 """The report's numbers against ones computed here from synthetic results."""
 
 from html import parser as html_parser
-import io
 import json
 import re
 import sys
 import types
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -37,35 +35,26 @@ _WIDTHS = {
   "uniform": (32,) * 7 + (64,) * 6 + (128,) * 6,
   "baseline_1x": widths_lib.PRESETS["resnet20_1x"],
 }
-# A run of published widths and reference nets, with no search.
-_NAMED = ("resnet20_hawis_a", "resnet20_1x")
-_NAMED += ("resnet20_1x_int8", "resnet20_1x_float")
 _BITS = {nets_lib.BINARY: 1, nets_lib.INT8: 8, nets_lib.FLOAT: 32}
 # Accuracy lost at the greatest severity.
-_LOSS = dict(found=0.15, uniform=0.2, baseline_1x=0.4, resnet20_hawis_a=0.1)
+_LOSS = dict(found=0.15, uniform=0.2, baseline_1x=0.4, resnet18_hawis_a=0.1)
 
 
 def _experiment(**fields):
   config = config_lib.default()
-  config.update_from_flattened_dict(
-    {name.replace("__", "."): value for name, value in fields.items()}
-  )
-  searches = config_lib.searches(config)
-  hardware = config_lib.hardware(config)
+  fields = {name.replace("__", "."): value for name, value in fields.items()}
+  config.update_from_flattened_dict(fields)
+  searches, hardware = config_lib.searches(config), config_lib.hardware(config)
   geometry = cost.cifar_geometry(20, (8, 8, 1), 32, 10, hardware)
-  if config.network.family == "imagenet":
-    geometry = cost.imagenet_geometry("7x7", 64, 32, 10, hardware)
-  known = {**_WIDTHS}
-  del known["found"]
+  known = {name: v for name, v in _WIDTHS.items() if name != "found"}
   if config.network.depth == 18:
+    geometry = cost.imagenet_geometry("7x7", 64, 32, 10, hardware)
     known["baseline_1x"] = known["resnet18_1x"]
-  if not searches:
     del known["uniform"]
+  splits = dict(name="cifar10", version="3.0.2", num_classes=10)
   return experiment_lib.Experiment(
     config=config,
-    splits=types.SimpleNamespace(
-      name="cifar10", version="3.0.2", num_classes=10, test=range(360)
-    ),
+    splits=types.SimpleNamespace(**splits, test=range(360)),
     space=config_lib.width_space(config) if searches else None,
     geometry=geometry,
     device=config_lib.device(config),
@@ -77,20 +66,20 @@ def _swept(rng, experiment):
   """A result of the sweep: chips are more or less lucky, with all nets."""
   config, result = experiment.config, {"format": 2, "nets": {}}
   luck = rng.normal(0, 0.3, config.robustness.chips)
+  errors_of = {"chips": 0.1, "images": 0.01, "total": 0.2}
   for net in config.train.nets:
     vector, kind = nets_lib.parse(net)
     clean, sweeps = round(0.97 * 360) / 360, {}
     for swept in () if kind == "float" else config_lib.sweeps(config):
-      most, entries = max(x.value for x in swept.levels) or 1, []
+      most, sweeps[swept.key] = max(x.value for x in swept.levels), []
       for level in swept.levels:
         spread = np.exp(luck + rng.normal(0, 0.1, luck.shape))
         lost = _LOSS.get(net, 0.5) * (level.value / most) ** 1.5 * spread
         chips = np.round(np.clip(clean - lost, 0.08, 1) * 360) / 360
         chips = chips if level.is_random else chips[:1]
         entry = {"level": level.value, **robustness.summarize(chips)}
-        entry["standard_errors"] = {"chips": 0.1, "images": 0.01, "total": 0.2}
-        entries.append({**entry, "accuracy": chips.tolist()})
-      sweeps[swept.key] = entries
+        entry |= {"standard_errors": errors_of, "accuracy": chips.tolist()}
+        sweeps[swept.key].append(entry)
     described = dict(test_images=360, clean=clean, sweeps=sweeps)
     described |= dict(widths=list(_WIDTHS[vector]), weight_bits=_BITS[kind])
     if kind != nets_lib.FLOAT:
@@ -100,46 +89,28 @@ def _swept(rng, experiment):
   return result
 
 
-def _searched(rng, experiment, kind, shares, limits):
+def _searched(rng, experiment, kind, shares):
   """A result of the search at budgets of some shares of the main one."""
-  search, main = experiment.config.search, shares.index(1.0)
-
-  def candidate(budget, vector, score, advantage):
-    chips = (score + rng.normal(0, 0.02, 16)).tolist()
-    return dict(
-      budget=budget,
-      widths=list(vector),
-      cost=experiment.exact_costs(vector),
-      score=score,
-      clean=score + 0.2,
-      chips=chips,
-      search_gain=advantage,
-    )
-
-  groups = {}
-  for place, method in enumerate((*search.methods, "uniform")):
-    groups[method] = []
+  search, groups, best = experiment.config.search, {}, {}
+  for place, name in enumerate((*search.methods, "uniform")):
+    groups[name], best[name] = [], []
+    # No uniform net is within the least of several budgets.
     for budget, share in enumerate(shares):
-      start = np.array(_WIDTHS.get(method, _FOUND)) * share**0.5
-      for index in range(1 if method == "uniform" else search.finalists):
-        vector = [int(w) - index for w in start]
+      empty = name == "uniform" and budget < len(shares) - 1
+      for index in range(0 if empty else 2):
+        vector = [
+          int(w * share**0.5) - index for w in _WIDTHS.get(name, _FOUND)
+        ]
         score = 0.7 - 0.01 * place - 0.002 * index + 0.05 * np.log(share)
-        advantage = None if method == "uniform" else score - 0.6
-        groups[method].append(candidate(budget, vector, score, advantage))
-  best = {
-    name: [
-      next(e for e in group if e["budget"] == budget)
-      for budget in range(len(shares))
-    ]
-    for name, group in groups.items()
-  }
-  if len(shares) > 1:  # no net is within the least of several budgets
-    best["uniform"][0] = None
-    groups["uniform"] = [e for e in groups["uniform"] if e["budget"]]
+        entry = dict(budget=budget, widths=vector, score=score, clean=0.9)
+        entry["cost"] = experiment.exact_costs(vector)
+        entry["chips"] = (score + rng.normal(0, 0.02, 16)).tolist()
+        entry["search_gain"] = None if name == "uniform" else score - 0.6
+        groups[name].append(entry)
+      best[name].append(None if empty else groups[name][-2])
   mean = 0.6 + rng.normal(0, 0.01, (len(shares), search.updates))
-  upward = np.maximum.accumulate(mean + 0.05, axis=1)
+  trajectory = {"mean": mean.tolist(), "best": (mean + 0.05).tolist()}
   most = experiment.exact_costs(_FOUND)[cost.KINDS[kind].field]
-  trajectory = {"mean": mean.tolist(), "best": upward.tolist()}
   return {
     "format": 2,
     "method": search.methods[0],
@@ -147,8 +118,8 @@ def _searched(rng, experiment, kind, shares, limits):
     "cost": kind,
     "technology": experiment.config.space.technology,
     "budgets": [1.02 * most * share for share in shares],
-    "main_budget": main,
-    "limits": limits,
+    "main_budget": len(shares) - 1,
+    "limits": {"latency": 2e-3, "interval": 2.5e-4},
     "evaluations": search.updates * search.proposals,
     "references": search.updates * search.references,
     "distinct": {m: [77 + b for b in range(len(shares))] for m in groups},
@@ -161,63 +132,57 @@ def _searched(rng, experiment, kind, shares, limits):
 
 def _curves(config):
   stages = [f"train/{net}" for net in config.train.nets]
-  if config_lib.searches(config):
-    stages.insert(0, "pretrain")
-  lines = []
-  for stage in (*stages, "robustness"):
+  for stage in ["pretrain", *stages] if config_lib.searches(config) else stages:
     names = ("accuracy_max", "accuracy_mean")
     if stage != "pretrain":
       names = ("accuracy", "accuracy_validation")
     for step in range(20, 401, 20):
       left = np.exp(-step / 100)
       values = {"loss": 2.3 * left, "weight_norm": 30.0}
-      values |= {name: 0.9 - left * 0.5 for name in names}
+      values |= dict.fromkeys(names, 0.9 - left * 0.5)
       if step % 200:
         values.pop("accuracy_validation", None)
       line = {"time": 60.0 * step, "stage": stage, "step": step}
-      lines.append(json.dumps({**line, "values": values}) + "\n")
-  return "".join(lines)
+      yield json.dumps({**line, "values": values}) + "\n"
 
 
-def _write(workdir, rng, experiment, kind="arrays", shares=(1.0,), limits=None):
+def _write(workdir, rng, experiment, kind="arrays", shares=(1.0,)):
   """Writes the results of all stages before the report; returns the sweep's."""
-  result = _swept(rng, experiment)
-  stages = {"robustness": result}
-  if config_lib.searches(experiment.config):
-    stages["search"] = _searched(rng, experiment, kind, shares, limits or {})
+  stages = {"robustness": _swept(rng, experiment)}
+  if experiment.space:
+    stages["search"] = _searched(rng, experiment, kind, shares)
   for stage, value in stages.items():
     (workdir / stage).mkdir(exist_ok=True)
     files.write_record(workdir / stage / "result.json", value)
-  (workdir / "metrics.jsonl").write_text(_curves(experiment.config))
-  return result
+  (workdir / "metrics.jsonl").write_text("".join(_curves(experiment.config)))
+  return stages["robustness"]
 
 
 class _Page(html_parser.HTMLParser):
   """Checks that tags are closed; collects text, rows of tables, and links."""
 
-  def __init__(self, text):
+  def __init__(self, html):
     super().__init__()
     self.links, self.ids, self.open, self.rows = [], [], [], []
-    self.text, self.labels = "", []
-    self.feed(text)
+    self.html, self.text, self.labels = html, "", []
+    self.feed(html)
     self.close()
     assert not self.open
 
   def handle_starttag(self, tag, attrs):
     assert tag not in ("script", "link", "iframe", "object", "base", "img")
-    given = dict(attrs)
     self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href")]
     self.ids += [v for k, v in attrs if k == "id"]
-    if tag == "svg":  # in a box that scrolls and says what it shows
-      self.labels.append(self.open[-1][1]["aria-label"])
-    if tag == "table":
+    if tag in ("svg", "table"):  # in a box that scrolls and says what it shows
       assert self.open[-1][1]["class"] == "wide"
+    if tag == "svg":
+      self.labels.append(self.open[-1][1]["aria-label"])
     if tag == "tr":
       self.rows.append([])
     if tag in ("td", "th"):
       self.rows[-1].append("")
     if tag != "meta":
-      self.open.append((tag, given))
+      self.open.append((tag, dict(attrs)))
 
   def handle_startendtag(self, tag, attrs):
     self.handle_starttag(tag, attrs)
@@ -236,38 +201,26 @@ class _Page(html_parser.HTMLParser):
     return next(r for r in self.rows if r[: len(start)] == list(start))
 
 
-def _collect(experiment, workdir):
-  """report.json's content and the page, without figures."""
-  content = json.loads(json.dumps(report.collect(experiment, workdir)))
-  return content, _Page(render.render(content, {}))
-
-
 def _run(experiment, workdir):
   """Runs the stage; returns report.json's content and the page."""
-  said = io.StringIO()
-  report.run(
-    experiment,
-    workdir,
-    types.SimpleNamespace(
-      recording=True, flush=lambda: None, say=lambda text: said.write(text)
-    ),
-  )
+  quiet = dict(flush=lambda: None, say=lambda text: None)
+  metrics = types.SimpleNamespace(recording=True, **quiet)
+  report.run(experiment, workdir, metrics)
   content = files.read_json(workdir / "report" / "report.json")
-  return content, (workdir / "report" / "index.html").read_text()
+  return content, _Page((workdir / "report" / "index.html").read_text())
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-  """One report of all nets: (workdir, experiment, sweep, content, HTML)."""
+  """One report of all nets: (workdir, experiment, sweep, content, page)."""
   workdir = tmp_path_factory.mktemp("digits")
   experiment = _experiment(data__data_dir="<script>alert(1)</script>&")
   swept = _write(workdir, np.random.default_rng(3), experiment)
-  return workdir, experiment, swept, *_run(experiment, workdir)
+  return workdir, experiment, swept["nets"], *_run(experiment, workdir)
 
 
 def test_tables_hold_accuracy_of_every_net_and_severity(made):
-  _, _, swept, content, text = made
-  page = _Page(text)
+  _, _, swept, content, page = made
   assert list(content["nets"]) == ["found", "uniform", "baseline_1x"]
   for place, (name, net) in enumerate(content["nets"].items()):
     # Wilson's interval, written out.
@@ -278,7 +231,7 @@ def test_tables_hold_accuracy_of_every_net_and_severity(made):
     row = page.row(style.net_name(name), "1-bit")
     assert row[-2] == f"{100 * p:.2f} [{low:.2f}, {high:.2f}]"
     assert row[-1] == f"{100 * (0.9 - 0.5 * np.exp(-4)):.2f} (step 400)"
-    for scenario, entries in swept["nets"][name]["sweeps"].items():
+    for scenario, entries in swept[name]["sweeps"].items():
       for entry in entries:
         chips = np.array(entry["accuracy"])
         cell = f"{100 * chips.mean():.2f}\nall chips alike\n"
@@ -292,8 +245,7 @@ def test_tables_hold_accuracy_of_every_net_and_severity(made):
 
 
 def test_costs_are_those_of_the_widths(made):
-  _, experiment, _, content, text = made
-  page = _Page(text)
+  _, experiment, _, content, page = made
   for name in content["nets"]:
     net, vector = content["nets"][name], content["vectors"][name]
     costs = experiment.exact_costs(_WIDTHS[name])
@@ -323,18 +275,17 @@ def test_costs_are_those_of_the_widths(made):
 
 
 def test_differences_are_paired(made):
-  _, _, swept, content, text = made
-  page, rows = _Page(text), content["comparisons"]
-  assert len(rows) == 2 * (5 + 4 + 6)  # no severity 0: one chip, nothing random
-  for row in rows:
-    first, second = (
-      next(
-        entry["accuracy"]
-        for entry in swept["nets"][net]["sweeps"][row["scenario"]]
-        if entry["level"] == row["severity"]
-      )
-      for net in ("found", row["rival"])
-    )
+  _, _, swept, content, page = made
+  chips = {
+    (net, scenario, entry["level"]): entry["accuracy"]
+    for net, result in swept.items()
+    for scenario, entries in result["sweeps"].items()
+    for entry in entries
+  }
+  assert len(content["comparisons"]) == 2 * (5 + 4 + 6)  # one chip at level 0
+  for row in content["comparisons"]:
+    place = row["scenario"], row["severity"]
+    first, second = chips["found", *place], chips[row["rival"], *place]
     gap = np.subtract(first, second)
     low, high = intervals.mean_interval(gap)
     np.testing.assert_allclose(row["difference"], gap.mean(), atol=1e-12)
@@ -345,22 +296,19 @@ def test_differences_are_paired(made):
     np.testing.assert_allclose(row["ci95"], student, atol=0.3 * width)
     verdict = "ahead" if low > 0 else "behind" if high < 0 else "undecided"
     cell = f"{style.estimate(gap.mean(), (low, high), style.points)}\n{verdict}"
-    shown = style.severity(row["scenario"], row["severity"])
-    cells = [c for r in page.rows if r[0] == shown for c in r]
-    assert any(c.startswith(cell) for c in cells)
+    lines = [r for r in page.rows if r[0] == style.severity(*place)]
+    assert any(c.startswith(cell) for line in lines for c in line)
 
 
 @pytest.mark.parametrize("kind", ["arrays", "energy"])
 def test_the_search_is_told_budget_by_budget(rng, tmp_path, kind):
   names = rng.permutation(methods.NAMES).tolist()
   experiment = _experiment(search__methods=tuple(names))
-  limits = {"latency": 2e-3, "interval": 2.5e-4}
-  _write(tmp_path, rng, experiment, kind, (0.8, 1.0, 1.3), limits)
-  content, page = _collect(experiment, tmp_path)
+  _write(tmp_path, rng, experiment, kind, (0.7, 1.0))
+  content, page = _run(experiment, tmp_path)
   search = content["search"]
-  assert search == files.read_record(tmp_path / "search" / "result.json") | {
-    "comparisons": search["comparisons"]
-  }
+  result = files.read_record(tmp_path / "search" / "result.json")
+  assert search == {**result, "comparisons": search["comparisons"]}
   text = " ".join(page.text.split())
   assert "and at most 2 ms of latency and at most 250 µs between" in text
   assert "7 methods, each scored 6,400 width vectors" in text
@@ -373,11 +321,9 @@ def test_the_search_is_told_budget_by_budget(rng, tmp_path, kind):
         continue
       row = page.row(style.quantity(kind, most), looks[name].name)
       group = [e for e in search["finalists"][name] if e["budget"] == budget]
-      scores = [e["score"] for e in group]
-      assert row[3] == str(len(group))
-      assert row[4:6] == [f"{100 * best['score']:.2f}"] + [
-        f"{100 * np.mean(scores):.2f}"
-      ]
+      mean = 100 * np.mean([e["score"] for e in group])
+      scores = [f"{100 * best['score']:.2f}", f"{mean:.2f}"]
+      assert row[3:6] == [str(len(group)), *scores]
       if name != "uniform":
         assert row[2] == f"6,400 ({77 + budget})"
         assert row[6] == style.points(best["search_gain"])
@@ -388,42 +334,33 @@ def test_the_search_is_told_budget_by_budget(rng, tmp_path, kind):
   for row in search["comparisons"]:
     pair = [search["best"][n][1]["chips"] for n in (names[0], row["rival"])]
     gap = np.subtract(*pair)
-    shown = style.estimate(
-      gap.mean(), intervals.mean_interval(gap), style.points
-    )
-    assert page.row(looks[row["rival"]].name, "16")[2] == shown
+    gap = style.estimate(gap.mean(), intervals.mean_interval(gap), style.points)
+    assert page.row(looks[row["rival"]].name, "16")[2] == gap
 
 
-def test_figures_show_the_numbers(made, rng, tmp_path):
+def test_figures_show_the_numbers(rng, tmp_path):
   """The front with its budgets, and bars where there is one severity."""
-  experiment = _experiment(
-    robustness__scenarios=({"stuck_on": (0.01,)}, {"variation": (0.1, 0.4)}),
-    train__nets=("found", "uniform"),
-  )
+  scenarios = {"stuck_on": (0.01,)}, {"variation": (0.1, 0.4)}
+  experiment = _experiment(robustness__scenarios=scenarios)
   _write(tmp_path, rng, experiment, "energy", (0.7, 1.0))
-  content, _ = _collect(experiment, tmp_path)
+  content, _ = _run(experiment, tmp_path)
   search = content["search"]
   (panel,) = figures.front(content).axes
   drawn = [np.array(line.get_data(), float).T for line in panel.lines]
   front = [(p["energy_joule"], 100 * p["score"]) for p in search["front"]]
-  assert any(
-    line.shape == (len(front), 2) and np.allclose(line, front) for line in drawn
-  )
+  assert any(np.array_equal(line, front) for line in drawn)
   for budget in search["budgets"]:
     assert any(np.allclose(line[:, 0], budget) for line in drawn)
   bars, sweeps = figures.robustness(content).axes
-  means = [
-    [100 * r["mean"] for r in content["accuracy"] if r["scenario"] == scenario]
-    for scenario in ("stuck_on", "variation")
-  ]
+  rows, drawn = content["accuracy"], [x.get_ydata() for x in sweeps.lines]
   heights = [patch.get_height() for patch in bars.patches]
-  np.testing.assert_allclose(heights, means[0])
+  means = [100 * r["mean"] for r in rows if r["scenario"] == "stuck_on"]
+  np.testing.assert_allclose(heights, means)
   assert not sweeps.patches
-  for mean in (means[1][:2], means[1][2:]):
-    assert any(
-      len(line.get_ydata()) == 2 and np.allclose(line.get_ydata(), mean)
-      for line in sweeps.lines
-    )
+  for net in content["nets"]:
+    of = [r for r in rows if r["net"] == net and r["scenario"] == "variation"]
+    means = [100 * r["mean"] for r in of]
+    assert any(len(y) == 2 and np.allclose(y, means) for y in drawn)
 
 
 _VERDICTS = {
@@ -452,14 +389,10 @@ def test_the_claim_is_that_of_the_harshest_severities(made, verdicts, claim):
       if severity != 1:  # not the harshest, or hopeless: must not be told
         verdict = "behind" if verdict == "ahead" else "ahead"
       place = dict(scenario=scenario, severity=severity)
-      gap, ends = _VERDICTS[verdict]
-      content["accuracy"].append(
-        dict(net="found", mean=mean, ci95=[mean, mean], chips=9, **place)
-      )
-      content["comparisons"].append(
-        dict(rival="uniform", difference=gap, ci95=ends, **place)
-        | dict(verdict=verdict)
-      )
+      gap = dict(zip(("difference", "ci95"), _VERDICTS[verdict], strict=True))
+      content["accuracy"].append(dict(net="found", mean=mean, **place))
+      pair = dict(rival="uniform", verdict=verdict, **gap, **place)
+      content["comparisons"].append(pair)
   (line,) = results.claims(content)
   nets = content["nets"]
   ours, theirs = (nets[n]["arrays"] for n in ("found", "uniform"))
@@ -473,8 +406,8 @@ def test_the_claim_is_that_of_the_harshest_severities(made, verdicts, claim):
 
 
 def test_the_page_stands_alone_and_everything_is_escaped(made):
-  workdir, *_, content, text = made
-  page = _Page(text)
+  workdir, *_, page = made
+  text = page.html
   assert "<script" not in text and "<script>alert(1)</script>&" in page.text
   # It points at its own parts alone, and no id occurs twice.
   assert all(link.startswith("#") for link in page.links)
@@ -484,7 +417,6 @@ def test_the_page_stands_alone_and_everything_is_escaped(made):
   assert len({*page.labels}) == len(figures.NAMES) and all(page.labels)
   for name in figures.NAMES:
     svg = (workdir / "report" / f"{name}.svg").read_text()
-    assert ElementTree.fromstring(svg).tag.endswith("svg")
     # In the page, each colour has a twin on dark screens.
     for color in set(re.findall(r"#[0-9a-f]{6}\b", svg)):
       assert f"var(--c{color[1:]}, {color})" in text, (name, color)
@@ -492,9 +424,9 @@ def test_the_page_stands_alone_and_everything_is_escaped(made):
 
 
 def test_the_same_content_gives_the_same_bytes(made):
-  workdir, experiment, _, content, text = made
+  workdir, experiment, _, content, page = made
   drawn = figures.draw(content)
-  assert render.render(content, drawn) == text
+  assert render.render(content, drawn) == page.html
   for name, svg in drawn.items():
     assert svg == (workdir / "report" / f"{name}.svg").read_text()
   again = json.loads(json.dumps(report.collect(experiment, workdir)))
@@ -503,14 +435,14 @@ def test_the_same_content_gives_the_same_bytes(made):
 
 def test_nets_given_by_name_are_compared(rng, tmp_path):
   """The first binary net is compared; 8-bit and float nets are told apart."""
-  experiment = _experiment(train__nets=_NAMED[::-1])
-  swept = _write(tmp_path, rng, experiment)
-  content, text = _run(experiment, tmp_path)
-  page = _Page(text)
-  first, second, int8, float_net = content["nets"]
-  assert (first, second) == ("resnet20_1x", "resnet20_hawis_a")
-  assert (int8, float_net) == ("resnet20_1x_int8", "resnet20_1x_float")
-  assert content["main_net"] == first
+  nets = ["resnet18_1x", "resnet18_hawis_a"]
+  nets += ["resnet18_1x_int8", "resnet18_1x_float"]
+  network = dict(network__family="imagenet", network__depth=18)
+  order = [nets[place] for place in (3, 2, 0, 1)]  # of training
+  experiment = _experiment(train__nets=tuple(order), **network)
+  swept = _write(tmp_path, rng, experiment)["nets"]
+  content, page = _run(experiment, tmp_path)
+  assert list(content["nets"]) == nets and content["main_net"] == nets[0]
   assert content["search"] is content["space"] is None
   assert content["missing"] == []  # a float net meets no chips
   shown = ["robustness", "widths", "utilisation", "components", "training"]
@@ -520,20 +452,23 @@ def test_nets_given_by_name_are_compared(rng, tmp_path):
   for word in ("search", "policy", "uper-net", "found", "budget"):
     assert word not in before + after, word
   better, worse = results.claims(content)
-  assert "loses to the HAWIS-A (ResNet-20)" in better
-  arrays = swept["nets"][first]["arrays"]
+  assert "loses to the HAWIS-A (ResNet-18)" in better
+  arrays = style.quantity("arrays", swept[nets[0]]["arrays"])
   assert "8-bit 1x" in worse and "times" not in worse
   assert f"{arrays} crossbar arrays of 1-bit weights against {arrays} " in worse
   row = page.row("float 1x", "float")
   assert row[2:8] == ["-"] * 6 and row[8] == "360 of 360"
+  # Groups of blocks start where the published 1x widths double.
+  doubled = np.flatnonzero(np.diff(_WIDTHS["resnet18_1x"])) + 2
+  assert content["group_starts"] == [1, *doubled]
 
 
 def test_only_float_nets_are_on_no_chip(rng, tmp_path):
   experiment = _experiment(train__nets=("resnet20_1x_float",))
   _write(tmp_path, rng, experiment)
-  content, text = _run(experiment, tmp_path)
+  content, page = _run(experiment, tmp_path)
   assert content["main_net"] is None and content["accuracy"] == []
-  assert results.claims(content)[0] in text
+  assert results.claims(content)[0] in page.text
   assert content["files"] == ["widths.svg", "training.svg", "index.html"]
 
 
@@ -547,9 +482,9 @@ def test_one_net_and_one_method_have_no_rival(rng, tmp_path):
   search["finalists"]["uniform"], search["best"]["uniform"] = [], [None]
   files.write_record(path, search)
   (tmp_path / "metrics.jsonl").unlink()
-  content, text = _run(experiment, tmp_path)
+  content, page = _run(experiment, tmp_path)
   assert content["comparisons"] == content["search"]["comparisons"] == []
-  assert "there is no other on chips" in _Page(text).text
+  assert "there is no other on chips" in page.text
   assert "training.svg" not in content["files"]
 
 
@@ -563,14 +498,12 @@ def test_odd_names_are_escaped(rng, tmp_path):
   )
   swept = _write(tmp_path, rng, experiment, "energy")
   swept["nets"]["<i>int8"] = swept["nets"].pop("baseline_1x")
-  swept["nets"]["found"]["sweeps"]["new"] = swept["nets"]["found"]["sweeps"][
-    "{both} <i>&: stuck_off"
-  ]
+  sweeps = swept["nets"]["found"]["sweeps"]
+  sweeps["new"] = sweeps["{both} <i>&: stuck_off"]
   files.write_record(tmp_path / "robustness" / "result.json", swept)
-  content, text = _run(experiment, tmp_path)
+  content, page = _run(experiment, tmp_path)
   assert content["hardware"]["technology"] == "<i>mine</i>"
-  assert "<i>" not in text
-  page = _Page(text)
+  assert "<i>" not in page.html
   assert "{both} <i>&: 10 % stuck off" in {row[0] for row in page.rows}
   assert "new = 0.1" in {row[0] for row in page.rows}
   assert "minus <i>int8" in {cell for row in page.rows for cell in row}
@@ -585,25 +518,13 @@ def test_an_unfinished_sweep_says_what_is_missing(rng, tmp_path):
   del sweeps["variation"]
   del sweeps["stuck_on"][-1]
   files.write_record(tmp_path / "robustness" / "result.json", swept)
-  content, page = _collect(experiment, tmp_path)
+  content, page = _run(experiment, tmp_path)
   assert "uniform: 2 % stuck on; uniform: variation γ = 0; " in page.text
   assert content["missing"][0] == "1x baseline: everything"
   assert len(content["missing"]) == 1 + 1 + 7
   assert "360 of 5,000" in page.text
   # Compared at the harshest severity that both have.
   assert page.row("1.5 % stuck on")[2].startswith(("+", "-"))
-
-
-def test_groups_of_a_resnet18_start_where_widths_double(rng, tmp_path):
-  experiment = _experiment(
-    network__family="imagenet",
-    network__depth=18,
-    train__nets=("resnet18_1x", "resnet18_hawis_b"),
-  )
-  _write(tmp_path, rng, experiment)
-  content, _ = _collect(experiment, tmp_path)
-  doubled = np.flatnonzero(np.diff(_WIDTHS["resnet18_1x"])) + 2
-  assert content["group_starts"] == [1, *doubled]
 
 
 def test_a_report_is_made_once_for_the_same_results(rng, tmp_path):
@@ -630,8 +551,8 @@ def test_a_report_is_made_once_for_the_same_results(rng, tmp_path):
   swept["nets"]["found"]["clean"] = 0.5
   files.write_record(tmp_path / "robustness" / "result.json", swept)
   (tmp_path / "metrics.jsonl").unlink()
-  changed, text = _run(experiment, tmp_path)
-  assert changed["digest"] != before["digest"] and "50.00 [" in text
+  changed, page = _run(experiment, tmp_path)
+  assert changed["digest"] != before["digest"] and "50.00 [" in page.text
   assert not (folder / "training.svg").exists()
 
 
@@ -674,7 +595,8 @@ def test_names_and_looks_differ():
     "mine": "mine",
   }
   assert {net: style.net_name(net) for net in shown} == shown
-  nets = (*_NAMED, "found", "uniform", "baseline_1x", "another")
+  nets = ("resnet20_hawis_a", "resnet20_1x", "resnet20_1x_int8", "another")
+  nets += ("resnet20_1x_float", "found", "uniform", "baseline_1x")
   presets = {style.net_name(net) for net in widths_lib.PRESETS}
   assert len(presets) == len(widths_lib.PRESETS)
   for looks in (style.net_looks(nets), style.method_looks(methods.NAMES)):

@@ -90,17 +90,19 @@ def _figure(height):
   return figure_lib.Figure(figsize=(7.2, height), layout="constrained")
 
 
-def _legend(figure, handles: Sequence[artist.Artist], columns: int = 4):
-  """Adds the legend below, filled column by column."""
-  figure.legend(
-    handles=handles,
-    loc="outside lower center",
-    ncols=columns,
-    columnspacing=1.2,
-    handlelength=1.8,
-  )
-  rows = -(-len(handles) // columns)
-  figure.set_figheight(figure.get_figheight() + 0.18 * rows - 0.18)
+def _legend(figure, handles: Sequence[artist.Artist]):
+  """Adds the legend below, in as few rows as fit; the figure grows with them.
+
+  Entries fill a column first.
+  """
+  for rows in range(1, len(handles) + 1):
+    columns = -(-len(handles) // rows)
+    place = dict(loc="outside lower center", ncols=columns)
+    added = figure.legend(handles=handles, columnspacing=1.2, **place)
+    if added.get_window_extent().width <= figure.bbox.width:
+      break
+    added.remove()
+  figure.set_figheight(figure.get_figheight() + 0.18 * (rows - 1))
   return figure
 
 

@@ -74,9 +74,7 @@ def topology(name):
   return sorted(found.devices, key=lambda d: (d.process_index, d.id))
 
 
-class _Experiment(experiment_lib.Experiment):
-  """An experiment whose images are zeros."""
-
+class _Experiment(experiment_lib.Experiment):  # its images are zeros
   def evaluation(self, source, batch_size, limit=None):
     shape = -(-(limit or len(source)) // batch_size), batch_size
     labels = np.zeros(shape, np.int32)

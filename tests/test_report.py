@@ -310,7 +310,7 @@ def test_the_search_is_told_budget_by_budget(rng, tmp_path, kind):
   result = files.read_record(tmp_path / "search" / "result.json")
   assert search == {**result, "comparisons": search["comparisons"]}
   text = " ".join(page.text.split())
-  assert "and at most 2 ms of latency and at most 250 µs between" in text
+  assert "and at most 2.00 ms of latency and at most 250 µs between" in text
   assert "7 methods, each scored 6,400 width vectors" in text
   looks, field = style.method_looks(names), cost.KINDS[kind].field
   for budget, most in enumerate(search["budgets"]):
@@ -608,11 +608,11 @@ def test_names_and_looks_differ():
 def test_amounts_have_three_digits():
   for kind, value, text in (
     ("arrays", 9999, "9,999"),
-    ("weights", 10_000, "10 k"),
-    ("macs", 999_600, "1 M"),
+    ("weights", 10_000, "10.0 k"),
+    ("macs", 999_600, "1.00 M"),
     ("macs", 27_900_000_000, "27.9 G"),
     ("energy", 5.534e-4, "553 µJ"),
-    ("energy", 9.996e-10, "1 nJ"),
+    ("energy", 9.996e-10, "1.00 nJ"),
     ("latency", 4.21e-5, "42.1 µs"),
     ("area", 1.352e-6, "1.35 mm²"),
     ("energy", None, "-"),

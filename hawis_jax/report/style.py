@@ -270,9 +270,15 @@ def quantity(kind: str, value: float | None) -> str:
   if kind in cost.COUNTS and value < 1e4:
     return f"{value:,.6g}"
   if kind == "area":  # of square millimetres, prefixes would be squared
-    return f"{1e6 * value:.3g} mm²"
+    return f"{_three_digits(1e6 * value)} mm²"
   unit = "" if kind in cost.COUNTS else cost.KINDS[kind].unit
-  return ticker.EngFormatter(unit)(float(f"{value:.3g}")).strip()
+  text = ticker.EngFormatter(unit)(float(f"{value:.3g}"))
+  number, _, unit = text.partition(" ")
+  return f"{_three_digits(float(number))} {unit}".strip()
+
+
+def _three_digits(value):
+  return f"{value:#.3g}".rstrip(".")
 
 
 _NOUNS = {

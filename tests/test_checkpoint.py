@@ -1,3 +1,4 @@
+import functools
 import json
 import pathlib
 import signal
@@ -29,7 +30,9 @@ class State:
   teacher: None = None
 
 
+@functools.cache
 def make_state(seed=0, width=3):
+  """Not to be changed: it is made once."""
   key = jax.random.key(seed)
   params = {
     "conv": {"kernel": jax.random.normal(key, (3, width)).astype(jnp.bfloat16)},
@@ -79,9 +82,12 @@ def test_round_trip_is_bit_identical(tmp_path):
     assert checkpoints.latest_step() is None
     assert checkpoints.restore(state) is None
     checkpoints.save(3, state)
-    step, got = checkpoints.restore(make_state())
-  assert step == 3
-  assert_identical(got, state)
+    shapes = jax.eval_shape(make_state.__wrapped__)
+    shapes = shapes.replace(best=np.zeros(5, np.int64), step=0, score=0.0)
+    for like in (make_state(), shapes):
+      step, got = checkpoints.restore(like)
+      assert step == 3
+      assert_identical(got, state)
 
 
 def test_restores_typed_keys_and_odd_values(tmp_path):
@@ -100,31 +106,6 @@ def test_restores_typed_keys_and_odd_values(tmp_path):
   raw = jax.random.key_data
   np.testing.assert_array_equal(raw(got.pop("key")), raw(state.pop("key")))
   assert_identical(got, state)
-
-
-def test_restores_to_shapes_only(saved):
-  shapes = jax.eval_shape(make_state)
-  like = shapes.replace(best=np.zeros(5, np.int64), step=0, score=0.0)
-  step, got = restore(saved, like)
-  assert step == 20
-  assert_identical(got, make_state(20))
-
-
-def test_keeps_the_last_two(tmp_path):
-  with checkpoint.Checkpoints(tmp_path) as checkpoints:
-    for step in (5, 10, 15, 20):
-      checkpoints.save(step, {"a": jnp.full(3, step)})
-    assert checkpoints.latest_step() == 20
-  assert sorted(path.name for path in tmp_path.iterdir()) == ["15", "20"]
-
-
-def test_saving_a_step_again_replaces_it(saved):
-  with checkpoint.Checkpoints(saved) as checkpoints:
-    checkpoints.save(20, make_state(21))
-    step, got = checkpoints.restore(make_state())
-  assert step == 20
-  assert_identical(got, make_state(21))
-  assert sorted(path.name for path in saved.iterdir()) == ["10", "20"]
 
 
 def test_state_may_be_donated_while_it_is_saved(tmp_path):
@@ -162,21 +143,15 @@ def test_every_damaged_file_is_noticed(saved, damage, caplog):
   assert restore(saved)[0] == 20
 
 
-def test_damaged_checkpoints_do_not_count_as_kept(saved):
+@pytest.mark.parametrize("step", [15, 25])
+def test_damaged_checkpoints_do_not_count_as_kept(saved, step):
+  """Neither above the next save nor below it."""
   all_files(saved / "20")[0].unlink()
   with checkpoint.Checkpoints(saved) as checkpoints:
     assert checkpoints.restore(make_state())[0] == 10
-    checkpoints.save(15, make_state(15))
+    checkpoints.save(step, make_state(step))
     checkpoints.wait()
-    assert sorted(path.name for path in saved.iterdir()) == ["10", "15"]
-
-
-def test_a_damaged_one_is_not_kept_below_a_new_one(saved):
-  all_files(saved / "20")[0].unlink()
-  with checkpoint.Checkpoints(saved) as checkpoints:
-    assert checkpoints.restore(make_state())[0] == 10
-    checkpoints.save(25, make_state(25))
-  assert sorted(path.name for path in saved.iterdir()) == ["10", "25"]
+    assert sorted(path.name for path in saved.iterdir()) == ["10", f"{step}"]
 
 
 def test_all_damaged_is_an_input_error(saved):
@@ -188,7 +163,7 @@ def test_all_damaged_is_an_input_error(saved):
   assert "\n" not in str(info.value)
 
 
-def test_another_shape_is_an_input_error(saved):
+def test_another_shape_or_structure_is_an_input_error(saved):
   like = make_state(width=4)
   with pytest.raises(errors.InputError) as info:
     restore(saved, like.replace(score=1))
@@ -199,15 +174,11 @@ def test_another_shape_is_an_input_error(saved):
   )
   assert message.count("expected") == 3
   assert "and 1 more" in message
-
-
-def test_another_structure_is_an_input_error(saved):
-  state = make_state()
-  del state.params["alpha"]
+  like = make_state().replace(params={"conv": make_state().params["conv"]})
   with pytest.raises(
     errors.InputError, match=r"alpha: got float32\[300\], expected nothing"
   ):
-    restore(saved, state)
+    restore(saved, like)
 
 
 @pytest.mark.parametrize("leaf", [np.float32(1), np.zeros((0, 2)), object()])
@@ -215,12 +186,6 @@ def test_unstorable_leaves_are_refused(tmp_path, leaf):
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     with pytest.raises(TypeError, match=r"a\.b: got"):
       checkpoints.save(1, {"a": {"b": leaf}})
-
-
-def test_unwritable_directory_is_an_input_error(tmp_path):
-  (tmp_path / "file").write_text("")
-  with pytest.raises(errors.InputError, match="file/pretrain"):
-    checkpoint.Checkpoints(tmp_path / "file" / "pretrain")
 
 
 def run_python(code, folder):
@@ -314,14 +279,6 @@ def test_restores_to_other_shardings(tmp_path):
     )
   assert step == 2
   np.testing.assert_array_equal(state["a"], np.arange(8.0))
-
-
-def test_json_round_trip_makes_folders(tmp_path):
-  path = tmp_path / "search" / "result.json"
-  files.write_json(path, {"widths": [16, 32], "score": 0.5})
-  files.write_json(path, {"widths": [16], "score": 0.5})
-  assert files.read_json(path) == {"widths": [16], "score": 0.5}
-  assert [p.name for p in path.parent.iterdir()] == ["result.json"]
 
 
 def test_json_errors_name_the_file(tmp_path):

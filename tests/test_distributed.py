@@ -5,12 +5,14 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import jax
 import pytest
+import short_run
 
 from hawis_jax import errors
 from hawis_jax import experiment as experiment_lib
@@ -21,56 +23,34 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _LAUNCH = _ROOT / "launch" / "local_multiprocess.sh"
 _SECONDS = 300  # a child that takes longer hangs
 
-_SHORT = {
+_SHORT = short_run.SHORT | {
   "log_every": 1,
-  "checkpoint_seconds": 0.0,
   "data.validation_images": 32,
-  "space.choices": "((4,8),(8,16),(16,32))",
-  "network.base_widths": "(4,8,16)",
   "pretrain.steps": 3,
   "pretrain.warmup_steps": 0,
   "pretrain.random_widths": 1,
-  "pretrain.batch_size": 16,
-  "search.budget_uniform": 1.5,
   "search.methods": "('random',)",
-  "search.scenarios": "({'stuck_off':0.1},)",
   "search.updates": 2,
-  "search.proposals": 4,
-  "search.chips": 2,
-  "search.images": 32,
-  "search.batch_size": 32,
-  "search.calibration_images": 32,
   "search.finalists": 2,
   "search.finalist_chips": 2,
   "train.nets": "('found',)",
   "train.steps": 3,
-  "train.batch_size": 16,
   "train.validate_every": 3,
   "robustness.chips": 320,
   "robustness.chips_per_step": 1,
-  "robustness.images": 100,
   "robustness.scenarios": "({'variation':(0.5,)},)",
 }
 
 
-def _child(command, meanwhile=None, **environment):
-  """Runs a command; kills it and all that it started if it hangs.
-
-  Args:
-    command: its words.
-    meanwhile: called with the process, as soon as that has begun.
-    **environment: beside this process's.
-
-  Returns:
-    (exit status, stdout and stderr).
-  """
+def _start(command, **environment):
+  """Starts a command, with more environment than this process's."""
   environment = os.environ | {
     "PYTHONPATH": f"{_ROOT}{os.pathsep}{_ROOT / 'tests'}",
     "PYTHON": sys.executable,
     "JAX_PLATFORMS": "cpu",
     **environment,
   }
-  process = subprocess.Popen(
+  return subprocess.Popen(
     command,
     cwd=_ROOT,
     env=environment,
@@ -79,15 +59,21 @@ def _child(command, meanwhile=None, **environment):
     text=True,
     start_new_session=True,
   )
+
+
+def _ended(process):
+  """Waits, and kills it and all that it started if it hangs.
+
+  Returns:
+    (exit status, stdout and stderr).
+  """
   try:
-    if meanwhile:
-      meanwhile(process)
     output, _ = process.communicate(timeout=_SECONDS)
   except subprocess.TimeoutExpired:
     # Hard: jax catches SIGTERM.
     os.killpg(process.pid, signal.SIGKILL)
     output, _ = process.communicate()
-    pytest.fail(f"{command} hung:\n{output}")
+    pytest.fail(f"{process.args} hung:\n{output}")
   return process.returncode, output
 
 
@@ -181,13 +167,15 @@ print("same")
 """
 
 
+@pytest.mark.slow
 def test_steps_on_eight_devices_are_those_on_one():
   flags = os.environ.get("XLA_FLAGS", "")
-  status, output = _child(
+  process = _start(
     [sys.executable, "-c", _STEPS],
     XLA_FLAGS=f"{flags} --xla_force_host_platform_device_count=8"
     " --xla_backend_optimization_level=0",
   )
+  status, output = _ended(process)
   assert status == 0, output
   assert output.split()[-1] == "same"
 
@@ -199,13 +187,13 @@ def _launch(num_processes, devices, workdir, data_dir, kill=None, **fields):
     num_processes: of it.
     devices: of each process.
     workdir: of the run.
-    data_dir: of the data, and of what was compiled before.
+    data_dir: of the data.
     kill: (stage, signal, which process; None: the launcher). As soon as that
       stage has shown something.
     **fields: of the configuration.
   """
   values = _SHORT | {"data.data_dir": data_dir} | fields
-  return _child(
+  process = _start(
     [
       _LAUNCH,
       f"--processes={num_processes}",
@@ -215,12 +203,12 @@ def _launch(num_processes, devices, workdir, data_dir, kill=None, **fields):
       f"--workdir={workdir}",
       *(f"--config.{name}={value}" for name, value in values.items()),
     ],
-    kill and (lambda process: _kill(process, workdir, *kill)),
     # Most of the time is XLA's: half of it without LLVM's optimisations.
     XLA_FLAGS="--xla_backend_optimization_level=0",
-    JAX_COMPILATION_CACHE_DIR=str(data_dir / "cache"),
-    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
   )
+  if kill:
+    _kill(process, workdir, *kill)
+  return _ended(process)
 
 
 def _kill(launcher, workdir, stage, number, victim):
@@ -272,13 +260,11 @@ def one(tmp_path_factory):
 _KILLS = (
   # (signal, which process) in pretrain, search and robustness.
   ((signal.SIGTERM, None), (signal.SIGKILL, 1), (signal.SIGTERM, 1)),
-  pytest.param(
-    ((signal.SIGKILL, 0), (signal.SIGTERM, 0), (signal.SIGKILL, 1)),
-    marks=pytest.mark.slow,
-  ),
+  ((signal.SIGKILL, 0), (signal.SIGTERM, 0), (signal.SIGKILL, 1)),
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", _KILLS)
 def test_killed_in_every_stage_they_find_the_same(one, tmp_path, kills):
   """And ended by one process with 8 devices; results are equal to the bit."""
@@ -301,6 +287,7 @@ def test_killed_in_every_stage_they_find_the_same(one, tmp_path, kills):
   assert (tmp_path / "run" / "report" / "index.html").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(one, tmp_path):
   """The whole way on 2 processes x 4 devices: the same bits as on 1 x 8."""
   data_dir, (metrics, results) = one
@@ -357,12 +344,33 @@ def test_no_cluster_is_one_line(monkeypatch):
   assert "--num_processes" in message and "\n" not in message
 
 
-def test_a_cluster_needs_the_flag():
-  command = [sys.executable, "-m", "hawis_jax.main"]
-  flags = ["--config=configs/digits.py", "--process_id=1"]
-  status, output = _child([*command, *flags])
-  assert status == 2
-  assert "--process_id: got 1, allowed with --distributed" in output
+def test_processes_that_were_started_differently_all_say_so(tmp_path):
+  """Two meet, compare what they were given, and end before any work."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  started = [
+    _start(
+      [
+        *(sys.executable, "-m", "hawis_jax.main", "--distributed"),
+        *(f"--coordinator_address={address}", "--num_processes=2"),
+        *(f"--process_id={number}", f"--workdir={tmp_path / 'run'}"),
+        *("--config=configs/digits.py", f"--config.seed={number}"),
+      ]
+    )
+    for number in range(2)
+  ]
+  for status, output in [_ended(process) for process in started]:
+    assert status == 2, output
+    message = "error: --config: got others on process 1 than on process 0"
+    assert output.count(message) == 1
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_cluster_needs_the_flag(run, tmp_path, capsys):
+  assert run(tmp_path / "run", "--process_id=1") == 2
+  message = "--process_id: got 1, allowed with --distributed"
+  assert message in short_run.one_line(capsys)
 
 
 @pytest.mark.parametrize(
@@ -372,16 +380,12 @@ def test_a_cluster_needs_the_flag():
     ("train.batch_size", 24, "multiples of 16, devices times train.microba"),
   ],
 )
-def test_batches_that_cannot_be_split(
-  monkeypatch, tmp_path, field, size, allowed
-):
+def test_batches_that_cannot_be_split(field, size, allowed):
   config = main.config_lib.default()
-  config.data.data_dir = str(tmp_path)
   config.train.microbatches = 2
   config.update_from_flattened_dict({field: size})
-  monkeypatch.setattr(jax, "device_count", lambda: 8)
   with pytest.raises(
     errors.InputError, match=f"config.{field}: got {size}"
   ) as e:
-    experiment_lib.prepare(config)
+    experiment_lib.check_batches(config, devices=8)
   assert allowed in str(e.value)

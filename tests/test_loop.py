@@ -97,10 +97,10 @@ def test_stopped_after_its_last_step_it_has_ended(tmp_path):
   np.testing.assert_array_equal(_run(tmp_path, update=refuse), expected)
 
 
-@pytest.mark.parametrize("stop", [None, 3, 7])
+@pytest.mark.parametrize("stop", [None, 7])
 def test_the_best_state_is_kept(tmp_path, stop):
   """The first of the highest scores, whatever interruptions there are."""
-  states, state = {}, jnp.zeros(3)
+  states, state = {}, np.zeros(3, np.float32)
   for step in range(12):
     state, _ = _update(state, step)
     states[step + 1] = state
@@ -138,14 +138,9 @@ def test_what_is_not_finite_is_never_saved(tmp_path, stop):
 
   def update(state, step):
     state, values = _update(state, step)
-    return (
-      (state * math.nan, {"loss": math.nan})
-      if step == 7
-      else (
-        state,
-        values,
-      )
-    )
+    if step == 7:
+      return state * math.nan, {"loss": math.nan}
+    return state, values
 
   with pytest.raises(errors.Preempted):
     _run(tmp_path, stop_at=5, update=update)
@@ -157,7 +152,7 @@ def test_what_is_not_finite_is_never_saved(tmp_path, stop):
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_while_one_replaces_another_there_is_one(tmp_path, monkeypatch, keep):
-  state, rename = {"a": jnp.ones(3)}, pathlib.Path.rename
+  state, rename = {"a": np.ones(3)}, pathlib.Path.rename
 
   def seen(path, target):
     result = rename(path, target)
@@ -168,13 +163,7 @@ def test_while_one_replaces_another_there_is_one(tmp_path, monkeypatch, keep):
     checkpoints.save(1, state)
     checkpoints.wait()
     monkeypatch.setattr(pathlib.Path, "rename", seen)
-    for step in (2, 3):
+    for step in (2, 3, 4):
       checkpoints.save(step, state)
-
-
-@pytest.mark.parametrize("keep, left", [(1, "5"), (2, "45"), (4, "2345")])
-def test_so_many_are_kept(tmp_path, keep, left):
-  with checkpoint.Checkpoints(tmp_path, keep) as checkpoints:
-    for step in range(1, 6):
-      checkpoints.save(step, {"a": jnp.full(3, step)})
-  assert "".join(sorted(p.name for p in tmp_path.iterdir())) == left
+  left = sorted(path.name for path in tmp_path.iterdir())
+  assert left == ["3", "4"][-keep:]

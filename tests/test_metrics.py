@@ -3,12 +3,10 @@ import json
 import math
 import struct
 
-import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from hawis_jax import errors
 from hawis_jax import metrics as metrics_lib
-from hawis_jax import tensorboard
 
 
 class Clock:
@@ -60,18 +58,8 @@ def record(folder, name, steps, start=0, total=100):
       progress.report(step, {"loss": step + start / 1000})
 
 
-def test_a_line_has_time_stage_step_and_values(tmp_path):
-  record(tmp_path, "pretrain", [20, 40])
-  assert read(tmp_path) == [
-    ("pretrain", 20, {"loss": 20}),
-    ("pretrain", 40, {"loss": 40}),
-  ]
-  line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
-  assert line["time"] > 1.7e9
-
-
 def test_a_line_is_in_the_file_at_once(tmp_path, metrics):
-  metrics.stage("search", total=2).report(1, {"reward": jnp.float32(0.5)})
+  metrics.stage("search", total=2).report(1, {"reward": np.float32(0.5)})
   assert read(tmp_path) == [("search", 1, {"reward": 0.5})]
 
 
@@ -84,29 +72,22 @@ def test_resuming_drops_what_is_computed_again(tmp_path):
   record(tmp_path, "pretrain", [0, 20, 40, 60])
   record(tmp_path, "train/found", [20, 40])
   record(tmp_path, "pretrain", [60, 80], start=40)
-  assert [(stage, step) for stage, step, _ in read(tmp_path)] == [
-    ("pretrain", 0),
-    ("pretrain", 20),
-    ("pretrain", 40),
+  lines = read(tmp_path)
+  assert [(stage, step) for stage, step, _ in lines] == [
+    *(("pretrain", step) for step in (0, 20, 40)),
+    *(("train/found", step) for step in (20, 40)),
+    *(("pretrain", step) for step in (60, 80)),
+  ]
+  assert ("pretrain", 60, {"loss": 60.04}) in lines
+  record(tmp_path, "pretrain", [0])  # anew: the whole stage
+  assert [line[:2] for line in read(tmp_path)] == [
     ("train/found", 20),
     ("train/found", 40),
-    ("pretrain", 60),
-    ("pretrain", 80),
-  ]
-  assert ("pretrain", 60, {"loss": 60.04}) in read(tmp_path)
-
-
-def test_starting_anew_drops_the_whole_stage(tmp_path):
-  record(tmp_path, "pretrain", [0, 20])
-  record(tmp_path, "search", [1])
-  record(tmp_path, "pretrain", [0])
-  assert [line[:2] for line in read(tmp_path)] == [
-    ("search", 1),
     ("pretrain", 0),
   ]
 
 
-@pytest.mark.parametrize("cut", [1, 2, 10, 60])
+@pytest.mark.parametrize("cut", [1, 60])
 def test_a_line_cut_short_is_dropped_at_reopening(tmp_path, cut):
   record(tmp_path, "pretrain", [20, 40])
   path = tmp_path / "metrics.jsonl"
@@ -123,12 +104,6 @@ def test_only_the_recording_process_writes(tmp_path, stream):
     metrics.stage("pretrain", total=10).report(10, {"loss": 1.0})
   assert not list(tmp_path.iterdir())
   assert not stream.getvalue()
-
-
-def test_unwritable_directory_is_an_input_error(tmp_path):
-  (tmp_path / "file").write_text("")
-  with pytest.raises(errors.InputError, match="file"):
-    metrics_lib.Metrics(tmp_path / "file")
 
 
 def test_progress_line():
@@ -233,9 +208,3 @@ def test_tensorboard(tmp_path):
   record(tmp_path, "train/found", [1])  # from the start: all is done again
   (third,) = {*folder.iterdir()} - {first, second}
   assert [(e.step, e.session_log.status) for e in _events(third)][1] == (1, 1)
-
-
-def test_tensorboard_may_be_absent(tmp_path, monkeypatch):
-  monkeypatch.setattr(tensorboard, "event_file_writer", None)
-  record(tmp_path, "train", [1])
-  assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

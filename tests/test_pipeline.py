@@ -237,7 +237,6 @@ def test_a_found_width_outside_the_choices_is_named(experiment, finished):
   [
     (["--stages=serch"], "--stages: got 'serch', allowed are all, pretrain"),
     (["--config.serch.budget=3"], "no field 'serch'; did you mean 'search'"),
-    (["--config.search.budgt=3"], "'budgt'; did you mean 'budget'"),
     (["--config.seed=abc"], "config.seed=abc"),
     (["digits"], "command line: got 'digits', allowed are only flags"),
     (["--cnfig=3"], "Unknown command line flag 'cnfig'"),
@@ -268,8 +267,6 @@ def test_a_stage_that_is_not_needed_is_refused(run, tmp_path, capsys):
     ("c.serch.budget = 3", "no field 'serch'; did you mean 'search'"),
     ("c.seed = 1.5", "seed"),
     ("c.space.choices = (8, 16, 32)", "config.space.choices: got (8, 16, 32)"),
-    ("c.search.scenarios = (0.1,)", "config.search.scenarios: got (0.1,)"),
-    ("c.search.scenarios = (dict(stuck_of=0.1),)", "did you mean 'stuck_off'"),
     ("1 / 0", "ZeroDivisionError: division by zero"),
   ],
 )
@@ -313,7 +310,6 @@ def test_a_value_that_a_field_may_not_have_is_named(field, value):
     ("network.depth=9", "config.network.depth: got 9, allowed is 8, 14"),
     ("network.family='imagenet'", "network.depth: got 8, allowed is one of 18"),
     ("space.choices=((8,8),(16,),(32,))", "config.space.choices, layer"),
-    ("space.choices=((8,),(16,))", "config.space.choices: got 2 tuples"),
     ("space.technology='22nm'", "config.space.technology: got '22nm'"),
     ("device.g_off=1.0", "config.device.g_off, g_on: got 1"),
     ("pretrain.warmup_steps=99", "at most pretrain.steps = 8"),
@@ -323,7 +319,6 @@ def test_a_value_that_a_field_may_not_have_is_named(field, value):
       "pretrain.faulty_widths: got 1, allowed is 0: no scenario of",
     ),
     ("search.updates_per_call=3", "config.search.updates_per_call: got 3"),
-    ("search.calibration_images=65", "a multiple of search.batch_size"),
     (
       "search.limits=(('power',1.0),)",
       "config.search.limits: got (('power', 1.0),), allowed is a tuple of pai",
@@ -341,7 +336,6 @@ def test_a_value_that_a_field_may_not_have_is_named(field, value):
       "config.search.methods: got ('policy',), allowed is a tuple of distinct",
     ),
     ("train.nets=('found','best')", "config.train.nets: got"),
-    ("train.nets=('resnet18_1x',)", "config.train.nets: got"),
     ("train.microbatches=3", "a divisor of train.batch_size = 16"),
     (
       "train.use_validation=True;train.validate_every=2",
@@ -366,7 +360,6 @@ def test_a_value_that_a_field_may_not_have_is_named(field, value):
     ),
     # Of what the data and the nets' costs allow.
     ("data.validation_images=2000", "config.data.validation_images: got"),
-    ("search.images=65", "config.search.images: got 65, allowed is at"),
     ("search.budget=3.0", "config.search.budget: got 3 arrays, allowed"),
     (
       "search.budget_of='resnet20_hawis_a'",

@@ -26,10 +26,9 @@ def benchmarks():
   sys.path.remove(_FOLDER)
 
 
-def test_tau_is_scipys_and_ignores_a_vector_drawn_twice():
+def test_tau_is_scipys_and_ignores_a_vector_drawn_twice(rng):
   import kendall
 
-  rng = np.random.default_rng()
   x, y = rng.integers(0, 6, (2, 20))
   # Distinct vectors twice each: the same signs four times, the same tau.
   counts = np.stack(
@@ -41,11 +40,10 @@ def test_tau_is_scipys_and_ignores_a_vector_drawn_twice():
   assert part == pytest.approx(stats.kendalltau(x[:9], y[:9]).statistic)
 
 
-def test_a_net_at_its_widths_trains_as_the_narrower_one():
+def test_a_net_at_its_widths_trains_as_the_narrower_one(rng):
   """From the same weights, which have the narrower net's own variance."""
   import standalone
 
-  rng = np.random.default_rng()
   widest, vector = (32, 32, 32, 48, 48, 64, 64), (16, 32, 8, 20, 33, 24, 64)
   wide, narrow = (
     resnet.cifar_resnet(8, w, 10, levels=4) for w in (widest, vector)

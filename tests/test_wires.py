@@ -74,11 +74,11 @@ def _draw(rng, shape, kind="binary"):
 
 def _double(g, wire, load, **options):
   with jax.enable_x64(True):
-    return np.asarray(_transfer(jnp.asarray(g), wire, load, **options))
+    return np.asarray(_transfer(g, wire, load, **options))
 
 
 def _single(g, wire, load):
-  return np.asarray(_transfer(jnp.asarray(g, jnp.float32), wire, load))
+  return np.asarray(_transfer(g.astype(np.float32), wire, load))
 
 
 def _assert_close(got, reference, share):
@@ -87,8 +87,9 @@ def _assert_close(got, reference, share):
   )
 
 
-# Few shapes, as each compiles: around the size of a leaf, odd, both ways round.
-@pytest.mark.parametrize("shape", [(1, 5), (41, 67), (64, 64)])
+# Few shapes, as each compiles: a line, and odd halves. Other tests have more
+# rows than columns.
+@pytest.mark.parametrize("shape", [(1, 5), (41, 67)])
 def test_matches_the_nodal_system(shape):
   rng = np.random.default_rng(shape)
   for wire, load in _WIRES:
@@ -152,40 +153,14 @@ def test_either_resistance_may_be_zero():
   np.testing.assert_allclose(_double(cell, 7.0, 50.0), [[expected]], rtol=1e-14)
 
 
-def test_open_cells():
-  rng = np.random.default_rng(0)
-  g = _draw(rng, (24, 40), "log-uniform")
+def test_open_lines_carry_nothing():
+  g = _draw(np.random.default_rng(0), (24, 40), "log-uniform")
   g[3] = 0
   g[:, 5] = 0
   result = _double(g, 28.0, 4.0)
   assert (result[3] == 0).all() and (result[:, 5] == 0).all()
+  _assert_close(result, _nodal(g, 28.0, 4.0), 1e-9)
   assert (_double(np.zeros((24, 40)), 28.0, 4.0) == 0).all()
-
-
-def test_more_resistance_takes_more_current():
-  """With all rows driven, each column's current falls, as the sum of all."""
-  g = _draw(np.random.default_rng(0), (32, 32))
-  ideal = g.sum(0)
-  last = ideal
-  for wire in (0.1, 1.0, 4.7, 28.0, 100.0):
-    currents = _double(g, wire, 4.0).sum(0)
-    assert (currents > 0).all() and (currents < last).all()
-    last = currents
-
-
-def test_cells_far_from_driver_and_read_out_lose_most():
-  result = _double(np.full((32, 32), _G_ON), 0.5, 4.0)
-  assert (np.diff(result, axis=1) < 0).all()  # along the word line
-  assert (np.diff(result, axis=0) > 0).all()  # towards the read-out
-
-
-def test_reciprocity():
-  """Drivers and read-outs change places: the same currents."""
-  g = _draw(np.random.default_rng(0), (24, 40))
-  turned = _double(np.ascontiguousarray(g.T[::-1, ::-1]), 28.0, 4.0)
-  np.testing.assert_allclose(
-    _double(g, 28.0, 4.0), turned[::-1, ::-1].T, rtol=1e-11
-  )
 
 
 def test_batches():
@@ -198,12 +173,10 @@ def test_batches():
       _double(g, 28.0, 4.0, **options), each, rtol=1e-9
     )
   with jax.enable_x64(True):
-    mapped = jax.vmap(jax.vmap(_transfer, (0, None, None)), (0, None, None))(
-      jnp.asarray(g), 28.0, 4.0
-    )
-    swept = jax.vmap(_transfer, (None, 0, None))(
-      jnp.asarray(g[0, 0]), jnp.array([28.0, 1e4]), 4.0
-    )
+    of_arrays = jax.vmap(_transfer, (0, None, None))
+    mapped = jax.vmap(of_arrays, (0, None, None))(g, 28.0, 4.0)
+    of_wires = jax.vmap(_transfer, (None, 0, None))
+    swept = of_wires(g[0, 0], np.array([28.0, 1e4]), 4.0)
   np.testing.assert_allclose(mapped, each, rtol=1e-9)
   np.testing.assert_allclose(swept[0], each[0, 0], rtol=1e-9)
   _assert_close(swept[1], _nodal(g[0, 0], 1e4, 4.0), 1e-9)
@@ -227,52 +200,42 @@ def test_gradients():
 
 
 def test_gradient_in_float32_is_finite():
-  g = jnp.asarray(_draw(np.random.default_rng(0), (2, 9, 14), "log-uniform"))
+  g = _draw(np.random.default_rng(0), (2, 9, 14), "log-uniform")
   gradient = jax.jit(jax.grad(lambda *x: wires.transfer(*x).sum(), (0, 1, 2)))
   for resistances in ((0.0, 0.0), (28.0, 4.0), (1e4, 1e4)):
-    gradients = gradient(g.astype(jnp.float32), *resistances)
-    assert all(jnp.isfinite(x).all() for x in gradients)
+    gradients = gradient(g.astype(np.float32), *resistances)
+    assert all(np.isfinite(x).all() for x in gradients)
 
 
 def test_resistances_of_a_device():
   device = types.SimpleNamespace(wire_resistance=28.0, load_resistance=4.0)
-  g = jnp.asarray(_draw(np.random.default_rng(0), (24, 40)), jnp.float32)
+  g = _draw(np.random.default_rng(0), (24, 40)).astype(np.float32)
   result = jax.jit(lambda g: wires.wire_transfer(g, device))(g)
   _assert_close(result, _single(g, 28.0, 4.0), 1e-6)
 
 
-def _golden_arrays(shared):
-  """(name, G, V, wire, load, entries) of every array of g6."""
-  golden = np.load(shared / "golden" / "g6_irdrop.npz")
-  names = sorted({n.split("/")[0] for n in golden.files if "/" in n})
-  for name in names:
-    entries = {
-      n.split("/")[1]: golden[n]
-      for n in golden.files
-      if n.startswith(f"{name}/")
-    }
-    resistances = (1 / float(entries[k]) for k in ("gwire", "gload"))
-    yield name, entries["G"], entries["V"], *resistances, entries
+def _golden(shared, file):
+  golden = np.load(shared / "golden" / file)
+  return golden, sorted({n.split("/")[0] for n in golden.files if "/" in n})
 
 
 def test_golden_arrays(shared):
   """Stored nodal solutions, and ngspice to the digits it was run with."""
-  count = 0
-  for name, g, volts, wire, load, entries in _golden_arrays(shared):
+  golden, names = _golden(shared, "g6_irdrop.npz")
+  for name in names:
+    g, volts, *conductances = (
+      golden[f"{name}/{entry}"] for entry in ("G", "V", "gwire", "gload")
+    )
+    wire, load = (1 / float(x) for x in conductances)
     currents = _double(g, wire, load).T @ volts
     for key, share in (("i_nodal", 1e-9), ("i_ngspice", 1e-5)):
-      scale = np.abs(entries[key]).max()
-      np.testing.assert_allclose(
-        currents, entries[key], rtol=0, atol=share * scale, err_msg=name
-      )
-    count += 1
-  assert count > 30
+      _assert_close(currents, golden[f"{name}/{key}"], share)
+  assert len(names) > 30
 
 
 def test_golden_layers(shared):
   """Currents of the tiles of whole layers."""
-  golden = np.load(shared / "golden" / "g6b_irdrop_layers.npz")
-  names = sorted({n.split("/")[0] for n in golden.files if "/" in n})
+  golden, names = _golden(shared, "g6b_irdrop_layers.npz")
   load = 1 / float(golden["gload"])
   for name in names:
     wire = 1 / float(re.search(r"gw([\d.]+)_", name)[1])
@@ -306,27 +269,24 @@ def _ngspice(netlist, tmp_path):
 
 
 @_needs_ngspice
-@pytest.mark.parametrize(
-  "shape, wire, load",
-  [
-    ((5, 3), 28.0, 4.0),
+def test_ngspice_on_our_netlist(tmp_path):
+  rng = np.random.default_rng(0)
+  for shape, wire, load in (
     ((32, 32), 28.0, 4.0),
+    ((5, 3), 28.0, 4.0),
     ((5, 3), 0.0, 4.0),
     ((5, 3), 28.0, 0.0),
     ((5, 3), 0.0, 0.0),
     ((1, 1), 2.0, 3.0),
-  ],
-)
-def test_ngspice_on_our_netlist(tmp_path, shape, wire, load):
-  rng = np.random.default_rng(shape)
-  g = _draw(rng, shape, "log-uniform")
-  volts = rng.uniform(0, 0.3, shape[0])
-  netlist = interop.spice_netlist(
-    g, volts, wire_resistance=wire, load_resistance=load
-  )
-  currents = _ngspice(netlist, tmp_path)
-  # ngspice adds 1e-12 S from every node to ground.
-  _assert_close(_double(g, wire, load).T @ volts, currents, 1e-6)
+  ):
+    g = _draw(rng, shape, "log-uniform")
+    volts = rng.uniform(0, 0.3, shape[0])
+    netlist = interop.spice_netlist(
+      g, volts, wire_resistance=wire, load_resistance=load
+    )
+    currents = _ngspice(netlist, tmp_path)
+    # ngspice adds 1e-12 S from every node to ground.
+    _assert_close(_double(g, wire, load).T @ volts, currents, 1e-6)
 
 
 def test_netlist_leaves_out_what_carries_nothing():

@@ -19,15 +19,8 @@ from hawis_jax.report import results
 from hawis_jax.report import style
 
 # Every figure that `draw` may return, in the page's order.
-NAMES = (
-  "robustness",
-  "search",
-  "front",
-  "widths",
-  "utilisation",
-  "components",
-  "training",
-)
+NAMES = ("robustness", "search", "front", "widths", "utilisation")
+NAMES += ("components", "training")
 _STYLE = {
   "font.family": "sans-serif",
   "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
@@ -58,6 +51,7 @@ _STYLE = {
 _METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _DASHES = ("--", ":", "-.")  # of lines that share a colour
 _GREY = dict(color=style.NEUTRAL, ls=":", lw=1)
+_SCORE = "robust score [% accuracy]"
 _MOST_POINTS = 500  # of a curve: more are not seen
 
 
@@ -175,10 +169,8 @@ def _bars(panel, rows, looks):
     panel.bar(place, 100 * row["mean"], 0.7, color=look.color, alpha=0.6)
     panel.vlines(place, low, high, color=look.color, lw=5)
     panel.plot(place, 100 * row["mean"], color=look.color, marker=look.marker)
-    p5 = 100 * row["p5"]
-    panel.hlines(
-      p5, place - 0.35, place + 0.35, color=style.TEXT, ls="--", lw=1
-    )
+    ends = dict(xmin=place - 0.35, xmax=place + 0.35)
+    panel.hlines(100 * row["p5"], **ends, color=style.TEXT, ls="--", lw=1)
   panel.set_xticks([])
   panel.grid(axis="x", visible=False)
 
@@ -204,29 +196,22 @@ def trajectories(content: dict) -> figure_lib.Figure:
     scored = search["evaluations"] / len(mean) * np.arange(1, len(mean) + 1)
     left.plot(scored, mean, color=color, lw=0.8, alpha=0.7)
     left.plot(scored, best, color=color, drawstyle="steps-post", lw=1.8)
-  left.set_title("While searching: scores on each update's own chips")
-  left.set_xlabel("width vectors scored, each method")
-  left.set_ylabel("robust score [% accuracy]")
-  left.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+  left.set(title="While searching: scores on each update's own chips")
+  left.set(ylabel=_SCORE, xlabel="width vectors scored, each method")
+  left.xaxis.set_major_formatter("{x:,.0f}")
   left.margins(x=0.02)
   shown = [n for n in looks if results.candidates_of(search, n, main)]
   for place, name in enumerate(shown):
     group = results.candidates_of(search, name, main)
     spread = np.linspace(-0.25, 0.25, len(group)) if group[1:] else 0
-    right.plot(
-      place + spread,
-      _percent([candidate["score"] for candidate in group]),
-      color=looks[name].color,
-      marker=looks[name].marker,
-      ls="none",
-      alpha=0.8,
-    )
+    scores = _percent([candidate["score"] for candidate in group])
+    look = dict(color=looks[name].color, marker=looks[name].marker, alpha=0.8)
+    right.plot(place + spread, scores, **look, ls="none")
   names = [looks[name].name for name in shown]
   turned = dict(rotation=40, ha="right", rotation_mode="anchor")
   right.set_xticks(range(len(shown)), names, **turned)
-  right.set_xlim(-0.6, len(shown) - 0.4)
+  right.set(xlim=(-0.6, len(shown) - 0.4), title="Candidates, on fresh chips")
   right.grid(axis="x", visible=False)
-  right.set_title("Candidates, on fresh chips")
   handles = [
     *(_key(looks[n].name, looks[n].color, lw=3) for n in search["trajectory"]),
     _key("best so far", lw=1.8),
@@ -256,12 +241,9 @@ def front(content: dict) -> figure_lib.Figure:
     energies = [candidate["cost"]["energy_joule"] for candidate in group]
     panel.plot(energies, _percent([c["score"] for c in group]), **look)
     handles.append(_key(looks[name].name, **look))
+  points = pd.DataFrame(search["front"])
   line = dict(color=style.TEXT, lw=1, drawstyle="steps-post", zorder=1.5)
-  panel.plot(
-    [point["energy_joule"] for point in search["front"]],
-    _percent([point["score"] for point in search["front"]]),
-    **line,
-  )
+  panel.plot(points["energy_joule"], 100 * points["score"], **line)
   ring = dict(color=style.TEXT, marker="o", ls="none", markersize=10)
   ring["markerfacecolor"] = "none"
   method, main = search["method"], search["main_budget"]
@@ -272,11 +254,10 @@ def front(content: dict) -> figure_lib.Figure:
     for budget in search["budgets"]:
       panel.axvline(budget, **_GREY)
     handles.append(_key("budgets", **_GREY))
-  panel.set_title("Candidates of all methods and budgets, on fresh chips")
+  panel.set(title="Candidates of all methods and budgets, on fresh chips")
   technology = content["hardware"]["technology"]
-  panel.set_xlabel(f"energy of one image, {technology}")
+  panel.set(ylabel=_SCORE, xlabel=f"energy of one image, {technology}")
   panel.xaxis.set_major_formatter(ticker.EngFormatter("J"))
-  panel.set_ylabel("robust score [% accuracy]")
   return _legend(figure, handles)
 
 
@@ -321,22 +302,17 @@ def widths(content: dict) -> figure_lib.Figure:
     profile(vector, f"found within {budget}", **look, zorder=1.9)
   if content["space"]:
     ends = [(choices[0], choices[-1]) for choices in content["space"]]
+    edges, ends = np.arange(len(ends) + 1) + 0.5, [*ends, ends[-1]]
     shade = dict(step="post", color=style.SHADE, lw=0, zorder=0)
-    handles.append(
-      panel.fill_between(
-        np.arange(len(ends) + 1) + 0.5,
-        *np.array([*ends, ends[-1]]).T,
-        label="choices of the space",
-        **shade,
-      )
-    )
+    filled = panel.fill_between(edges, *np.array(ends).T, **shade)
+    filled.set_label("choices of the space")
+    handles.append(filled)
   panel.set_yscale("log", base=2)
   panel.yaxis.set_major_formatter(ticker.ScalarFormatter())
-  panel.set_ylabel("width [channels]")
-  panel.set_xlabel("layer of the width vector, 1 = stem")
+  panel.set(ylabel="width [channels]")
+  panel.set(xlabel="layer of the width vector, 1 = stem")
   num_layers = len(vector)
-  panel.set_xticks(np.arange(1, num_layers + 1))
-  panel.set_xlim(0.5, num_layers + 0.5)
+  panel.set(xlim=(0.5, num_layers + 0.5), xticks=range(1, num_layers + 1))
   panel.grid(axis="x", visible=False)
   _groups(panel, content["group_starts"], num_layers)
   return _legend(figure, handles)
@@ -376,13 +352,12 @@ def utilisation(content: dict) -> figure_lib.Figure:
       label="; ".join(looks[name].name for name in names),
     )
   rows, columns = content["hardware"]["tile_shape"]
-  panel.set_title(f"Used cells of arrays of {rows} x {columns}")
-  panel.set_ylabel("used cells [%]")
-  panel.set_ylim(0, 103)
+  panel.set(title=f"Used cells of arrays of {rows} x {columns}")
+  panel.set(ylabel="used cells [%]", ylim=(0, 103))
   short = [p.replace("stage", "").replace("_block", ".") for p in products]
   panel.set_xticks(range(len(products)), short, rotation=90, fontsize=7)
-  panel.set_xlabel("product: group.block/layer")
-  panel.set_xlim(-0.6, len(products) - 0.4)
+  panel.set(xlabel="product: group.block/layer")
+  panel.set(xlim=(-0.6, len(products) - 0.4))
   panel.grid(axis="x", visible=False)
   return _legend(figure, panel.containers)
 
@@ -430,20 +405,18 @@ def training(content: dict) -> figure_lib.Figure:
         panel = loss if metric == "loss" else accuracy
         name, line = _curve(panel, metric, points, look)
         keys[name] = _key(name, **line)
-    loss.set_title(f"{title}: training loss")
-    loss.set_ylabel("loss [nat]")
-    loss.set_yscale("log")
+    loss.set(title=f"{title}: training loss", ylabel="loss [nat]", yscale="log")
     loss.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    loss.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    loss.yaxis.set_major_formatter("{x:g}")
     loss.yaxis.set_minor_formatter(ticker.NullFormatter())
-    accuracy.set_title(f"{title}: accuracy on training batches")
-    accuracy.set_ylabel("accuracy [%]")
+    accuracy.set(title=f"{title}: accuracy on training batches")
+    accuracy.set(ylabel="accuracy [%]")
     for panel in (loss, accuracy):
       if "pretrain" in stages:
         panel.axvline(content["config"]["pretrain.warmup_steps"], **_GREY)
       panel.set_xlabel("optimiser step")
       panel.margins(x=0.02)
-      panel.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+      panel.xaxis.set_major_formatter("{x:,.0f}")
   return _legend(figure, [*keys.values()])
 
 

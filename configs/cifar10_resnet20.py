@@ -10,19 +10,19 @@ python -m hawis_jax.main --config configs/cifar10_resnet20.py:hawis_a
 The data set must be prepared (python -m hawis_jax.data prepare cifar10).
 """
 
-from hawis_jax import config as config_lib
+from hawis_jax import config
 
 _IMAGES = 50_000
 _EPOCHS = 400
 
 
-def get_config(preset: str = ""):
+def get_config(preset: str = "", depth: int = 20):
   """Returns the configuration; `preset` names a published width vector."""
-  c = config_lib.default()
+  c = config.default()
   c.data.name = "cifar10"
   c.data.augment = "flip_crop"
   c.data.validation_images = 5_000
-  c.network.depth = 20
+  c.network.depth = depth
   c.pretrain.steps = 400 * (_IMAGES - 5_000) // 256
   c.pretrain.warmup_steps = c.pretrain.steps // 4
   c.train.batch_size = 128
@@ -42,5 +42,5 @@ def get_config(preset: str = ""):
     "baseline_1x_float",
   )
   if preset:
-    c.train.nets = (f"resnet20_{preset}",)
+    c.train.nets = (f"resnet{depth}_{preset}",)
   return c

@@ -9,37 +9,13 @@ python -m hawis_jax.main --config configs/cifar10_resnet32.py:1x
 The data set must be prepared (python -m hawis_jax.data prepare cifar10).
 """
 
-from hawis_jax import config as config_lib
+import pathlib
 
-_IMAGES = 50_000
-_EPOCHS = 400
+from hawis_jax import config
+
+_SAME = pathlib.Path(__file__).with_name("cifar10_resnet20.py")
 
 
 def get_config(preset: str = ""):
   """Returns the configuration; `preset` names a width vector."""
-  c = config_lib.default()
-  c.data.name = "cifar10"
-  c.data.augment = "flip_crop"
-  c.data.validation_images = 5_000
-  c.network.depth = 32
-  c.pretrain.steps = 400 * (_IMAGES - 5_000) // 256
-  c.pretrain.warmup_steps = c.pretrain.steps // 4
-  c.train.batch_size = 128
-  c.train.steps = _EPOCHS * _IMAGES // c.train.batch_size
-  c.train.use_validation = True
-  c.train.optimizer.name = "sgd"
-  c.train.optimizer.learning_rate = 0.1
-  c.train.optimizer.schedule = "multistep"
-  c.train.optimizer.milestones = (0.5, 0.65, 0.8)  # epochs 200, 260, 320
-  c.train.optimizer.momentum = 0.9
-  c.train.optimizer.weight_decay = 1e-4
-  c.train.nets = (
-    "found",
-    "uniform",
-    "baseline_1x",
-    "baseline_1x_int8",
-    "baseline_1x_float",
-  )
-  if preset:
-    c.train.nets = (f"resnet32_{preset}",)
-  return c
+  return config.load(_SAME, preset, 32)

@@ -3,12 +3,12 @@
 python -m hawis_jax.main --config configs/digits.py
 """
 
-from hawis_jax import config as config_lib
+from hawis_jax import config
 
 
 def get_config():
   """Returns the configuration."""
-  c = config_lib.default()
+  c = config.default()
   c.data.name = "digits"
   c.data.levels = 8
   c.network.depth = 8

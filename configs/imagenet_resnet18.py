@@ -16,7 +16,7 @@ Published: 67.13 % top-1 of HAWIS-A (best epoch of its log, on the validation
 images). Not measured here: it takes an accelerator.
 """
 
-from hawis_jax import config as config_lib
+from hawis_jax import config
 from hawis_jax import widths
 
 _IMAGES = 1_281_167
@@ -25,7 +25,7 @@ _EPOCHS = 75
 
 def get_config(preset: str = "hawis_a"):
   """Returns the configuration; `preset` names a published width vector."""
-  c = config_lib.default()
+  c = config.default()
   c.data.name = "imagenet2012"
   c.data.augment = "imagenet"
   c.data.image_size = 224

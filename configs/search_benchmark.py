@@ -10,13 +10,17 @@ python benchmarks/search.py --runs runs/search_benchmark
 Every method proposes equally many vectors, scored on the same chips.
 """
 
-from configs import digits
+import pathlib
+
+from hawis_jax import config
 from hawis_jax import methods
+
+_DIGITS = pathlib.Path(__file__).with_name("digits.py")
 
 
 def get_config():
   """Returns the configuration."""
-  c = digits.get_config()
+  c = config.load(_DIGITS)
   c.space.cost = "energy"
   c.space.technology = "neurosim_22nm"
   c.device.preset = "reram_wan2022"

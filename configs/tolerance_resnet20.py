@@ -15,17 +15,18 @@ that configs/cifar10_resnet20.py trained are the same: copy their folders from
 its work directory's train/. Not measured here in full: it takes an accelerator.
 """
 
-import importlib.util
 import pathlib
 
+from hawis_jax import config
 from hawis_jax import crossbar
 
+_CIFAR10 = pathlib.Path(__file__).with_name("cifar10_resnet20.py")
 _WIRES = tuple(crossbar.WIRE_RESISTANCES.values())  # 22 nm; 2, 4, 12 F
 
 
 def get_config(preset: str = ""):
   """Returns the configuration; `preset` names a published width vector."""
-  c = _cifar10().get_config()
+  c = config.load(_CIFAR10)
   c.device.preset = "hawis_published"
   c.train.nets = (
     f"resnet20_{preset}" if preset else "found",
@@ -54,12 +55,3 @@ def get_config(preset: str = ""):
     ),
   )
   return c
-
-
-def _cifar10():
-  """The configuration that this one starts from."""
-  path = pathlib.Path(__file__).with_name("cifar10_resnet20.py")
-  spec = importlib.util.spec_from_file_location("cifar10_resnet20", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module

@@ -4,21 +4,35 @@ from collections.abc import Callable
 import os
 import re
 import sys
+import textwrap
 
 from absl import flags
 import jax
 from ml_collections import config_flags
 
 from hawis_jax import buckets
+from hawis_jax import config
 from hawis_jax import errors
 from hawis_jax import processes
 from hawis_jax import terminal
+from hawis_jax.config import describe
 
 PREEMPTED = os.EX_TEMPFAIL  # exit status, 75: start again to go on
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "An experiment, e.g. configs/digits.py.", lock_config=True
 )
+
+
+class _ConfigFile(flags.ArgumentParser):
+  """Loads <file>, or <file>:<argument of its get_config>."""
+
+  def parse(self, path):
+    file, *arguments = path.split(":", 1)
+    return config.load(file, *arguments, name=f"--config={path}")
+
+
+flags.FLAGS["config"].parser = _ConfigFile()
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
@@ -32,6 +46,9 @@ def run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     Exit status: 2 after one of our errors, `PREEMPTED` where starting again
     goes on, both told in one line.
   """
+  if not {"--help", "-help", "--helpshort", "-h", "-?"}.isdisjoint(argv[1:]):
+    print(_help(sys.modules[main.__module__]))
+    return 0
   try:
     return main(parse(argv)) or 0
   except errors.Preempted as stop:
@@ -56,6 +73,18 @@ def run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     return 2
 
 
+def _help(module):
+  """What a command does, its own flags, and every field."""
+  own = [flags.FLAGS["config"], *flags.FLAGS.get_flags_for_module(module)]
+  lines = [
+    textwrap.fill(
+      f"  --{flag.name}: {flag.help}", 80, subsequent_indent=" " * 6
+    )
+    for flag in own
+  ]
+  return "\n".join([module.__doc__, *lines, "", describe.help_text()])
+
+
 def _out_of_memory(error):
   """One line from XLA's error."""
   return (
@@ -72,22 +101,18 @@ def parse(argv: list[str]) -> list[str]:
     InputError: an unknown flag or field, a bad value, a leftover argument.
   """
   try:
-    rest = flags.FLAGS(argv)
-    if CONFIG.value is not None:
-      CONFIG.value.lock()  # a file that failed to load raises only here
-  except (KeyError, AttributeError) as error:
-    raise errors.InputError(_unknown_field(argv, error)) from error
-  except OSError as error:
-    reason = str(error).strip().splitlines()[-1].strip()
-    raise errors.InputError(f"--config: {reason}") from error
+    rest = flags.FLAGS(_last_tuples(argv))
   except flags.Error as error:
-    lines = str(error).strip().splitlines()
-    # A failed config file's reason stands on the last line.
-    message = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1].strip()}"
-    raise errors.InputError(message) from error
-  except Exception as error:  # whatever the user's config file raises
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    raise errors.InputError(f"--config: {reason}") from error
+    if isinstance(error.__context__, errors.InputError):  # which absl wraps
+      raise error.__context__ from None
+    raise errors.InputError(" ".join(str(error).split())) from error
+  except Exception as error:  # of ml_collections, at a field that is none
+    word = re.search(r"\w+", str(error))
+    names = [arg.split("=")[0] for arg in argv]
+    where = [name for name in names if word and word[0] in name.split(".")]
+    raise errors.InputError(
+      f"{(*where, '--config')[0]}: {config.reason(error)}"
+    ) from error
   if len(rest) > 1:
     raise errors.InputError(
       f"command line: got {rest[1]!r}, allowed are only flags (--name=value)"
@@ -99,15 +124,13 @@ def parse(argv: list[str]) -> list[str]:
   return rest
 
 
-def _unknown_field(argv, error):
-  """One line from ml_collections' message on an unknown config field."""
-  text = str(error)
-  hint = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
-  name = hint.group(2) if hint else re.search(r"\w+", text).group()
-  where = [
-    arg.split("=")[0].removeprefix("--")
-    for arg in argv
-    if arg.startswith("--config.") and name in arg.split("=")[0].split(".")
-  ]
-  message = f"{where[0] if where else 'config file'}: no field {name!r}"
-  return message + (f"; did you mean {hint.group(1)!r}?" if hint else "")
+def _last_tuples(argv):
+  """Arguments without earlier values of a tuple, which would be joined."""
+  kept, seen = [], set()
+  for arg in reversed(argv):
+    name = arg.split("=")[0].lstrip("-").removeprefix("config.")
+    is_tuple = name in config.FIELDS and config.FIELDS[name].kind is tuple
+    if not (is_tuple and "=" in arg and name in seen):
+      kept.append(arg)
+      seen.add(name)
+  return kept[::-1]

@@ -15,12 +15,17 @@ that are on chips, while the others are computed exactly. Examples:
 
 from collections.abc import Mapping
 import dataclasses
+import math
 import os
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from hawis_jax import crossbar
 from hawis_jax import errors
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +77,10 @@ def parse(
     raise errors.InputError(
       f"{field}: got {scenario!r}, allowed is a dict of device parameters"
     )
+  check_values(scenario, field)
   words = ("name", "fault_map", "layers")
   values = {k: v for k, v in scenario.items() if k not in words}
+  errors.check_fields(values, crossbar.SCENARIO_FIELDS, field)
   fault_map = scenario.get("fault_map", "")
   if not isinstance(fault_map, str) or (
     fault_map and not os.path.isfile(fault_map)
@@ -121,6 +128,32 @@ def parse(
       "levels"
     )
   return Scenario(_key(scenario, values, effect), tuple(levels))
+
+
+def check_values(scenario: Mapping[str, Any], field: str) -> None:
+  """Checks that nothing is in a scenario that can't be compared or printed.
+
+  Raises:
+    InputError: names the field.
+  """
+  for key, value in scenario.items():
+    if not isinstance(key, str):
+      raise errors.InputError(
+        f"{field}: got a {type(key).__name__} for a name, allowed are texts"
+      )
+    if not _is_plain(value):
+      raise errors.InputError(
+        f"{field}, {key!r}: got a {type(value).__name__} that is no number of "
+        "32 bits, no text and no tuple of them, allowed are those"
+      )
+
+
+def _is_plain(value, depth=2):
+  if isinstance(value, tuple | list):
+    return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
+  if type(value) in (int, float):
+    return not _LARGEST < abs(value) < math.inf
+  return value is None or isinstance(value, bool | str)
 
 
 def _layers(patterns, field):

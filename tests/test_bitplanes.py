@@ -1,8 +1,8 @@
 """Bit planes: the same integers as float32 products, whatever the weights."""
 
-from hypothesis import given
-from hypothesis import settings
-from hypothesis import strategies as st
+import functools
+
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +16,7 @@ from hawis_jax import resnet
 from hawis_jax import variables as variables_lib
 
 _STUCK = crossbar.Device(stuck_off=0.15, stuck_on=0.1)
-_convolve = jax.jit(bitplanes.convolve, static_argnums=(2, 3))
-_reference = jax.jit(binary.convolve, static_argnums=(2, 3))
+_program = jax.jit(crossbar.program, static_argnames=("form", "layers"))
 
 
 def _operands(rng, batch, size, c_in, c_out, taps):
@@ -26,123 +25,124 @@ def _operands(rng, batch, size, c_in, c_out, taps):
   return bits, weights
 
 
-@settings(deadline=None, max_examples=25)
-@given(
-  st.integers(1, 3),
-  st.integers(1, 7),
-  st.integers(1, 70),
-  st.integers(1, 9),
-  st.sampled_from([(1, 1, 0), (3, 1, 1), (3, 2, 1), (1, 2, 0), (7, 2, 3)]),
-  st.integers(0, 2**32 - 1),
+def _expected(bits, weights, strides, padding):
+  """The convolution, one tap after the other."""
+  edge, taps = (padding, padding), len(weights)
+  bits = np.pad(bits, ((0, 0), edge, edge, (0, 0)))
+  out = bits.shape[1] - taps + 1
+  return sum(
+    bits[:, i : i + out : strides, j : j + out : strides] @ weights[i, j]
+    for i in range(taps)
+    for j in range(taps)
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _convolve(bits, weights, strides, padding):
+  planes = bitplanes.weight_planes(weights)
+  return bitplanes.convolve(bits, planes, strides, padding)
+
+
+_in_float32 = jax.jit(binary.convolve, static_argnums=(2, 3))
+
+
+@pytest.mark.parametrize(
+  "shape, strides, padding",
+  [
+    ((1, 5, 1, 1, 1), 1, 0),
+    ((2, 6, 31, 3, 3), 1, 1),
+    ((3, 7, 32, 9, 3), 2, 1),
+    ((2, 6, 33, 2, 1), 2, 0),
+    ((2, 7, 70, 4, 7), 2, 3),
+    ((1, 1, 64, 5, 3), 1, 1),
+    ((2, 4, 1000, 5, 3), 1, 1),  # more words than are unrolled
+  ],
 )
-def test_products_are_those_of_float32(batch, size, c_in, c_out, window, seed):
-  taps, strides, padding = window
-  rng = np.random.default_rng(seed)
-  bits, weights = _operands(rng, batch, size, c_in, c_out, taps)
-  planes = bitplanes.weight_planes(jnp.asarray(weights))
-  got = _convolve(bits, planes, strides, padding)
-  want = _reference(bits, weights, strides, padding)
-  assert got.dtype == want.dtype == jnp.float32
-  np.testing.assert_array_equal(got, want)
-
-
-def test_wide_products_are_looped_over():
-  """Beyond the words that are unrolled: 9 x 1,000 channels."""
-  rng = np.random.default_rng()
-  bits, weights = _operands(rng, 2, 4, 1000, 5, 3)
-  planes = bitplanes.weight_planes(jnp.asarray(weights))
-  np.testing.assert_array_equal(
-    _convolve(bits, planes, 1, 1), _reference(bits, weights, 1, 1)
-  )
-
-
-def test_linear_layers():
-  rng = np.random.default_rng()
-  bits = rng.integers(0, 2, (5, 77)).astype(np.float32)
-  weights = rng.integers(-1, 2, (77, 10)).astype(np.float32)
-  planes = bitplanes.weight_planes(jnp.asarray(weights))
-  np.testing.assert_array_equal(
-    bitplanes.multiply(bits, planes), bits @ weights
-  )
+def test_products_are_exact_integers(shape, strides, padding, rng):
+  """Of planes, and in float32."""
+  for _ in range(4):
+    bits, weights = _operands(rng, *shape)
+    got = _convolve(bits, weights, strides, padding)
+    assert got.dtype == jnp.float32
+    want = _expected(bits, weights, strides, padding)
+    np.testing.assert_array_equal(got, want)
+    floats = _in_float32(bits, weights, strides, padding)
+    np.testing.assert_array_equal(floats, want)
 
 
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
-def test_vmapped_over_images_chips_or_both(axes):
-  rng = np.random.default_rng()
+def test_vmapped_over_images_chips_or_both(axes, rng):
   pairs = [_operands(rng, 2, 5, 40, 6, 3) for _ in range(3)]
-  bits, weights = (np.stack(x) for x in zip(*pairs, strict=True))
+  pairs = [
+    [pairs[i if axis == 0 else 0][place] for place, axis in enumerate(axes)]
+    for i in range(3)
+  ]
   bits, weights = (
-    x if axis == 0 else x[0]
-    for x, axis in zip((bits, weights), axes, strict=True)
+    np.stack(x) if axis == 0 else x[0]
+    for x, axis in zip(zip(*pairs, strict=True), axes, strict=True)
   )
-  planes = bitplanes.weight_planes(jnp.asarray(weights))
-
-  def vmapped(product):
-    return jax.jit(jax.vmap(lambda x, w: product(x, w, 1, 1), in_axes=axes))
-
-  np.testing.assert_array_equal(
-    vmapped(bitplanes.convolve)(bits, planes),
-    vmapped(binary.convolve)(bits, weights),
+  got = jax.jit(jax.vmap(lambda x, w: _convolve(x, w, 1, 1), in_axes=axes))(
+    bits, weights
   )
+  np.testing.assert_array_equal(got, [_expected(*p, 1, 1) for p in pairs])
 
 
-def _net(rng, **options):
+def _net(rng):
+  """A net that a layer of more than a word is in, and its input."""
   module = resnet.cifar_resnet(8, (6, 5, 40, 8, 10, 12, 12), 10, levels=8)
-  images = rng.integers(0, 256, (12, 8, 8, 3)).astype(np.uint8)
-  key = jax.random.key(rng.integers(2**31))
-  variables = jax.jit(variables_lib.init, static_argnums=(0, 2))(
-    module, key, (8, 8, 3)
+  shapes = variables_lib.shapes(module, (8, 8, 1))
+  flat = {
+    path: 0.1 * rng.normal(size=leaf.shape)
+    if path[-1] == "kernel"
+    else np.full(leaf.shape, float(path[-1] in ("scale", "var")))
+    for path, leaf in traverse_util.flatten_dict(shapes).items()
+  }
+  # Exact zeros are cells that are off.
+  kernel = flat["params", "stage1_block0", "conv1", "kernel"]
+  kernel[rng.uniform(size=kernel.shape) < 0.2] = 0
+  variables = traverse_util.unflatten_dict(
+    {path: x.astype(np.float32) for path, x in flat.items()}
   )
-  return module, variables, module.encode(jnp.asarray(images))
+  return module, variables, rng.integers(0, 2, (12, 8, 8, 8)).astype(np.float32)
+
+
+def _assert_planes_of(entries, weight):
+  used, negative = jax.jit(bitplanes.weight_planes)(weight)
+  np.testing.assert_array_equal(entries["used"], used)
+  np.testing.assert_array_equal(entries["negative"], negative)
 
 
 @pytest.mark.parametrize("form", ["planes", "bfloat16"])
-@pytest.mark.parametrize("zeros", [False, True])
-def test_a_chip_of_stuck_cells_is_the_same_in_every_form(form, zeros):
-  """Weights, and logits of a whole net; exact zeros are cells that are off."""
-  rng = np.random.default_rng()
+def test_a_chip_of_stuck_cells_is_the_same_in_every_form(form, rng):
+  """Weights, and logits of a whole net."""
   module, variables, code = _net(rng)
-  if zeros:
-    kernel = variables["params"]["stage1_block0"]["conv1"]["kernel"]
-    kernel = jnp.where(rng.uniform(size=kernel.shape) < 0.2, 0, kernel)
-    variables["params"]["stage1_block0"]["conv1"]["kernel"] = kernel
   key = jax.random.key(rng.integers(2**31))
-  program = jax.jit(crossbar.program, static_argnames="form")
-  dense = program(key, variables, _STUCK)
-  compact = program(key, variables, _STUCK, form=form)
-  entries = compact["crossbar"]["stage1_block0"]["conv1"]
-  weight = dense["crossbar"]["stage1_block0"]["conv1"]["weight"]
-  assert set(np.unique(weight)) == {-1, 0, 1}
-  if form == "planes":
-    used, negative = bitplanes.weight_planes(weight)
-    np.testing.assert_array_equal(entries["used"], used)
-    np.testing.assert_array_equal(entries["negative"], negative)
-  else:
-    assert entries["weight"].dtype == jnp.bfloat16
-    np.testing.assert_array_equal(entries["weight"].astype(np.float32), weight)
-  apply = jax.jit(module.apply, static_argnames="train")
+  dense = _program(key, variables, _STUCK)
+  compact = _program(key, variables, _STUCK, form=form)
+  for block, layer in (("stage1_block0", "conv1"), ("stage3_block0", "conv2")):
+    entries = compact["crossbar"][block][layer]
+    weight = dense["crossbar"][block][layer]["weight"]
+    assert set(np.unique(weight)) == {-1, 0, 1}
+    if form == "planes":
+      _assert_planes_of(entries, weight)
+    else:
+      assert entries["weight"].dtype == jnp.bfloat16
+      got = np.asarray(entries["weight"]).astype(np.float32)
+      np.testing.assert_array_equal(got, weight)
+  apply = jax.jit(functools.partial(module.apply, train=False))
   np.testing.assert_allclose(
-    apply(compact, code, train=False),
-    apply(dense, code, train=False),
-    rtol=1e-6,
-    atol=1e-6,
+    apply(compact, code), apply(dense, code), rtol=1e-6, atol=1e-6
   )
 
 
-def test_measured_faults_are_in_the_planes():
-  rng = np.random.default_rng()
+def test_measured_faults_are_in_the_planes(rng):
   _, variables, _ = _net(rng)
-  shape = variables["params"]["stem"]["kernel"].shape
-  rows = -(-shape[0] * shape[1] * shape[2] // 64)
-  states = rng.integers(-1, 2, (1, rows, 1, 2, 64, 64)).astype(np.int8)
+  states = rng.integers(-1, 2, (1, 2, 1, 2, 64, 64)).astype(np.int8)
   arguments = (jax.random.key(1), variables, _STUCK)
-  dense = crossbar.program(*arguments, faults={"stem": states})
-  planes = crossbar.program(*arguments, faults={"stem": states}, form="planes")
-  used, negative = bitplanes.weight_planes(dense["crossbar"]["stem"]["weight"])
-  np.testing.assert_array_equal(planes["crossbar"]["stem"]["used"], used)
-  np.testing.assert_array_equal(
-    planes["crossbar"]["stem"]["negative"], negative
-  )
+  faulty = {"faults": {"stem": states}, "layers": ("stem",)}
+  dense = _program(*arguments, **faulty)["crossbar"]["stem"]
+  planes = _program(*arguments, **faulty, form="planes")["crossbar"]["stem"]
+  _assert_planes_of(planes, dense["weight"])
 
 
 @pytest.mark.parametrize(
@@ -155,21 +155,25 @@ def test_measured_faults_are_in_the_planes():
     (crossbar.Device(), 1, "int4"),
   ],
 )
-def test_a_form_that_cannot_hold_the_weights_is_refused(device, bits, form):
-  _, variables, _ = _net(np.random.default_rng())
+def test_a_form_that_cannot_hold_the_weights_is_refused(
+  device, bits, form, rng
+):
+  variables = _net(rng)[1]
   with pytest.raises(errors.InputError, match=f"form: got '{form}'"):
-    crossbar.program(jax.random.key(0), variables, device, bits, form=form)
+    jax.eval_shape(
+      lambda key: crossbar.program(key, variables, device, bits, form=form),
+      jax.random.key(0),
+    )
 
 
-def test_only_some_layers_are_on_the_chip():
-  _, variables, _ = _net(np.random.default_rng())
-  arguments = (jax.random.key(1), variables, _STUCK)
-  whole = crossbar.program(*arguments)["crossbar"]
-  part = crossbar.program(*arguments, layers=("stage3_*", "head"))["crossbar"]
+def test_only_some_layers_are_on_the_chip(rng):
+  arguments = (jax.random.key(1), _net(rng)[1], _STUCK)
+  whole = _program(*arguments)["crossbar"]
+  part = _program(*arguments, layers=("stage3_*", "head"))["crossbar"]
   assert set(part) == {"stage3_block0", "head"}
   for name in part:
     jax.tree.map(np.testing.assert_array_equal, part[name], whole[name])
   with pytest.raises(errors.InputError, match="layers: got 'stage4_\\*'"):
-    crossbar.program(*arguments, layers=("head", "stage4_*"))
+    _program(*arguments, layers=("head", "stage4_*"))
   with pytest.raises(errors.InputError, match="layers: got none"):
-    crossbar.program(*arguments, layers=())
+    _program(*arguments, layers=())

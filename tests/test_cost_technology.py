@@ -120,26 +120,23 @@ def test_a_product_with_sense_amplifiers_by_hand():
   assert total.latency_second == 6 * (7 + 3 * 3)  # 3 columns take turns
 
 
-@pytest.mark.parametrize(
-  "rows, binarized, adc_bits, sensed",
-  [
+def test_where_a_sense_amplifier_reads():
+  for rows, binarized, adc_bits, sensed in (
     (16, True, 0, True),
     (17, True, 0, False),
     (16, False, 0, False),
     (16, False, 1, True),
     (17, False, 1, False),
     (16, True, 6, False),
-  ],
-)
-def test_where_a_sense_amplifier_reads(rows, binarized, adc_bits, sensed):
-  hardware = dataclasses.replace(_HARDWARE, adc_bits=adc_bits)
-  geometry = _one(rows, 1, 6, binarized, hardware)
-  adders = cost.components(np.array([3]), geometry)["partial_sums"]
-  assert (adders.energy_joule == 0) == sensed
-  assert hardware.converter_bits == (adc_bits if adc_bits == 6 else 5)
+  ):
+    hardware = dataclasses.replace(_HARDWARE, adc_bits=adc_bits)
+    geometry = _one(rows, 1, 6, binarized, hardware)
+    adders = cost.components(np.array([3]), geometry)["partial_sums"]
+    assert (adders.energy_joule == 0) == sensed, (rows, binarized, adc_bits)
+    assert hardware.converter_bits == (6 if adc_bits == 6 else 5)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 8])
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
 def test_converters_tell_all_sums_of_a_column_apart(rows):
   """Sums of +-1 over the driven rows, their number known."""
   hardware = dataclasses.replace(_HARDWARE, tile_shape=(rows, 8))
@@ -150,9 +147,8 @@ def test_converters_tell_all_sums_of_a_column_apart(rows):
   assert 2 ** (hardware.converter_bits - 1) < most <= 2**hardware.converter_bits
 
 
-def test_array_energy_is_that_of_all_cells():
+def test_array_energy_is_that_of_all_cells(rng):
   """V^2 G t over every cell of every array that a driven row crosses."""
-  rng = np.random.default_rng()
   rows, columns = 27, 10
   signs = rng.choice([-1, 1], (rows, columns))
   pairs = np.full((2, 32, 16), _HARDWARE.g_off)  # tiles side by side
@@ -193,10 +189,8 @@ def test_overlapped_reads_and_conversions():
   [
     ({"duplication": 0}, "duplication: got 0, allowed"),
     ({"duplication": (1, 2.0)}, "duplication: got"),
-    ({"duplication": ()}, "duplication: got"),
     ({"duplication": (1, 1)}, "duplication: got 2 numbers, needed is one"),
     ({"activity": 1.5}, "activity: got 1.5, allowed"),
-    ({"activity": float("nan")}, "activity: got nan"),
   ],
 )
 def test_bad_hardware_is_refused(fields, message):
@@ -327,16 +321,11 @@ def test_a_file_may_start_from_a_preset(tmp_path):
     ('{"preset": "x"}', "preset: got 'x', allowed are isaac_32nm"),
     ('{"preset": "isaac_32nm", "read_tme": 1}', "did you mean 'read_time'"),
     ('{"preset": "isaac_32nm", "read_time": 0}', "read_time: got 0, allowed"),
-    ('{"preset": "isaac_32nm", "read_time": "1"}', "read_time: got '1'"),
-    ('{"preset": "isaac_32nm", "cell_area": -1}', "cell_area: got -1"),
     ('{"preset": "isaac_32nm", "cell_area": NaN}', "cell_area: got nan"),
     ('{"preset": "isaac_32nm", "cell_area": true}', "cell_area: got True"),
     ('{"preset": "isaac_32nm", "overlapped": 1}', "overlapped: got 1"),
     ('{"preset": "isaac_32nm", "value_bits": 2.5}', "value_bits: got 2.5"),
-    (
-      '{"preset": "isaac_32nm", "adc_time": [1]}',
-      "adc_time: got .1,",
-    ),
+    ('{"preset": "isaac_32nm", "adc_time": [1]}', "adc_time: got .1,"),
     ('{"preset": "isaac_32nm", "name": ""}', "name: got ''"),
     ('{"preset": "isaac_32nm", "sense_energy": 1}', "adc_energy: got"),
   ],
@@ -348,8 +337,3 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path, text, message):
     cost.technology_from_json(path)
   assert "\n" not in str(error.value)
   assert str(path) in str(error.value)
-
-
-def test_a_file_that_is_not_there(tmp_path):
-  with pytest.raises(errors.InputError, match="can't be read: No such file"):
-    cost.technology_from_json(tmp_path / "none.json")

@@ -1,4 +1,4 @@
-"""The policy: feasibility, the uniform start, a planted optimum."""
+"""The policy: feasibility, the uniform start, what it sees."""
 
 import jax
 import jax.numpy as jnp
@@ -14,114 +14,86 @@ from hawis_jax import widths
 _SPACE = widths.width_space(((8, 24, 40), (16, 32, 72), (32, 64, 130)), 7)
 _GEOMETRY = cost.cifar_geometry(8, (8, 8, 1), 8, 10, (64, 64))
 _COSTS = cost.tables(_SPACE.table, _GEOMETRY, "arrays")
-_WINDOWS = ((40, 46), (60, 70))
+_LOWS, _HIGHS = np.array([40, 60]), np.array([46, 70])
+_POLICY = policy_lib.Policy(3, 64)
+_BOTH = np.repeat(np.arange(2, dtype=np.int32), 256)
+_propose = jax.jit(policy_lib.propose, static_argnums=1)
+_evaluate = jax.jit(policy_lib.evaluate, static_argnums=0)
 
 
 @pytest.fixture(scope="module")
 def setup():
-  """(policy, params far from uniform, context)."""
-  feasible = budgets.feasible_set(_SPACE, _COSTS, _WINDOWS)
+  """(fresh params, context)."""
+  windows = list(zip(_LOWS, _HIGHS, strict=True))
+  feasible = budgets.feasible_set(_SPACE, _COSTS, windows)
   context = policy_lib.make_context(
-    _SPACE,
-    feasible,
-    _COSTS,
-    _GEOMETRY.positions,
-    [high for _, high in _WINDOWS],
+    _SPACE, feasible, _COSTS, _GEOMETRY.positions, _HIGHS
   )
-  policy = policy_lib.Policy(3, 64)
-  params = jax.jit(policy_lib.init, static_argnums=1)(
-    jax.random.key(0), policy, context
-  )
-  return policy, params, context
+  init = jax.jit(policy_lib.init, static_argnums=1)
+  return init(jax.random.key(0), _POLICY, context), context
 
 
-def _arrays(context, choices):
-  vectors = np.asarray(widths.take(context.widths, choices), np.int64)
-  return cost.network_cost(vectors, _GEOMETRY).arrays
-
-
-def _scrambled(params, scale):
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(
-    jax.random.key(np.random.default_rng().integers(2**31)), len(leaves)
-  )
-  return tree.unflatten(
-    [
-      x + scale * jax.random.normal(k, x.shape)
-      for k, x in zip(keys, leaves, strict=True)
-    ]
+def _scrambled(rng, params, scale):
+  return jax.tree.map(
+    lambda x: x + (scale * rng.normal(size=x.shape)).astype(np.float32),
+    jax.device_get(params),
   )
 
 
-_propose = jax.jit(policy_lib.propose, static_argnums=1)
-
-
-def test_every_proposal_is_within_its_budget(setup):
+def test_every_proposal_is_within_its_budget(setup, rng):
   """Whatever the parameters, even absurd ones."""
-  policy, params, context = setup
+  params, context = setup
   for scale in (0, 1, 30):
     proposals = _propose(
       jax.random.key(scale),
-      policy,
-      _scrambled(params, scale),
+      _POLICY,
+      _scrambled(rng, params, scale),
       context,
-      jnp.repeat(jnp.arange(2), 128),
+      _BOTH,
     )
-    arrays = _arrays(context, proposals.choices).reshape(2, 128)
-    for found, (low, high) in zip(arrays, _WINDOWS, strict=True):
-      assert found.min() >= low and found.max() <= high
+    vectors = _SPACE.table[np.arange(7), np.asarray(proposals.choices)]
+    arrays = cost.network_cost(vectors, _GEOMETRY).arrays
+    assert (arrays >= _LOWS[_BOTH]).all() and (arrays <= _HIGHS[_BOTH]).all()
     assert np.isfinite(proposals.log_probs).all()
     assert np.isfinite(proposals.entropies).all()
 
 
 def test_a_fresh_policy_is_the_uniform_sampler(setup):
-  policy, params, context = setup
-  windows = jnp.repeat(jnp.arange(2), 256)
-  proposals = _propose(jax.random.key(5), policy, params, context, windows)
-  total = np.asarray(proposals.log_probs).sum(1).reshape(2, 256)
+  params, context = setup
+  proposals = _propose(jax.random.key(5), _POLICY, params, context, _BOTH)
+  total = np.asarray(proposals.log_probs).sum(1)
+
+  @jax.jit
+  def counts(window):
+    return context.feasible.log_counts(window, context.feasible.start())
+
   for window in range(2):
-    counts = context.feasible.log_counts(window, context.feasible.start())
-    first = np.exp(np.asarray(counts, np.float64))
-    np.testing.assert_allclose(total[window], -np.log(first.sum()), rtol=1e-4)
+    first = np.exp(np.asarray(counts(window), np.float64))
+    np.testing.assert_allclose(
+      total[window == _BOTH], -np.log(first.sum()), rtol=1e-4
+    )
 
 
-def test_it_sees_the_budget(setup):
-  """The same beginning, another budget: other logits."""
-  policy, params, context = setup
-  params = _scrambled(params, 0.5)
-  # All choices of the first layer are possible in both windows.
-  first = [
-    policy_lib.evaluate(
-      policy,
-      params,
-      context,
-      jnp.array([window]),
-      jax.vmap(context.feasible.sample, (0, None))(
-        jax.random.split(jax.random.key(0), 1), window
-      )
-      .at[:, 0]
-      .set(1),
-    ).log_probs[0, 0]
-    for window in (0, 1)
+def test_log_probabilities_are_those_of_the_draws(setup, rng):
+  """`evaluate` repeats `propose`; frequencies follow the probabilities.
+
+  And it sees the budget: with another one the first layer's are others.
+  """
+  params, context = setup
+  params, zeros = _scrambled(rng, params, 0.5), np.zeros(512, np.int32)
+  parts = [
+    _propose(jax.random.key(seed), _POLICY, params, context, zeros)
+    for seed in range(8)
   ]
-  assert abs(first[0] - first[1]) > 1e-3
-
-
-def test_log_probabilities_are_those_of_the_draws(setup):
-  """`evaluate` repeats `propose`; frequencies follow the probabilities."""
-  policy, params, context = setup
-  params = _scrambled(params, 0.5)
-  windows = jnp.zeros(4096, jnp.int32)
-  proposals = _propose(jax.random.key(6), policy, params, context, windows)
-  again = jax.jit(policy_lib.evaluate, static_argnums=0)(
-    policy, params, context, windows, proposals.choices
-  )
-  np.testing.assert_allclose(again.log_probs, proposals.log_probs, atol=1e-4)
-  first = np.asarray(proposals.choices)[:, 0]
-  expected = {
-    int(c): float(np.exp(proposals.log_probs[first == c, 0][0]))
-    for c in np.unique(first)
-  }
+  choices, log_probs = parts[0].choices, np.asarray(parts[0].log_probs)
+  again = _evaluate(_POLICY, params, context, zeros, choices)
+  np.testing.assert_allclose(again.log_probs, log_probs, atol=1e-4)
+  # All choices of the first layer are possible in both windows.
+  other = _evaluate(_POLICY, params, context, zeros + 1, choices).log_probs
+  assert np.abs(np.asarray(other) - log_probs)[:, 0].max() > 1e-3
+  first = np.concatenate([np.asarray(part.choices)[:, 0] for part in parts])
+  every = np.concatenate([np.asarray(part.log_probs)[:, 0] for part in parts])
+  expected = {c: float(np.exp(every[first == c][0])) for c in np.unique(first)}
   assert abs(sum(expected.values()) - 1) < 1e-3
   for choice, p in expected.items():
     count = int((first == choice).sum())
@@ -129,9 +101,10 @@ def test_log_probabilities_are_those_of_the_draws(setup):
 
 
 def test_rank_advantages():
-  got = policy_lib.rank_advantages(jnp.array([0.1, 0.9, 0.5, 0.5, -7.0]))
-  ranks = stats.rankdata([0.1, 0.9, 0.5, 0.5, -7.0])
+  values = np.array([0.1, 0.9, 0.5, 0.5, -7.0], np.float32)
+  rank_advantages = jax.jit(policy_lib.rank_advantages)
+  ranks = stats.rankdata(values)
   expected = (ranks - ranks.mean()) / ranks.std()
-  np.testing.assert_allclose(got, expected, atol=1e-6)
-  equal = policy_lib.rank_advantages(jnp.ones(8))
-  np.testing.assert_array_equal(equal, jnp.zeros(8))
+  np.testing.assert_allclose(rank_advantages(values), expected, atol=1e-6)
+  equal = rank_advantages(jnp.ones(5))
+  np.testing.assert_array_equal(equal, np.zeros(5))

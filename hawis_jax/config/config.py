@@ -52,102 +52,86 @@ def flatten(config: _Config) -> dict[str, Any]:
   return flat
 
 
-# How fields go together: (field, whether its value may be, what may be), where
-# `c` is the configuration.
-_COMBINATIONS: tuple[tuple[str, Callable[[_Config], bool], str], ...] = (
+# How fields go together: (field, what it may be beside others, whether it is).
+_COMBINATIONS: tuple[tuple[str, str, Callable[[_Config], bool]], ...] = (
   (
     "network.depth",
-    lambda c: c.network.family != "imagenet" or c.network.depth == 18,
     "one of 18",
+    lambda c: c.network.family != "imagenet" or c.network.depth == 18,
   ),
   (
     "network.depth",
-    lambda c: c.network.family == "imagenet" or c.network.depth != 18,
     "8, 14, 20, ... (6 n + 2)",
+    lambda c: c.network.family == "imagenet" or c.network.depth != 18,
   ),
   (
     "network.base_widths",
-    lambda c: len(c.network.base_widths) == num_stages(c),
     "a tuple of one positive integer a group of blocks: 3, of imagenet 4",
+    lambda c: len(c.network.base_widths) == num_stages(c),
   ),
   (
     "data.image_size",
-    lambda c: c.network.family != "imagenet" or c.data.image_size,
     "the size of the network's images, e.g. 224",
-  ),
-  (
-    "pretrain.warmup_steps",
-    lambda c: c.pretrain.warmup_steps <= c.pretrain.steps,
-    "at most pretrain.steps = {c.pretrain.steps}",
-  ),
-  (
-    "pretrain.faulty_widths",
-    lambda c: c.pretrain.faulty_widths <= c.pretrain.random_widths,
-    "at most pretrain.random_widths = {c.pretrain.random_widths}",
-  ),
-  (
-    "search.calibration_images",
-    lambda c: c.search.calibration_images % c.search.batch_size == 0,
-    "a multiple of search.batch_size = {c.search.batch_size}",
-  ),
-  (
-    "search.updates_per_call",
-    lambda c: c.search.updates % c.search.updates_per_call == 0,
-    "a divisor of search.updates = {c.search.updates}",
+    lambda c: c.network.family != "imagenet" or c.data.image_size,
   ),
   (
     "search.budget_of",
-    lambda c: not (c.search.budget and c.search.budget_of),
     "'' with search.budget",
+    lambda c: not (c.search.budget and c.search.budget_of),
   ),
   (
     "search.limits",
-    lambda c: len({k for k, _ in c.search.limits}) == len(c.search.limits),
     "one of each kind",
+    lambda c: len({k for k, _ in c.search.limits}) == len(c.search.limits),
   ),
   (
     "search.limits",
-    lambda c: not (c.search.penalty and c.search.limits),
     "() with search.penalty",
-  ),
-  (
-    "train.microbatches",
-    lambda c: c.train.batch_size % c.train.microbatches == 0,
-    "a divisor of train.batch_size = {c.train.batch_size}",
+    lambda c: not (c.search.penalty and c.search.limits),
   ),
   (
     "train.validate_every",
-    lambda c: not (c.train.use_validation and c.train.validate_every),
     "0 with train.use_validation: its images are trained on",
+    lambda c: not (c.train.use_validation and c.train.validate_every),
   ),
   (
     "train.select",
-    lambda c: c.train.select == "last" or c.train.validate_every,
     "'last' with train.validate_every = 0",
-  ),
-  (
-    "robustness.calibration_images",
-    lambda c: (
-      c.robustness.calibration_images % c.robustness.calibration_batch == 0
-    ),
-    "a multiple of robustness.calibration_batch = "
-    "{c.robustness.calibration_batch}",
+    lambda c: c.train.select == "last" or c.train.validate_every,
   ),
   (
     "robustness.chips",
+    f"at least {intervals.FEWEST} with robustness.target_ci",
     lambda c: (
       not c.robustness.target_ci or c.robustness.chips >= intervals.FEWEST
     ),
-    f"at least {intervals.FEWEST} with robustness.target_ci",
   ),
   (
     "robustness.max_chips",
+    "at least robustness.chips",
     lambda c: (
       not c.robustness.target_ci or c.robustness.max_chips >= c.robustness.chips
     ),
-    "at least robustness.chips = {c.robustness.chips}",
   ),
 )
+# Those of two numbers: (field, what it may be, the other field).
+_PAIRS = (
+  ("pretrain.warmup_steps", "at most", "pretrain.steps"),
+  ("pretrain.faulty_widths", "at most", "pretrain.random_widths"),
+  ("search.calibration_images", "a multiple of", "search.batch_size"),
+  ("search.updates_per_call", "a divisor of", "search.updates"),
+  ("train.microbatches", "a divisor of", "train.batch_size"),
+  (
+    "robustness.calibration_images",
+    "a multiple of",
+    "robustness.calibration_batch",
+  ),
+)
+_RELATIONS = {
+  "at most": lambda value, other: value <= other,
+  "a multiple of": lambda value, other: value % other == 0,
+  "a divisor of": lambda value, other: other % value == 0,
+}
 
 
 def validate(config: _Config) -> None:
@@ -156,14 +140,17 @@ def validate(config: _Config) -> None:
   Raises:
     InputError: names the first bad field, what it got and what is allowed.
   """
-  for name in fields.FIELDS:
-    _checked(config, name)
+  values = {name: _checked(config, name) for name in fields.FIELDS}
   for name in flatten(config):
-    if name not in fields.FIELDS:
+    if name not in values:
       raise errors.InputError(f"config.{name}: no such field")
-  for name, is_allowed, allowed in _COMBINATIONS:
+  for name, allowed, is_allowed in _COMBINATIONS:
     if not is_allowed(config):
-      raise _error(name, _checked(config, name), allowed.format(c=config))
+      raise _error(name, values[name], allowed)
+  for name, relation, other in _PAIRS:
+    if not _RELATIONS[relation](values[name], values[other]):
+      allowed = f"{relation} {other} = {values[other]}"
+      raise _error(name, values[name], allowed)
   _check_nets(config)
   hardware(config)
   if searches(config):

@@ -98,10 +98,11 @@ def test_mistakes_are_one_line():
 def test_every_stage_compiles_for_a_tpu():
   status, output, error = _compile("--topology=v5e:2x4")
   assert status == 0, error
-  rows = {line[:44].strip(): line[44:].split() for line in output.splitlines()}
+  lines = [re.split("  +", line) for line in output.splitlines()[2:]]
+  rows = {name: [float(n) for n in numbers] for name, *numbers, _ in lines}
   parts = ("stuck_off", "variation")
   nets = ("found", "baseline_1x_int8")
-  assert list(rows)[2:] == [
+  assert list(rows) == [
     "pretrain, step",
     "search, update",
     *(f"train, {net}" for net in (*nets, "baseline_1x_float")),
@@ -112,10 +113,10 @@ def test_every_stage_compiles_for_a_tpu():
       for program in ("program", "evaluate")
     ),
   ]
-  weights = 16 * 9 * (16 * 3 + 3 * 32) + 32 * 9 * 32 * 2  # about
+  weights = 9 * (4 * 16 + 4 * 16 * 16 + 16 * 32 + 32 * 32)  # convolutions'
   reduced = re.search(r"all-reduce ([\d.]+)", output)[1]
   assert float(reduced) * 1e6 > 4 * weights
-  assert all(float(rows[name][3]) > 0 for name in list(rows)[2:])
+  assert all(arguments and flops for arguments, *_, flops in rows.values())
   status, _, error = _compile("--topology=v5e:3x3")
   assert status == 2 and error.startswith("error: --topology=v5e:3x3: INVALID")
   # XLA itself says what a device can't hold.

@@ -6,37 +6,25 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import tiny_net
 
 from hawis_jax import counterparts
 from hawis_jax import errors
 from hawis_jax import interop
+from hawis_jax import optimize
 from hawis_jax import quantization
 from hawis_jax import variables
 from hawis_jax.quant_layers import QuantConv
 
-_R20 = (16,) * 7 + (32,) * 6 + (64,) * 6
 _CIFAR = (4, 6, 4, 6, 12, 10, 14)  # equal, wider (padded), wider
 
 
-def _random(module, image_shape):
-  """Random parameters and statistics, activations of order 1."""
-  rng = np.random.default_rng()
-  draw = {"scale": (0.5, 1.5), "mean": (-0.5, 0.5), "var": (0.5, 2.0)}
-  draw |= {"bias": (-0.5, 0.5), "max_abs": (0, 0)}
-  flat = traverse_util.flatten_dict(variables.shapes(module, image_shape))
-  for path, leaf in flat.items():
-    if path[-1] == "kernel":
-      fan_in = np.prod(leaf.shape[:-1])
-      value = rng.normal(size=leaf.shape) * np.sqrt(2 / fan_in)
-    else:
-      value = rng.uniform(*draw[path[-1]], leaf.shape)
-    flat[path] = jnp.asarray(value, leaf.dtype)
-  return traverse_util.unflatten_dict(flat)
-
-
-def _images(*shape):
-  return np.random.default_rng().integers(0, 256, shape, np.uint8)
+def _random(module, image_shape, rng):
+  """(random variables, images)."""
+  images = rng.integers(0, 256, (3, *image_shape), np.uint8)
+  return tiny_net.random_variables(module, image_shape, rng), images
 
 
 # An independent network: NumPy, NCHW, PyTorch's names and layouts, float64.
@@ -125,9 +113,9 @@ def _reference(state, x, imagenet):
     ),
   ],
 )
-def test_float_network_against_an_independent_one(module, size, imagenet):
-  net = _random(module, (size, size, 3))
-  x = module.encode(jnp.asarray(_images(3, size, size, 3)))
+def test_float_network_against_an_independent_one(module, size, imagenet, rng):
+  net, images = _random(module, (size, size, 3), rng)
+  x = np.asarray(jax.jit(module.encode)(images))
   got = jax.jit(functools.partial(module.apply, train=False))(net, x)
   state = interop.to_torch_state_dict(net)
   state = {name: value.astype(np.float64) for name, value in state.items()}
@@ -156,59 +144,77 @@ def test_published_sizes(module, parameters):
 
 
 def test_8_bit_and_float_net_have_the_same_parameters():
-  for bits in (4, 8):
-    for float_net, net in (
-      (
-        counterparts.cifar_counterpart(20, _R20, 10),
-        counterparts.cifar_counterpart(20, _R20, 10, bits=bits),
-      ),
-      (
-        counterparts.imagenet_counterpart(18),
-        counterparts.imagenet_counterpart(18, bits=bits),
-      ),
-    ):
-      assert net.weight_bits == bits and float_net.weight_bits is None
-      a, b = (variables.shapes(m, (32, 32, 3)) for m in (float_net, net))
-      assert a["params"] == b["params"]
+  for float_net, net in (
+    (
+      counterparts.cifar_counterpart(8, _CIFAR, 10),
+      counterparts.cifar_counterpart(8, _CIFAR, 10, bits=8),
+    ),
+    (
+      counterparts.imagenet_counterpart(18),
+      counterparts.imagenet_counterpart(18, bits=4),
+    ),
+  ):
+    assert net.weight_bits in (4, 8) and float_net.weight_bits is None
+    a, b = (variables.shapes(m, (32, 32, 3)) for m in (float_net, net))
+    assert a["params"] == b["params"]
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_quantised_values(bits):
+def test_quantised_values(bits, rng):
   """Nearest integers, the maximum exactly L; clipped without gradient."""
-  rng = np.random.default_rng()
   top = 2 ** (bits - 1) - 1
-  x = jnp.asarray(rng.normal(size=1000) * 10 ** rng.uniform(-3, 3), jnp.float32)
-  max_abs = float(jnp.abs(x).max())
-  step = quantization.scale(max_abs, bits)
-  q = np.asarray(quantization.quantize(x, step, bits))
+  assert top == quantization.largest(bits)
+
+  @jax.jit
+  def quantize(x, max_abs):
+    """(step, integers, gradient of their sum)."""
+    step = quantization.scale(max_abs, bits)
+    value, pull_back = jax.vjp(
+      lambda x: quantization.quantize(x, step, bits), x
+    )
+    return step, value, pull_back(jnp.ones_like(value))[0]
+
+  x = (rng.normal(size=1000) * 10 ** rng.uniform(-3, 3)).astype(np.float32)
+  max_abs = np.abs(x).max()
+  step, q, _ = jax.device_get(quantize(x, max_abs))
   np.testing.assert_array_equal(q, np.round(q))
-  assert abs(q).max() == top == quantization.largest(bits)
+  assert abs(q).max() == top
   assert np.abs(q * step - x).max() <= step * 0.5001
-  step = quantization.scale(max_abs / 3, bits)  # a third is clipped
-  grad = jax.grad(lambda x: quantization.quantize(x, step, bits).sum())(x)
-  inside = np.abs(np.round(np.asarray(x) / np.float32(step))) <= top
+  # A third is clipped.
+  step, q, grad = jax.device_get(quantize(x, np.float32(max_abs / 3)))
+  inside = np.abs(np.round(x / step)) <= top
   assert 0 < inside.sum() < x.size
   np.testing.assert_allclose(grad * step, inside, rtol=1e-6)
-  assert abs(quantization.quantize(x, step, bits)).max() == top
-  assert np.isnan(quantization.quantize(jnp.float32(np.nan), step, bits))
-  np.testing.assert_array_equal(
-    quantization.quantize(jnp.zeros(3), quantization.scale(0.0, bits), bits), 0
-  )
+  assert abs(q).max() == top
+  holed = np.where(x > 0, x, np.nan)
+  np.testing.assert_array_equal(np.isnan(quantize(holed, max_abs)[1]), x <= 0)
+  np.testing.assert_array_equal(quantize(0 * x, np.float32(0))[1], 0)
 
 
 @pytest.mark.parametrize(
   "size, strides", [(3, 1), (3, 2), (1, 2), (7, 2), (0, 1)]
 )
-def test_8_bit_layer_multiplies_integers_exactly(size, strides):
-  rng = np.random.default_rng()
+def test_8_bit_layer_multiplies_integers_exactly(size, strides, rng):
   shape = (4, 9, 9, 8) if size else (4, 60)
-  x = jnp.asarray(rng.normal(size=shape), jnp.float32)
+  x = rng.normal(size=shape).astype(np.float32)
   layer = QuantConv(12, size, strides, bits=8)
-  init = jax.jit(functools.partial(layer.init, train=False))
-  net = init(jax.random.key(rng.integers(2**31)), x)
-  got = layer.apply(net, x, train=True)
-  kernel = np.asarray(net["params"]["kernel"], np.float64)
-  steps = [np.abs(a).max() / 127 for a in (np.asarray(x, np.float64), kernel)]
+  taps = (size, size) if size else ()
+  kernel = rng.normal(size=(*taps, shape[-1], 12)).astype(np.float32)
+  params = {"kernel": kernel}
+  if not size:
+    params["bias"] = np.zeros(12, np.float32)
+
+  @jax.jit
+  def apply(x, *chips):
+    nets = [{}, *({"crossbar": {"weight": weight}} for weight in chips)]
+    return [layer.apply({"params": params, **n}, x, train=True) for n in nets]
+
+  # A chip's weights take the place of the integers, at the same step.
+  ones = np.ones_like(kernel)
+  got, of_ones, of_twos = map(np.asarray, apply(x, ones, 2 * ones))
+  np.testing.assert_array_equal(of_twos, 2 * of_ones)
+  kernel, x = kernel.astype(np.float64), x.astype(np.float64)
+  steps = [np.abs(a).max() / 127 for a in (x, kernel)]
   q_x, q_w = (np.round(a / s) for a, s in zip((x, kernel), steps, strict=True))
   if size:
     sums = _conv(
@@ -216,41 +222,38 @@ def test_8_bit_layer_multiplies_integers_exactly(size, strides):
     ).transpose(0, 2, 3, 1)
   else:
     sums = q_x @ q_w
-  integers = np.asarray(got) / (steps[0] * steps[1])
-  np.testing.assert_allclose(integers, sums, atol=0.05)
-  # A chip's weights take the place of the integers, at the same step.
-  chip = {**net, "crossbar": {"weight": jnp.full(kernel.shape, 2.0)}}
-  ones = {**net, "crossbar": {"weight": jnp.full(kernel.shape, 1.0)}}
-  np.testing.assert_array_equal(
-    layer.apply(chip, x, train=True), 2 * layer.apply(ones, x, train=True)
-  )
+  np.testing.assert_allclose(got / (steps[0] * steps[1]), sums, atol=0.05)
 
 
-def test_gradients_are_straight_through():
+def test_gradients_are_straight_through(rng):
   """Those of the float layer at the quantised operands, clipped ones apart."""
-  rng = np.random.default_rng()
-  x = jnp.asarray(rng.normal(size=(4, 7, 7, 5)), jnp.float32)
-  layer, plain = QuantConv(6, bits=8), QuantConv(6)
-  net = layer.init(jax.random.key(rng.integers(2**31)), x, train=False)
-  net = {**net, "batch_stats": {"max_abs": jnp.float32(1.0)}}
-  target = jnp.asarray(rng.normal(size=(4, 7, 7, 6)), jnp.float32)
+  x = rng.normal(size=(4, 7, 7, 5)).astype(np.float32)
+  kernel = rng.normal(size=(3, 3, 5, 6)).astype(np.float32) / 5
+  target = rng.normal(size=(4, 7, 7, 6)).astype(np.float32)
 
-  def loss(layer, kernel, x):
-    held = {**net, "params": {"kernel": kernel}}
-    return (layer.apply(held, x, train=False) * target).sum()
+  def gradients(layer, kernel, x):
+    def loss(kernel, x):
+      held = {"params": {"kernel": kernel}}
+      held["batch_stats"] = {"max_abs": jnp.float32(1)}
+      return (layer.apply(held, x, train=False) * target).sum()
 
-  kernel = net["params"]["kernel"]
-  of_kernel, of_x = jax.grad(functools.partial(loss, layer), (0, 1))(kernel, x)
+    return jax.grad(loss, (0, 1))(kernel, x)
 
   def rounded(array, max_abs):
     step = quantization.scale(max_abs, 8)
     return quantization.quantize(array, step, 8) * step
 
-  expected = jax.grad(functools.partial(loss, plain), (0, 1))(
-    rounded(kernel, jnp.abs(kernel).max()), rounded(x, 1.0)
-  )
+  @jax.jit
+  def both(kernel, x):
+    plain = rounded(kernel, jnp.abs(kernel).max()), rounded(x, 1.0)
+    return (
+      gradients(QuantConv(6, bits=8), kernel, x),
+      gradients(QuantConv(6), *plain),
+    )
+
+  (of_kernel, of_x), expected = jax.device_get(both(kernel, x))
   np.testing.assert_allclose(of_kernel, expected[0], rtol=1e-4, atol=1e-4)
-  inside = jnp.abs(x) < 1
+  inside = np.abs(x) < 1
   assert not inside.all()
   clear = np.abs(np.abs(x) - 1) > 0.01  # half a step beyond still rounds to L
   np.testing.assert_allclose(
@@ -261,52 +264,54 @@ def test_gradients_are_straight_through():
   )
 
 
-def test_range_is_a_running_average_that_the_first_batch_starts():
-  rng = np.random.default_rng()
-  batches = jnp.asarray(rng.normal(size=(3, 8, 5)), jnp.float32)
+def test_range_is_a_running_average_that_the_first_batch_starts(rng):
+  batches = rng.normal(size=(3, 8, 5)).astype(np.float32)
   layer = QuantConv(4, size=0, bits=8, momentum=0.75)
-  net = layer.init(jax.random.key(0), batches[0], train=False)
+  init = jax.jit(functools.partial(layer.init, train=False))
+  net = jax.device_get(init(jax.random.key(0), batches[0]))
   assert net["batch_stats"]["max_abs"] == 0
-  apply = functools.partial(layer.apply, train=True, mutable=["batch_stats"])
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def apply(net, batch, train):
+    """(output, where `batch_stats` may change, what it becomes)."""
+    alone = layer.apply(net, batch, train=train)
+    return alone, *layer.apply(net, batch, train=train, mutable=["batch_stats"])
+
   average = None
   for batch in batches:
-    out, updated = apply(net, batch)
-    np.testing.assert_array_equal(out, layer.apply(net, batch, train=True))
+    alone, out, updated = jax.device_get(apply(net, batch, True))
+    np.testing.assert_array_equal(out, alone)
     net = {**net, **updated}
     top = np.abs(batch).max()
     average = top if average is None else 0.75 * average + 0.25 * top
     np.testing.assert_allclose(net["batch_stats"]["max_abs"], average, 1e-6)
   # Evaluation uses the average, and leaves it alone.
   large = 10 * batches[0]
-  out, updated = layer.apply(net, large, train=False, mutable=["batch_stats"])
+  _, out, updated = apply(net, large, False)
   assert updated["batch_stats"] == net["batch_stats"]
-  clipped = layer.apply(net, jnp.clip(large, -average, average), train=False)
+  clipped, _, _ = apply(net, np.clip(large, -average, average), False)
   np.testing.assert_allclose(out, clipped, rtol=1e-6)
   # Before any batch: that of the batch at hand.
-  fresh = {**net, "batch_stats": {"max_abs": jnp.zeros(())}}
+  fresh = {**net, "batch_stats": {"max_abs": np.float32(0)}}
   np.testing.assert_array_equal(
-    layer.apply(fresh, large, train=False),
-    layer.apply(fresh, large, train=True),
+    apply(fresh, large, False)[0], apply(fresh, large, True)[0]
   )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _evaluate(module, net, images):
-  return module.apply(net, module.encode(images), train=False)
-
-
-def test_post_training_quantisation_is_close_and_better_with_more_bits():
+def test_post_training_quantisation_is_close_and_better_with_more_bits(rng):
   float_module = counterparts.cifar_counterpart(8, (24,) * 7, 10)
-  net = _random(float_module, (16, 16, 3))
-  images = jnp.asarray(_images(4, 8, 16, 16, 3))
-  reference = _evaluate(float_module, net, images[0])
+  net, _ = _random(float_module, (16, 16, 3), rng)
+  images = rng.integers(0, 256, (4, 8, 16, 16, 3), np.uint8)
+  reference = tiny_net.apply(float_module, False, net, images[0])
+  quantise = jax.jit(counterparts.quantize, static_argnums=0)
+  encoded = np.asarray(jax.jit(jax.vmap(float_module.encode))(images))
+  maxima = np.abs(encoded).max((1, 2, 3, 4))
   distances = []
   for bits in (3, 8):
     module = counterparts.cifar_counterpart(8, (24,) * 7, 10, bits=bits)
-    quantise = jax.jit(counterparts.quantize, static_argnums=0)
-    quantised = quantise(module, net, images)
-    logits = _evaluate(module, quantised, images[0])
-    distances.append(float(jnp.abs(logits - reference).max()))
+    quantised = jax.device_get(quantise(module, net, images))
+    logits = tiny_net.apply(module, False, quantised, images[0])
+    distances.append(np.abs(np.subtract(logits, reference)).max())
     # All that is new is a range a layer: of the first, the images' own.
     jax.tree.map(
       np.testing.assert_array_equal, quantised["params"], net["params"]
@@ -317,85 +322,62 @@ def test_post_training_quantisation_is_close_and_better_with_more_bits():
     assert len(ranges) == 8 and flat.keys() == old.keys() | ranges.keys()
     for path, leaf in old.items():
       np.testing.assert_array_equal(flat[path], leaf)
-    maxima = jnp.abs(jax.vmap(module.encode)(images)).max((1, 2, 3, 4))
     assert min(ranges.values()) > 0
     np.testing.assert_allclose(
       ranges["stem", "max_abs"], maxima.mean(), rtol=1e-6
     )
-    # Again gives the same, from a net that is quantised already.
-    again = quantise(module, quantised, images)
-    np.testing.assert_array_equal(
-      again["batch_stats"]["head"]["max_abs"], ranges["head", "max_abs"]
-    )
+  # Again gives the same, from a net that is quantised already.
+  again = quantise(module, quantised, images)
+  np.testing.assert_array_equal(
+    again["batch_stats"]["head"]["max_abs"], ranges["head", "max_abs"]
+  )
   assert distances[0] > 4 * distances[1]
-  assert distances[1] < 0.1 * float(jnp.abs(reference).max())
+  assert distances[1] < 0.1 * np.abs(reference).max()
 
 
-def test_recalibration_pools_the_ranges():
+def test_recalibration_pools_the_ranges(rng):
   """On a chip, `variables.recalibrate` measures ranges with the moments."""
   module = counterparts.cifar_counterpart(8, _CIFAR, 10, bits=8)
-  net = _random(module, (8, 8, 3))
-  inputs = jax.vmap(module.encode)(jnp.asarray(_images(3, 4, 8, 8, 3)))
+  net, _ = _random(module, (8, 8, 3), rng)
+  inputs = rng.normal(size=(3, 4, 8, 8, 3)).astype(np.float32)
   recalibrate = jax.jit(variables.recalibrate, static_argnums=0)
   stats = recalibrate(module, net, inputs)
   np.testing.assert_allclose(
     stats["stem"]["max_abs"],
-    jnp.abs(inputs).max((1, 2, 3, 4)).mean(),
+    np.abs(inputs).max((1, 2, 3, 4)).mean(),
     rtol=1e-6,
   )
   assert jax.tree.structure(stats) == jax.tree.structure(net["batch_stats"])
 
 
-def test_quantisation_aware_training_learns():
+def test_quantisation_aware_training_learns(tiny, rng):
   """Some steps of gradient descent at 8 bits halve the loss of one batch."""
   module = counterparts.cifar_counterpart(8, (8,) * 7, 10, bits=8)
-  rng = np.random.default_rng()
-  init = jax.jit(variables.init, static_argnums=(0, 2))
-  net = init(module, jax.random.key(rng.integers(2**31)), (8, 8, 1))
-  x = module.encode(jnp.asarray(_images(32, 8, 8, 1)))
-  labels = jnp.asarray(rng.integers(0, 10, 32))
-
-  def loss(params, stats):
-    logits, updated = module.apply(
-      {"params": params, "batch_stats": stats},
-      x,
-      train=True,
-      mutable=["batch_stats"],
-    )
-    picked = jnp.take_along_axis(
-      jax.nn.log_softmax(logits), labels[:, None], -1
-    )
-    return -picked.mean(), updated["batch_stats"]
-
-  @jax.jit
-  def step(net, _=None):
-    (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(
-      net["params"], net["batch_stats"]
-    )
-    params = jax.tree.map(lambda p, g: p - 0.1 * g, net["params"], grads)
-    return {"params": params, "batch_stats": stats}, value
-
-  losses = []
+  optimizer = optax.sgd(0.1)
+  key = jax.random.key(rng.integers(2**31))
+  state = optimize.init_state(module, key, tiny_net.SHAPE, optimizer)
+  step, losses = tiny_net.step(module, optimizer), []
   for _ in range(60):
-    net, value = step(net)
-    losses.append(float(value))
+    state, values = step(state, tiny.batch(32))
+    losses.append(float(values["loss"]))
   assert losses[-1] < 0.5 * losses[0]
-  assert float(net["batch_stats"]["head"]["max_abs"]) > 0
+  assert float(state.batch_stats["head"]["max_abs"]) > 0
 
 
-def test_images_are_normalised():
-  images = _images(2, 4, 4, 3)
+def test_images_are_normalised(rng):
+  images = rng.integers(0, 256, (2, 4, 4, 3), np.uint8)
   for module, (mean, std) in (
     (counterparts.cifar_counterpart(20, None, 10), counterparts.CIFAR_NORM),
     (counterparts.imagenet_counterpart(18), counterparts.IMAGENET_NORM),
   ):
     expected = (images / 255 - np.array(mean)) / np.array(std)
-    got = module.encode(jnp.asarray(images))
-    assert got.dtype == jnp.float32
+    encode = jax.jit(module.encode)
+    got = encode(images)
+    assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
-    real = module.encode(jnp.asarray(images / 255, jnp.float32))
+    real = encode((images / 255).astype(np.float32))
     np.testing.assert_allclose(real, got, rtol=1e-4, atol=1e-6)
-    grey = module.encode(jnp.asarray(images[..., :1]))
+    grey = encode(images[..., :1])
     np.testing.assert_allclose(grey, images[..., :1] / 127.5 - 1, atol=1e-6)
 
 
@@ -429,10 +411,6 @@ def test_widths_are_fixed():
     (
       lambda: counterparts.cifar_counterpart(8, (4,) * 7, 10, bits=1),
       "bits: got 1, allowed are 2 to 8",
-    ),
-    (
-      lambda: counterparts.imagenet_counterpart(18, bits=16),
-      "bits: got 16, allowed are 2 to 8",
     ),
   ],
 )

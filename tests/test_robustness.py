@@ -3,36 +3,24 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_net
 
 from hawis_jax import backend
-from hawis_jax import binary
 from hawis_jax import crossbar
-from hawis_jax import montecarlo
-from hawis_jax import resnet
 from hawis_jax import robustness
 from hawis_jax import variables as variables_lib
 
-_WIDTHS = (6, 5, 6, 8, 10, 12, 12)
 _DEVICE = crossbar.Device(stuck_off=0.1, stuck_on=0.02, variation=0.3)
 _STUCK = crossbar.Device(stuck_off=0.1, stuck_on=0.02)
+_CANDIDATES = np.array([tiny_net.WIDTHS, tiny_net.NARROWER, (1,) * 7])
 
 
 @pytest.fixture(scope="module")
-def net():
-  """(module, variables, uint8 images, labels) of a random net."""
-  rng = np.random.default_rng()
-  module = resnet.cifar_resnet(8, _WIDTHS, 10, levels=8)
-  images = rng.integers(0, 256, (40, 8, 8, 1)).astype(np.uint8)
-  bits = binary.thermometer_code(jnp.asarray(images), 8)
-  init = jax.jit(variables_lib.init, static_argnums=(0, 2))
-  variables = init(module, jax.random.key(rng.integers(2**31)), (8, 8, 1))
-  recalibrate = jax.jit(variables_lib.recalibrate, static_argnums=0)
-  variables["batch_stats"] = recalibrate(module, variables, bits[None])
-  labels = rng.integers(0, 10, 40).astype(np.int32)
-  return module, variables, images, labels
+def net(tiny):
+  """(module, variables, uint8 images, labels)."""
+  return tiny.module, tiny.variables, tiny.images[:40], tiny.labels[:40]
 
 
 def _batches(images, labels, batch_size):
@@ -59,35 +47,24 @@ def _evaluate(net, batch_size=40, num_chips=6, **kwargs):
   )
 
 
-def test_accuracy_is_that_of_the_programmed_net(net):
+def test_accuracy_is_that_of_the_programmed_net_however_batched(net):
   """Against a plain loop: program one chip, run the net, count."""
   module, variables, images, labels = net
   got = _evaluate(net, batch_size=16)
-  bits = binary.thermometer_code(jnp.asarray(images), 8)
-  apply = jax.jit(functools.partial(module.apply, train=False))
   program = jax.jit(crossbar.program)
   for chip in range(6):
     key = jax.random.fold_in(jax.random.key(7), chip)
     programmed = program(key, variables, _DEVICE)
-    hits = np.asarray(apply(programmed, bits)).argmax(-1) == labels
+    logits = tiny_net.apply(module, False, programmed, images)
+    hits = np.asarray(logits).argmax(-1) == labels
     np.testing.assert_allclose(got[chip], hits.mean(), atol=1e-6)
   assert len(set(got)) > 1
-
-
-def test_chips_do_not_depend_on_how_they_are_batched(net):
-  reference = _evaluate(net)
-  np.testing.assert_array_equal(reference[:2], _evaluate(net, num_chips=2))
-  np.testing.assert_array_equal(
-    reference, _evaluate(net, limits=montecarlo.Limits(chips=3, images=16))
-  )
-  np.testing.assert_array_equal(reference, _evaluate(net, batch_size=7))
+  np.testing.assert_array_equal(got, _evaluate(net, batch_size=7))
 
 
 def test_ideal_chips_have_the_clean_accuracy(net):
   module, variables, images, labels = net
-  bits = binary.thermometer_code(jnp.asarray(images), 8)
-  apply = jax.jit(functools.partial(module.apply, train=False))
-  logits = apply(variables, bits)
+  logits = tiny_net.apply(module, False, variables, images)
   clean = (np.asarray(logits).argmax(-1) == labels).mean()
   stacked = _batches(images, labels, 16)
   batches = (jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(3))
@@ -95,62 +72,60 @@ def test_ideal_chips_have_the_clean_accuracy(net):
   np.testing.assert_allclose(got, clean, atol=1e-6)
 
 
+@functools.cache
+def _scorer(module, platform, most_weights):
+  """What is traced depends on all of them."""
+  return jax.jit(functools.partial(robustness.score_chips, module))
+
+
+def _score(net, device, widths=_CANDIDATES):
+  """Scores of some width vectors, all with the net's own statistics."""
+  module, variables, images, labels = net
+  norms = jax.tree.map(lambda x: np.stack([x] * 3), variables["batch_stats"])
+  keys = jax.random.split(jax.random.key(1), 3)
+  score = _scorer(module, backend.platform(), robustness._MOST_WEIGHTS)
+  batches = _batches(images, labels, 16)
+  return jax.device_get(score(variables, widths, norms, batches, keys, device))
+
+
+@pytest.mark.exact
 @pytest.mark.parametrize("device", [_DEVICE, _STUCK], ids=["float", "planes"])
 def test_candidates_of_a_supernet_share_the_chip(net, device):
-  """Scores of several width vectors equal each vector scored alone."""
-  module, variables, images, labels = net
-  widths = jnp.array([_WIDTHS, [3, 5, 2, 8, 4, 7, 12], [1] * 7])
-  norms = jax.tree.map(lambda x: jnp.stack([x] * 3), variables["batch_stats"])
-  keys = jax.random.split(jax.random.key(1), 2)
-  score = jax.jit(robustness.score_chips, static_argnums=0)
-
-  def run(widths, norms):
-    batches = _batches(images, labels, 16)
-    return score(module, variables, widths, norms, batches, keys, device)
-
-  together = run(widths, norms)
-  assert together.accuracy.shape == (2, 3)
-  for index in range(3):
-    own_norms = jax.tree.map(lambda x, i=index: x[i][None], norms)
-    alone = run(widths[index][None], own_norms)
-    np.testing.assert_array_equal(
-      together.accuracy[:, index], alone.accuracy[:, 0]
-    )
-    np.testing.assert_allclose(
-      together.cross_entropy[:, index], alone.cross_entropy[:, 0], rtol=1e-5
-    )
+  """Scores of several width vectors equal those of each without the others."""
+  together = _score(net, device)
+  assert together.accuracy.shape == (3, 3)
+  assert len(np.unique(together.cross_entropy)) > 3
+  for index, widths in enumerate(_CANDIDATES):
+    alone = _score(net, device, np.stack([widths] * 3))
+    for column in range(3):
+      np.testing.assert_array_equal(
+        together.accuracy[:, index], alone.accuracy[:, column]
+      )
+      np.testing.assert_allclose(
+        together.cross_entropy[:, index],
+        alone.cross_entropy[:, column],
+        rtol=1e-5,
+      )
 
 
+@pytest.mark.exact
 def test_chips_at_a_time_do_not_change_scores(net, monkeypatch):
-  """As on accelerators: all chips, two of three, or one at a time."""
-  module, variables, images, labels = net
-  widths = jnp.array([_WIDTHS, [3, 5, 2, 8, 4, 7, 12]])
-  norms = jax.tree.map(lambda x: jnp.stack([x] * 2), variables["batch_stats"])
-  keys = jax.random.split(jax.random.key(1), 3)
-  weights = sum(x.size for x in jax.tree.leaves(variables["params"]))
-
-  def run():
-    batches = _batches(images, labels, 16)
-    score = jax.jit(
-      lambda *args: robustness.score_chips(module, *args, _DEVICE)
-    )
-    return score(variables, widths, norms, batches, keys).hits
-
-  expected = run()
-  for together in (3, 2, 0):
+  """As on accelerators: all chips, or two of three at a time."""
+  weights = sum(x.size for x in jax.tree.leaves(net[1]["params"]))
+  expected = _score(net, _DEVICE).hits
+  for together in (3, 2):
     monkeypatch.setattr(robustness, "_MOST_WEIGHTS", together * weights + 1)
     with backend.compiling_for("gpu"):
-      np.testing.assert_array_equal(run(), expected)
+      np.testing.assert_array_equal(_score(net, _DEVICE).hits, expected)
 
 
 def test_chip_mode_recalibrates_on_the_programmed_chip(net):
   module, variables, images, labels = net
-  calibration = jnp.asarray(images)[None]
-  got = _evaluate(net, calibration=calibration)
-  bits = binary.thermometer_code(jnp.asarray(images), 8)
+  got = _evaluate(net, calibration=images[None])
 
   @jax.jit
   def by_hand(key):
+    bits = module.encode(images)
     programmed = crossbar.program(key, variables, _DEVICE)
     stats = variables_lib.recalibrate(module, programmed, bits[None])
     programmed = {**programmed, "batch_stats": stats}

@@ -88,7 +88,6 @@ import numpy as np
 import optax
 
 from hawis_jax import optimize, pretrain, resnet, sharding, train
-from hawis_jax.compiled import needs
 
 sharding._SPLIT_BYTES = 1024
 module = resnet.cifar_resnet(8, (8, 8, 8, 16, 16, 32, 32), 10, levels=4)
@@ -141,7 +140,8 @@ for name, make in steps.items():
     for batch in batches:
       now, values = compiled(now, sharding.batch(batch, mesh))
       losses.append(float(jax.block_until_ready(values)["loss"]))
-    results.append((held, needs(compiled).flops, losses, now))
+    flops = compiled.cost_analysis()["flops"]
+    results.append((held, flops, losses, now))
   (whole, all_flops, losses, one), (part, flops, others, eight) = results
   # Memory and work of a device; small leaves are not split.
   assert part < 0.2 * whole, (part, whole)

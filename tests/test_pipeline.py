@@ -56,8 +56,8 @@ def test_a_finished_run_has_its_results_and_repeats_nothing(
   assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
+# Damaged checkpoints in tests/faults let pretraining and training go on, too.
 _STOPS = (
-  ("pretrain", 4),
   ("search", 2),
   ("search/finalists", 8),
   ("robustness", 3),  # half of a level's chips
@@ -65,7 +65,7 @@ _STOPS = (
 _MORE_STOPS = (
   ("pretrain", 4),
   ("pretrain", 6),
-  *_STOPS[1:3],
+  *_STOPS[:2],
   ("train/found", 4),
   ("train/uniform", 6),
   ("robustness", 3),
@@ -73,7 +73,6 @@ _MORE_STOPS = (
 )
 
 
-@pytest.mark.exact
 @pytest.mark.parametrize(
   "stops", [_STOPS, pytest.param(_MORE_STOPS, marks=pytest.mark.slow)]
 )
@@ -99,7 +98,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 
 
 def test_fault_aware_pretraining_compiles_once_and_resumes_to_the_same_bits(
-  run, finished, tmp_path, monkeypatch, capsys, caplog
+  run, finished, tmp_path, capsys, caplog
 ):
   fields = {"pretrain.faulty_widths": 1}
   with jax.log_compiles():

@@ -17,7 +17,7 @@ import sys
 import numpy as np
 from scipy import stats
 
-from hawis_jax import files
+from hawis_jax.runtime import storage
 
 _FULL, _SEARCHES = 3, 5
 _LEVELS = (("stuck_off", 0.1), ("stuck_on", 0.02), ("variation", 0.5))
@@ -59,7 +59,9 @@ def main() -> None:
   for seed in range(_SEARCHES):
     _run(seed, workdir / str(seed))
   runs = [
-    files.read_json(workdir / str(seed) / "robustness" / "result.json")["nets"]
+    storage.read_json(workdir / str(seed) / "robustness" / "result.json")[
+      "nets"
+    ]
     for seed in range(_FULL)
   ]
   print(f"\nclean test accuracy, {_FULL} seeds: mean +- 95 % (each)")
@@ -87,7 +89,7 @@ def main() -> None:
           f"{100 * gain.mean():6.2f} +- {100 * half:.2f} points"
         )
   results = [
-    files.read_json(workdir / str(seed) / "search" / "result.json")
+    storage.read_json(workdir / str(seed) / "search" / "result.json")
     for seed in range(_SEARCHES)
   ]
   print(

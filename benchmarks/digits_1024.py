@@ -18,6 +18,8 @@ import pathlib
 from typing import Any
 
 from hawis_jax import backend
+from hawis_jax.search import method
+from hawis_jax.search import reward
 
 backend.configure()
 
@@ -27,12 +29,9 @@ import ml_collections
 import numpy as np
 from scipy import stats
 
-from hawis_jax import budgets
-from hawis_jax import config as config_lib
 from hawis_jax import cost
-from hawis_jax import policy as policy_lib
-from hawis_jax import scoring
-from hawis_jax import widths as widths_lib
+from hawis_jax.config import settings
+from hawis_jax.networks import width_vectors
 
 PATH = pathlib.Path(__file__).parent / "data" / "digits_1024.npz"
 SEEN = 16  # chips a scenario that searches draw theirs from
@@ -51,7 +50,7 @@ _FIELDS = (
 
 def get_config(seed: int = 0) -> ml_collections.ConfigDict:
   """The digits' configuration with narrower nets and a shorter training."""
-  c = config_lib.default()
+  c = settings.default()
   c.seed = seed
   c.data.name = "digits"
   c.data.levels = 8
@@ -74,7 +73,7 @@ def get_config(seed: int = 0) -> ml_collections.ConfigDict:
   c.search.images = c.data.validation_images
   c.search.batch_size = 128
   c.search.chips = 32
-  config_lib.validate(c)
+  settings.validate(c)
   return c
 
 
@@ -85,7 +84,7 @@ def vectors(config: ml_collections.ConfigDict) -> np.ndarray:
 
 def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """What the table's rows depend on, beside their seeds."""
-  flat = config_lib.flatten(config)
+  flat = settings.flatten(config)
   return json.loads(json.dumps({name: flat[name] for name in _FIELDS}))
 
 
@@ -111,7 +110,7 @@ def robust_scores(table: dict[str, Any]) -> np.ndarray:
   scenarios = table["chips"].shape[2]
   return np.stack(
     [
-      scoring.robust_score(chips.reshape(len(chips), -1).T, scenarios, weight)
+      reward.robust_score(chips.reshape(len(chips), -1).T, scenarios, weight)
       for chips in table["chips"]
     ]
   )
@@ -132,16 +131,16 @@ class Problem:
   def __init__(self, quantile: float):
     config = get_config()
     table = load()
-    self.space = widths_lib.WidthSpace(config.space.choices)
+    self.space = width_vectors.WidthSpace(config.space.choices)
     self.accuracy = np.moveaxis(table["chips"][0], 0, -1).astype(np.float32)
     geometry = cost.cifar_geometry(8, (8, 8, 1), 8, 10, (64, 64))
     costs = cost.tables(self.space.table, geometry, "macs")
     every = self.space.choices_of(table["widths"])
-    macs = budgets.vector_cost(costs, every)
+    macs = cost.vector_cost(costs, every)
     self.budget = float(np.quantile(macs, quantile))
     window = (1 - SLACK) * self.budget, self.budget
-    feasible = budgets.feasible_set(self.space, costs, [window])
-    self.context = policy_lib.make_context(
+    feasible = cost.feasible_set(self.space, costs, [window])
+    self.context = method.make_context(
       self.space, feasible, costs, geometry.positions, [self.budget]
     )
     self.inside = np.asarray(feasible.contains(0, jnp.asarray(every)))
@@ -161,7 +160,7 @@ class Problem:
   def scores(self, accuracy):
     """Robust scores `[N]` of some chips."""
     flat = jnp.asarray(accuracy.reshape(-1, accuracy.shape[-1]))
-    return np.asarray(scoring.robust_score(flat, len(accuracy), 0.5))
+    return np.asarray(reward.robust_score(flat, len(accuracy), 0.5))
 
 
 _SHARES = (0, 5, 25, 50, 75, 95, 100)

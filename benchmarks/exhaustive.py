@@ -26,6 +26,9 @@ from typing import Any
 from unittest import mock
 
 from hawis_jax import backend
+from hawis_jax.pipeline import candidates
+from hawis_jax.search import reward
+from hawis_jax.training import supernet
 
 # Neither another backend nor the number of cores must change the result.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -40,15 +43,13 @@ import jax
 import numpy as np
 import standalone
 
-from hawis_jax import binary
-from hawis_jax import config as config_lib
 from hawis_jax import errors
-from hawis_jax import experiment as experiment_lib
-from hawis_jax import files
-from hawis_jax import optimize
-from hawis_jax import pretrain
-from hawis_jax import scoring
-from hawis_jax import variables as variables_lib
+from hawis_jax.arithmetic import binary
+from hawis_jax.config import settings
+from hawis_jax.networks import net_variables
+from hawis_jax.pipeline.experiment import prepare
+from hawis_jax.runtime import storage
+from hawis_jax.training import optimization
 
 _SEEDS = (0, 1)
 _PART = 32  # nets of a file of partial results
@@ -75,14 +76,14 @@ class Rows:
 
   def __init__(self, seed: int):
     config = digits_1024.get_config(seed)
-    self._experiment = experiment = experiment_lib.prepare(config)
+    self._experiment = experiment = prepare(config)
     self._vectors = digits_1024.vectors(config)
     batches = experiment.train_batches(
       experiment.splits.train, config.train.batch_size, 0
     )
     batches = list(itertools.islice(batches, config.train.steps))
     self._batches = jax.tree.map(lambda *x: np.stack(x), *batches)
-    self._scorer = scoring.make_scorer(experiment, None)
+    self._scorer = candidates.make_scorer(experiment, None)
     self._run = jax.jit(functools.partial(_train_and_score, experiment))
 
   def __call__(self, net: int) -> tuple[np.ndarray, np.ndarray]:
@@ -100,15 +101,15 @@ class Rows:
 def _train_and_score(experiment, key, vector, batches, scorer):
   """Hits `[D S + 1]` of a net on all chips; the last has no defects."""
   config, module = experiment.config, experiment.supernet
-  optimizer = optimize.make_optimizer(
+  optimizer = optimization.make_optimizer(
     config.train.optimizer, config.train.steps
   )
-  fresh = variables_lib.init(module, key, experiment.splits.image_shape)
+  fresh = net_variables.init(module, key, experiment.splits.image_shape)
   params = standalone.narrowed(fresh["params"], module, vector)
-  state = optimize.TrainState(params, (), optimizer.init(params))
+  state = optimization.TrainState(params, (), optimizer.init(params))
 
   def step(state, batch):
-    return pretrain.sandwich_step(
+    return supernet.sandwich_step(
       state,
       vector[None],
       batch,
@@ -118,11 +119,11 @@ def _train_and_score(experiment, key, vector, batches, scorer):
     )
 
   state, _ = jax.lax.scan(step, state, batches)
-  devices = config_lib.search_devices(config)
+  devices = settings.search_devices(config)
   # The same chips whatever the training's seed.
   root = jax.random.key(0)
-  keys = scoring.chip_keys(root, config.search.chips, len(devices) - 1)
-  score = scoring.make_score(experiment, devices)
+  keys = reward.chip_keys(root, config.search.chips, len(devices) - 1)
+  score = reward.make_score(experiment, devices)
   scorer = scorer.replace(params=state.params)
   return score(scorer, vector[None], [*keys, root[None]]).hits[:, 0]
 
@@ -141,17 +142,17 @@ def make(workdir: pathlib.Path, again: int) -> None:
   nets = digits_1024.vectors(config)
   # The beginning of this order, of any length, is a random sample.
   order = np.random.RandomState(0).permutation(len(nets))
-  with files.locked(workdir):
+  with storage.locked(workdir):
     made_with = {
       "settings": digits_1024.settings(config),
       "environment": environment(),
     }
     path = workdir / "settings.json"
-    if path.exists() and files.read_json(path) != made_with:
+    if path.exists() and storage.read_json(path) != made_with:
       raise errors.InputError(
         f"{workdir} holds rows of other settings; take another --workdir"
       )
-    files.write_json(path, made_with)
+    storage.write_json(path, made_with)
     for seed, count in zip(_SEEDS, (len(nets), again), strict=True):
       _make_parts(workdir, seed, order[:count])
     _write_table(workdir, config, nets, order, made_with)
@@ -201,7 +202,7 @@ def _write_table(workdir, config, nets, order, made_with):
           where = order[start : start + len(part["clean"])]
           for name, values in table.items():
             values[row, where] = part[name]
-  experiment = experiment_lib.prepare(config)
+  experiment = prepare(config)
   costs = [experiment.cost(tuple(int(w) for w in net)) for net in nets]
   digits_1024.PATH.parent.mkdir(exist_ok=True)
   np.savez_compressed(

@@ -36,14 +36,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hawis_jax import binary
-from hawis_jax import bitplanes
 from hawis_jax import cost
 from hawis_jax import crossbar
-from hawis_jax import montecarlo
-from hawis_jax import resnet
-from hawis_jax import variables
-from hawis_jax import widths
+from hawis_jax.arithmetic import binary
+from hawis_jax.arithmetic import popcount
+from hawis_jax.networks import net_variables
+from hawis_jax.networks import resnet
+from hawis_jax.networks import width_vectors
+from hawis_jax.robustness import monte_carlo
 
 try:
   import torch
@@ -78,12 +78,12 @@ def _images(count):
 
 def _ours(module, net, device, chips, count=_IMAGES):
   """Evaluates some chips."""
-  setting = montecarlo.Setting(module, net, device)
+  setting = monte_carlo.Setting(module, net, device)
   labels = np.zeros(count, np.int32)
   key = jax.random.key(0)
 
   def call():
-    for _ in montecarlo.classify(
+    for _ in monte_carlo.classify(
       key, setting, _images(count), labels, range(chips)
     ):
       pass
@@ -237,9 +237,9 @@ def _main_table(peak, chips):
     f"{'(a) s':>8} {'(a)/ours':>9}"
   )
   for name in _NETS:
-    vector = widths.PRESETS[name]
+    vector = width_vectors.PRESETS[name]
     module = resnet.cifar_resnet(20, vector, 10)
-    net = variables.init(module, jax.random.key(0), (32, 32, 3))
+    net = net_variables.init(module, jax.random.key(0), (32, 32, 3))
     if torch:
       _check_torch(module, net)
     for label, device in _DEVICES.items():
@@ -254,9 +254,9 @@ def _main_table(peak, chips):
 
 
 def _scaling_table():
-  vector = widths.PRESETS[_NETS[0]]
+  vector = width_vectors.PRESETS[_NETS[0]]
   module = resnet.cifar_resnet(20, vector, 10)
-  net = variables.init(module, jax.random.key(0), (32, 32, 3))
+  net = net_variables.init(module, jax.random.key(0), (32, 32, 3))
   print(f"{'chips':>6} {'images':>7} {'seconds a chip x 100':>21} {'MB':>7}")
   for chips, images in ((1, 512), (4, 512), (16, 512), (64, 512), (16, 2048)):
     call = _ours(module, net, _DEVICES["variation"], chips, images)
@@ -285,13 +285,13 @@ def _product_table(chips=8, images=16):
     x = rng.integers(0, 2, (chips, images, size, size, channels))
     w = rng.integers(-1, 2, (chips, 3, 3, channels, channels))
     x, w = jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32)
-    planes = jax.vmap(bitplanes.weight_planes)(w)
+    planes = jax.vmap(popcount.weight_planes)(w)
     ways = {
       "vmap": (jax.vmap(conv), w),
       "loop": (lambda x, w: jax.lax.map(lambda a: conv(*a), (x, w)), w),
       "im2col": (jax.vmap(im2col), w),
       "planes": (
-        jax.vmap(lambda x, p: bitplanes.convolve(x, p, 1, 1)),
+        jax.vmap(lambda x, p: popcount.convolve(x, p, 1, 1)),
         planes,
       ),
     }

@@ -11,6 +11,8 @@ mean score of its last five updates, of every seed.
 import argparse
 
 from hawis_jax import backend
+from hawis_jax.robustness import monte_carlo
+from hawis_jax.search import update
 
 backend.configure()
 
@@ -19,10 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hawis_jax import config as config_lib
-from hawis_jax import experiment as experiment_lib
-from hawis_jax import robustness
-from hawis_jax import search
+from hawis_jax.config import settings
+from hawis_jax.pipeline import search
+from hawis_jax.pipeline.experiment import prepare
 
 _NOISE = 0.02
 _RATES = (0.01, 0.1, 1.0, 10.0)
@@ -48,7 +49,7 @@ def main() -> None:
 
 def _run(method, rate, seed, updates):
   """(kl, mean score) of every update."""
-  config = config_lib.default()
+  config = settings.default()
   config.seed = seed
   config.space.choices = ((4, 8, 12, 16), (4, 8, 12, 16), (8, 16, 24, 32))
   config.network.depth = 8
@@ -61,7 +62,7 @@ def _run(method, rate, seed, updates):
     proposals=16,
     learning_rate=rate,
   )
-  experiment = experiment_lib.prepare(config)
+  experiment = prepare(config)
   built = search.build_methods(experiment)
   context = search.make_context(experiment)
   widest = jnp.asarray(experiment.space.max_widths)
@@ -71,9 +72,9 @@ def _run(method, rate, seed, updates):
     shape = sum(map(len, keys)), len(vectors)
     noise = jax.random.normal(jax.random.fold_in(keys[0][0], 3), shape)
     accuracy = gain[None] + _NOISE * noise
-    return robustness.Scores(accuracy, accuracy, -accuracy)
+    return monte_carlo.Scores(accuracy, accuracy, -accuracy)
 
-  step_function = search.make_step(config.search, built, score)
+  step_function = update.make_step(config.search, built, score)
 
   @jax.jit
   def every(state, key):

@@ -15,6 +15,7 @@ import sys
 import time
 
 from hawis_jax import backend
+from hawis_jax.training import supernet
 
 backend.configure()
 
@@ -23,10 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hawis_jax import budgets
-from hawis_jax import config as config_lib
-from hawis_jax import experiment as experiment_lib
-from hawis_jax import pretrain
+from hawis_jax import cost
+from hawis_jax.config import settings
+from hawis_jax.pipeline import pretrain
+from hawis_jax.pipeline.experiment import prepare
 
 _ROUNDS = 15
 _DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
@@ -38,8 +39,8 @@ def _load(path):
   spec.loader.exec_module(module)
   config = module.get_config()
   config.pretrain.faulty_widths = 1
-  config_lib.validate(config)
-  return experiment_lib.prepare(config)
+  settings.validate(config)
+  return prepare(config)
 
 
 def _calls(experiment):
@@ -49,13 +50,11 @@ def _calls(experiment):
   batch = next(
     experiment.train_batches(experiment.splits.train, config.batch_size, 0)
   )
-  bands = budgets.cost_bands(
-    experiment.space, experiment.costs, config.cost_bins
-  )
+  bands = cost.cost_bands(experiment.space, experiment.costs, config.cost_bins)
   root = experiment.key("pretrain")
-  devices = config_lib.pretrain_devices(experiment.config)
+  devices = settings.pretrain_devices(experiment.config)
   step_function = functools.partial(
-    pretrain.sandwich_step,
+    supernet.sandwich_step,
     module=experiment.supernet,
     optimizer=optimizer,
     distill=config.distill,
@@ -63,15 +62,15 @@ def _calls(experiment):
 
   def step(faulty, state, number, batch):
     key = jax.random.fold_in(root, number)
-    vectors = pretrain.sample_widths(
+    vectors = supernet.sample_widths(
       key, bands, experiment.space, config.random_widths
     )
-    chip = pretrain.sample_chip(key, state.params, devices) if faulty else None
+    chip = supernet.sample_chip(key, state.params, devices) if faulty else None
     return step_function(state, vectors, batch, chip, faulty=faulty)
 
   def program(params, number):
     key = jax.random.fold_in(root, number)
-    return pretrain.sample_chip(key, params, devices)
+    return supernet.sample_chip(key, params, devices)
 
   calls = {
     name: functools.partial(

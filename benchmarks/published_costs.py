@@ -12,7 +12,7 @@ import numpy as np
 
 from hawis_jax import cost
 from hawis_jax import crossbar
-from hawis_jax import widths
+from hawis_jax.networks import width_vectors
 
 _DEVICES = ("hawis_published", "reram_wan2022")
 _NETS = {
@@ -47,7 +47,7 @@ def _table():
       hardware = cost.hardware(crossbar.preset(device), tech)
       for net, family in _NETS.items():
         geometry = _geometry(family, hardware)
-        vector = np.array(widths.PRESETS[net])
+        vector = np.array(width_vectors.PRESETS[net])
         total = cost.network_cost(vector, geometry)
         array = cost.components(vector, geometry)["array"].energy_joule
         energy = _three(1e6 * total.energy_joule)
@@ -66,7 +66,7 @@ def _shares():
   for tech in cost.TECHNOLOGIES.values():
     hardware = cost.hardware(crossbar.preset("reram_wan2022"), tech)
     geometry = _geometry("cifar", hardware)
-    vector = np.array(widths.PRESETS[_SHOWN])
+    vector = np.array(width_vectors.PRESETS[_SHOWN])
     total = cost.network_cost(vector, geometry)
     columns.append(
       {

@@ -28,6 +28,11 @@ import pathlib
 import time
 
 from hawis_jax import backend
+from hawis_jax.pipeline import candidates
+from hawis_jax.pipeline import results
+from hawis_jax.robustness import monte_carlo
+from hawis_jax.search import reward
+from hawis_jax.training import supernet
 
 backend.configure()
 
@@ -38,15 +43,13 @@ import kendall
 import numpy as np
 import standalone
 
-from hawis_jax import budgets
-from hawis_jax import config as config_lib
-from hawis_jax import experiment as experiment_lib
-from hawis_jax import files
-from hawis_jax import metrics as metrics_lib
-from hawis_jax import pretrain
-from hawis_jax import robustness
-from hawis_jax import scoring
-from hawis_jax import widths as widths_lib
+from hawis_jax import cost
+from hawis_jax.config import settings
+from hawis_jax.networks import width_vectors
+from hawis_jax.pipeline import pretrain
+from hawis_jax.pipeline.experiment import prepare
+from hawis_jax.runtime import storage
+from hawis_jax.runtime.metrics import Metrics
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _BLOCK = 8  # vectors a call of the scorer
@@ -76,20 +79,20 @@ def _experiment(changes, seed=0):
   config = module.get_config()
   config.seed = seed
   config.update_from_flattened_dict(changes)
-  config_lib.validate(config)
-  return experiment_lib.prepare(config)
+  settings.validate(config)
+  return prepare(config)
 
 
 def draw_vectors(experiment, num: int, key) -> dict[str, np.ndarray]:
   """Distinct width vectors, int `[N, L]` each: of all costs, and of a band."""
   space, costs = experiment.space, experiment.costs
   keys = jax.random.split(key)
-  bands = budgets.cost_bands(space, costs, experiment.config.pretrain.cost_bins)
+  bands = cost.cost_bands(space, costs, experiment.config.pretrain.cost_bins)
   feasible = experiment.feasible
   inside = jax.vmap(feasible.sample)(jax.random.split(keys[1], 2 * num))
   drawn = {
-    "all costs": pretrain.sample_widths(keys[0], bands, space, 2 * num)[2:],
-    "5 % band": widths_lib.take(space.table, inside),
+    "all costs": supernet.sample_widths(keys[0], bands, space, 2 * num)[2:],
+    "5 % band": width_vectors.take(space.table, inside),
   }
   distinct = {}
   for name, vectors in drawn.items():
@@ -102,14 +105,14 @@ def draw_vectors(experiment, num: int, key) -> dict[str, np.ndarray]:
 def make_test(experiment, chips: int, key):
   """Returns (variables, widths) -> {split: hits}: S chips, the ideal last."""
   config = experiment.config.search
-  devices = config_lib.search_devices(experiment.config)
-  keys = [*scoring.chip_keys(key, chips, len(config.scenarios)), key[None]]
+  devices = settings.search_devices(experiment.config)
+  keys = [*reward.chip_keys(key, chips, len(config.scenarios)), key[None]]
 
   @functools.partial(jax.jit, static_argnums=0)
   def hits(module, variables, widths, batches):
     norms = jax.tree.map(lambda x: x[None], variables["batch_stats"])
     found = [
-      robustness.score_chips(
+      monte_carlo.score_chips(
         module, variables, widths[None], norms, batches, chip_keys, device
       ).hits[:, 0]
       for device, chip_keys in zip(devices, keys, strict=True)
@@ -148,14 +151,14 @@ def train_alone(experiment, vectors, seeds, chips, folder) -> list[list[dict]]:
       if not path.exists():
         variables, accuracy = fit(vector, seed)
         result = {"train": accuracy, **test(variables, vector)}
-        files.write_json(path, result)
+        storage.write_json(path, result)
         seconds = time.perf_counter() - start
         print(
           f"net {place + 1} of {len(vectors)}, seed {seed}: {name}, training "
           f"accuracy {accuracy:.3f}, {seconds:.0f} s",
           flush=True,
         )
-      results[-1].append(files.read_json(path))
+      results[-1].append(storage.read_json(path))
   return results
 
 
@@ -175,7 +178,7 @@ def accuracies(results, experiment, splits) -> dict[str, np.ndarray]:
   images = sum(len(getattr(experiment.splits, s)) for s in splits)
   share = (hits / images).transpose(1, 2, 0)  # seeds, S, N
   robust = [
-    np.asarray(scoring.robust_score(one[:-1], scenarios, config.cvar_weight))
+    np.asarray(reward.robust_score(one[:-1], scenarios, config.cvar_weight))
     for one in share
   ]
   return {"clean": share[:, -1], "robust": np.array(robust)}
@@ -184,18 +187,18 @@ def accuracies(results, experiment, splits) -> dict[str, np.ndarray]:
 def supernet_scores(experiment, vectors, folder) -> dict[str, list[float]]:
   """Scores of all vectors by one super-net, trained or read: `[N]` each."""
   config = experiment.config.search
-  with metrics_lib.Metrics(folder) as metrics:
+  with Metrics(folder) as metrics:
     params = pretrain.run(experiment, folder, metrics)
-  scorer = scoring.make_scorer(experiment, params)
+  scorer = candidates.make_scorer(experiment, params)
   images = experiment.evaluation(
     experiment.splits.validation, config.batch_size
   )
   scorer = scorer.replace(images=images)
-  devices = config_lib.search_devices(experiment.config)
+  devices = settings.search_devices(experiment.config)
   key, scenarios = experiment.key("finalists"), len(config.scenarios)
-  keys = scoring.chip_keys(key, config.finalist_chips, scenarios)
+  keys = reward.chip_keys(key, config.finalist_chips, scenarios)
   keys.append(key[None])  # of the ideal device
-  score = jax.jit(scoring.make_score(experiment, devices))
+  score = jax.jit(reward.make_score(experiment, devices))
   count, length = vectors.shape
   padded = np.resize(vectors, (-count // _BLOCK * -_BLOCK, length))
   parts = [
@@ -208,7 +211,7 @@ def supernet_scores(experiment, vectors, folder) -> dict[str, list[float]]:
     (" by cross-entropy", [-part.cross_entropy for part in parts]),
   ):
     values = np.concatenate(values, axis=1)[:, :count]
-    robust = scoring.robust_score(values[:-1], scenarios, config.cvar_weight)
+    robust = reward.robust_score(values[:-1], scenarios, config.cvar_weight)
     found["clean" + suffix] = values[-1].tolist()
     found["robust" + suffix] = np.asarray(robust).tolist()
   return found
@@ -222,12 +225,12 @@ def score_variant(name, seed, vectors, workdir):
   folder = workdir / "_".join([*own, f"seed={seed}"])
   path = workdir / "scores" / f"{name}_{seed}.json"
   if path.exists():
-    return files.read_json(path)
-  files.make_directory(folder)
+    return storage.read_json(path)
+  storage.make_directory(folder)
   start = time.perf_counter()
-  config_lib.settle(experiment.config, folder)
+  results.settle(experiment.config, folder)
   scores = supernet_scores(experiment, vectors, folder)
-  files.write_json(path, scores)
+  storage.write_json(path, scores)
   seconds = time.perf_counter() - start
   print(f"{name}, seed {seed}: {seconds:.0f} s", flush=True)
   return scores
@@ -252,8 +255,8 @@ def main():
   sets = draw_vectors(experiment, options.nets, jax.random.key(2**21))
   vectors = np.concatenate(list(sets.values()))
   for folder in ("alone/train", "scores"):
-    files.make_directory(workdir / folder)
-  config_lib.settle(experiment.config, workdir / "alone")
+    storage.make_directory(workdir / folder)
+  results.settle(experiment.config, workdir / "alone")
   results = train_alone(
     experiment, vectors, options.seeds, options.chips, workdir / "alone"
   )
@@ -304,7 +307,7 @@ def main():
       for i, vector in enumerate(vectors)
     ],
   }
-  files.make_directory(pathlib.Path(options.data).parent)
+  storage.make_directory(pathlib.Path(options.data).parent)
   pathlib.Path(options.data).write_text(json.dumps(content) + "\n")
 
 

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hawis_jax import binary
 from hawis_jax import crossbar
+from hawis_jax.arithmetic import binary
 from hawis_jax.crossbar import readout
 
 _IMAGES = 96

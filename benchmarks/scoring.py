@@ -14,6 +14,8 @@ import dataclasses
 import time
 
 from hawis_jax import backend
+from hawis_jax.pipeline import candidates
+from hawis_jax.search import reward
 
 backend.configure()
 
@@ -22,20 +24,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hawis_jax import config as config_lib
-from hawis_jax import experiment as experiment_lib
-from hawis_jax import scoring
-from hawis_jax import variables
+from hawis_jax.config import settings
+from hawis_jax.networks import net_variables
+from hawis_jax.pipeline.experiment import prepare
 
 _ROUNDS = 3
 
 
 def _experiment(images):
-  config = config_lib.default()
+  config = settings.default()
   config.network.depth = 8
   config.search.images = images
-  config_lib.validate(config)
-  return experiment_lib.prepare(config)
+  settings.validate(config)
+  return prepare(config)
 
 
 def main():
@@ -46,8 +47,8 @@ def main():
   options = parser.parse_args()
   experiment = _experiment(options.images)
   shape = experiment.splits.image_shape
-  net = variables.init(experiment.supernet, jax.random.key(0), shape)
-  scorer = scoring.make_scorer(experiment, net["params"])
+  net = net_variables.init(experiment.supernet, jax.random.key(0), shape)
+  scorer = candidates.make_scorer(experiment, net["params"])
   table = np.random.default_rng(0)
   vectors = jnp.array(
     [
@@ -55,7 +56,7 @@ def main():
       for _ in range(options.vectors)
     ]
   )
-  faults, variation = config_lib.search_devices(experiment.config)[:-1]
+  faults, variation = settings.search_devices(experiment.config)[:-1]
   # Levels of 1e-30 change nothing, and need weights in float32.
   dense = dataclasses.replace(faults, variation=1e-30)
   cases = {
@@ -67,8 +68,8 @@ def main():
   }
   calls = {}
   for name, devices in cases.items():
-    keys = scoring.chip_keys(jax.random.key(1), options.chips, len(devices))
-    score = jax.jit(scoring.make_score(experiment, devices))
+    keys = reward.chip_keys(jax.random.key(1), options.chips, len(devices))
+    score = jax.jit(reward.make_score(experiment, devices))
     calls[name] = lambda score=score, keys=keys: score(scorer, vectors, keys)
     jax.block_until_ready(calls[name]())
   times = {name: [] for name in calls}

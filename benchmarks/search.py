@@ -31,6 +31,9 @@ import functools
 import pathlib
 
 from hawis_jax import backend
+from hawis_jax.pipeline import results
+from hawis_jax.search import reward
+from hawis_jax.search import selection
 
 backend.configure()
 
@@ -41,22 +44,20 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from hawis_jax import config as config_lib
-from hawis_jax import experiment as experiment_lib
-from hawis_jax import files
-from hawis_jax import finalists
-from hawis_jax import methods as methods_lib
-from hawis_jax import metrics as metrics_lib
-from hawis_jax import pretrain
-from hawis_jax import scoring
-from hawis_jax import search as search_lib
+from hawis_jax.config import settings
+from hawis_jax.pipeline import pretrain
+from hawis_jax.pipeline import search
+from hawis_jax.pipeline.experiment import prepare
+from hawis_jax.runtime import storage
+from hawis_jax.runtime.metrics import Metrics
+from hawis_jax.search import registry
 
 _FINALISTS = 4
 _BASELINE = "random"
 
 
 def _config(options):
-  config = config_lib.default().search
+  config = settings.default().search
   config.proposals = options.proposals
   config.updates = -(-max(options.evaluations) // options.proposals)
   config.population = min(config.population, max(options.evaluations) // 4)
@@ -66,7 +67,7 @@ def _config(options):
 
 def _search(problem, name, config):
   """Returns a compiled (key) -> (choices, gains, states) of all updates."""
-  method = methods_lib.build(name, config, 3)
+  method = registry.build(name, config, 3)
   context, chips = problem.context, config.chips
 
   @jax.jit
@@ -88,7 +89,7 @@ def _search(problem, name, config):
       def score(vectors):
         values = seen[:, :, problem.place(vectors)]
         flat = values.reshape(len(accuracy) * chips, -1)
-        mixed = scoring.robust_score(flat, len(accuracy), config.cvar_weight)
+        mixed = reward.robust_score(flat, len(accuracy), config.cvar_weight)
         return mixed.reshape(vectors.shape[:-1])
 
       gains = score(choices) - score(references).mean()
@@ -114,7 +115,7 @@ def _regret(problem, method, outcome, updates):
     state = jax.tree.map(lambda x: x[updates - 1], states)
     estimate = functools.partial(method.estimate, state, problem.context, 0)
 
-  best = finalists.best_vectors(choices, gains, _FINALISTS, estimate)
+  best = selection.best_vectors(choices, gains, _FINALISTS, estimate)
   places = [int(problem.place(vector)) for vector, _ in best]
   handed_over = max(places, key=lambda place: problem.known[place])
   return problem.truth[problem.inside].max() - problem.truth[handed_over]
@@ -164,7 +165,7 @@ def _p_value(values, baseline):
 
 def of_runs(folders):
   """Prints what finished searches found, one folder a seed."""
-  results = [files.read_json(f / "search" / "result.json") for f in folders]
+  results = [storage.read_json(f / "search" / "result.json") for f in folders]
   names = list(results[0]["finalists"])
   main = results[0]["main_budget"]
   best = {
@@ -253,13 +254,13 @@ def _found(problem, faulty, seed, folder):
   path = folder / "search" / "result.json"
   if not path.exists():
     config = _supernet_config(problem, faulty, seed)
-    files.make_directory(folder)
-    config_lib.settle(config, folder)
-    experiment = experiment_lib.prepare(config)
-    with metrics_lib.Metrics(folder) as metrics:
+    storage.make_directory(folder)
+    results.settle(config, folder)
+    experiment = prepare(config)
+    with Metrics(folder) as metrics:
       pretrain.run(experiment, folder, metrics)
-      search_lib.run(experiment, folder, metrics)
-  return files.read_json(path)["found"]
+      search.run(experiment, folder, metrics)
+  return storage.read_json(path)["found"]
 
 
 def _supernet_config(problem, faulty, seed):
@@ -279,7 +280,7 @@ def _supernet_config(problem, faulty, seed):
   c.search.vectors_per_step = 32
   c.search.batch_size = 64
   c.search.finalists = 8
-  config_lib.validate(c)
+  settings.validate(c)
   return c
 
 
@@ -292,7 +293,7 @@ def main():
     "--evaluations", type=int, nargs="+", default=[50, 100, 200]
   )
   parser.add_argument(
-    "--methods", nargs="+", default=["random", *methods_lib.NAMES]
+    "--methods", nargs="+", default=["random", *registry.NAMES]
   )
   parser.add_argument("--runs", type=pathlib.Path)
   parser.add_argument("--faulty", type=int, nargs="+")

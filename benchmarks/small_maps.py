@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hawis_jax import binary
-from hawis_jax import resnet
-from hawis_jax import variables as variables_lib
+from hawis_jax.arithmetic import binary
+from hawis_jax.networks import net_variables
+from hawis_jax.networks import resnet
 
 _ROUNDS = 30
 
@@ -30,7 +30,7 @@ def _forward(small_map: int):
   module = resnet.cifar_resnet(
     8, (24,) * 3 + (48,) * 2 + (96,) * 2, 10, levels=8
   )
-  variables = variables_lib.init(module, jax.random.key(0), (8, 8, 1))
+  variables = net_variables.init(module, jax.random.key(0), (8, 8, 1))
   bits = jnp.asarray(
     np.random.default_rng(0).integers(0, 2, (256, 8, 8, 8)), jnp.float32
   )

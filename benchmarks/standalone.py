@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hawis_jax import experiment as experiment_lib
-from hawis_jax import optimize
-from hawis_jax import train
+from hawis_jax.pipeline.experiment import Experiment
+from hawis_jax.training import fixed_net
+from hawis_jax.training import optimization
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class AtWidths:
     return self.module.apply(variables, inputs, self.widths, **arguments)
 
 
-def make_fit(experiment: experiment_lib.Experiment, steps: int):
+def make_fit(experiment: Experiment, steps: int):
   """Returns a function: (widths `[L]`, seed) -> (variables, last accuracy).
 
   Trained by `config.train`, its schedule shortened to `steps`; the accuracy is
@@ -44,12 +44,12 @@ def make_fit(experiment: experiment_lib.Experiment, steps: int):
   same batches and start from the same draws.
   """
   config, module = experiment.config.train, experiment.supernet
-  optimizer = optimize.make_optimizer(config.optimizer, steps)
+  optimizer = optimization.make_optimizer(config.optimizer, steps)
   images, labels = experiment.unpadded(experiment.splits.train)
 
   @jax.jit
   def start(widths, key):
-    state = optimize.init_state(
+    state = optimization.init_state(
       module, key, experiment.splits.image_shape, optimizer
     )
     return state.replace(params=narrowed(state.params, module, widths))
@@ -58,12 +58,12 @@ def make_fit(experiment: experiment_lib.Experiment, steps: int):
   # compiled to code that took 12 times as long.
   @functools.partial(jax.jit, donate_argnums=0)
   def step(state, widths, batch):
-    return train.train_step(
+    return fixed_net.train_step(
       state,
       batch,
       module=AtWidths(module, widths),
       optimizer=optimizer,
-      recipe=train.Recipe(),
+      recipe=fixed_net.Recipe(),
     )
 
   @functools.lru_cache

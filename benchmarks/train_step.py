@@ -24,12 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hawis_jax import binary
-from hawis_jax import layers
-from hawis_jax import optimize
-from hawis_jax import resnet
-from hawis_jax import variables as variables_lib
-from hawis_jax import widths
+from hawis_jax.arithmetic import binary
+from hawis_jax.networks import layers
+from hawis_jax.networks import net_variables
+from hawis_jax.networks import resnet
+from hawis_jax.networks import width_vectors
+from hawis_jax.training import optimization
 
 _ROUNDS = 7
 # name: (width vector, images a step, classes)
@@ -55,7 +55,7 @@ def _gradient_step(module, params, images, labels, vector):
     logits = module.apply(
       {"params": params}, module.encode(images), vector, train=True
     )
-    return optimize.cross_entropy(logits, labels)
+    return optimization.cross_entropy(logits, labels)
 
   @jax.jit
   def step(params):
@@ -113,13 +113,13 @@ def _without_masks():
 def _measure(name):
   """Median seconds of every variant, measured in turn."""
   preset, count, classes = _NETS[name]
-  vector = widths.PRESETS[preset]
+  vector = width_vectors.PRESETS[preset]
   module, size = _network(vector, classes)
   rng = np.random.default_rng(0)
   shape = (size, size, 3)
   images = jnp.asarray(rng.integers(0, 256, (count, *shape)), jnp.uint8)
   labels = jnp.asarray(rng.integers(0, classes, count))
-  init = jax.jit(variables_lib.init, static_argnums=(0, 2))
+  init = jax.jit(net_variables.init, static_argnums=(0, 2))
   params = init(module, jax.random.key(0), shape)["params"]
   make = functools.partial(_gradient_step, module, params, images, labels)
   variants = {"step": make(None), "masked": make(jnp.array(vector))}

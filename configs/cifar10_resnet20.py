@@ -10,7 +10,7 @@ python -m hawis_jax.main --config configs/cifar10_resnet20.py:hawis_a
 The data set must be prepared (python -m hawis_jax.data prepare cifar10).
 """
 
-from hawis_jax import config
+from hawis_jax.config import settings
 
 _IMAGES = 50_000
 _EPOCHS = 400
@@ -18,7 +18,7 @@ _EPOCHS = 400
 
 def get_config(preset: str = "", depth: int = 20):
   """Returns the configuration; `preset` names a published width vector."""
-  c = config.default()
+  c = settings.default()
   c.data.name = "cifar10"
   c.data.augment = "flip_crop"
   c.data.validation_images = 5_000

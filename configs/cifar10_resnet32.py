@@ -11,11 +11,11 @@ The data set must be prepared (python -m hawis_jax.data prepare cifar10).
 
 import pathlib
 
-from hawis_jax import config
+from hawis_jax.config import load
 
 _SAME = pathlib.Path(__file__).with_name("cifar10_resnet20.py")
 
 
 def get_config(preset: str = ""):
   """Returns the configuration; `preset` names a width vector."""
-  return config.load(_SAME, preset, 32)
+  return load.load(_SAME, preset, 32)

@@ -3,12 +3,12 @@
 python -m hawis_jax.main --config configs/digits.py
 """
 
-from hawis_jax import config
+from hawis_jax.config import settings
 
 
 def get_config():
   """Returns the configuration."""
-  c = config.default()
+  c = settings.default()
   c.data.name = "digits"
   c.data.levels = 8
   c.network.depth = 8

@@ -16,8 +16,8 @@ Published: 67.13 % top-1 of HAWIS-A (best epoch of its log, on the validation
 images). Not measured here: it takes an accelerator.
 """
 
-from hawis_jax import config
-from hawis_jax import widths
+from hawis_jax.config import settings
+from hawis_jax.networks import width_vectors
 
 _IMAGES = 1_281_167
 _EPOCHS = 75
@@ -25,7 +25,7 @@ _EPOCHS = 75
 
 def get_config(preset: str = "hawis_a"):
   """Returns the configuration; `preset` names a published width vector."""
-  c = config.default()
+  c = settings.default()
   c.data.name = "imagenet2012"
   c.data.augment = "imagenet"
   c.data.image_size = 224
@@ -38,7 +38,7 @@ def get_config(preset: str = "hawis_a"):
   c.network.stem = "3x3" if preset == "hawis_b" else "7x7"
   c.network.compute = "bfloat16"
   net = f"resnet18_{preset}"
-  widest = widths.PRESETS.get(net, ())
+  widest = width_vectors.PRESETS.get(net, ())
   c.space.choices = tuple((w // 4, w // 2, 3 * w // 4, w) for w in widest)
   c.train.nets = (net,)
   c.train.batch_size = 64

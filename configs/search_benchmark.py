@@ -12,20 +12,20 @@ Every method proposes equally many vectors, scored on the same chips.
 
 import pathlib
 
-from hawis_jax import config
-from hawis_jax import methods
+from hawis_jax.config import load
+from hawis_jax.search import registry
 
 _DIGITS = pathlib.Path(__file__).with_name("digits.py")
 
 
 def get_config():
   """Returns the configuration."""
-  c = config.load(_DIGITS)
+  c = load.load(_DIGITS)
   c.space.cost = "energy"
   c.space.technology = "neurosim_22nm"
   c.device.preset = "reram_wan2022"
   c.search.front = (0.7, 1.4)
-  c.search.methods = methods.NAMES
+  c.search.methods = registry.NAMES
   c.search.updates = 20
   c.search.proposals = 8
   c.search.population = 32

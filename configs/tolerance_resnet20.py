@@ -17,8 +17,8 @@ its work directory's train/. Not measured here in full: it takes an accelerator.
 
 import pathlib
 
-from hawis_jax import config
 from hawis_jax import crossbar
+from hawis_jax.config import load
 
 _CIFAR10 = pathlib.Path(__file__).with_name("cifar10_resnet20.py")
 _WIRES = tuple(crossbar.WIRE_RESISTANCES.values())  # 22 nm; 2, 4, 12 F
@@ -26,7 +26,7 @@ _WIRES = tuple(crossbar.WIRE_RESISTANCES.values())  # 22 nm; 2, 4, 12 F
 
 def get_config(preset: str = ""):
   """Returns the configuration; `preset` names a published width vector."""
-  c = config.load(_CIFAR10)
+  c = load.load(_CIFAR10)
   c.device.preset = "hawis_published"
   c.train.nets = (
     f"resnet20_{preset}" if preset else "found",

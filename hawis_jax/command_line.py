@@ -10,12 +10,13 @@ from absl import flags
 import jax
 from ml_collections import config_flags
 
-from hawis_jax import buckets
-from hawis_jax import config
 from hawis_jax import errors
-from hawis_jax import processes
-from hawis_jax import terminal
 from hawis_jax.config import describe
+from hawis_jax.config import fields
+from hawis_jax.config import load
+from hawis_jax.runtime import distributed
+from hawis_jax.runtime import storage
+from hawis_jax.runtime import terminal
 
 PREEMPTED = os.EX_TEMPFAIL  # exit status, 75: start again to go on
 
@@ -29,7 +30,7 @@ class _ConfigFile(flags.ArgumentParser):
 
   def parse(self, path):
     file, *arguments = path.split(":", 1)
-    return config.load(file, *arguments, name=f"--config={path}")
+    return load.load(file, *arguments, name=f"--config={path}")
 
 
 flags.FLAGS["config"].parser = _ConfigFile()
@@ -52,17 +53,21 @@ def run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
   try:
     return main(parse(argv)) or 0
   except errors.Preempted as stop:
-    processes.on_first(lambda: None)  # which may still be writing
-    if processes.is_first():
+    distributed.on_first(lambda: None)  # which may still be writing
+    if distributed.is_first():
       terminal.say(f"stopped: {stop}; the same command goes on", sys.stderr)
     return PREEMPTED
   except (errors.InputError, errors.DivergenceError) as error:
     terminal.say(f"error: {error}", sys.stderr)
     return 2
   except Exception as error:
-    stop = buckets.trouble(error)
-    if stop:
-      terminal.say(f"stopped: {stop}; the same command goes on", sys.stderr)
+    if storage.passes(error):
+      reason = " ".join(str(error).split()) or type(error).__name__
+      terminal.say(
+        f"stopped: the storage can't be reached: {reason}; the same command "
+        "goes on",
+        sys.stderr,
+      )
       return PREEMPTED
     if not (
       isinstance(error, jax.errors.JaxRuntimeError)
@@ -111,7 +116,7 @@ def parse(argv: list[str]) -> list[str]:
     names = [arg.split("=")[0] for arg in argv]
     where = [name for name in names if word and word[0] in name.split(".")]
     raise errors.InputError(
-      f"{(*where, '--config')[0]}: {config.reason(error)}"
+      f"{(*where, '--config')[0]}: {load.reason(error)}"
     ) from error
   if len(rest) > 1:
     raise errors.InputError(
@@ -129,7 +134,7 @@ def _last_tuples(argv):
   kept, seen = [], set()
   for arg in reversed(argv):
     name = arg.split("=")[0].lstrip("-").removeprefix("config.")
-    is_tuple = name in config.FIELDS and config.FIELDS[name].kind is tuple
+    is_tuple = name in fields.FIELDS and fields.FIELDS[name].kind is tuple
     if not (is_tuple and "=" in arg and name in seen):
       kept.append(arg)
       seen.add(name)

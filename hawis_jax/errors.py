@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 import difflib
+import json
+from typing import Any
 
 
 class InputError(ValueError):
@@ -21,7 +23,7 @@ class Preempted(Exception):  # noqa: N818
 
 
 class UnreachableError(Exception):
-  """A bucket can't be reached now; what was saved there goes on later."""
+  """The storage can't be reached now; what was saved goes on later."""
 
 
 def check_fields(
@@ -44,3 +46,20 @@ def check_fields(
       raise InputError(
         f"{name}: got {field!r}, allowed are {', '.join(allowed)}{hint}"
       )
+
+
+def parse_fields(text: str, name: str) -> dict[str, Any]:
+  """Returns the object of fields that a user wrote in JSON.
+
+  Raises:
+    InputError: it is no JSON, or something else; `name` is for the message.
+  """
+  try:
+    values = json.loads(text)
+  except ValueError as error:
+    raise InputError(f"{name}: can't be read: {error}") from error
+  if not isinstance(values, dict):
+    raise InputError(
+      f"{name}: got a {type(values).__name__}, needed is an object of fields"
+    )
+  return values

@@ -15,24 +15,26 @@ backend.configure()  # before anything starts jax's backend
 
 # ruff: noqa: E402
 from hawis_jax import command_line
-from hawis_jax import config as config_lib
 from hawis_jax import errors
-from hawis_jax import experiment as experiment_lib
-from hawis_jax import files
-from hawis_jax import metrics as metrics_lib
-from hawis_jax import preemption
-from hawis_jax import pretrain
-from hawis_jax import processes
-from hawis_jax import report
-from hawis_jax import search
-from hawis_jax import sweep
-from hawis_jax import train
+from hawis_jax.config import settings
+from hawis_jax.pipeline import pretrain
+from hawis_jax.pipeline import report
+from hawis_jax.pipeline import results
+from hawis_jax.pipeline import robustness
+from hawis_jax.pipeline import search
+from hawis_jax.pipeline import train
+from hawis_jax.pipeline.experiment import prepare
+from hawis_jax.runtime import checkpoint
+from hawis_jax.runtime import distributed
+from hawis_jax.runtime import preemption
+from hawis_jax.runtime import storage
+from hawis_jax.runtime.metrics import Metrics
 
 STAGES = {
   "pretrain": pretrain.run,
   "search": search.run,
   "train": train.run,
-  "robustness": sweep.run,
+  "robustness": robustness.run,
   "report": report.run,
 }
 
@@ -66,25 +68,24 @@ def main(argv: list[str]) -> None:
   start = time.monotonic()
   _join()
   config = command_line.CONFIG.value
-  config_lib.validate(config)
-  stages = _stages(_STAGES.value, config_lib.searches(config))
+  settings.validate(config)
+  stages = _stages(_STAGES.value, settings.searches(config))
   workdir = _WORKDIR.value or f"runs/{_config_name()}"
-  workdir = files.folder_path(workdir, "--workdir")
+  workdir = storage.folder_path(workdir, "--workdir")
   _check_same(config, workdir, stages)
-  first = processes.is_first()
+  first = distributed.is_first()
   with contextlib.ExitStack() as run:
     run.enter_context(preemption.watch())
-    experiment = processes.first_then_others(
-      lambda: experiment_lib.prepare(config)
-    )
+    run.enter_context(checkpoint.without_leftovers())
+    experiment = distributed.first_then_others(lambda: prepare(config))
     if "train" in stages:
-      train.check_teacher(experiment)
+      train.check_teacher(experiment, workdir)
     if "robustness" in stages:
-      sweep.check_chips(experiment, workdir)
-    processes.on_first(lambda: run.enter_context(files.locked(workdir)))
+      robustness.check_chips(experiment, workdir)
+    distributed.on_first(lambda: run.enter_context(storage.locked(workdir)))
     facts = experiment.splits.facts()
-    processes.on_first(lambda: config_lib.settle(config, workdir, facts))
-    metrics = run.enter_context(metrics_lib.Metrics(workdir, recording=first))
+    distributed.on_first(lambda: results.settle(config, workdir, facts))
+    metrics = run.enter_context(Metrics(workdir, recording=first))
     for stage in stages:
       if preemption.reached():
         raise errors.Preempted(f"before {stage}")
@@ -98,7 +99,7 @@ def _join():
   """Meets the other processes, if there are any."""
   cluster = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
   if _DISTRIBUTED.value:
-    processes.join(*(flag.value for flag in cluster))
+    distributed.join(*(flag.value for flag in cluster))
     return
   for flag in cluster:
     if flag.value is not None:
@@ -109,11 +110,11 @@ def _join():
 
 def _check_same(config, workdir, stages):
   """Raises InputError where processes were not started alike."""
-  fields = config_lib.flatten(config)
+  fields = settings.flatten(config)
   for own in ("data.data_dir", "data.read_threads"):
     del fields[own]
-  processes.check_same(fields, "--config")
-  processes.check_same([str(workdir), stages], "--workdir, --stages")
+  distributed.check_same(fields, "--config")
+  distributed.check_same([str(workdir), stages], "--workdir, --stages")
 
 
 def _stages(names, searches):

@@ -32,19 +32,21 @@ import numpy as np
 
 from hawis_jax import backend
 from hawis_jax import command_line
-from hawis_jax import config as config_lib
 from hawis_jax import data
 from hawis_jax import errors
-from hawis_jax import experiment as experiment_lib
-from hawis_jax import montecarlo
-from hawis_jax import pretrain
-from hawis_jax import robustness
-from hawis_jax import scoring
-from hawis_jax import search
-from hawis_jax import sharding
-from hawis_jax import sweep
-from hawis_jax import train
-from hawis_jax import variables
+from hawis_jax.config import settings
+from hawis_jax.networks import net_variables
+from hawis_jax.pipeline import candidates
+from hawis_jax.pipeline import nets
+from hawis_jax.pipeline import pretrain
+from hawis_jax.pipeline import robustness
+from hawis_jax.pipeline import search
+from hawis_jax.pipeline import train
+from hawis_jax.pipeline.experiment import check_batches
+from hawis_jax.pipeline.experiment import Experiment
+from hawis_jax.pipeline.experiment import with_splits
+from hawis_jax.robustness import monte_carlo
+from hawis_jax.runtime import sharding
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "E.g. v5e:16x16.")
 _ALL = ("pretrain", "search", "train", "robustness")
@@ -74,12 +76,12 @@ def topology(name):
   return sorted(found.devices, key=lambda d: (d.process_index, d.id))
 
 
-class _Experiment(experiment_lib.Experiment):  # its images are zeros
+class _Experiment(Experiment):  # its images are zeros
   def evaluation(self, source, batch_size, limit=None):
     shape = -(-(limit or len(source)) // batch_size), batch_size
     labels = np.zeros(shape, np.int32)
     images = np.zeros((*shape, *self.splits.image_shape), np.uint8)
-    return robustness.Batches(images, labels, labels == 0)
+    return monte_carlo.Batches(images, labels, labels == 0)
 
 
 def _state(init, mesh):
@@ -90,7 +92,7 @@ def _state(init, mesh):
 def programs(stage, experiment, devices):
   """Yields (name, executable) of one stage."""
   config, shape = experiment.config, experiment.splits.image_shape
-  experiment_lib.check_batches(config, len(devices), [stage])
+  check_batches(config, len(devices), [stage])
   images, labels, _ = experiment.evaluation((), config[stage].batch_size, 1)
   mesh, first = sharding.training_mesh(devices), np.int32(0)
   batch = {"image": images[0], "label": labels[0]}
@@ -102,21 +104,21 @@ def programs(stage, experiment, devices):
   elif stage == "search":
     methods = search.build_methods(experiment)
     context = search.make_context(experiment)
-    params = variables.shapes(experiment.supernet, shape)["params"]
-    scorer = scoring.make_scorer(experiment, params)
+    params = net_variables.shapes(experiment.supernet, shape)["params"]
+    scorer = candidates.make_scorer(experiment, params)
     state = jax.eval_shape(lambda: search.init(experiment, methods, context))
     arguments = state, first, scorer, context, jax.random.key(0)
     arguments = sharding.abstract(arguments, sharding.replicated(mesh))
     updates = search.make_updates(experiment, methods, mesh)
     yield "update", updates.lower(*arguments).compile()
   elif stage == "train":
-    for net in train.trained(config.train):
-      module = train.widest_module(net, experiment)
+    for net in nets.trained(experiment):
+      module = nets.module(net, experiment)
       made = train.make_programs(net, module, experiment, mesh)
       state = _state(made.init, mesh)
       yield net, made.step.lower(state, batch, None).compile()
   else:
-    steps = sweep.todo_list(config)
+    steps = robustness.measurements(config)
     steps = [step for step in steps if step.level and step.level.is_random]
     for step in {step[:2]: step for step in steps}.values():
       for name, executable in _on_chips(step, experiment, devices):
@@ -128,18 +130,18 @@ def _on_chips(step, experiment, devices):
   config, shape = experiment.config.robustness, experiment.splits.image_shape
   count = config.images or len(experiment.splits.test)
   images = jax.ShapeDtypeStruct((count, *shape), np.uint8)
-  module, level = train.widest_module(step.net, experiment), step.level
+  module, level = nets.module(step.net, experiment), step.level
   net = jax.eval_shape(
-    lambda net: sweep.calibrated(experiment, level, module, net),
-    variables.shapes(module, shape),
+    lambda net: robustness.calibrated(experiment, level, module, net),
+    net_variables.shapes(module, shape),
   )
-  setting = sweep.make_setting(experiment, level, module, net)
-  shared = jax.eval_shape(lambda: montecarlo.shared_variables(setting, images))
+  setting = robustness.make_setting(experiment, level, module, net)
+  shared = jax.eval_shape(lambda: monte_carlo.shared_variables(setting, images))
   mesh = sharding.evaluation_mesh(config.chips, devices)
   memory = config.memory_gb * 1e9 or math.inf  # the compiler minds a device's
-  limits = montecarlo.Limits(config.chips_per_step, config.batch_size, memory)
+  limits = monte_carlo.Limits(config.chips_per_step, config.batch_size, memory)
   plan = setting, shared, images, config.chips, mesh, limits
-  return montecarlo.make_plan(*plan).executables.items()
+  return monte_carlo.make_plan(*plan).executables.items()
 
 
 def collectives(text):
@@ -156,7 +158,7 @@ def collectives(text):
 
 def row(name, executable):
   """Returns a program's line of the table."""
-  numbers = [size / 1e6 for size in montecarlo.needs(executable)]
+  numbers = [size / 1e6 for size in monte_carlo.needs(executable)]
   numbers.append(executable.cost_analysis()["flops"] / 1e9)
   moved = [
     f"{count} {kind} {size / 1e6:.3f}"
@@ -169,9 +171,9 @@ def row(name, executable):
 def main(_):
   """Prints the table."""
   config = command_line.CONFIG.value.copy_and_resolve_references()
-  known = _ALL[0 if config_lib.searches(config) else 2 :]
+  known = _ALL[0 if settings.searches(config) else 2 :]
   config.train.loss = "labels"
-  config_lib.validate(config)
+  settings.validate(config)
   side, channels, classes, test = _SETS.get(config.data.name, _IMAGENET)
   shape = (*[config.data.image_size or side] * 2, channels)
   splits = data.Splits("", "", (), (), range(test), shape, classes)
@@ -179,7 +181,7 @@ def main(_):
   print(f"jax {jax.__version__}, {len(devices)} devices, {_TOPOLOGY.value}")
   print(f"{'':44}    argum.   outputs   tempor.     GFLOP  collectives")
   with backend.compiling_for("tpu"):
-    experiment = _Experiment(**vars(experiment_lib.with_splits(config, splits)))
+    experiment = _Experiment(**vars(with_splits(config, splits)))
     for stage in sorted(set(_STAGES.value) & set(known), key=_ALL.index):
       for name, executable in programs(stage, experiment, devices):
         print(row(f"{stage}, {name}", executable), flush=True)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hawis_jax import binary
 from hawis_jax import errors
+from hawis_jax.arithmetic import binary
 
 
 @pytest.fixture

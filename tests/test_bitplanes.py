@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hawis_jax import binary
-from hawis_jax import bitplanes
 from hawis_jax import crossbar
 from hawis_jax import errors
-from hawis_jax import resnet
-from hawis_jax import variables as variables_lib
+from hawis_jax.arithmetic import binary
+from hawis_jax.arithmetic import popcount
+from hawis_jax.networks import net_variables
+from hawis_jax.networks import resnet
 
 _STUCK = crossbar.Device(stuck_off=0.15, stuck_on=0.1)
 _program = jax.jit(crossbar.program, static_argnames=("form", "layers"))
@@ -39,8 +39,8 @@ def _expected(bits, weights, strides, padding):
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _convolve(bits, weights, strides, padding):
-  planes = bitplanes.weight_planes(weights)
-  return bitplanes.convolve(bits, planes, strides, padding)
+  planes = popcount.weight_planes(weights)
+  return popcount.convolve(bits, planes, strides, padding)
 
 
 _in_float32 = jax.jit(binary.convolve, static_argnums=(2, 3))
@@ -90,7 +90,7 @@ def test_vmapped_over_images_chips_or_both(axes, rng):
 def _net(rng):
   """A net that a layer of more than a word is in, and its input."""
   module = resnet.cifar_resnet(8, (6, 5, 40, 8, 10, 12, 12), 10, levels=8)
-  shapes = variables_lib.shapes(module, (8, 8, 1))
+  shapes = net_variables.shapes(module, (8, 8, 1))
   flat = {
     path: 0.1 * rng.normal(size=leaf.shape)
     if path[-1] == "kernel"
@@ -107,7 +107,7 @@ def _net(rng):
 
 
 def _assert_planes_of(entries, weight):
-  used, negative = jax.jit(bitplanes.weight_planes)(weight)
+  used, negative = jax.jit(popcount.weight_planes)(weight)
   np.testing.assert_array_equal(entries["used"], used)
   np.testing.assert_array_equal(entries["negative"], negative)
 

@@ -22,10 +22,10 @@ import pytest
 import short_run
 
 from hawis_jax import buckets
-from hawis_jax import checkpoint
 from hawis_jax import errors
-from hawis_jax import files
-from hawis_jax import metrics as metrics_lib
+from hawis_jax.runtime import checkpoint
+from hawis_jax.runtime import storage
+from hawis_jax.runtime.metrics import Metrics
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def folder(emulator, request):
   """An empty folder of the bucket."""
   name = request.node.originalname
   address = f"gs://tests/{name}-{time.monotonic_ns()}/run"
-  return files.folder_path(address, "--workdir")
+  return storage.folder_path(address, "--workdir")
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def ended(monkeypatch):
 
 def _fetch(folder, target):
   """Copies a folder of the bucket."""
-  for path in files.contents(folder):
+  for path in storage.contents(folder):
     copy = target / path.relative_to(folder)
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_bytes(path.read_bytes())
@@ -151,22 +151,22 @@ def test_two_processes_share_a_bucket(emulator, folder, data_dir, tmp_path):
 
 
 def test_one_run_at_a_time(folder, ended):
-  with files.locked(folder):
+  with storage.locked(folder):
     with pytest.raises(errors.InputError, match="another process is running"):
-      with files.locked(folder):
+      with storage.locked(folder):
         pass
     time.sleep(buckets._PATIENCE)  # the time of a dead one
     with pytest.raises(errors.InputError, match="another process is running"):
-      with files.locked(folder):
+      with storage.locked(folder):
         pass
-  with files.locked(folder):  # it was given back
+  with storage.locked(folder):  # it was given back
     pass
   assert not (folder / "lock").exists()
 
 
 def test_a_dead_lock_is_taken_for_as_long_as_needed(folder, ended):
   (folder / "lock").write_bytes(b'{"owner": "dead", "beat": 7}')
-  with files.locked(folder):
+  with storage.locked(folder):
     time.sleep(buckets._SILENCE)
     assert b"dead" not in (folder / "lock").read_bytes()
 
@@ -178,7 +178,7 @@ def test_of_two_that_find_a_dead_lock_one_gets_it(folder, ended):
 
   def try_it():
     try:
-      with files.locked(folder):
+      with storage.locked(folder):
         held.append(threading.get_ident())
         done.wait(20)
     except errors.InputError:
@@ -195,7 +195,7 @@ def test_of_two_that_find_a_dead_lock_one_gets_it(folder, ended):
 
 def test_a_run_whose_lock_was_taken_ends_at_once(folder, ended):
   other = b'{"owner": "another", "beat": 0}'
-  with files.locked(folder):
+  with storage.locked(folder):
     (folder / "lock").write_bytes(other)
     assert ended.get(timeout=60) == 2
   assert (folder / "lock").read_bytes() == other
@@ -213,7 +213,7 @@ def test_a_run_that_is_cut_off_ends_before_another_begins(
       done.wait()
     raise aiohttp.ClientOSError("no network")
 
-  with files.locked(folder):
+  with storage.locked(folder):
     monkeypatch.setattr(buckets, "_content", silent)
     assert ended.get(timeout=60) == 75
     monkeypatch.setattr(buckets, "_content", answer)
@@ -236,7 +236,7 @@ def test_an_answer_that_was_lost(folder, ended, monkeypatch):
     return create(lock, owner)
 
   monkeypatch.setattr(buckets, "_create", twice)
-  with files.locked(folder):
+  with storage.locked(folder):
     pass
 
 
@@ -282,7 +282,7 @@ def test_damaged_checkpoints_are_skipped(folder, harm, caplog):
     checkpoints.save(2, _state(2))
     checkpoints.save(4, _state(4))
     checkpoints.wait()
-    path = max(files.contents(folder / "4"), key=lambda p: p.stat().length)
+    path = max(storage.contents(folder / "4"), key=lambda p: p.stat().length)
     if harm == "flip":
       content = bytearray(path.read_bytes())
       content[np.random.default_rng().integers(len(content))] ^= 1
@@ -296,7 +296,7 @@ def test_damaged_checkpoints_are_skipped(folder, harm, caplog):
 
 
 def test_lines_are_written_where_others_rely_on_them(folder):
-  metrics = metrics_lib.Metrics(folder)
+  metrics = Metrics(folder)
   with contextlib.closing(metrics):
     progress = metrics.stage("pretrain", 4)
     progress.report(1, {"loss": 1.0})
@@ -304,7 +304,7 @@ def test_lines_are_written_where_others_rely_on_them(folder):
     progress.report(2, {"loss": 0.5})
     assert len((folder / "metrics.jsonl").read_bytes().splitlines()) == 1
   assert len((folder / "metrics.jsonl").read_bytes().splitlines()) == 2
-  with contextlib.closing(metrics_lib.Metrics(folder)) as metrics:
+  with contextlib.closing(Metrics(folder)) as metrics:
     metrics.stage("pretrain", 4, start=1)
   (line,) = (folder / "metrics.jsonl").read_bytes().splitlines()
   assert json.loads(line)["step"] == 1
@@ -359,12 +359,12 @@ def test_a_network_that_is_down_ends_a_run_that_goes_on_later(
   assert error.startswith("stopped: the bucket can't be reached: backend error")
   assert error.endswith("the same command goes on\n")
   assert run(folder, stages) == 0
-  before = {str(path): path.read_bytes() for path in files.contents(folder)}
+  before = {str(path): path.read_bytes() for path in storage.contents(folder)}
   with monkeypatch.context() as patch:
     _fails(patch, *_LISTINGS)
     assert run(folder, stages) == 75
   assert run(folder, stages) == 0
-  after = {str(path): path.read_bytes() for path in files.contents(folder)}
+  after = {str(path): path.read_bytes() for path in storage.contents(folder)}
   assert after == before
 
 
@@ -385,13 +385,13 @@ def test_a_network_that_is_down_ends_a_run_that_goes_on_later(
 def test_what_passes_and_what_does_not(folder, error, passes):
   expected = errors.UnreachableError if passes else errors.InputError
   with pytest.raises(expected):
-    with files.write_errors(folder):
+    with storage.write_errors(folder):
       raise error
 
 
 def test_mistakes_of_ours_are_not_hidden(folder):
   with pytest.raises(AttributeError):
-    with files.write_errors(folder):
+    with storage.write_errors(folder):
       None.missing  # noqa: B018
 
 

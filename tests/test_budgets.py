@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hawis_jax import budgets
 from hawis_jax import cost
 from hawis_jax import errors
-from hawis_jax import widths
+from hawis_jax.networks import width_vectors
 
 _KINDS = tuple(name for name, kind in cost.KINDS.items() if kind.additive)
 
@@ -31,7 +30,7 @@ def _random_space(rng, num_layers, skipping):
   )
   positions = tuple(rng.integers(1, 300, num_layers).tolist())
   geometry = _geometry(int(rng.integers(1, 97)), positions, skipping)
-  return widths.WidthSpace(choices), geometry
+  return width_vectors.WidthSpace(choices), geometry
 
 
 def _geometry(planes, positions, skipping=False):
@@ -124,24 +123,24 @@ def test_feasible_set_holds_exactly_the_window(seed, family, kind):
   choices, every = _every(space, geometry)
   total = cost.KINDS[kind].of(every)
   np.testing.assert_allclose(
-    budgets.cost_range(space, costs), (total.min(), total.max()), rtol=1e-12
+    cost.cost_range(space, costs), (total.min(), total.max()), rtol=1e-12
   )
   np.testing.assert_allclose(
-    budgets.vector_cost(costs, choices), total, rtol=1e-12
+    cost.vector_cost(costs, choices), total, rtol=1e-12
   )
   highs = np.sort(1.05 * rng.choice(total, 2))
   windows = [(0.7 * high, high) for high in highs]
-  feasible = _padded(budgets.feasible_set(space, costs, windows))
+  feasible = _padded(cost.feasible_set(space, costs, windows))
   for window, (low, high) in enumerate(windows):
     inside = (total >= low) & (total <= high)
-    unit = budgets.cost_unit(costs, high)
+    unit = cost.cost_unit(costs, high)
     integers = np.issubdtype(costs.dtype, np.integer)
     exact = integers and unit == np.gcd.reduce(costs, axis=None)
     slack = 0 if exact else family[0] * unit  # costs are rounded up
     drawn, count, says, _ = _probe(feasible, window, seed, choices)
     if exact:
       np.testing.assert_allclose(count, inside.sum(), rtol=1e-5)
-    drawn = budgets.vector_cost(costs, drawn)
+    drawn = cost.vector_cost(costs, drawn)
     assert (drawn <= high * (1 + 1e-9)).all()
     assert (drawn >= low - slack).all()
     assert says[(total >= low) & (total <= high - slack)].all()
@@ -166,9 +165,9 @@ def test_one_limit_excludes_what_exceeds_it_and_no_more(seed, skipping):
   wanted = inside & (limited <= most * (1 if exact else 1 - 1e-4))
   if not wanted.any():
     return
-  limit = budgets.Limit(cost.tables(space.table, geometry, kind), most)
+  limit = cost.Limit(cost.tables(space.table, geometry, kind), most)
   costs = cost.tables(space.table, geometry, "arrays")
-  feasible = budgets.feasible_set(space, costs, [(0.5 * high, high)], [limit])
+  feasible = cost.feasible_set(space, costs, [(0.5 * high, high)], [limit])
   drawn, _, says, reached = _probe(_padded(feasible), 0, seed, choices, 2048)
   drawn_cost = cost.network_cost(space.table[np.arange(5), drawn], geometry)
   assert (drawn_cost.arrays <= high).all()
@@ -190,7 +189,7 @@ def test_no_draw_breaks_any_of_several_limits(seed, skipping):
   # A vector that meets all limits, so that there is one.
   known = rng.integers(len(every.macs))
   limits = [
-    budgets.Limit(
+    cost.Limit(
       cost.tables(space.table, geometry, kind),
       1.001 * float(cost.KINDS[kind].of(every)[known]),
       not cost.KINDS[kind].additive,
@@ -200,7 +199,7 @@ def test_no_draw_breaks_any_of_several_limits(seed, skipping):
   ]
   high = 1.001 * float(every.latency_second[known])
   costs = cost.tables(space.table, geometry, "latency")
-  feasible = budgets.feasible_set(space, costs, [(0, high)], limits)
+  feasible = cost.feasible_set(space, costs, [(0, high)], limits)
   drawn = _probe(_padded(feasible), 0, seed, choices)[0]
   drawn_cost = cost.network_cost(space.table[np.arange(5), drawn], geometry)
   for limit, kind in zip(limits, kinds, strict=True):
@@ -211,7 +210,7 @@ def test_no_draw_breaks_any_of_several_limits(seed, skipping):
 
 @pytest.mark.parametrize("case", ["chain", "skipping", "limited"])
 def test_sampling_is_uniform_over_the_feasible_set(case, rng):
-  space = widths.WidthSpace(((8, 40, 72),) * 4)
+  space = width_vectors.WidthSpace(((8, 40, 72),) * 4)
   positions = (9, 5, 3, 1) if case == "limited" else (1,) * 4
   geometry = _geometry(3, positions, case == "skipping")
   costs = cost.tables(space.table, geometry, "arrays")
@@ -220,12 +219,10 @@ def test_sampling_is_uniform_over_the_feasible_set(case, rng):
   inside, limits = (every.arrays >= low) & (every.arrays <= high), []
   if case == "limited":
     macs = cost.tables(space.table, geometry, "macs")
-    limits.append(budgets.Limit(macs, int(np.quantile(every.macs, 0.5))))
+    limits.append(cost.Limit(macs, int(np.quantile(every.macs, 0.5))))
     inside &= every.macs <= limits[0].most
   # The window of interest is the second of two.
-  feasible = budgets.feasible_set(
-    space, costs, [(0, high), (low, high)], limits
-  )
+  feasible = cost.feasible_set(space, costs, [(0, high), (low, high)], limits)
   seed, num = rng.integers(2**31), 200 * inside.sum()
   drawn = _probe(feasible, 1, seed, choices, num)[0]
   found, counts = np.unique(drawn, axis=0, return_counts=True)
@@ -235,16 +232,18 @@ def test_sampling_is_uniform_over_the_feasible_set(case, rng):
 
 @pytest.mark.parametrize("kind", ["macs", "energy"])
 def test_cost_bands_are_uniform_in_cost(kind):
-  space = widths.width_space(((8, 16, 24), (16, 32, 48), (32, 64, 96)), 13)
+  space = width_vectors.width_space(
+    ((8, 16, 24), (16, 32, 48), (32, 64, 96)), 13
+  )
   geometry = cost.cifar_geometry(14, (8, 8, 1), 8, 10, (64, 64))
   costs = cost.tables(space.table, geometry, kind)
-  bands = budgets.cost_bands(space, costs, 10)
+  bands = cost.cost_bands(space, costs, 10)
   assert bands.windows == 10
-  cheapest, dearest = budgets.cost_range(space, costs)
+  cheapest, dearest = cost.cost_range(space, costs)
   keys = jax.random.split(jax.random.key(0), 320)
   index = np.repeat(np.arange(10), 32)
   drawn = jax.jit(jax.vmap(bands.sample))(keys, index)
-  spent = budgets.vector_cost(costs, np.asarray(drawn))
+  spent = cost.vector_cost(costs, np.asarray(drawn))
   share = (spent - cheapest) / (dearest - cheapest)
   # Units are rounded: about dearest / 512 a layer.
   assert (np.abs(share - (index + 0.5) / 10) < 0.05 + 13 / 512).all()
@@ -256,28 +255,28 @@ def test_budgets_at_both_ends_of_the_range(kind, rng):
   space, geometry = _random_space(rng, 5, False)
   costs = cost.tables(space.table, geometry, kind)
   choices = _every(space, geometry)[0]
-  cheapest, dearest = budgets.cost_range(space, costs)
+  cheapest, dearest = cost.cost_range(space, costs)
   windows = [(0, cheapest), (0, 1.01 * dearest)]
-  feasible = budgets.feasible_set(space, costs, windows)
+  feasible = cost.feasible_set(space, costs, windows)
   drawn, _, says, _ = _probe(feasible, 0, 0, choices)
   assert says[0]  # in the order of enumeration the narrowest is the first
   assert _probe(feasible, 1, 0, choices)[2].all()
-  assert (budgets.vector_cost(costs, drawn) <= cheapest * (1 + 1e-9)).all()
+  assert (cost.vector_cost(costs, drawn) <= cheapest * (1 + 1e-9)).all()
 
 
 def test_infeasible_budget_names_the_range():
-  space = widths.WidthSpace(((64, 128),) * 3)
+  space = width_vectors.WidthSpace(((64, 128),) * 3)
   geometry = _geometry(8, (1,) * 3)
   costs = cost.tables(space.table, geometry, "arrays")
-  low, high = budgets.cost_range(space, costs)
+  low, high = cost.cost_range(space, costs)
   with pytest.raises(errors.InputError, match=f"cost {low} to {high}"):
-    budgets.feasible_set(space, costs, [(0, low - 1)])
+    cost.feasible_set(space, costs, [(0, low - 1)])
   with pytest.raises(
     errors.InputError, match=re.escape(f"cost {low} to {high}")
   ):
-    budgets.feasible_set(space, costs, [(0, high), (high + 1, high + 2)])
+    cost.feasible_set(space, costs, [(0, high), (high + 1, high + 2)])
   energy = cost.tables(space.table, geometry, "energy")
-  cheapest = budgets.cost_range(space, energy)[0]
-  limit = budgets.Limit(energy, 0.9 * cheapest, name="energy")
+  cheapest = cost.cost_range(space, energy)[0]
+  limit = cost.Limit(energy, 0.9 * cheapest, name="energy")
   with pytest.raises(errors.InputError, match="limits: got energy"):
-    budgets.feasible_set(space, costs, [(0, high)], [limit])
+    cost.feasible_set(space, costs, [(0, high)], [limit])

@@ -14,9 +14,9 @@ import numpy as np
 import optax
 import pytest
 
-from hawis_jax import checkpoint
 from hawis_jax import errors
-from hawis_jax import files
+from hawis_jax.runtime import checkpoint
+from hawis_jax.runtime import storage
 
 
 @flax.struct.dataclass
@@ -204,7 +204,7 @@ def test_kill_in_the_middle_of_a_save(saved):
     import jax.numpy as jnp
     from hawis_jax import checkpoint, files
 
-    files.seal = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
+    storage.seal = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
     with checkpoint.Checkpoints(sys.argv[1]) as checkpoints:
       checkpoints.save(30, {"a": jnp.ones(1000)})
     """,
@@ -224,7 +224,7 @@ def test_kill_while_orbax_writes(saved):
     """
     import sys
     import jax.numpy as jnp
-    from hawis_jax import checkpoint
+    from hawis_jax.runtime import checkpoint
 
     with checkpoint.Checkpoints(sys.argv[1]) as checkpoints:
       print("saving", flush=True)
@@ -253,7 +253,7 @@ def test_restores_to_other_shardings(tmp_path):
     import sys
     import jax, jax.numpy as jnp
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
-    from hawis_jax import checkpoint
+    from hawis_jax.runtime import checkpoint
 
     jax.config.update("jax_num_cpu_devices", 2)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
@@ -284,25 +284,25 @@ def test_restores_to_other_shardings(tmp_path):
 def test_json_errors_name_the_file(tmp_path):
   path = tmp_path / "result.json"
   with pytest.raises(errors.InputError, match=r"result\.json: No such file"):
-    files.read_json(path)
+    storage.read_json(path)
   path.write_text(json.dumps({"a": [1, 2, 3]})[:-3])
   with pytest.raises(errors.InputError, match=r"result\.json: got damaged"):
-    files.read_json(path)
+    storage.read_json(path)
   with pytest.raises(errors.InputError, match="can't write"):
-    files.write_json(path / "below.json", {})
+    storage.write_json(path / "below.json", {})
   with pytest.raises(ValueError, match="not JSON compliant"):
-    files.write_json(path, {"a": float("nan")})
+    storage.write_json(path, {"a": float("nan")})
 
 
 def test_a_failed_json_write_leaves_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / "result.json"
-  files.write_json(path, 1)
+  storage.write_json(path, 1)
 
   def refuse(*_):
     raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(pathlib.Path, "replace", refuse)
   with pytest.raises(errors.InputError, match="No space left"):
-    files.write_json(path, 2)
-  assert files.read_json(path) == 1
+    storage.write_json(path, 2)
+  assert storage.read_json(path) == 1
   assert list(tmp_path.iterdir()) == [path]

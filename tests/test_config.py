@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 import short_run
 
-from hawis_jax import config as config_lib
 from hawis_jax import crossbar
 from hawis_jax import errors
-from hawis_jax import files
 from hawis_jax import main
 from hawis_jax.config import describe
 from hawis_jax.config import fields
+from hawis_jax.config import load
+from hawis_jax.config import settings
+from hawis_jax.pipeline import results
+from hawis_jax.runtime import storage
 
 _FILE = pathlib.Path(short_run.CONFIG)
 _NUMBERS = st.one_of(
@@ -67,7 +69,7 @@ _ANYTHING = st.recursive(
 
 def _with(name, value):
   """The default configuration with one field changed."""
-  config = config_lib.default()
+  config = settings.default()
   *sections, last = name.split(".")
   section = config
   for part in sections:
@@ -81,7 +83,7 @@ def _with(name, value):
 def _complaint(config):
   """The one line about a configuration; "": it is valid."""
   try:
-    config_lib.validate(config)
+    settings.validate(config)
   except errors.InputError as error:
     assert len(str(error).splitlines()) == 1
     return str(error)
@@ -160,9 +162,9 @@ def test_values_that_can_not_be_printed():
 
 
 def test_the_defaults_are_valid_and_the_table_is_all_there_is():
-  config = config_lib.default()
+  config = settings.default()
   assert not _complaint(config)
-  flat = config_lib.flatten(config)
+  flat = settings.flatten(config)
   assert flat.keys() == fields.FIELDS.keys()
   for name, field in fields.FIELDS.items():
     assert flat[name] == field.default and field.meaning and field.allowed
@@ -170,18 +172,18 @@ def test_the_defaults_are_valid_and_the_table_is_all_there_is():
     assert isinstance(field.default, kinds)
   # A change of one is not another's.
   config.search.scenarios[0]["stuck_on"] = 1.0
-  assert config_lib.default().search.scenarios[0]["stuck_on"] == 0.0175
+  assert settings.default().search.scenarios[0]["stuck_on"] == 0.0175
 
 
 def test_missing_and_unknown_fields_are_named():
-  config = config_lib.default()
+  config = settings.default()
   with config.unlocked():
     del config.search
   assert "config.search.budget: missing, allowed is a n" in _complaint(config)
-  config = config_lib.default()
+  config = settings.default()
   config.train = 3
   assert _complaint(config).startswith("config.train.nets: missing")
-  config = config_lib.default()
+  config = settings.default()
   with config.unlocked():
     config.search.budgt = 3
   assert _complaint(config) == "config.search.budgt: no such field"
@@ -280,8 +282,8 @@ def test_the_page_of_the_fields_is_up_to_date():
 
 def _begun(tmp_path):
   """A run of the default configuration in which training has begun."""
-  config = config_lib.default()
-  config_lib.settle(config, tmp_path)
+  config = settings.default()
+  results.settle(config, tmp_path)
   (tmp_path / "train").mkdir()
   (tmp_path / "train" / "begun").write_text("")
   return config, tmp_path / "config.json"
@@ -289,16 +291,16 @@ def _begun(tmp_path):
 
 def test_a_run_goes_on_that_is_older_than_a_field(tmp_path):
   config, path = _begun(tmp_path)
-  record = files.read_record(path)
+  record = storage.read_record(path)
   for name in ("train.ema", "device.cell_bits", "search.limits", "log_every"):
     del record[name]
-  files.write_record(path, record)
-  config_lib.settle(config, tmp_path)
+  storage.write_record(path, record)
+  results.settle(config, tmp_path)
   assert json.loads(path.read_text())["train.ema"] == 0.0
-  files.write_record(path, record)
+  storage.write_record(path, record)
   config.train.ema = 0.5
   with pytest.raises(errors.InputError, match="train.ema was 0.0, is 0.5"):
-    config_lib.settle(config, tmp_path)
+    results.settle(config, tmp_path)
 
 
 def test_only_fields_that_are_free_may_change_in_a_begun_run(tmp_path):
@@ -311,13 +313,13 @@ def test_only_fields_that_are_free_may_change_in_a_begun_run(tmp_path):
     if field.default == others[field.kind]:
       continue
     if field.is_free:
-      config_lib.settle(config, tmp_path)
+      results.settle(config, tmp_path)
       continue
     section = name.split(".")[0]
     if section == "robustness":  # has not begun
       continue
     with pytest.raises(errors.InputError, match=f"config.{name} was "):
-      config_lib.settle(config, tmp_path)
+      results.settle(config, tmp_path)
 
 
 def test_configurations_start_from_others(tmp_path):
@@ -327,9 +329,9 @@ def test_configurations_start_from_others(tmp_path):
     f"def get_config(seed=1):\n  c = config.load({str(_FILE)!r})\n"
     "  c.seed = int(seed)\n  return c\n"
   )
-  loaded = config_lib.load(path, "7")
+  loaded = load.load(path, "7")
   assert isinstance(loaded, ml_collections.ConfigDict) and loaded.is_locked
   assert loaded.seed == 7 and loaded.data.levels == 8
   with pytest.raises(errors.InputError, match=r"mine.py: ValueError: invalid"):
-    config_lib.load(path, "a")
+    load.load(path, "a")
   assert "config_file" in sys.modules

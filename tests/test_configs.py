@@ -5,10 +5,10 @@ import pathlib
 
 import pytest
 
-from hawis_jax import config as config_lib
 from hawis_jax import errors
-from hawis_jax import nets
-from hawis_jax import widths
+from hawis_jax.config import settings
+from hawis_jax.networks import net_names
+from hawis_jax.networks import width_vectors
 
 _FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -32,32 +32,32 @@ def _config(name, *preset):
 )
 def test_the_whole_way(name):
   config = _config(name)
-  config_lib.validate(config)
-  assert config_lib.searches(config)
+  settings.validate(config)
+  assert settings.searches(config)
 
 
-@pytest.mark.parametrize("preset", widths.PRESETS)
+@pytest.mark.parametrize("preset", width_vectors.PRESETS)
 def test_every_published_vector_has_a_recipe(preset, tmp_path):
   network, vector = preset.split("_", 1)
   family = "imagenet" if network == "resnet18" else "cifar10"
   config = _config(f"{family}_{network}", vector)
   if family == "imagenet":
     with pytest.raises(errors.InputError, match="config.train.teacher: got"):
-      config_lib.validate(config)
+      settings.validate(config)
     config.train.teacher = str(tmp_path / "teacher.npz")
     (tmp_path / "teacher.npz").touch()
-  config_lib.validate(config)
+  settings.validate(config)
   assert config.train.nets == (preset,)
-  assert not config_lib.searches(config)
-  assert len(widths.PRESETS[preset]) == config.network.depth - 1
-  assert preset in nets.vector_names(config.network.depth)
+  assert not settings.searches(config)
+  assert len(width_vectors.PRESETS[preset]) == config.network.depth - 1
+  assert preset in net_names.vector_names(config.network.depth)
 
 
 def test_the_tolerance_test_sweeps_what_was_published():
   config = _config("tolerance_resnet20", "hawis_a")
-  config_lib.validate(config)
+  settings.validate(config)
   assert config.train.nets[0] == "resnet20_hawis_a"
-  sweeps = {s.key: s.levels for s in config_lib.sweeps(config)}
+  sweeps = {s.key: s.levels for s in settings.sweeps(config)}
   for effect, most in (("stuck_on", 0.02), ("stuck_off", 0.1)):
     values = [level.value for level in sweeps[effect]]
     assert values[0] == 0 and values[-1] == most
@@ -69,4 +69,4 @@ def test_the_tolerance_test_sweeps_what_was_published():
 
 def test_an_unknown_preset_is_named():
   with pytest.raises(errors.InputError, match="resnet20_hawis_z"):
-    config_lib.validate(_config("cifar10_resnet20", "hawis_z"))
+    settings.validate(_config("cifar10_resnet20", "hawis_z"))

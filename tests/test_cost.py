@@ -13,9 +13,9 @@ import pytest
 
 from hawis_jax import cost
 from hawis_jax import errors
-from hawis_jax import resnet
-from hawis_jax import variables
-from hawis_jax import widths
+from hawis_jax.networks import net_variables
+from hawis_jax.networks import resnet
+from hawis_jax.networks import width_vectors
 
 _CIFAR = cost.cifar_geometry(20, (32, 32, 3), 32, 10, (64, 64))
 _IMAGENET = {
@@ -38,7 +38,9 @@ _IMAGENET = {
   ],
 )
 def test_published_networks(name, geometry, weights, macs, arrays, rtol):
-  got = cost.network_cost(np.array(widths.PRESETS[name], np.int64), geometry)
+  got = cost.network_cost(
+    np.array(width_vectors.PRESETS[name], np.int64), geometry
+  )
   exact = geometry is _CIFAR
   np.testing.assert_allclose(got.arrays, arrays, 0 if exact else rtol)
   np.testing.assert_allclose((got.macs, got.weights), (macs, weights), rtol)
@@ -197,7 +199,7 @@ def test_products_are_the_kernels_of_the_network(family, rng):
       vector, 7, family, image_size=96, levels=4
     )
     geometry = cost.imagenet_geometry(family, 96, 4, 7, tile)
-  params = variables.shapes(module, shape)["params"]
+  params = net_variables.shapes(module, shape)["params"]
   kernels = {
     "/".join(path[:-1]): int(np.prod(leaf.shape))
     for path, leaf in traverse_util.flatten_dict(params).items()
@@ -224,7 +226,7 @@ def test_utilisation_of_a_small_net():
 
 def test_jitted_macs_do_not_overflow():
   geometry = cost.cifar_geometry(20, (224, 224, 3), 32, 10, (64, 64))
-  vector = np.array(widths.PRESETS["resnet20_hawis_b"], np.int64)
+  vector = np.array(width_vectors.PRESETS["resnet20_hawis_b"], np.int64)
   exact = cost.network_cost(vector, geometry).macs
   assert exact > 2**31
   jitted = jax.jit(lambda w: cost.network_cost(w, geometry).macs)

@@ -10,13 +10,13 @@ import optax
 import pytest
 import tiny_net
 
-from hawis_jax import counterparts
 from hawis_jax import errors
 from hawis_jax import interop
-from hawis_jax import optimize
-from hawis_jax import quantization
-from hawis_jax import variables
-from hawis_jax.quant_layers import QuantConv
+from hawis_jax.arithmetic import integer
+from hawis_jax.networks import net_variables
+from hawis_jax.networks import reference_resnet
+from hawis_jax.networks.quantized_layers import QuantConv
+from hawis_jax.training import optimization
 
 _CIFAR = (4, 6, 4, 6, 12, 10, 14)  # equal, wider (padded), wider
 
@@ -87,26 +87,30 @@ def _reference(state, x, imagenet):
 @pytest.mark.parametrize(
   "module, size, imagenet",
   [
-    (counterparts.cifar_counterpart(8, _CIFAR, 10), 15, False),
-    (counterparts.cifar_counterpart(8, (9, 8, 5, 4, 8, 9, 6), 10), 8, False),
+    (reference_resnet.cifar_counterpart(8, _CIFAR, 10), 15, False),
     (
-      counterparts.ResNet(
+      reference_resnet.cifar_counterpart(8, (9, 8, 5, 4, 8, 9, 6), 10),
+      8,
+      False,
+    ),
+    (
+      reference_resnet.ResNet(
         (6, 6, 6, 7, 5, 7, 7, 8, 4, 9, 9),
         10,
         (1, 2, 1, 1),
         True,
-        *counterparts.IMAGENET_NORM,
+        *reference_resnet.IMAGENET_NORM,
       ),
       65,
       True,
     ),
     (
-      counterparts.ResNet(
+      reference_resnet.ResNet(
         (6, 4, 4, 16, 4, 5, 16, 5, 6, 20, 6, 6, 12),
         10,
         (2, 1, 1),
         True,
-        *counterparts.IMAGENET_NORM,
+        *reference_resnet.IMAGENET_NORM,
       ),
       64,
       True,
@@ -130,32 +134,32 @@ def test_float_network_against_an_independent_one(module, size, imagenet, rng):
 @pytest.mark.parametrize(
   "module, parameters",
   [
-    (counterparts.cifar_counterpart(20, None, 10), 269722),
-    (counterparts.imagenet_counterpart(18), 11689512),
-    (counterparts.imagenet_counterpart(34), 21797672),
-    (counterparts.imagenet_counterpart(50), 25557032),
-    (counterparts.imagenet_counterpart(101), 44549160),
-    (counterparts.imagenet_counterpart(152), 60192808),
+    (reference_resnet.cifar_counterpart(20, None, 10), 269722),
+    (reference_resnet.imagenet_counterpart(18), 11689512),
+    (reference_resnet.imagenet_counterpart(34), 21797672),
+    (reference_resnet.imagenet_counterpart(50), 25557032),
+    (reference_resnet.imagenet_counterpart(101), 44549160),
+    (reference_resnet.imagenet_counterpart(152), 60192808),
   ],
 )
 def test_published_sizes(module, parameters):
-  params = variables.shapes(module, (32, 32, 3))["params"]
+  params = net_variables.shapes(module, (32, 32, 3))["params"]
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
 
 
 def test_8_bit_and_float_net_have_the_same_parameters():
   for float_net, net in (
     (
-      counterparts.cifar_counterpart(8, _CIFAR, 10),
-      counterparts.cifar_counterpart(8, _CIFAR, 10, bits=8),
+      reference_resnet.cifar_counterpart(8, _CIFAR, 10),
+      reference_resnet.cifar_counterpart(8, _CIFAR, 10, bits=8),
     ),
     (
-      counterparts.imagenet_counterpart(18),
-      counterparts.imagenet_counterpart(18, bits=4),
+      reference_resnet.imagenet_counterpart(18),
+      reference_resnet.imagenet_counterpart(18, bits=4),
     ),
   ):
     assert net.weight_bits in (4, 8) and float_net.weight_bits is None
-    a, b = (variables.shapes(m, (32, 32, 3)) for m in (float_net, net))
+    a, b = (net_variables.shapes(m, (32, 32, 3)) for m in (float_net, net))
     assert a["params"] == b["params"]
 
 
@@ -163,15 +167,13 @@ def test_8_bit_and_float_net_have_the_same_parameters():
 def test_quantised_values(bits, rng):
   """Nearest integers, the maximum exactly L; clipped without gradient."""
   top = 2 ** (bits - 1) - 1
-  assert top == quantization.largest(bits)
+  assert top == integer.largest(bits)
 
   @jax.jit
   def quantize(x, max_abs):
     """(step, integers, gradient of their sum)."""
-    step = quantization.scale(max_abs, bits)
-    value, pull_back = jax.vjp(
-      lambda x: quantization.quantize(x, step, bits), x
-    )
+    step = integer.scale(max_abs, bits)
+    value, pull_back = jax.vjp(lambda x: integer.quantize(x, step, bits), x)
     return step, value, pull_back(jnp.ones_like(value))[0]
 
   x = (rng.normal(size=1000) * 10 ** rng.uniform(-3, 3)).astype(np.float32)
@@ -240,8 +242,8 @@ def test_gradients_are_straight_through(rng):
     return jax.grad(loss, (0, 1))(kernel, x)
 
   def rounded(array, max_abs):
-    step = quantization.scale(max_abs, 8)
-    return quantization.quantize(array, step, 8) * step
+    step = integer.scale(max_abs, 8)
+    return integer.quantize(array, step, 8) * step
 
   @jax.jit
   def both(kernel, x):
@@ -299,16 +301,16 @@ def test_range_is_a_running_average_that_the_first_batch_starts(rng):
 
 
 def test_post_training_quantisation_is_close_and_better_with_more_bits(rng):
-  float_module = counterparts.cifar_counterpart(8, (24,) * 7, 10)
+  float_module = reference_resnet.cifar_counterpart(8, (24,) * 7, 10)
   net, _ = _random(float_module, (16, 16, 3), rng)
   images = rng.integers(0, 256, (4, 8, 16, 16, 3), np.uint8)
   reference = tiny_net.apply(float_module, False, net, images[0])
-  quantise = jax.jit(counterparts.quantize, static_argnums=0)
+  quantise = jax.jit(reference_resnet.quantize, static_argnums=0)
   encoded = np.asarray(jax.jit(jax.vmap(float_module.encode))(images))
   maxima = np.abs(encoded).max((1, 2, 3, 4))
   distances = []
   for bits in (3, 8):
-    module = counterparts.cifar_counterpart(8, (24,) * 7, 10, bits=bits)
+    module = reference_resnet.cifar_counterpart(8, (24,) * 7, 10, bits=bits)
     quantised = jax.device_get(quantise(module, net, images))
     logits = tiny_net.apply(module, False, quantised, images[0])
     distances.append(np.abs(np.subtract(logits, reference)).max())
@@ -336,11 +338,11 @@ def test_post_training_quantisation_is_close_and_better_with_more_bits(rng):
 
 
 def test_recalibration_pools_the_ranges(rng):
-  """On a chip, `variables.recalibrate` measures ranges with the moments."""
-  module = counterparts.cifar_counterpart(8, _CIFAR, 10, bits=8)
+  """On a chip, `net_variables.recalibrate` measures ranges with the moments."""
+  module = reference_resnet.cifar_counterpart(8, _CIFAR, 10, bits=8)
   net, _ = _random(module, (8, 8, 3), rng)
   inputs = rng.normal(size=(3, 4, 8, 8, 3)).astype(np.float32)
-  recalibrate = jax.jit(variables.recalibrate, static_argnums=0)
+  recalibrate = jax.jit(net_variables.recalibrate, static_argnums=0)
   stats = recalibrate(module, net, inputs)
   np.testing.assert_allclose(
     stats["stem"]["max_abs"],
@@ -352,10 +354,10 @@ def test_recalibration_pools_the_ranges(rng):
 
 def test_quantisation_aware_training_learns(tiny, rng):
   """Some steps of gradient descent at 8 bits halve the loss of one batch."""
-  module = counterparts.cifar_counterpart(8, (8,) * 7, 10, bits=8)
+  module = reference_resnet.cifar_counterpart(8, (8,) * 7, 10, bits=8)
   optimizer = optax.sgd(0.1)
   key = jax.random.key(rng.integers(2**31))
-  state = optimize.init_state(module, key, tiny_net.SHAPE, optimizer)
+  state = optimization.init_state(module, key, tiny_net.SHAPE, optimizer)
   step, losses = tiny_net.step(module, optimizer), []
   for _ in range(60):
     state, values = step(state, tiny.batch(32))
@@ -367,8 +369,11 @@ def test_quantisation_aware_training_learns(tiny, rng):
 def test_images_are_normalised(rng):
   images = rng.integers(0, 256, (2, 4, 4, 3), np.uint8)
   for module, (mean, std) in (
-    (counterparts.cifar_counterpart(20, None, 10), counterparts.CIFAR_NORM),
-    (counterparts.imagenet_counterpart(18), counterparts.IMAGENET_NORM),
+    (
+      reference_resnet.cifar_counterpart(20, None, 10),
+      reference_resnet.CIFAR_NORM,
+    ),
+    (reference_resnet.imagenet_counterpart(18), reference_resnet.IMAGENET_NORM),
   ):
     expected = (images / 255 - np.array(mean)) / np.array(std)
     encode = jax.jit(module.encode)
@@ -382,7 +387,7 @@ def test_images_are_normalised(rng):
 
 
 def test_widths_are_fixed():
-  module = counterparts.cifar_counterpart(8, _CIFAR, 10)
+  module = reference_resnet.cifar_counterpart(8, _CIFAR, 10)
   with pytest.raises(errors.InputError, match="widths: got .*allowed is None"):
     jax.eval_shape(
       lambda: module.init(
@@ -394,22 +399,28 @@ def test_widths_are_fixed():
 @pytest.mark.parametrize(
   "build, message",
   [
-    (lambda: counterparts.cifar_counterpart(9, None, 10), "depth: got 9, allo"),
-    (lambda: counterparts.imagenet_counterpart(20), "depth: got 20, allowed"),
     (
-      lambda: counterparts.cifar_counterpart(8, (4,) * 6, 10),
+      lambda: reference_resnet.cifar_counterpart(9, None, 10),
+      "depth: got 9, allo",
+    ),
+    (
+      lambda: reference_resnet.imagenet_counterpart(20),
+      "depth: got 20, allowed",
+    ),
+    (
+      lambda: reference_resnet.cifar_counterpart(8, (4,) * 6, 10),
       "width vector: got .*needed are 7 widths",
     ),
     (
-      lambda: counterparts.imagenet_counterpart(18, 10, (4,) * 16 + (0,)),
+      lambda: reference_resnet.imagenet_counterpart(18, 10, (4,) * 16 + (0,)),
       "width vector: got .*needed are 17 widths of at least 1",
     ),
     (
-      lambda: counterparts.imagenet_counterpart(50, 10, (4,) * 17),
+      lambda: reference_resnet.imagenet_counterpart(50, 10, (4,) * 17),
       "width vector: got .*needed are 49 widths",
     ),
     (
-      lambda: counterparts.cifar_counterpart(8, (4,) * 7, 10, bits=1),
+      lambda: reference_resnet.cifar_counterpart(8, (4,) * 7, 10, bits=1),
       "bits: got 1, allowed are 2 to 8",
     ),
   ],

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hawis_jax import counterparts
 from hawis_jax import crossbar
 from hawis_jax import errors
-from hawis_jax import quantization
-from hawis_jax import resnet
-from hawis_jax import variables
+from hawis_jax.arithmetic import integer
 from hawis_jax.crossbar import cells
 from hawis_jax.crossbar import tiles
 from hawis_jax.crossbar import wires
+from hawis_jax.networks import net_variables
+from hawis_jax.networks import reference_resnet
+from hawis_jax.networks import resnet
 
 _IDEAL = crossbar.Device()
 _effective = jax.jit(crossbar.effective_weights, static_argnames="bits")
@@ -37,7 +37,7 @@ def _signs(rng, shape):
 
 def _integers(rng, shape, bits=8):
   """Random integer weights, the largest one among them, as a kernel."""
-  top = quantization.largest(bits)
+  top = integer.largest(bits)
   weights = rng.integers(-top, top + 1, shape).astype(np.float32)
   weights.flat[0] = top
   return weights
@@ -256,8 +256,8 @@ def test_ideal_chip_changes_no_logit(rng, bits):
   widths = (6, 5, 6, 8, 10, 12, 12)
   module = resnet.cifar_resnet(8, widths, 10, levels=8)
   if bits == 8:
-    module = counterparts.cifar_counterpart(8, widths, 10, bits=8)
-  init = jax.jit(variables.init, static_argnums=(0, 2))
+    module = reference_resnet.cifar_counterpart(8, widths, 10, bits=8)
+  init = jax.jit(net_variables.init, static_argnums=(0, 2))
   net = init(module, _key(rng), (8, 8, 3))
   images = rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
 

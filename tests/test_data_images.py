@@ -12,8 +12,8 @@ import pytest
 from test_data import assert_equal
 from test_data import fails
 
-from hawis_jax import binary
 from hawis_jax import data
+from hawis_jax.arithmetic import binary
 from hawis_jax.data import augment
 from hawis_jax.data import sources
 

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hawis_jax import config as config_lib
 from hawis_jax import crossbar
 from hawis_jax import errors
+from hawis_jax.config import settings
 from hawis_jax.crossbar import presets
+from hawis_jax.pipeline import results
 
 _IDEAL = crossbar.Device()
 _FIELDS = {field.name: field for field in dataclasses.fields(_IDEAL)}
@@ -464,7 +465,7 @@ def test_chips_of_a_stack_are_those_of_its_devices(rng):
 
 
 def _config(**fields):
-  config = config_lib.default()
+  config = settings.default()
   config.train.nets = ("baseline_1x",)
   config.device.update(fields)
   return config
@@ -473,26 +474,26 @@ def _config(**fields):
 def test_configured_presets_lose_their_random_effects():
   for name, device in crossbar.PRESETS.items():
     expected = crossbar.without_defects(device)
-    assert config_lib.device(_config(preset=name)) == expected
+    assert settings.device(_config(preset=name)) == expected
     assert not any(getattr(expected, field) for field in crossbar.DEFECTS)
 
 
 def test_configured_fields_go_before_the_preset():
-  mnsim = config_lib.device(_config(preset="mnsim"))
+  mnsim = settings.device(_config(preset="mnsim"))
   assert mnsim.wire_resistance == 2.82 and mnsim.adc_bits == 6
   fields = set(_config().device) - {"preset"}
   assert fields <= set(_FIELDS) - set(crossbar.DEFECTS)
   for field in fields:
     change = {field: _OTHERS[field]}
     expected = dataclasses.replace(mnsim, **change)
-    assert config_lib.device(_config(preset="mnsim", **change)) == expected
+    assert settings.device(_config(preset="mnsim", **change)) == expected
   # 0 is a value, None is none.
   config = _config(preset="mnsim", adc_bits=0, wire_resistance=None)
-  assert config_lib.device(config) == dataclasses.replace(mnsim, adc_bits=0)
+  assert settings.device(config) == dataclasses.replace(mnsim, adc_bits=0)
   message = "config.device.adc_bits: got 17, allow"
-  _complains(message, config_lib.validate, _config(adc_bits=17))
+  _complains(message, settings.validate, _config(adc_bits=17))
   message = "config.device.g_off, g_on: got 1, 0.00"
-  _complains(message, config_lib.validate, _config(g_off=1.0))
+  _complains(message, settings.validate, _config(g_off=1.0))
 
 
 def test_configured_file(file):
@@ -501,17 +502,17 @@ def test_configured_file(file):
   expected = dataclasses.replace(
     crossbar.PRESETS["pcm"], tile_shape=(32, 8), write_error=0.0
   )
-  assert config_lib.device(config) == expected
+  assert settings.device(config) == expected
   config.device.tile_shape = (16, 4)
   expected = dataclasses.replace(expected, tile_shape=(16, 4))
-  assert config_lib.device(config) == expected
+  assert settings.device(config) == expected
   file({"stuck_on": 2.0})
   message = "device.json.stuck_on: got 2.0, allowed"
-  _complains(message, config_lib.device, config)
+  _complains(message, settings.device, config)
   for preset in ("hawis", "", "no/such.json", "/"):
     message = f"config.device.preset: got {preset!r}, allowed is a file, or one"
     config = _config(preset=preset)
-    for check in (config_lib.device, config_lib.validate):
+    for check in (settings.device, settings.validate):
       _complains(f"{message} of hawis_published, reram_", check, config)
 
 
@@ -523,7 +524,7 @@ def test_search_devices_are_the_scenarios_and_the_ideal():
     dict(variation=0.5, adc_bits=4),
   )
   base = crossbar.without_defects(crossbar.PRESETS["hawis_published"])
-  assert config_lib.search_devices(config) == [
+  assert settings.search_devices(config) == [
     dataclasses.replace(base, stuck_off=0.1, stuck_on=0.02, adc_bits=6),
     dataclasses.replace(base, variation=0.5, adc_bits=4),
     base,
@@ -550,14 +551,14 @@ def test_search_devices_are_the_scenarios_and_the_ideal():
 def test_bad_search_scenarios(scenarios, message):
   config = _config()
   config.search.scenarios = scenarios
-  for check in (config_lib.search_devices, config_lib.validate):
+  for check in (settings.search_devices, settings.validate):
     _complains(f"config.search.scenarios{message}", check, config)
 
 
 def test_no_search_has_sense_amplifiers_or_calibrates_converters():
   """But a net of known widths may have calibrated ones."""
   config = _config(adc_bits=5, adc_range="calibrated")
-  search_devices = config_lib.search_devices
+  search_devices = settings.search_devices
   assert search_devices(config)[-1].adc_range == "calibrated"
   config.train.nets = ("found",)
   _complains(
@@ -577,15 +578,15 @@ def test_settled_devices_are_written_out(file, tmp_path):
   """A file of a device that has changed is another configuration."""
   config = _config(preset=str(file({"tile_shape": [32, 8]})))
   workdir = tmp_path / "run"
-  config_lib.settle(config, workdir)
+  results.settle(config, workdir)
   written = json.loads((workdir / "config.json").read_text())
-  device = config_lib.device(config)
+  device = settings.device(config)
   saved = written["device.resolved"]
   assert crossbar.from_json(file(saved)) == device
-  config_lib.settle(config, workdir)  # the same device in other words
+  results.settle(config, workdir)  # the same device in other words
   (workdir / "train").mkdir()
   (workdir / "train" / "begun").write_text("")
-  config_lib.settle(config, workdir)
+  results.settle(config, workdir)
   file({"tile_shape": [32, 16]})
   message = "config.device.resolved was"
-  _complains(message, config_lib.settle, config, workdir)
+  _complains(message, results.settle, config, workdir)

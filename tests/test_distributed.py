@@ -15,9 +15,9 @@ import pytest
 import short_run
 
 from hawis_jax import errors
-from hawis_jax import experiment as experiment_lib
 from hawis_jax import main
-from hawis_jax import processes
+from hawis_jax.pipeline.experiment import check_batches
+from hawis_jax.runtime import distributed
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _LAUNCH = _ROOT / "launch" / "local_multiprocess.sh"
@@ -111,13 +111,13 @@ widths = np.array(
   [(8, 8, 8, 16, 16, 32, 32), (4, 4, 4, 8, 8, 16, 16), (4, 8, 5, 9, 16, 30, 16)]
 )
 steps = {
-  "pretrain": lambda mesh: lambda state, batch: pretrain.sandwich_step(
+  "pretrain": lambda mesh: lambda state, batch: supernet.sandwich_step(
     state, widths, batch, module=module, optimizer=optimizer, distill=True,
     mesh=mesh,
   ),
   "train": lambda mesh: functools.partial(
-    train.train_step, module=module, optimizer=optimizer,
-    recipe=train.Recipe(microbatches=2), mesh=mesh,
+    fixed_net.train_step, module=module, optimizer=optimizer,
+    recipe=fixed_net.Recipe(microbatches=2), mesh=mesh,
   ),
 }
 for name, make in steps.items():
@@ -328,7 +328,7 @@ def test_two_processes_find_what_one_finds(one, tmp_path):
 )
 def test_bad_clusters(cluster, message):
   with pytest.raises(errors.InputError) as info:
-    processes.join(*cluster)
+    distributed.join(*cluster)
   assert message in str(info.value) and "\n" not in str(info.value)
 
 
@@ -338,7 +338,7 @@ def test_no_cluster_is_one_line(monkeypatch):
 
   monkeypatch.setattr(jax.distributed, "initialize", refuse)
   with pytest.raises(errors.InputError) as info:
-    processes.join(None, None, None)
+    distributed.join(None, None, None)
   message = str(info.value)
   assert message.startswith("--distributed: coordinator_address should be def")
   assert "--num_processes" in message and "\n" not in message
@@ -387,5 +387,5 @@ def test_batches_that_cannot_be_split(field, size, allowed):
   with pytest.raises(
     errors.InputError, match=f"config.{field}: got {size}"
   ) as e:
-    experiment_lib.check_batches(config, devices=8)
+    check_batches(config, devices=8)
   assert allowed in str(e.value)

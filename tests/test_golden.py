@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hawis_jax import binary
 from hawis_jax import interop
-from hawis_jax import resnet
+from hawis_jax.arithmetic import binary
+from hawis_jax.networks import resnet
 
 _FILES = ("g4_r20tiny", "g4_r20A", "g4_r18A")
 _CONVOLVED = binary._SMALL_MAP  # what is larger is convolved

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hawis_jax import counterparts
 from hawis_jax import errors
 from hawis_jax import interop
-from hawis_jax import resnet
-from hawis_jax import variables
+from hawis_jax.networks import net_variables
+from hawis_jax.networks import reference_resnet
+from hawis_jax.networks import resnet
 
 _WIDTHS = (4, 5, 3, 6, 7, 2, 8)
 _R18 = tuple(range(2, 19))
@@ -29,14 +29,20 @@ _NETS = {
     resnet.imagenet_resnet18(_R18, 10, image_size=64, levels=2),
     (64, 64, 3),
   ),
-  "float_cifar": (counterparts.cifar_counterpart(8, _WIDTHS, 10), (28, 28, 1)),
+  "float_cifar": (
+    reference_resnet.cifar_counterpart(8, _WIDTHS, 10),
+    (28, 28, 1),
+  ),
   "int8_cifar": (
-    counterparts.cifar_counterpart(8, _WIDTHS, 10, bits=8),
+    reference_resnet.cifar_counterpart(8, _WIDTHS, 10, bits=8),
     (32, 32, 3),
   ),
-  "float_r18": (counterparts.imagenet_counterpart(18, 10, _R18), (64, 64, 3)),
+  "float_r18": (
+    reference_resnet.imagenet_counterpart(18, 10, _R18),
+    (64, 64, 3),
+  ),
   "float_r50": (
-    counterparts.imagenet_counterpart(50, 10, (2,) * 49),
+    reference_resnet.imagenet_counterpart(50, 10, (2,) * 49),
     (64, 64, 3),
   ),
 }
@@ -44,7 +50,7 @@ _NETS = {
 
 @functools.cache
 def _shapes(name):
-  return traverse_util.flatten_dict(variables.shapes(*_NETS[name]))
+  return traverse_util.flatten_dict(net_variables.shapes(*_NETS[name]))
 
 
 def _random(rng, name, dtype=np.float32):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hawis_jax import intervals
+from hawis_jax.robustness import statistics
 
 _RUNS = 800
 
@@ -25,9 +25,9 @@ def _normal(rng, *shape):
 def _interval(chips, statistic):
   """That of `summarize`, alone."""
   if statistic == "mean":
-    return intervals.mean_interval(chips)
+    return statistics.mean_interval(chips)
   if statistic in ("median", "p5"):
-    return intervals.quantile_interval(chips, _SHARES[statistic])
+    return statistics.quantile_interval(chips, _SHARES[statistic])
   return getattr(intervals, f"{statistic}_interval")(chips)
 
 
@@ -68,12 +68,12 @@ def test_interval_after_an_adaptive_stop_covers_the_truth(rng):
     pool = _skewed(rng, 4096)
     count = 32
     while True:
-      wanted = intervals.chips_needed(pool[:count], target, 4096)
+      wanted = statistics.chips_needed(pool[:count], target, 4096)
       if wanted == count:
         break
       assert wanted > count
       count = wanted
-    low, high = intervals.mean_interval(pool[:count])
+    low, high = statistics.mean_interval(pool[:count])
     assert (high - low) / 2 <= target
     counts.append(count)
     covered += low <= 12 / 13.5 <= high
@@ -88,14 +88,14 @@ def test_interval_after_an_adaptive_stop_covers_the_truth(rng):
 
 def test_adaptive_stop_ends_at_the_most(rng):
   values = rng.uniform(0, 1, 32)
-  assert intervals.chips_needed(values, 1e-6, 100) == 100
-  assert intervals.chips_needed(values, 0.5, 100) == 32
-  assert intervals.chips_needed(np.full(32, 0.7), 1e-6, 100) == 32
+  assert statistics.chips_needed(values, 1e-6, 100) == 100
+  assert statistics.chips_needed(values, 0.5, 100) == 32
+  assert statistics.chips_needed(np.full(32, 0.7), 1e-6, 100) == 32
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=60))
 def test_summary_is_consistent(values):
-  got = intervals.summarize(values)
+  got = statistics.summarize(values)
   array = np.array(values)
   assert got["chips"] == len(values)
   np.testing.assert_allclose(got["mean"], array.mean())
@@ -110,7 +110,7 @@ def test_summary_is_consistent(values):
   for ends in filter(None, (got["ci95"], *got["intervals"].values())):
     assert None in ends or ends[0] <= ends[1]
   assert 0 <= got["ci95"][0] <= got["ci95"][1] <= 1
-  assert got == intervals.summarize(values)
+  assert got == statistics.summarize(values)
 
 
 @pytest.mark.parametrize("common", [0.1, 0.8312, 1 / 3])
@@ -119,19 +119,19 @@ def test_chips_that_are_almost_all_alike(common, chips, others, rng):
   """Resamples of equal chips have no spread, but for rounding."""
   values = np.full(chips, common)
   values[:others] = rng.uniform(0, 1, others)
-  got = intervals.summarize(values)
+  got = statistics.summarize(values)
   low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
   width = high - low
   assert low - 8 * width < got["ci95"][0] <= got["mean"] <= got["ci95"][1]
   assert got["ci95"][1] < high + 8 * width
-  again = intervals.paired_difference(values, np.full(chips, common))
+  again = statistics.paired_difference(values, np.full(chips, common))
   assert abs(again["ci95"][0]) < 9 * width + abs(got["mean"] - common)
-  flat = intervals.summarize(np.full(chips, common))
+  flat = statistics.summarize(np.full(chips, common))
   np.testing.assert_allclose(flat["ci95"], common)
 
 
 def test_one_pair_decides_nothing():
-  assert intervals.paired_difference([0.9], [0.8])["verdict"] == "undecided"
+  assert statistics.paired_difference([0.9], [0.8])["verdict"] == "undecided"
 
 
 @pytest.mark.parametrize("chips, rtol", [(15, 1e-7), (20_000, 1e-6)])
@@ -140,14 +140,14 @@ def test_few_chips_have_students_interval_and_many_the_normal_one(
 ):
   values = rng.beta(12, 1.5, chips)
   reference = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-  got = intervals.summarize(values)["ci95"]
+  got = statistics.summarize(values)["ci95"]
   np.testing.assert_allclose(got, reference, rtol)
 
 
 @pytest.mark.parametrize("chips, bounded", [(64, False), (80, True)])
 def test_few_chips_cannot_bound_their_5th_percentile(chips, bounded, rng):
   """The least of 64 chips is above it with a chance of 0.95^64 = 3.8 %."""
-  got = intervals.summarize(rng.normal(0.7, 0.01, chips))
+  got = statistics.summarize(rng.normal(0.7, 0.01, chips))
   assert (got["intervals"]["p5"][0] is not None) == bounded
 
 
@@ -155,10 +155,10 @@ def test_paired_interval_is_narrower_where_chips_matter(rng):
   chip = rng.normal(0, 0.05, 64)
   first = 0.8 + chip + rng.normal(0, 0.01, 64)
   second = 0.79 + chip + rng.normal(0, 0.01, 64)
-  row = intervals.paired_difference(first, second)
+  row = statistics.paired_difference(first, second)
   # sqrt(2 (0.05^2 + 0.01^2)) / sqrt(2 0.01^2) = 5.1
   assert 3 < row["narrowing"] < 8
-  independent = intervals.paired_difference(first, rng.permutation(second))
+  independent = statistics.paired_difference(first, rng.permutation(second))
   assert independent["narrowing"] < 1.5
 
 
@@ -181,7 +181,7 @@ def test_errors_of_chips_and_images_are_told_apart(spread, rng):
   for _ in range(runs):
     fresh = effects()
     hits = table(*fresh)
-    found.append(intervals.standard_errors(hits.sum(1), hits.sum(0)))
+    found.append(statistics.standard_errors(hits.sum(1), hits.sum(0)))
     means["total"].append(hits.mean())
     means["chips"].append(table(fresh[0], fixed[1]).mean())
     means["images"].append(table(fixed[0], fresh[1]).mean())
@@ -199,7 +199,7 @@ def test_errors_of_chips_and_images_are_told_apart(spread, rng):
 
 def test_one_chip_has_the_binomial_error(rng):
   hits = rng.uniform(size=400) < 0.9
-  got = intervals.standard_errors([hits.sum()], hits.astype(int))
+  got = statistics.standard_errors([hits.sum()], hits.astype(int))
   assert got["chips"] is None and got["total"] is None
   share = hits.mean()
   assert got["images"] == pytest.approx(np.sqrt(share * (1 - share) / 399))

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hawis_jax import checkpoint
 from hawis_jax import errors
-from hawis_jax import loop
-from hawis_jax import metrics as metrics_lib
-from hawis_jax import preemption
+from hawis_jax.runtime import checkpoint
+from hawis_jax.runtime import loop
+from hawis_jax.runtime import preemption
+from hawis_jax.runtime.metrics import Metrics
 
 
 @jax.jit
@@ -40,9 +40,7 @@ def _run(workdir, stop_at=None, scores=None, update=_update, **changes):
     patch = stack.enter_context(pytest.MonkeyPatch.context())
     patch.setattr(preemption, "reached", lambda: next(calls) == stop_at)
     checkpoints = stack.enter_context(checkpoint.Checkpoints(folder / "toy"))
-    metrics = stack.enter_context(
-      metrics_lib.Metrics(folder, stream=io.StringIO())
-    )
+    metrics = stack.enter_context(Metrics(folder, stream=io.StringIO()))
     if scores is not None:
       best = stack.enter_context(checkpoint.Checkpoints(folder / "best", 1))
 

@@ -8,17 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hawis_jax import budgets
-from hawis_jax import config as config_lib
 from hawis_jax import cost
-from hawis_jax import methods
-from hawis_jax import policy as policy_lib
-from hawis_jax import widths
-from hawis_jax.methods import neighbours
-from hawis_jax.methods import predictor
+from hawis_jax.config import settings
+from hawis_jax.networks import width_vectors
+from hawis_jax.search import method
+from hawis_jax.search import neighbours
+from hawis_jax.search import predictor
+from hawis_jax.search import registry
 
 _STAGE_CHOICES = ((8, 16, 24, 40), (16, 32, 48, 72), (32, 64, 96, 130))
-_SPACE = widths.width_space(_STAGE_CHOICES, 7)
+_SPACE = width_vectors.width_space(_STAGE_CHOICES, 7)
 _GEOMETRY = cost.cifar_geometry(8, (8, 8, 1), 8, 10, (64, 64))
 _WINDOWS = ((44, 48), (66, 72))
 _LEARNING = ("ppo", "reinforce", "predictor", "evolution", "local")
@@ -26,17 +25,17 @@ _LEARNING = ("ppo", "reinforce", "predictor", "evolution", "local")
 
 def _context(geometry=_GEOMETRY, windows=_WINDOWS, limits=()):
   costs = cost.tables(_SPACE.table, geometry, "arrays")
-  feasible = budgets.feasible_set(_SPACE, costs, windows, limits)
+  feasible = cost.feasible_set(_SPACE, costs, windows, limits)
   amounts = [high for _, high in windows]
-  return policy_lib.make_context(
+  return method.make_context(
     _SPACE, feasible, costs, geometry.positions, amounts
   )
 
 
 def _method(name, **fields):
-  config = config_lib.default().search
+  config = settings.default().search
   config.update({"proposals": 16, "updates": 60, **fields})
-  return methods.build(name, config, 3)
+  return registry.build(name, config, 3)
 
 
 def _key(rng):
@@ -85,7 +84,7 @@ def _searches(name, updates, noise, proposals=16):
   return every
 
 
-@pytest.mark.parametrize("name", methods.NAMES)
+@pytest.mark.parametrize("name", registry.NAMES)
 def test_every_proposal_is_within_budgets_and_limits(name, rng):
   """Of a network whose products, as projection shortcuts, skip a layer."""
   skipping = [
@@ -99,8 +98,8 @@ def test_every_proposal_is_within_budgets_and_limits(name, rng):
   energy = cost.tables(_SPACE.table, geometry, "energy")
   keys = jax.random.split(_key(rng), (2, 200))
   loose = np.asarray(_draw(keys, _context(geometry).feasible))[0]
-  most = float(np.median(budgets.vector_cost(energy, loose)))
-  context = _context(geometry, limits=[budgets.Limit(energy, most)])
+  most = float(np.median(cost.vector_cost(energy, loose)))
+  context = _context(geometry, limits=[cost.Limit(energy, most)])
   # The predictor's are distinct however many there are.
   proposals = 64 if name == "predictor" else 16
   keys = jax.random.split(_key(rng), 1)

@@ -6,7 +6,8 @@ import struct
 import numpy as np
 import pytest
 
-from hawis_jax import metrics as metrics_lib
+from hawis_jax.runtime.metrics import Metrics
+from hawis_jax.runtime.metrics import progress_line
 
 
 class Clock:
@@ -35,7 +36,7 @@ def stream():
 
 @pytest.fixture
 def metrics(tmp_path, stream, clock):
-  with metrics_lib.Metrics(tmp_path, stream=stream, clock=clock) as metrics:
+  with Metrics(tmp_path, stream=stream, clock=clock) as metrics:
     yield metrics
 
 
@@ -52,7 +53,7 @@ def read(folder):
 
 
 def record(folder, name, steps, start=0, total=100):
-  with metrics_lib.Metrics(folder, stream=io.StringIO()) as metrics:
+  with Metrics(folder, stream=io.StringIO()) as metrics:
     progress = metrics.stage(name, total=total, start=start)
     for step in steps:
       progress.report(step, {"loss": step + start / 1000})
@@ -100,22 +101,22 @@ def test_a_line_cut_short_is_dropped_at_reopening(tmp_path, cut):
 
 
 def test_only_the_recording_process_writes(tmp_path, stream):
-  with metrics_lib.Metrics(tmp_path, recording=False, stream=stream) as metrics:
+  with Metrics(tmp_path, recording=False, stream=stream) as metrics:
     metrics.stage("pretrain", total=10).report(10, {"loss": 1.0})
   assert not list(tmp_path.iterdir())
   assert not stream.getvalue()
 
 
 def test_progress_line():
-  line = metrics_lib.progress_line(
+  line = progress_line(
     "pretrain", 1240, 2000, {"loss": 0.4123, "accuracy": 0.912}, 3.1
   )
   assert line == (
     "pretrain  1240/2000  3.1 step/s  ETA 4:05  loss 0.4123  accuracy 91.2 %"
   )
-  slow = metrics_lib.progress_line("search", 1, 101, {}, 0.02)
+  slow = progress_line("search", 1, 101, {}, 0.02)
   assert slow == "search    1/101  50.0 s/step  ETA 1:23:20"
-  unknown = metrics_lib.progress_line("train", 0, 10, {"loss": math.nan}, 0)
+  unknown = progress_line("train", 0, 10, {"loss": math.nan}, 0)
   assert unknown == "train   0/10  loss nan"
 
 
@@ -145,7 +146,7 @@ def test_a_line_every_two_seconds_and_always_first_and_last(
 
 def test_a_terminal_gets_one_line_written_over(tmp_path, clock):
   terminal = Terminal()
-  with metrics_lib.Metrics(tmp_path, stream=terminal, clock=clock) as metrics:
+  with Metrics(tmp_path, stream=terminal, clock=clock) as metrics:
     progress = metrics.stage("train", total=3)
     for step in (1, 2):
       clock.now += 5
@@ -160,7 +161,7 @@ def test_a_terminal_gets_one_line_written_over(tmp_path, clock):
 def test_a_terminal_line_does_not_wrap(tmp_path, monkeypatch):
   monkeypatch.setenv("COLUMNS", "40")
   terminal = Terminal()
-  with metrics_lib.Metrics(tmp_path, stream=terminal) as metrics:
+  with Metrics(tmp_path, stream=terminal) as metrics:
     metrics.stage("train", total=3).report(1, {"long_name" * 9: 1.0})
   line = terminal.getvalue().split("\n")[1]
   assert line.startswith("\r") and line.endswith("\x1b[K")
@@ -196,7 +197,7 @@ def test_tensorboard(tmp_path):
   ]
   assert scalars == expected and len(scalars) >= 2
   content = first.read_bytes()
-  with metrics_lib.Metrics(tmp_path, stream=io.StringIO()) as metrics:
+  with Metrics(tmp_path, stream=io.StringIO()) as metrics:
     metrics.stage("train/found", total=3, start=1).report(2, {"loss": 3.0})
   assert first.read_bytes() == content
   (second,) = {*folder.iterdir()} - {first}

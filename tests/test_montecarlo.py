@@ -12,14 +12,14 @@ import tiny_net
 
 from hawis_jax import crossbar
 from hawis_jax import errors
-from hawis_jax import montecarlo
+from hawis_jax.robustness import monte_carlo
 
 _STUCK = crossbar.Device(stuck_off=0.1, stuck_on=0.02)
 _VARIATION = crossbar.Device(stuck_off=0.1, variation=0.4)
 _NOISY = crossbar.Device(
   stuck_off=0.1, adc_bits=5, read_noise=2e3, tile_shape=(24, 16)
 )
-_DIVIDED = montecarlo.Limits(chips=3, images=200)  # two chunks, two segments
+_DIVIDED = monte_carlo.Limits(chips=3, images=200)  # two chunks, two segments
 
 
 def _hits(tiny, device, chips, **kwargs):
@@ -29,8 +29,8 @@ def _hits(tiny, device, chips, **kwargs):
     for name in ("layers", "calibration")
     if name in kwargs
   }
-  setting = montecarlo.Setting(module, variables, device, **fields)
-  chunks = montecarlo.classify(
+  setting = monte_carlo.Setting(module, variables, device, **fields)
+  chunks = monte_carlo.classify(
     jax.random.key(5), setting, images, labels, chips, **kwargs
   )
   return np.concatenate(list(chunks))
@@ -49,7 +49,7 @@ def test_chunks_and_segments_do_not_matter(tiny, device):
   np.testing.assert_array_equal(
     reference, _hits(tiny, device, range(5), limits=_DIVIDED)
   )
-  alone = montecarlo.Limits(1, 1)
+  alone = monte_carlo.Limits(1, 1)
   np.testing.assert_array_equal(
     reference[3:], _hits(tiny, device, range(3, 5), limits=alone)
   )
@@ -97,7 +97,7 @@ def test_progress_counts_chips(tiny):
 def test_a_chunk_takes_no_more_memory_than_allowed(tiny, monkeypatch):
   """What XLA needs, by its own account, stays below; results are the same."""
   needed = []
-  compile_ = montecarlo._compile
+  compile_ = monte_carlo._compile
 
   def recorded(*args, **kwargs):
     compiled = compile_(*args, **kwargs)
@@ -108,13 +108,13 @@ def test_a_chunk_takes_no_more_memory_than_allowed(tiny, monkeypatch):
   reference = _hits(tiny, _STUCK, range(5))
   most = max(needed)
   needed.clear()
-  tight = montecarlo.Limits(memory=0.7 * most)
+  tight = monte_carlo.Limits(memory=0.7 * most)
   np.testing.assert_array_equal(
     reference, _hits(tiny, _STUCK, range(5), limits=tight)
   )
   assert max(needed[-2:]) <= 0.7 * most  # the last try is taken
   with pytest.raises(errors.InputError, match="memory: got 1e-06 GB"):
-    _hits(tiny, _STUCK, range(8), limits=montecarlo.Limits(memory=1e3))
+    _hits(tiny, _STUCK, range(8), limits=monte_carlo.Limits(memory=1e3))
 
 
 def _child(code, environment, **values):
@@ -150,7 +150,7 @@ def memory(name):
   return 1024 * int(line.split()[1])
 
 for limit in (0, {limit}):
-  limits = montecarlo.Limits(chips=16, memory=limit)
+  limits = monte_carlo.Limits(chips=16, memory=limit)
   t._hits(net, t._VARIATION, range(16), limits=limits)  # compiles
   taken = []
   for _ in range(3):
@@ -182,9 +182,9 @@ def test_the_measured_peak_stays_below_the_limit():
 def test_memory_does_not_grow_with_chips(tiny):
   """Shapes of the compiled programs do not depend on S, or on N."""
   _hits(tiny, _VARIATION, range(8))
-  after = montecarlo._compile.cache_info().currsize
+  after = monte_carlo._compile.cache_info().currsize
   _hits(tiny, _VARIATION, range(16))
-  assert montecarlo._compile.cache_info().currsize == after
+  assert monte_carlo._compile.cache_info().currsize == after
 
 
 def test_variables_that_are_not_finite_are_refused(tiny):

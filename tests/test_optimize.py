@@ -12,17 +12,16 @@ from scipy import special
 from scipy import stats
 import tiny_net
 
-from hawis_jax import budgets
-from hawis_jax import config as config_lib
 from hawis_jax import cost
 from hawis_jax import crossbar
-from hawis_jax import optimize
-from hawis_jax import pretrain
-from hawis_jax import widths
+from hawis_jax.config import settings
+from hawis_jax.networks import width_vectors
+from hawis_jax.training import optimization
+from hawis_jax.training import supernet
 
 
 def _config(**fields):
-  config = config_lib.default().train.optimizer.copy_and_resolve_references()
+  config = settings.default().train.optimizer.copy_and_resolve_references()
   config.update(fields)
   return config
 
@@ -54,7 +53,7 @@ def test_sgd_with_momentum_and_l2_as_in_pytorch(rng):
     velocity = 0.9 * velocity + gradient + 0.01 * value
     value -= 0.1 * velocity
     expected.append(value)
-  got = _run(optimize.make_optimizer(config, 6), gradients)
+  got = _run(optimization.make_optimizer(config, 6), gradients)
   np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
@@ -68,7 +67,9 @@ def test_multistep_drops_at_every_milestone(steps):
     learning_rate=1.0,
     milestones=(0.5, 0.65, 0.8),
   )
-  got = -np.diff(_run(optimize.make_optimizer(config, steps), [1.0] * steps))
+  got = -np.diff(
+    _run(optimization.make_optimizer(config, steps), [1.0] * steps)
+  )
   drops = [int(steps * share) for share in (0.5, 0.65, 0.8)]
   rates = [0.1 ** sum(k >= d for d in drops) for k in range(1, steps)]
   np.testing.assert_allclose(got, rates, rtol=1e-2, atol=1e-6)
@@ -78,7 +79,7 @@ def test_cosine_ends_at_zero():
   config = _config(
     name="sgd", schedule="cosine", momentum=0.0, learning_rate=0.5
   )
-  got = -np.diff(_run(optimize.make_optimizer(config, 10), [1.0] * 10))
+  got = -np.diff(_run(optimization.make_optimizer(config, 10), [1.0] * 10))
   expected = 0.25 * (1 + np.cos(np.pi * np.arange(1, 10) / 10))
   np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -87,7 +88,7 @@ def test_distillation_is_the_kl_and_spares_the_teacher(rng):
   student, teacher = rng.normal(size=(2, 7, 10))
   p, q = special.softmax(teacher, 1), special.softmax(student, 1)
   expected = (p * np.log(p / q)).sum(1).mean()
-  both = jax.jit(jax.value_and_grad(optimize.distillation, argnums=(0, 1)))
+  both = jax.jit(jax.value_and_grad(optimization.distillation, argnums=(0, 1)))
   got, grad = both(student.astype(np.float32), teacher.astype(np.float32))
   np.testing.assert_allclose(got, expected, rtol=1e-4)
   np.testing.assert_allclose(grad[0], (q - p) / 7, atol=1e-6)
@@ -129,7 +130,7 @@ def _chip(rng, params, stuck_on=0.0, stuck_off=0.0, variation=0.0):
 @functools.partial(jax.jit, static_argnums=(1, 5))
 def _sandwich(params, module, bits, labels, chip=None, faulty=0):
   """((loss, logits), gradient) of one vmapped pass."""
-  grad = jax.value_and_grad(pretrain.sandwich_loss, has_aux=True)
+  grad = jax.value_and_grad(supernet.sandwich_loss, has_aux=True)
   return grad(params, module, _VECTORS, bits, labels, True, chip, faulty)
 
 
@@ -154,11 +155,11 @@ def test_sandwich_gradient_is_the_sum_of_its_nets(supernet, ideal):
   """One vmapped pass equals a pass a width vector, teacher detached."""
   module, params, bits, labels = supernet
   first = _one_net(
-    module, optimize.cross_entropy, params, bits, _VECTORS[0], labels
+    module, optimization.cross_entropy, params, bits, _VECTORS[0], labels
   )
   teacher = first[0][1]
   others = [
-    _one_net(module, optimize.distillation, params, bits, vector, teacher)
+    _one_net(module, optimization.distillation, params, bits, vector, teacher)
     for vector in _VECTORS[1:]
   ]
   grads = [grad for _, grad in jax.device_get([first, *others])]
@@ -176,17 +177,19 @@ def _same_gradients(got, expected, share):
 
 
 def test_sandwich_holds_the_extremes_and_spreads_in_cost(rng):
-  space = widths.width_space(((8, 16, 24), (16, 32, 48), (32, 64, 96)), 7)
+  space = width_vectors.width_space(
+    ((8, 16, 24), (16, 32, 48), (32, 64, 96)), 7
+  )
   geometry = cost.cifar_geometry(8, (8, 8, 1), 8, 10, (64, 64))
   costs = cost.tables(space.table, geometry, "macs")
-  bands = budgets.cost_bands(space, costs, 8)
+  bands = cost.cost_bands(space, costs, 8)
   draw = jax.jit(
-    jax.vmap(lambda key: pretrain.sample_widths(key, bands, space, 2))
+    jax.vmap(lambda key: supernet.sample_widths(key, bands, space, 2))
   )
   vectors = np.asarray(draw(jax.random.split(_key(rng), 300)), np.int64)
   assert (vectors[:, 0] == space.max_widths).all()
   assert (vectors[:, 1] == space.min_widths).all()
-  low, high = budgets.cost_range(space, costs)
+  low, high = cost.cost_range(space, costs)
   macs = cost.network_cost(vectors[:, 2:], geometry).macs
   share = ((macs - low) / (high - low)).ravel()
   counts, _ = np.histogram(share, bins=4, range=(0, 1))
@@ -230,10 +233,10 @@ def test_latent_weights_of_a_chip_learn_whether_stuck_or_not(supernet, rng):
 
   def loss(variables):
     logits = module.apply(variables, bits, train=True)
-    return optimize.cross_entropy(logits, labels)
+    return optimization.cross_entropy(logits, labels)
 
   def of_latent(params):
-    return loss(pretrain.on_chip(params, chip))
+    return loss(supernet.on_chip(params, chip))
 
   def of_effective(chip):
     return loss({"params": params, "crossbar": chip})
@@ -260,7 +263,7 @@ def test_latent_weights_of_a_chip_learn_whether_stuck_or_not(supernet, rng):
 
 def test_drawn_devices_have_a_uniform_share_of_their_levels(rng):
   draw = jax.jit(
-    jax.vmap(lambda key: pretrain.sample_device(key, _DEVICES)),
+    jax.vmap(lambda key: supernet.sample_device(key, _DEVICES)),
   )
   drawn = jax.device_get(draw(jax.random.split(_key(rng), 2000)))
   stuck = drawn.stuck_on > 0
@@ -274,7 +277,7 @@ def test_drawn_devices_have_a_uniform_share_of_their_levels(rng):
 
 def test_a_chip_is_a_function_of_its_key(supernet, rng):
   params = supernet[1]
-  draw = jax.jit(lambda key: pretrain.sample_chip(key, params, _DEVICES))
+  draw = jax.jit(lambda key: supernet.sample_chip(key, params, _DEVICES))
   key = _key(rng)
   first, again, other = map(draw, (key, key, _key(rng)))
   jax.tree.map(np.testing.assert_array_equal, first, again)

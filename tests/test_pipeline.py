@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 import short_run
 
-from hawis_jax import config as config_lib
 from hawis_jax import data
 from hawis_jax import errors
-from hawis_jax import experiment as experiment_lib
-from hawis_jax import files
 from hawis_jax import interop
 from hawis_jax import main
-from hawis_jax import metrics as metrics_lib
-from hawis_jax import pretrain
-from hawis_jax import search
-from hawis_jax import train
+from hawis_jax.config import settings
+from hawis_jax.pipeline import pretrain
+from hawis_jax.pipeline import results
+from hawis_jax.pipeline import search
+from hawis_jax.pipeline import train
+from hawis_jax.pipeline.experiment import prepare
+from hawis_jax.runtime import storage
+from hawis_jax.runtime.metrics import Metrics
+from hawis_jax.runtime.metrics import Progress
 
 
 def test_a_finished_run_has_its_results_and_repeats_nothing(
@@ -80,14 +82,14 @@ def test_interrupted_and_resumed_equals_uninterrupted(
   run, finished, tmp_path, capsys, monkeypatch, stops
 ):
   """Cut off in every stage; results, metrics and weights equal to the bit."""
-  report, left = metrics_lib.Progress.report, list(stops)
+  report, left = Progress.report, list(stops)
 
   def interrupted(self, done, values):
     report(self, done, values)
     if left and (self._name, done) == left[0]:
       raise KeyboardInterrupt
 
-  monkeypatch.setattr(metrics_lib.Progress, "report", interrupted)
+  monkeypatch.setattr(Progress, "report", interrupted)
   while left:
     with pytest.raises(KeyboardInterrupt):
       run(tmp_path / "run")
@@ -163,7 +165,7 @@ def test_only_what_cannot_matter_may_change(
 
   def settle(facts=original.facts(), **fields):  # noqa: B008
     config = short_run.config(data__data_dir=str(data_dir), **fields)
-    config_lib.settle(config, finished, facts)
+    results.settle(config, finished, facts)
 
   settle(log_every=3, robustness__chips_per_step=3, data__damaged="skip")
   # `data.data_dir` may change, as on another machine; its content may not.
@@ -188,11 +190,11 @@ def test_only_what_cannot_matter_may_change(
 @pytest.fixture(scope="module")
 def experiment(data_dir):
   config = short_run.config(data__data_dir=str(data_dir))
-  return experiment_lib.prepare(config)
+  return prepare(config)
 
 
 def _run_stage(stage, experiment, workdir):
-  with metrics_lib.Metrics(workdir, stream=io.StringIO()) as metrics:
+  with Metrics(workdir, stream=io.StringIO()) as metrics:
     main.STAGES[stage](experiment, workdir, metrics)
 
 
@@ -212,16 +214,16 @@ def test_a_stage_without_its_input_says_what_to_run(
     _run_stage(stage, experiment, tmp_path)
   # It has not fixed the configuration either.
   config = experiment.config
-  config_lib.settle(config, tmp_path)
+  results.settle(config, tmp_path)
   config = short_run.config(data__data_dir=config.data.data_dir, seed=1)
-  config_lib.settle(config, tmp_path)
+  results.settle(config, tmp_path)
 
 
 def test_a_found_width_outside_the_choices_is_named(experiment, finished):
   path = finished / "search" / "result.json"
-  result = files.read_record(path)
+  result = storage.read_record(path)
   result["found"][2] = 5
-  files.write_record(path, result)
+  storage.write_record(path, result)
   message = r"search/result.json: found\[2\]: got 5, allowed are \(4, 8\)"
   with pytest.raises(errors.InputError, match=message):
     _run_stage("train", experiment, finished)
@@ -351,8 +353,8 @@ def test_fields_that_do_not_go_together_are_named(data_dir, fields, message):
     {name: ast.literal_eval(value) for name, value in fields.items()}
   )
   with pytest.raises(errors.InputError) as info:
-    config_lib.validate(config)
-    experiment_lib.prepare(config)
+    settings.validate(config)
+    prepare(config)
   assert message in str(info.value) and "\n" not in str(info.value)
 
 
@@ -460,7 +462,7 @@ def test_a_teacher_of_another_shape_stops_before_training(
 
 
 def test_two_runs_in_one_workdir_are_refused(run, finished, capsys):
-  with files.locked(finished):
+  with storage.locked(finished):
     assert run(finished) == 2
   assert "another process is running in it" in short_run.one_line(capsys)
 

@@ -6,30 +6,32 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hawis_jax import budgets
 from hawis_jax import cost
-from hawis_jax import policy as policy_lib
-from hawis_jax import widths
+from hawis_jax.networks import width_vectors
+from hawis_jax.search import method
+from hawis_jax.search import policy_network
 
-_SPACE = widths.width_space(((8, 24, 40), (16, 32, 72), (32, 64, 130)), 7)
+_SPACE = width_vectors.width_space(
+  ((8, 24, 40), (16, 32, 72), (32, 64, 130)), 7
+)
 _GEOMETRY = cost.cifar_geometry(8, (8, 8, 1), 8, 10, (64, 64))
 _COSTS = cost.tables(_SPACE.table, _GEOMETRY, "arrays")
 _LOWS, _HIGHS = np.array([40, 60]), np.array([46, 70])
-_POLICY = policy_lib.Policy(3, 64)
+_POLICY = policy_network.Policy(3, 64)
 _BOTH = np.repeat(np.arange(2, dtype=np.int32), 256)
-_propose = jax.jit(policy_lib.propose, static_argnums=1)
-_evaluate = jax.jit(policy_lib.evaluate, static_argnums=0)
+_propose = jax.jit(policy_network.propose, static_argnums=1)
+_evaluate = jax.jit(policy_network.evaluate, static_argnums=0)
 
 
 @pytest.fixture(scope="module")
 def setup():
   """(fresh params, context)."""
   windows = list(zip(_LOWS, _HIGHS, strict=True))
-  feasible = budgets.feasible_set(_SPACE, _COSTS, windows)
-  context = policy_lib.make_context(
+  feasible = cost.feasible_set(_SPACE, _COSTS, windows)
+  context = method.make_context(
     _SPACE, feasible, _COSTS, _GEOMETRY.positions, _HIGHS
   )
-  init = jax.jit(policy_lib.init, static_argnums=1)
+  init = jax.jit(policy_network.init, static_argnums=1)
   return init(jax.random.key(0), _POLICY, context), context
 
 
@@ -102,7 +104,7 @@ def test_log_probabilities_are_those_of_the_draws(setup, rng):
 
 def test_rank_advantages():
   values = np.array([0.1, 0.9, 0.5, 0.5, -7.0], np.float32)
-  rank_advantages = jax.jit(policy_lib.rank_advantages)
+  rank_advantages = jax.jit(policy_network.rank_advantages)
   ranks = stats.rankdata(values)
   expected = (ranks - ranks.mean()) / ranks.std()
   np.testing.assert_allclose(rank_advantages(values), expected, atol=1e-6)

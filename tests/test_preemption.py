@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hawis_jax import preemption
+from hawis_jax.runtime import preemption
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -53,7 +53,7 @@ def test_what_is_ignored_stays_ignored():
 
 _ON_A_TERMINAL = """
 import fcntl, pathlib, sys, termios, time
-from hawis_jax import preemption
+from hawis_jax.runtime import preemption
 
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 with preemption.watch():
@@ -87,9 +87,9 @@ def test_a_terminal_that_is_closed(tmp_path):
 
 _TALKS = """
 import pathlib, sys, time
-from hawis_jax import metrics as metrics_lib
+from hawis_jax.runtime.metrics import Metrics
 
-with metrics_lib.Metrics(pathlib.Path(sys.argv[1])) as metrics:
+with Metrics(pathlib.Path(sys.argv[1])) as metrics:
   progress = metrics.stage("pretrain", 2)
   input()  # until nobody reads any more
   progress.report(1, {"loss": 1.0})

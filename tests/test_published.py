@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hawis_jax import binary
 from hawis_jax import crossbar
-from hawis_jax import quantization
+from hawis_jax.arithmetic import binary
+from hawis_jax.arithmetic import integer
 from hawis_jax.crossbar import converters
 from hawis_jax.crossbar import defects
 from hawis_jax.crossbar import readout
@@ -184,7 +184,7 @@ def test_8_bit_layers(shared, layer, x64):
   step_g = (device.g_on - device.g_off) / 128
   step_v = device.read_voltage / 255
   kernel = _kernel(golden[f"{layer}/w"])
-  step_w = quantization.scale(jnp.abs(kernel).max(), 8)
+  step_w = integer.scale(jnp.abs(kernel).max(), 8)
   product = _product(layer, kernel)
   cases = [c for c in _cases(golden, layer) if not c.endswith("ec")]
   cases.remove("ec_without_saf")
@@ -201,7 +201,7 @@ def test_8_bit_layers(shared, layer, x64):
       x = _channels_last(golden[f"{layer}/x_{phase}"])
       step_x = stored("delta_x")
       np.testing.assert_allclose(step_w, stored("delta_w"), rtol=1e-12)
-      integers = quantization.quantize(x, step_x, 8)
+      integers = integer.quantize(x, step_x, 8)
 
       def draw(name, stored=stored, integers=integers):
         if name == "input_reduced" and stored("rand_g") is not None:

@@ -11,10 +11,10 @@ import optax
 import pytest
 from scipy import stats
 
-from hawis_jax import optimize
-from hawis_jax import resnet
-from hawis_jax import train
-from hawis_jax import variables as variables_lib
+from hawis_jax.networks import net_variables
+from hawis_jax.networks import resnet
+from hawis_jax.training import fixed_net
+from hawis_jax.training import optimization
 
 _FOLDER = str(pathlib.Path(__file__).parents[1] / "benchmarks")
 
@@ -51,7 +51,7 @@ def test_a_net_at_its_widths_trains_as_the_narrower_one(rng):
   # Not Adam, which turns gradients of a rounding error into whole steps.
   optimizer = optax.sgd(0.1)
   key, shape = jax.random.key(rng.integers(2**31)), (8, 8, 1)
-  start = jax.jit(optimize.init_state, static_argnums=(0, 2, 3))
+  start = jax.jit(optimization.init_state, static_argnums=(0, 2, 3))
   masked = start(wide, key, shape, optimizer)
   fresh = standalone.narrowed(masked.params, wide, jnp.array(vector))
   # Fresh shifts of 0 put dead channels exactly on the edge of the gradient.
@@ -59,7 +59,7 @@ def test_a_net_at_its_widths_trains_as_the_narrower_one(rng):
     lambda x: x + rng.uniform(0.1, 0.4) if x.ndim == 1 else x, fresh
   )
   masked = masked.replace(params=shifted)
-  example = variables_lib.shapes(narrow, shape)
+  example = net_variables.shapes(narrow, shape)
   cut = {
     name: jax.tree.map(
       lambda x, like: x[tuple(slice(n) for n in like.shape)],
@@ -68,16 +68,18 @@ def test_a_net_at_its_widths_trains_as_the_narrower_one(rng):
     )
     for name in ("params", "batch_stats")
   }
-  sliced = optimize.TrainState(**cut, opt_state=optimizer.init(cut["params"]))
+  sliced = optimization.TrainState(
+    **cut, opt_state=optimizer.init(cut["params"])
+  )
   kernel = cut["params"]["stage3_block0"]["conv1"]["kernel"]
   assert float(kernel.std()) == pytest.approx(np.sqrt(2 / (9 * 24)), rel=0.1)
   steps = [
     jax.jit(
       functools.partial(
-        train.train_step,
+        fixed_net.train_step,
         module=module,
         optimizer=optimizer,
-        recipe=train.Recipe(),
+        recipe=fixed_net.Recipe(),
       )
     )
     for module in (standalone.AtWidths(wide, jnp.array(vector)), narrow)

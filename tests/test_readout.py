@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hawis_jax import binary
-from hawis_jax import counterparts
 from hawis_jax import crossbar
 from hawis_jax import errors
-from hawis_jax import layers
-from hawis_jax import montecarlo
-from hawis_jax import resnet
-from hawis_jax import robustness
-from hawis_jax import variables as variables_lib
+from hawis_jax.arithmetic import binary
 from hawis_jax.crossbar import converters
 from hawis_jax.crossbar import defects
 from hawis_jax.crossbar import readout
+from hawis_jax.networks import layers
+from hawis_jax.networks import net_variables
+from hawis_jax.networks import reference_resnet
+from hawis_jax.networks import resnet
+from hawis_jax.robustness import calibration
+from hawis_jax.robustness import evaluation
+from hawis_jax.robustness import monte_carlo
 
 # An array: in the program, though a converter of 0 bits is ideal.
 _NO_BITS = np.float32(0)
@@ -217,12 +218,12 @@ def net(request):
   if request.param == 1:
     module = resnet.cifar_resnet(8, widths, 10, levels=8)
   else:
-    module = counterparts.cifar_counterpart(8, widths, 10, bits=8)
-  init = jax.jit(variables_lib.init, static_argnums=(0, 2))
+    module = reference_resnet.cifar_counterpart(8, widths, 10, bits=8)
+  init = jax.jit(net_variables.init, static_argnums=(0, 2))
   variables = init(module, _key(rng), (8, 8, 3))
   images = rng.integers(0, 256, (12, 8, 8, 3), np.uint8)
   if request.param == 8:
-    quantize = jax.jit(counterparts.quantize, static_argnums=0)
+    quantize = jax.jit(reference_resnet.quantize, static_argnums=0)
     variables = quantize(module, variables, images[None])
   return module, jax.device_get(variables), images
 
@@ -267,7 +268,7 @@ def test_calibrated_range_is_the_percentile_of_the_partial_sums(net):
   """Of the stem, whose input is the images', recomputed by NumPy."""
   module, variables, images = net
   device = crossbar.Device(tile_shape=(30, 64), adc_percentile=97.0)
-  calibrated = robustness.calibrate_converters(
+  calibrated = calibration.calibrate_converters(
     module, variables, images, device
   )
   if module.weight_bits == 1:
@@ -314,11 +315,11 @@ def test_bad_readouts_are_refused(net):
   refused = "has 72 rows" if module.weight_bits == 1 else "bit planes don't"
   with pytest.raises(errors.InputError, match=refused):
     program(sense)
-  batches = robustness.Batches(
+  batches = monte_carlo.Batches(
     images[None], np.zeros((1, 12), int), np.ones((1, 12), bool)
   )
   with pytest.raises(errors.InputError, match="a sense amplifier"):
-    robustness.evaluate_chips(
+    evaluation.evaluate_chips(
       jax.random.key(0), module, variables, batches, sense, 2
     )
   with pytest.raises(errors.InputError, match="allowed for 8-bit weights"):
@@ -454,17 +455,17 @@ def test_noise_follows_the_image_and_the_chip_not_the_batch(net):
   labels = np.arange(12) % 10
 
   def evaluate(batch, **kwargs):
-    batches = robustness.Batches(
+    batches = monte_carlo.Batches(
       images.reshape(-1, batch, 8, 8, 3),
       labels.reshape(-1, batch),
       np.ones((12 // batch, batch), bool),
     )
-    return robustness.evaluate_chips(
+    return evaluation.evaluate_chips(
       jax.random.key(3), module, variables, batches, device, 3, **kwargs
     )
 
   # Nor do chips follow each other, where several are read at once.
-  several = montecarlo.Limits(chips=3)
+  several = monte_carlo.Limits(chips=3)
   np.testing.assert_array_equal(evaluate(12), evaluate(4, limits=several))
 
 

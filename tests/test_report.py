@@ -10,41 +10,41 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hawis_jax import config as config_lib
 from hawis_jax import cost
 from hawis_jax import errors
-from hawis_jax import experiment as experiment_lib
-from hawis_jax import files
-from hawis_jax import finalists
-from hawis_jax import intervals
-from hawis_jax import methods
-from hawis_jax import nets as nets_lib
 from hawis_jax import report
-from hawis_jax import robustness
-from hawis_jax import widths as widths_lib
+from hawis_jax.config import settings
+from hawis_jax.networks import net_names
+from hawis_jax.networks import width_vectors
+from hawis_jax.pipeline.experiment import Experiment
+from hawis_jax.report import facts
 from hawis_jax.report import figures
 from hawis_jax.report import render
-from hawis_jax.report import results
 from hawis_jax.report import style
+from hawis_jax.robustness import evaluation
+from hawis_jax.robustness import statistics
+from hawis_jax.runtime import storage
+from hawis_jax.search import registry
+from hawis_jax.search import selection
 
 _FOUND = (24, 40, 32, 48, 40, 32, 56, 96, 64, 80, 96, 64, 112)
 _FOUND += (128, 192, 128, 160, 96, 64)
 _WIDTHS = {
-  **widths_lib.PRESETS,
+  **width_vectors.PRESETS,
   "found": _FOUND,
   "uniform": (32,) * 7 + (64,) * 6 + (128,) * 6,
-  "baseline_1x": widths_lib.PRESETS["resnet20_1x"],
+  "baseline_1x": width_vectors.PRESETS["resnet20_1x"],
 }
-_BITS = {nets_lib.BINARY: 1, nets_lib.INT8: 8, nets_lib.FLOAT: 32}
+_BITS = {net_names.BINARY: 1, net_names.INT8: 8, net_names.FLOAT: 32}
 # Accuracy lost at the greatest severity.
 _LOSS = dict(found=0.15, uniform=0.2, baseline_1x=0.4, resnet18_hawis_a=0.1)
 
 
 def _experiment(**fields):
-  config = config_lib.default()
+  config = settings.default()
   fields = {name.replace("__", "."): value for name, value in fields.items()}
   config.update_from_flattened_dict(fields)
-  searches, hardware = config_lib.searches(config), config_lib.hardware(config)
+  searches, hardware = settings.searches(config), settings.hardware(config)
   geometry = cost.cifar_geometry(20, (8, 8, 1), 32, 10, hardware)
   known = {name: v for name, v in _WIDTHS.items() if name != "found"}
   if config.network.depth == 18:
@@ -52,12 +52,12 @@ def _experiment(**fields):
     known["baseline_1x"] = known["resnet18_1x"]
     del known["uniform"]
   splits = dict(name="cifar10", version="3.0.2", num_classes=10)
-  return experiment_lib.Experiment(
+  return Experiment(
     config=config,
     splits=types.SimpleNamespace(**splits, test=range(360)),
-    space=config_lib.width_space(config) if searches else None,
+    space=settings.width_space(config) if searches else None,
     geometry=geometry,
-    device=config_lib.device(config),
+    device=settings.device(config),
     widths=known,
   )
 
@@ -68,21 +68,21 @@ def _swept(rng, experiment):
   luck = rng.normal(0, 0.3, config.robustness.chips)
   errors_of = {"chips": 0.1, "images": 0.01, "total": 0.2}
   for net in config.train.nets:
-    vector, kind = nets_lib.parse(net)
+    vector, kind = net_names.parse(net)
     clean, sweeps = round(0.97 * 360) / 360, {}
-    for swept in () if kind == "float" else config_lib.sweeps(config):
+    for swept in () if kind == "float" else settings.sweeps(config):
       most, sweeps[swept.key] = max(x.value for x in swept.levels), []
       for level in swept.levels:
         spread = np.exp(luck + rng.normal(0, 0.1, luck.shape))
         lost = _LOSS.get(net, 0.5) * (level.value / most) ** 1.5 * spread
         chips = np.round(np.clip(clean - lost, 0.08, 1) * 360) / 360
         chips = chips if level.is_random else chips[:1]
-        entry = {"level": level.value, **robustness.summarize(chips)}
+        entry = {"level": level.value, **evaluation.summarize(chips)}
         entry |= {"standard_errors": errors_of, "accuracy": chips.tolist()}
         sweeps[swept.key].append(entry)
     described = dict(test_images=360, clean=clean, sweeps=sweeps)
     described |= dict(widths=list(_WIDTHS[vector]), weight_bits=_BITS[kind])
-    if kind != nets_lib.FLOAT:
+    if kind != net_names.FLOAT:
       costs = experiment.exact_costs(_WIDTHS[vector])
       described |= {name: costs[name] for name in cost.COUNTS}
     result["nets"][net] = described
@@ -125,14 +125,14 @@ def _searched(rng, experiment, kind, shares):
     "distinct": {m: [77 + b for b in range(len(shares))] for m in groups},
     "finalists": groups,
     "best": best,
-    "front": finalists.front(groups),
+    "front": selection.front(groups),
     "trajectory": dict.fromkeys(search.methods, trajectory),
   }
 
 
 def _curves(config):
   stages = [f"train/{net}" for net in config.train.nets]
-  for stage in ["pretrain", *stages] if config_lib.searches(config) else stages:
+  for stage in ["pretrain", *stages] if settings.searches(config) else stages:
     names = ("accuracy_max", "accuracy_mean")
     if stage != "pretrain":
       names = ("accuracy", "accuracy_validation")
@@ -153,7 +153,7 @@ def _write(workdir, rng, experiment, kind="arrays", shares=(1.0,)):
     stages["search"] = _searched(rng, experiment, kind, shares)
   for stage, value in stages.items():
     (workdir / stage).mkdir(exist_ok=True)
-    files.write_record(workdir / stage / "result.json", value)
+    storage.write_record(workdir / stage / "result.json", value)
   (workdir / "metrics.jsonl").write_text("".join(_curves(experiment.config)))
   return stages["robustness"]
 
@@ -206,7 +206,7 @@ def _run(experiment, workdir):
   quiet = dict(flush=lambda: None, say=lambda text: None)
   metrics = types.SimpleNamespace(recording=True, **quiet)
   report.run(experiment, workdir, metrics)
-  content = files.read_json(workdir / "report" / "report.json")
+  content = storage.read_json(workdir / "report" / "report.json")
   return content, _Page((workdir / "report" / "index.html").read_text())
 
 
@@ -236,7 +236,7 @@ def test_tables_hold_accuracy_of_every_net_and_severity(made):
         chips = np.array(entry["accuracy"])
         cell = f"{100 * chips.mean():.2f}\nall chips alike\n"
         if len(chips) > 1:
-          low, high = intervals.mean_interval(chips, 0, 1)
+          low, high = statistics.mean_interval(chips, 0, 1)
           cell = f"{100 * chips.mean():.2f} [{100 * low:.2f}, {100 * high:.2f}]"
           cell += f"\n5th pct. {100 * np.quantile(chips, 0.05):.2f}\n"
         shown = style.severity(scenario, entry["level"])
@@ -271,7 +271,7 @@ def test_costs_are_those_of_the_widths(made):
   assert page.row("array")[1:3] == shown
   # Published vectors of the depth stand beside the nets, and are none.
   published = [n for n, v in content["vectors"].items() if not v["compared"]]
-  assert published == [n for n in widths_lib.PRESETS if n[:8] == "resnet20"]
+  assert published == [n for n in width_vectors.PRESETS if n[:8] == "resnet20"]
 
 
 def test_differences_are_paired(made):
@@ -287,7 +287,7 @@ def test_differences_are_paired(made):
     place = row["scenario"], row["severity"]
     first, second = chips["found", *place], chips[row["rival"], *place]
     gap = np.subtract(first, second)
-    low, high = intervals.mean_interval(gap)
+    low, high = statistics.mean_interval(gap)
     np.testing.assert_allclose(row["difference"], gap.mean(), atol=1e-12)
     np.testing.assert_allclose(row["ci95"], (low, high))
     # The studentised bootstrap's, about as wide as Student's.
@@ -302,12 +302,12 @@ def test_differences_are_paired(made):
 
 @pytest.mark.parametrize("kind", ["arrays", "energy"])
 def test_the_search_is_told_budget_by_budget(rng, tmp_path, kind):
-  names = rng.permutation(methods.NAMES).tolist()
+  names = rng.permutation(registry.NAMES).tolist()
   experiment = _experiment(search__methods=tuple(names))
   _write(tmp_path, rng, experiment, kind, (0.7, 1.0))
   content, page = _run(experiment, tmp_path)
   search = content["search"]
-  result = files.read_record(tmp_path / "search" / "result.json")
+  result = storage.read_record(tmp_path / "search" / "result.json")
   assert search == {**result, "comparisons": search["comparisons"]}
   text = " ".join(page.text.split())
   assert "and at most 2.00 ms of latency and at most 250 µs between" in text
@@ -334,7 +334,9 @@ def test_the_search_is_told_budget_by_budget(rng, tmp_path, kind):
   for row in search["comparisons"]:
     pair = [search["best"][n][1]["chips"] for n in (names[0], row["rival"])]
     gap = np.subtract(*pair)
-    gap = style.estimate(gap.mean(), intervals.mean_interval(gap), style.points)
+    gap = style.estimate(
+      gap.mean(), statistics.mean_interval(gap), style.points
+    )
     assert page.row(looks[row["rival"]].name, "16")[2] == gap
 
 
@@ -393,7 +395,7 @@ def test_the_claim_is_that_of_the_harshest_severities(made, verdicts, claim):
       content["accuracy"].append(dict(net="found", mean=mean, **place))
       pair = dict(rival="uniform", verdict=verdict, **gap, **place)
       content["comparisons"].append(pair)
-  (line,) = results.claims(content)
+  (line,) = facts.claims(content)
   nets = content["nets"]
   ours, theirs = (nets[n]["arrays"] for n in ("found", "uniform"))
   assert claim in line and f"at {ours / theirs:.2f} times the cost" in line
@@ -401,7 +403,7 @@ def test_the_claim_is_that_of_the_harshest_severities(made, verdicts, claim):
   for end in (min(ends), max(ends)):
     assert (f"{end:+.2f}" if end else "0.00") in line
   nets = {**nets, "uniform": {**nets["uniform"], "widths": list(_FOUND)}}
-  (line,) = results.claims({**content, "nets": nets})
+  (line,) = facts.claims({**content, "nets": nets})
   assert "has the same widths as" in line
 
 
@@ -451,7 +453,7 @@ def test_nets_given_by_name_are_compared(rng, tmp_path):
   after = configured.split("What the numbers mean")[1]
   for word in ("search", "policy", "uper-net", "found", "budget"):
     assert word not in before + after, word
-  better, worse = results.claims(content)
+  better, worse = facts.claims(content)
   assert "loses to the HAWIS-A (ResNet-18)" in better
   arrays = style.quantity("arrays", swept[nets[0]]["arrays"])
   assert "8-bit 1x" in worse and "times" not in worse
@@ -468,7 +470,7 @@ def test_only_float_nets_are_on_no_chip(rng, tmp_path):
   _write(tmp_path, rng, experiment)
   content, page = _run(experiment, tmp_path)
   assert content["main_net"] is None and content["accuracy"] == []
-  assert results.claims(content)[0] in page.text
+  assert facts.claims(content)[0] in page.text
   assert content["files"] == ["widths.svg", "training.svg", "index.html"]
 
 
@@ -478,9 +480,9 @@ def test_one_net_and_one_method_have_no_rival(rng, tmp_path):
   )
   _write(tmp_path, rng, experiment)
   path = tmp_path / "search" / "result.json"
-  search = files.read_record(path)
+  search = storage.read_record(path)
   search["finalists"]["uniform"], search["best"]["uniform"] = [], [None]
-  files.write_record(path, search)
+  storage.write_record(path, search)
   (tmp_path / "metrics.jsonl").unlink()
   content, page = _run(experiment, tmp_path)
   assert content["comparisons"] == content["search"]["comparisons"] == []
@@ -500,7 +502,7 @@ def test_odd_names_are_escaped(rng, tmp_path):
   swept["nets"]["<i>int8"] = swept["nets"].pop("baseline_1x")
   sweeps = swept["nets"]["found"]["sweeps"]
   sweeps["new"] = sweeps["{both} <i>&: stuck_off"]
-  files.write_record(tmp_path / "robustness" / "result.json", swept)
+  storage.write_record(tmp_path / "robustness" / "result.json", swept)
   content, page = _run(experiment, tmp_path)
   assert content["hardware"]["technology"] == "<i>mine</i>"
   assert "<i>" not in page.html
@@ -517,7 +519,7 @@ def test_an_unfinished_sweep_says_what_is_missing(rng, tmp_path):
   sweeps = swept["nets"]["uniform"]["sweeps"]
   del sweeps["variation"]
   del sweeps["stuck_on"][-1]
-  files.write_record(tmp_path / "robustness" / "result.json", swept)
+  storage.write_record(tmp_path / "robustness" / "result.json", swept)
   content, page = _run(experiment, tmp_path)
   assert "uniform: 2 % stuck on; uniform: variation γ = 0; " in page.text
   assert content["missing"][0] == "1x baseline: everything"
@@ -549,7 +551,7 @@ def test_a_report_is_made_once_for_the_same_results(rng, tmp_path):
   assert {*stamps()} == {*first}
   # Other results: another report, and no picture of what is gone.
   swept["nets"]["found"]["clean"] = 0.5
-  files.write_record(tmp_path / "robustness" / "result.json", swept)
+  storage.write_record(tmp_path / "robustness" / "result.json", swept)
   (tmp_path / "metrics.jsonl").unlink()
   changed, page = _run(experiment, tmp_path)
   assert changed["digest"] != before["digest"] and "50.00 [" in page.text
@@ -565,7 +567,7 @@ def test_what_stops_it_is_named(rng, tmp_path):
   (tmp_path / "search" / "result.json").unlink()
   with pytest.raises(errors.InputError, match="--stages search first"):
     _run(experiment, tmp_path)
-  files.write_record(path, {"format": 2, "nets": {}})
+  storage.write_record(path, {"format": 2, "nets": {}})
   with pytest.raises(errors.InputError, match="got no net"):
     _run(experiment, tmp_path)
   path.unlink()
@@ -597,9 +599,9 @@ def test_names_and_looks_differ():
   assert {net: style.net_name(net) for net in shown} == shown
   nets = ("resnet20_hawis_a", "resnet20_1x", "resnet20_1x_int8", "another")
   nets += ("resnet20_1x_float", "found", "uniform", "baseline_1x")
-  presets = {style.net_name(net) for net in widths_lib.PRESETS}
-  assert len(presets) == len(widths_lib.PRESETS)
-  for looks in (style.net_looks(nets), style.method_looks(methods.NAMES)):
+  presets = {style.net_name(net) for net in width_vectors.PRESETS}
+  assert len(presets) == len(width_vectors.PRESETS)
+  for looks in (style.net_looks(nets), style.method_looks(registry.NAMES)):
     for field in ("name", "color", "marker"):
       assert len({getattr(look, field) for look in looks.values()}) == 8
   assert len(style.net_looks(map(str, range(20)))) == 20

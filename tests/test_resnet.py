@@ -11,11 +11,11 @@ import pytest
 from scipy import stats
 import tiny_net
 
-from hawis_jax import binary
 from hawis_jax import errors
-from hawis_jax import layers
-from hawis_jax import resnet
-from hawis_jax import variables as variables_lib
+from hawis_jax.arithmetic import binary
+from hawis_jax.networks import layers
+from hawis_jax.networks import net_variables
+from hawis_jax.networks import resnet
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def bits(rng):
 
 def _cut(variables, module, image_shape):
   """A super-net's arrays cut down to a narrower net's leading channels."""
-  shapes = variables_lib.shapes(module, image_shape)
+  shapes = net_variables.shapes(module, image_shape)
   return jax.tree.map(
     lambda leaf, like: leaf[tuple(slice(n) for n in like.shape)],
     variables,
@@ -151,7 +151,7 @@ def test_recalibration_pools_the_moments_of_all_batches(tiny, rng):
   """
   module, variables = tiny.module, tiny.variables
   batches = rng.integers(0, 2, (8, 4, 9, 9, 8)).astype(np.float32)
-  recalibrate = jax.jit(variables_lib.recalibrate, static_argnums=0)
+  recalibrate = jax.jit(net_variables.recalibrate, static_argnums=0)
   got = recalibrate(module, variables, batches)
   kernel = variables["params"]["stem"]["kernel"]
   convolve = jax.jit(binary.convolve, static_argnums=(2, 3))
@@ -187,7 +187,7 @@ def test_recalibration_pools_the_moments_of_all_batches(tiny, rng):
 def test_fresh_variables_are_those_of_the_module(rng):
   """One flat draw: same tree and shapes, He normal with fan-out, BN neutral."""
   module = resnet.cifar_resnet(8, (64,) * 7, 10)
-  init = jax.jit(variables_lib.init, static_argnums=(0, 2))
+  init = jax.jit(net_variables.init, static_argnums=(0, 2))
   variables = jax.device_get(
     init(module, jax.random.key(rng.integers(2**31)), (32, 32, 3))
   )

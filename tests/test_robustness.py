@@ -9,8 +9,9 @@ import tiny_net
 
 from hawis_jax import backend
 from hawis_jax import crossbar
-from hawis_jax import robustness
-from hawis_jax import variables as variables_lib
+from hawis_jax.networks import net_variables
+from hawis_jax.robustness import evaluation
+from hawis_jax.robustness import monte_carlo
 
 _DEVICE = crossbar.Device(stuck_off=0.1, stuck_on=0.02, variation=0.3)
 _STUCK = crossbar.Device(stuck_off=0.1, stuck_on=0.02)
@@ -29,14 +30,14 @@ def _batches(images, labels, batch_size):
   image = np.concatenate([images, 255 - images[:pad]])
   label = np.concatenate([labels, labels[:pad]])
   mask = np.arange(len(image)) < len(images)
-  return robustness.Batches(
+  return monte_carlo.Batches(
     *(x.reshape(-1, batch_size, *x.shape[1:]) for x in (image, label, mask))
   )
 
 
 def _evaluate(net, batch_size=40, num_chips=6, **kwargs):
   module, variables, images, labels = net
-  return robustness.evaluate_chips(
+  return evaluation.evaluate_chips(
     jax.random.key(7),
     module,
     variables,
@@ -68,14 +69,14 @@ def test_ideal_chips_have_the_clean_accuracy(net):
   clean = (np.asarray(logits).argmax(-1) == labels).mean()
   stacked = _batches(images, labels, 16)
   batches = (jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(3))
-  got = robustness.ideal_accuracy(module, variables, batches)
+  got = evaluation.ideal_accuracy(module, variables, batches)
   np.testing.assert_allclose(got, clean, atol=1e-6)
 
 
 @functools.cache
 def _scorer(module, platform, most_weights):
   """What is traced depends on all of them."""
-  return jax.jit(functools.partial(robustness.score_chips, module))
+  return jax.jit(functools.partial(monte_carlo.score_chips, module))
 
 
 def _score(net, device, widths=_CANDIDATES):
@@ -83,7 +84,7 @@ def _score(net, device, widths=_CANDIDATES):
   module, variables, images, labels = net
   norms = jax.tree.map(lambda x: np.stack([x] * 3), variables["batch_stats"])
   keys = jax.random.split(jax.random.key(1), 3)
-  score = _scorer(module, backend.platform(), robustness._MOST_WEIGHTS)
+  score = _scorer(module, backend.platform(), monte_carlo._MOST_WEIGHTS)
   batches = _batches(images, labels, 16)
   return jax.device_get(score(variables, widths, norms, batches, keys, device))
 
@@ -127,7 +128,7 @@ def test_chip_mode_recalibrates_on_the_programmed_chip(net):
   def by_hand(key):
     bits = module.encode(images)
     programmed = crossbar.program(key, variables, _DEVICE)
-    stats = variables_lib.recalibrate(module, programmed, bits[None])
+    stats = net_variables.recalibrate(module, programmed, bits[None])
     programmed = {**programmed, "batch_stats": stats}
     return module.apply(programmed, bits, train=False)
 

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
-from hawis_jax import config as config_lib
 from hawis_jax import crossbar
 from hawis_jax import errors
-from hawis_jax import scenarios
+from hawis_jax.config import settings
+from hawis_jax.robustness import scenarios
 
 _BASE = crossbar.Device(wire_resistance=1.0, adc_bits=6)
 
@@ -199,7 +199,7 @@ def test_bad_scenarios_name_what_is_wrong(scenario, message):
 
 
 def _sweeps(*found):
-  config = config_lib.default()
+  config = settings.default()
   config.train.nets = ("baseline_1x",)
   config.robustness.scenarios = found
   return config
@@ -226,7 +226,7 @@ def _sweeps(*found):
 )
 def test_bad_sweeps_name_their_field(value, message):
   match = re.escape(f"config.robustness.scenarios{message}")
-  for check in (config_lib.sweeps, config_lib.validate):
+  for check in (settings.sweeps, settings.validate):
     with pytest.raises(errors.InputError, match=f"^{match}"):
       check(_sweeps(*value))
 
@@ -238,11 +238,11 @@ def test_sweeps_start_from_the_configured_device():
     {"stuck_on": 0.1, "adc_bits": 4},
   )
   config.device.update(preset="mnsim", adc_bits=8)
-  found = config_lib.sweeps(config)
+  found = settings.sweeps(config)
   keys = ["stuck_on", "a: stuck_on", "adc_bits = 4: stuck_on"]
   assert [s.key for s in found] == keys
   # Without the preset's own random effects, with its wires.
-  base = config_lib.device(config)
+  base = settings.device(config)
   assert base.wire_resistance and not base.gaussian_variation
   ideal, faulty = found[0].levels
   assert ideal.device == base and not ideal.is_random
@@ -251,7 +251,7 @@ def test_sweeps_start_from_the_configured_device():
 
 
 def test_default_sweeps_are_the_published_ranges():
-  found = config_lib.sweeps(config_lib.default())
+  found = settings.sweeps(settings.default())
   values = {s.key: [level.value for level in s.levels] for s in found}
   assert values == {
     "stuck_off": [0, 0.02, 0.04, 0.06, 0.08, 0.1],

@@ -10,22 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hawis_jax import budgets
-from hawis_jax import config as config_lib
 from hawis_jax import cost
 from hawis_jax import errors
-from hawis_jax import experiment as experiment_lib
-from hawis_jax import finalists
-from hawis_jax import methods
-from hawis_jax import metrics as metrics_lib
-from hawis_jax import policy
-from hawis_jax import pretrain
-from hawis_jax import robustness
-from hawis_jax import scoring
-from hawis_jax import search
-from hawis_jax import sharding
-from hawis_jax import variables
-from hawis_jax import widths
+from hawis_jax.config import settings
+from hawis_jax.networks import net_variables
+from hawis_jax.networks import width_vectors
+from hawis_jax.pipeline import candidates
+from hawis_jax.pipeline import pretrain
+from hawis_jax.pipeline import results
+from hawis_jax.pipeline import scoring
+from hawis_jax.pipeline import search
+from hawis_jax.pipeline.experiment import prepare
+from hawis_jax.robustness import monte_carlo
+from hawis_jax.runtime import sharding
+from hawis_jax.runtime.metrics import Metrics
+from hawis_jax.search import method
+from hawis_jax.search import registry
+from hawis_jax.search import reward
+from hawis_jax.search import selection
+from hawis_jax.search import update
 
 
 @pytest.mark.parametrize("scenarios, chips", [(1, 1), (3, 4), (2, 9)])
@@ -37,7 +40,7 @@ def test_robust_score_is_the_formula(rng, scenarios, chips):
   for scenario in values.astype(np.float64):
     worst = np.sort(scenario, axis=0)[: int(np.ceil(chips / 4))]
     expected += (1 - weight) * scenario.mean(0) + weight * worst.mean(0)
-  score = jax.jit(scoring.robust_score, static_argnums=(1, 2))
+  score = jax.jit(reward.robust_score, static_argnums=(1, 2))
   got = score(values.reshape(-1, 5), scenarios, weight)
   np.testing.assert_allclose(got, expected / scenarios, atol=1e-5)
 
@@ -45,7 +48,7 @@ def test_robust_score_is_the_formula(rng, scenarios, chips):
 def test_chips_are_shared_by_scenarios():
   keys = jax.jit(
     lambda key: [
-      jax.random.key_data(each) for each in scoring.chip_keys(key, 4, 3)
+      jax.random.key_data(each) for each in reward.chip_keys(key, 4, 3)
     ]
   )(jax.random.key(3))
   keys = np.stack(jax.device_get(keys))
@@ -57,12 +60,12 @@ def test_chips_are_shared_by_scenarios():
 def test_finalists_are_distinct_and_one_lucky_score_counts_half():
   choices = np.array([[0, 1], [2, 2], [0, 1], [0, 1], [1, 0], [2, 2]])
   gains = np.array([0.03, -0.01, 0.02, 0.04, 0.044, 0.01])
-  best = finalists.best_vectors(choices, gains, 2)
+  best = selection.best_vectors(choices, gains, 2)
   # (0 1), scored thrice: 0.09 / 4; (1 0), once: 0.044 / 2.
   assert [tuple(vector.tolist()) for vector, _ in best] == [(0, 1), (1, 0)]
   # Given is the plain mean of their gains.
   np.testing.assert_allclose([gain for _, gain in best], [0.03, 0.044])
-  everything = finalists.best_vectors(choices, gains, 10)
+  everything = selection.best_vectors(choices, gains, 10)
   assert len(everything) == 3
   np.testing.assert_allclose(everything[-1][1], 0, atol=1e-9)
 
@@ -70,7 +73,7 @@ def test_finalists_are_distinct_and_one_lucky_score_counts_half():
 def test_finalists_shrink_to_what_a_method_predicts(rng):
   choices = rng.integers(0, 6, (40, 1))
   gains = rng.normal(size=40)
-  best = finalists.best_vectors(choices, gains, 6, lambda v: 3 * v[:, 0] + 7)
+  best = selection.best_vectors(choices, gains, 6, lambda v: 3 * v[:, 0] + 7)
   offset = np.mean(gains - 3 * choices[:, 0])
   values = []
   for vector, mean in best:
@@ -92,7 +95,7 @@ def test_the_front_is_what_no_other_dominates(rng):
     }
     for i, (score, energy) in enumerate(points)
   ]
-  got = finalists.front({"a": entries[:15], "b": entries[15:]})
+  got = selection.front({"a": entries[:15], "b": entries[15:]})
   expected = {
     (float(score), float(energy))
     for score, energy in points
@@ -110,7 +113,7 @@ def test_the_front_is_what_no_other_dominates(rng):
 
 def _config(data_dir):
   """A small space on the digits."""
-  config = config_lib.default()
+  config = settings.default()
   config.network.depth = 8
   config.network.base_widths = (4, 4, 8)
   config.search.budget_uniform = 1.5
@@ -124,20 +127,20 @@ def _config(data_dir):
 def _scores(devices, seed, data_dir):
   """Scores of five vectors on a mesh of some devices, `[S, P]`."""
   config = _config(data_dir)
-  experiment = experiment_lib.prepare(config)
+  experiment = prepare(config)
   shape = experiment.splits.image_shape
-  init = jax.jit(variables.init, static_argnums=(0, 2))
+  init = jax.jit(net_variables.init, static_argnums=(0, 2))
   net = init(experiment.supernet, jax.random.key(seed), shape)
-  scorer = scoring.make_scorer(experiment, net["params"])
+  scorer = candidates.make_scorer(experiment, net["params"])
   rng = np.random.default_rng(seed)
   vectors = [
     [rng.choice(c) for c in experiment.space.choices] for _ in range(5)
   ]
   mesh = sharding.evaluation_mesh(1, jax.devices()[:devices])
-  score = scoring.make_score(
-    experiment, config_lib.search_devices(config)[:-1], mesh
+  score = reward.make_score(
+    experiment, settings.search_devices(config)[:-1], mesh
   )
-  keys = scoring.chip_keys(jax.random.key(seed), 3, 2)
+  keys = reward.chip_keys(jax.random.key(seed), 3, 2)
   replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   arguments = jax.device_put((scorer, jnp.array(vectors), keys), replicated)
   scores = jax.jit(score)(*arguments)
@@ -179,13 +182,13 @@ def test_scores_do_not_depend_on_the_number_of_devices(tmp_path, rng):
 
 
 def test_the_penalty_is_on_what_exceeds_the_budget():
-  space = widths.width_space(((8, 16, 24), (16, 40), (32, 64, 80)), 7)
+  space = width_vectors.width_space(((8, 16, 24), (16, 40), (32, 64, 80)), 7)
   geometry = cost.cifar_geometry(8, (9, 9, 3), 8, 10, (64, 64))
   costs = cost.tables(space.table, geometry, "energy")
-  cheapest, dearest = budgets.cost_range(space, costs)
+  cheapest, dearest = cost.cost_range(space, costs)
   amounts = np.array([0.3, 0.6]) * dearest + 0.7 * cheapest
-  feasible = budgets.feasible_set(space, costs, [(0, 1.01 * dearest)] * 2)
-  context = policy.make_context(
+  feasible = cost.feasible_set(space, costs, [(0, 1.01 * dearest)] * 2)
+  context = method.make_context(
     space, feasible, costs, geometry.positions, amounts
   )
 
@@ -194,7 +197,9 @@ def test_the_penalty_is_on_what_exceeds_the_budget():
     keys = jax.random.split(key, (3, 2, 50))
     draw = jax.vmap(jax.vmap(jax.vmap(feasible.sample, (0, None))), (0, None))
     choices = draw(keys, jnp.arange(2))
-    return widths.take(context.widths, choices), search.excess(context, choices)
+    return width_vectors.take(context.widths, choices), update.excess(
+      context, choices
+    )
 
   vectors, got = jax.device_get(
     draw_and_take_excess(jax.random.key(0), context, feasible)
@@ -222,7 +227,7 @@ def run(tmp_path, monkeypatch):
     config.space.cost = "macs"
     config.search.finalists = config.search.finalist_chips = 2
     config.search.update(fields)
-    experiment = experiment_lib.prepare(config)
+    experiment = prepare(config)
     widest = jnp.asarray(experiment.space.max_widths)
     traced = []  # of every scorer; the first is that of the updates
 
@@ -234,13 +239,13 @@ def run(tmp_path, monkeypatch):
         mine.append(len(vectors))
         gain = 0.5 * jnp.log(1 + (vectors / widest[None]).mean(-1))
         accuracy = jnp.tile(gain[None], (sum(map(len, keys)), 1))
-        return robustness.Scores(accuracy, accuracy, -accuracy)
+        return monte_carlo.Scores(accuracy, accuracy, -accuracy)
 
       return score
 
     monkeypatch.setattr(scoring, "make_score", make_score)
     workdir = tmp_path / str(fields)
-    with metrics_lib.Metrics(workdir) as metrics:
+    with Metrics(workdir) as metrics:
       search.run(experiment, workdir, metrics)
     return workdir, traced[0]
 
@@ -259,7 +264,7 @@ def test_updates_are_traced_and_compiled_once(run, caplog):
 
 
 def test_a_signal_that_is_not_finite_stops_the_search(run, monkeypatch):
-  robust = scoring.robust_score
+  robust = reward.robust_score
   monkeypatch.setattr(
     scoring, "robust_score", lambda *args: robust(*args) * np.nan
   )
@@ -285,17 +290,17 @@ def test_a_policy_that_runs_away_stops_the_search(run, rng, method):
 def test_a_state_keeps_its_types(tmp_path):
   """Of every method: else the next call would be compiled anew."""
   config = _config(tmp_path)
-  config.search.update(methods=methods.NAMES, updates=6, proposals=4)
-  experiment = experiment_lib.prepare(config)
+  config.search.update(methods=registry.NAMES, updates=6, proposals=4)
+  experiment = prepare(config)
   built = search.build_methods(experiment)
   context = search.make_context(experiment)
 
   def score(scorer, vectors, keys):
     accuracy = jnp.zeros((sum(map(len, keys)), len(vectors)))
-    return robustness.Scores(accuracy, accuracy, accuracy)
+    return monte_carlo.Scores(accuracy, accuracy, accuracy)
 
   def after(state, step, key):
-    update = search.make_step(config.search, built, score)
+    update = update.make_step(config.search, built, score)
     return update(state, step, None, context, key)[0]
 
   def types(state):
@@ -325,7 +330,7 @@ def test_a_penalty_moves_the_search_towards_the_budget(run):
       spent = (table["macs"] / table["budgets"][0])[:, 0, 0]  # [U, P]
     assert spent.min() < 0.8 and spent.max() > 1.5  # a budget is no window
     late[penalty] = spent[12:].mean()
-    result = search.load_result(workdir)
+    result = results.load_search(workdir)
     (best,) = result["best"]["evolution"]
     assert best["cost"]["macs"] <= result["budgets"][0]
   assert 0.8 < late[2.0] < 1.3 < late[0.02]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hawis_jax import sharding
+from hawis_jax.runtime import sharding
 
 
 def _mesh(devices):

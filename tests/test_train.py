@@ -7,11 +7,11 @@ import pytest
 from scipy import special
 import tiny_net
 
-from hawis_jax import counterparts
-from hawis_jax import layers
-from hawis_jax import optimize
-from hawis_jax import resnet
-from hawis_jax import train
+from hawis_jax.networks import layers
+from hawis_jax.networks import reference_resnet
+from hawis_jax.networks import resnet
+from hawis_jax.training import fixed_net
+from hawis_jax.training import optimization
 
 
 def _close(got, expected, atol):
@@ -36,7 +36,7 @@ def parts(tiny):
 @pytest.fixture(scope="module")
 def steps(tiny, parts):
   """Three steps of three microbatches, with penalty and moving average."""
-  recipe = train.Recipe(microbatches=3, weight_penalty=0.01, ema=0.9)
+  recipe = fixed_net.Recipe(microbatches=3, weight_penalty=0.01, ema=0.9)
   step = tiny_net.step(tiny.module, tiny_net.SGD, recipe)
   state = parts[0]
   state = state.replace(average=(state.params, state.batch_stats))
@@ -104,13 +104,15 @@ def test_label_smoothing_is_that_of_mixed_labels(rng):
   log_p = special.log_softmax(logits.astype(np.float64), -1)
   target = 0.8 * np.eye(5)[labels] + 0.2 / 5
   expected = -(target * log_p).sum(-1).mean()
-  got = jax.jit(optimize.cross_entropy, static_argnums=2)(logits, labels, 0.2)
+  got = jax.jit(optimization.cross_entropy, static_argnums=2)(
+    logits, labels, 0.2
+  )
   np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 def test_a_float_teacher_sets_the_loss(tiny, rng):
   """KL of the softmaxes; the teacher runs in evaluation mode, untouched."""
-  teacher = counterparts.cifar_counterpart(8, None, 10)
+  teacher = reference_resnet.cifar_counterpart(8, None, 10)
   variables = tiny_net.random_variables(teacher, tiny_net.SHAPE, rng)
   state = tiny_net.random_state(tiny.module, tiny_net.SGD, rng)
   batch = tiny.batch(12)
@@ -137,7 +139,7 @@ def test_a_small_net_learns_with_every_optional_part(tiny, rng):
   )
   module, optimizer = tiny_net.module(options), optax.adam(1e-2)
   key = jax.random.key(rng.integers(2**31))
-  first = optimize.init_state(module, key, tiny_net.SHAPE, optimizer)
+  first = optimization.init_state(module, key, tiny_net.SHAPE, optimizer)
   step, state, losses = tiny_net.step(module, optimizer), first, []
   for _ in range(60):
     state, values = step(state, tiny.batch(12))

@@ -13,18 +13,18 @@ import jax
 import numpy as np
 import optax
 
-from hawis_jax import layers
-from hawis_jax import optimize
-from hawis_jax import resnet
-from hawis_jax import train
-from hawis_jax import variables as variables_lib
+from hawis_jax.networks import layers
+from hawis_jax.networks import net_variables
+from hawis_jax.networks import resnet
+from hawis_jax.training import fixed_net
+from hawis_jax.training import optimization
 
 WIDTHS = (6, 5, 6, 8, 10, 12, 12)
 # Not monotone, so that shortcuts slice and pad.
 NARROWER = (3, 5, 2, 8, 4, 7, 12)
 SHAPE = (8, 8, 1)  # of the images
 SGD = optax.sgd(1.0)  # a step moves by the gradient
-_RECIPE = train.Recipe()
+_RECIPE = fixed_net.Recipe()
 
 
 class Tiny(NamedTuple):
@@ -63,7 +63,7 @@ def make(rng):
 @functools.partial(jax.jit, static_argnums=0)
 def _statistics(module, variables, images):
   code = module.encode(images)
-  return variables_lib.recalibrate(module, variables, code[None])
+  return net_variables.recalibrate(module, variables, code[None])
 
 
 def module(options=layers.PUBLISHED):
@@ -77,7 +77,7 @@ def random_variables(module, image_shape, rng):
   draw = {"scale": (0.5, 1.5), "bias": (-0.5, 1), "mean": (-1, 1)}
   draw |= {"var": (0.5, 2), "max_abs": (0, 0)}
   flat = traverse_util.flatten_dict(
-    variables_lib.shapes(module, image_shape), sep="/"
+    net_variables.shapes(module, image_shape), sep="/"
   )
   for path, leaf in flat.items():
     name = path.rpartition("/")[2]
@@ -96,7 +96,7 @@ def random_state(module, optimizer, rng, averaging=False):
   start = net["params"], net["batch_stats"]
   average = start if averaging else ()
   moments = jax.jit(optimizer.init)(net["params"])
-  return optimize.TrainState(*start, moments, average)
+  return optimization.TrainState(*start, moments, average)
 
 
 @functools.cache
@@ -104,7 +104,7 @@ def step(module, optimizer, recipe=_RECIPE, teacher_module=None):
   """The jitted step of training: (state, batch, teacher's variables)."""
   return jax.jit(
     functools.partial(
-      train.train_step,
+      fixed_net.train_step,
       module=module,
       optimizer=optimizer,
       recipe=recipe,

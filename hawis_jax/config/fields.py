@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from hawis_jax import cost
 from hawis_jax import crossbar
-from hawis_jax import methods
-from hawis_jax import resnet
+from hawis_jax.networks import resnet
+from hawis_jax.search import registry
 
 
 class Field(NamedTuple):
@@ -336,10 +336,10 @@ _SEARCH = dict(
     ("predictor", "random"),
     "the first finds the net; the others are compared with it at equal numbers "
     "of evaluations, on the same chips",
-    f"distinct ones of {', '.join(methods.NAMES)}",
+    f"distinct ones of {', '.join(registry.NAMES)}",
     lambda x: (
       len(x) > 0
-      and all(_is_text(name) and name in methods.NAMES for name in x)
+      and all(_is_text(name) and name in registry.NAMES for name in x)
       and _is_distinct(x)
     ),
   ),
@@ -479,7 +479,7 @@ _ROBUSTNESS = dict(
       dict(variation=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.1)),  # lognormal sigma
     ),
     "fields of crossbar.Device, severities in a tuple; each may have a name, a "
-    "fault_map, layers, and more than one field (see hawis_jax/scenarios.py)",
+    "fault_map, layers, and more than one field (see robustness.scenarios)",
     _ONE_OR_MORE,
     lambda x: len(x) > 0,
   ),

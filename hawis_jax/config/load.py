@@ -40,7 +40,7 @@ def load(
     raise errors.InputError(f"{name or path}: {reason(error)}") from error
   raise errors.InputError(
     f"{name or path}: got a {type(config).__name__} from get_config(), needed "
-    "is hawis_jax.config.default() with some values changed"
+    "is hawis_jax.config.settings.default() with some values changed"
   )
 
 

@@ -2,11 +2,28 @@
 
 A network is a list of matrix products, and each costs what its own and its
 input's width say: `tables` tabulates that completely, for budgets.
+
+Dynamic programming over the layers counts the ways to finish every beginning of
+a vector within a range of cost. Whoever chooses layer after layer among the
+choices with such a way never leaves the range. Further limits on other costs
+hold by a witness: each beginning keeps one way to finish and what it costs, and
+is given up when even that one costs too much. The witness's own next choice
+keeps it as witness, so nobody gets stuck; and since it is the way of least
+cost, a single limit excludes no vector that meets it.
 """
 
 from hawis_jax.cost.arrays import stored_weights
 from hawis_jax.cost.arrays import Utilisation
 from hawis_jax.cost.arrays import utilisation
+from hawis_jax.cost.budgets import cost_bands
+from hawis_jax.cost.budgets import cost_unit
+from hawis_jax.cost.budgets import feasible_set
+from hawis_jax.cost.budgets import Limit
+from hawis_jax.cost.feasible import cost_range
+from hawis_jax.cost.feasible import FeasibleSet
+from hawis_jax.cost.feasible import Prefix
+from hawis_jax.cost.feasible import slowest_entry
+from hawis_jax.cost.feasible import vector_cost
 from hawis_jax.cost.geometry import cifar_geometry
 from hawis_jax.cost.geometry import Geometry
 from hawis_jax.cost.geometry import imagenet_geometry
@@ -37,23 +54,32 @@ __all__ = (
   "TECHNOLOGIES",
   "Amount",
   "Cost",
+  "FeasibleSet",
   "Geometry",
   "Hardware",
   "Kind",
   "Layer",
+  "Limit",
+  "Prefix",
   "Product",
   "Technology",
   "Utilisation",
   "cifar_geometry",
   "components",
+  "cost_bands",
+  "cost_range",
+  "cost_unit",
+  "feasible_set",
   "hardware",
   "imagenet_geometry",
   "layer_costs",
   "network_cost",
+  "slowest_entry",
   "stored_weights",
   "tables",
   "technology",
   "technology_from_json",
   "utilisation",
   "validate_technology",
+  "vector_cost",
 )

@@ -8,6 +8,8 @@ import dataclasses
 from hawis_jax import errors
 from hawis_jax.cost.hardware import Hardware
 
+_HARDWARE = Hardware()
+
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
@@ -87,7 +89,7 @@ def cifar_geometry(
   image_shape: tuple[int, int, int],
   levels: int,
   num_classes: int,
-  hardware: Hardware | tuple[int, int],
+  hardware: Hardware | tuple[int, int] = _HARDWARE,
 ) -> Geometry:
   """Geometry of `resnet.cifar_resnet`.
 
@@ -124,7 +126,7 @@ def imagenet_geometry(
   image_size: int,
   levels: int,
   num_classes: int,
-  hardware: Hardware | tuple[int, int],
+  hardware: Hardware | tuple[int, int] = _HARDWARE,
 ) -> Geometry:
   """Geometry of `resnet.imagenet_resnet18`.
 

@@ -5,13 +5,11 @@ twentyfold for the same circuit, so that a cost says little without its name.
 """
 
 import dataclasses
-import os
 import pathlib
 import sys
 from typing import Any
 
 from hawis_jax import errors
-from hawis_jax import files
 
 _MOST_BITS = 24  # of a converter whose formulas are checked
 
@@ -225,22 +223,25 @@ def technology(name: Any, field: str = "technology") -> Technology:
   return TECHNOLOGIES[name]
 
 
-def technology_from_json(path: str | os.PathLike) -> Technology:
-  """Reads a technology: {"field": value}, and "preset" to start from.
+def technology_from_json(text: str, name: str = "technology") -> Technology:
+  """Returns a technology of JSON: {"field": value}, and "preset" to start from.
 
-  Without "preset" every field must be there, but for "name", which is the
-  file's stem by default.
+  Without "preset" every field must be there, but for "name".
+
+  Args:
+    text: the JSON.
+    name: for errors, such as the path of the file; its stem is the default of
+      the field "name".
 
   Raises:
-    InputError: the file or a field of it is bad.
+    InputError: it is no such object, or a field of it is bad.
   """
-  path = pathlib.Path(path)
-  values = files.read_fields(path)
-  base = {"name": path.stem}
+  values = errors.parse_fields(text, name)
+  base = {"name": pathlib.PurePath(name).stem}
   if "preset" in values:
-    preset = technology(values["preset"], f"{path}: preset")
+    preset = technology(values["preset"], f"{name}: preset")
     base = dataclasses.asdict(preset) | base
-  errors.check_fields(values, (*_FIELDS, "preset"), str(path))
+  errors.check_fields(values, (*_FIELDS, "preset"), name)
   values = base | {
     field: tuple(value) if isinstance(value, list) else value
     for field, value in values.items()
@@ -249,9 +250,9 @@ def technology_from_json(path: str | os.PathLike) -> Technology:
   missing = [field for field in _FIELDS if field not in values]
   if missing:
     raise errors.InputError(
-      f"{path}: got no {', '.join(missing)}, needed is every field, or a preset"
+      f"{name}: got no {', '.join(missing)}, needed is every field, or a preset"
     )
-  return validate(Technology(**values), str(path))
+  return validate(Technology(**values), name)
 
 
 def validate(tech: Technology, name: str = "technology") -> Technology:

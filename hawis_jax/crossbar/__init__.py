@@ -13,7 +13,6 @@ from hawis_jax.crossbar.chip import program
 from hawis_jax.crossbar.devices import DEFECTS
 from hawis_jax.crossbar.devices import Device
 from hawis_jax.crossbar.devices import EFFECTS
-from hawis_jax.crossbar.devices import from_json
 from hawis_jax.crossbar.devices import is_present
 from hawis_jax.crossbar.devices import needs_tiles
 from hawis_jax.crossbar.devices import only_sticks
@@ -23,6 +22,7 @@ from hawis_jax.crossbar.devices import validate
 from hawis_jax.crossbar.devices import with_fields
 from hawis_jax.crossbar.devices import without_defects
 from hawis_jax.crossbar.devices import without_effects
+from hawis_jax.crossbar.presets import from_json
 from hawis_jax.crossbar.presets import preset
 from hawis_jax.crossbar.presets import PRESETS
 from hawis_jax.crossbar.presets import WIRE_RESISTANCES

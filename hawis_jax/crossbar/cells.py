@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hawis_jax import binary
 from hawis_jax import errors
-from hawis_jax import quantization
+from hawis_jax.arithmetic import binary
+from hawis_jax.arithmetic import integer
 from hawis_jax.crossbar import defects
 from hawis_jax.crossbar import devices
 from hawis_jax.crossbar import tiles
@@ -137,14 +137,14 @@ def cell_slices(device: devices.Device, bits: int) -> tuple[int, int]:
   if bits == 1:
     return 1, 1
   if not device.cell_bits:
-    return 1, quantization.largest(bits) + device.spare_level
+    return 1, integer.largest(bits) + device.spare_level
   return -(-(bits - 1) // device.cell_bits), 2**device.cell_bits - 1
 
 
 def largest_digit(device: devices.Device, bits: int) -> int:
   """Of one slice of a weight."""
   slices, steps = cell_slices(device, bits)
-  return steps if slices > 1 else quantization.largest(bits)
+  return steps if slices > 1 else integer.largest(bits)
 
 
 def cut_kernel(
@@ -158,8 +158,8 @@ def cut_kernel(
   if bits == 1:
     integers = binary.binarize_weights(kernel, zero=0)
   else:
-    step = quantization.scale(jnp.abs(kernel).max(), bits)
-    integers = quantization.quantize(kernel, step, bits)
+    step = integer.scale(jnp.abs(kernel).max(), bits)
+    integers = integer.quantize(kernel, step, bits)
   matrix = tiles.kernel_to_matrix(integers)[None]
   slices, steps = cell_slices(device, bits)
   if slices > 1:

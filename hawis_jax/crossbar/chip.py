@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hawis_jax import bitplanes
 from hawis_jax import errors
-from hawis_jax import quantization
+from hawis_jax.arithmetic import integer
+from hawis_jax.arithmetic import popcount
 from hawis_jax.crossbar import cells as cells_lib
 from hawis_jax.crossbar import converters
 from hawis_jax.crossbar import defects
@@ -122,7 +122,7 @@ def program(
   for path, layer_key, layer in zip(kernels, keys, programmed, strict=True):
     kernel = kernels[path]
     if form == "planes":
-      planes = bitplanes.weight_planes(_folded(layer, kernel))
+      planes = popcount.weight_planes(_folded(layer, kernel))
       entries = dict(zip(("used", "negative"), planes, strict=True))
     elif devices.needs_tiles(device):
       converted = devices.is_present(device.adc_bits)
@@ -378,7 +378,7 @@ def _converter(path, variables, device, bits):
     return converters.calibrated(device.adc_bits, ranges["range"])
   most = device.tile_shape[0] * cells_lib.largest_digit(device, bits)
   if device.analog_inputs:
-    most *= quantization.largest(bits)
+    most *= integer.largest(bits)
   return converters.full_scale(device.adc_bits, most)
 
 

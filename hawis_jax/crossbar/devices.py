@@ -10,7 +10,6 @@ Axes: S chips, R rows and C columns of a tile.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
-import os
 import sys
 from typing import Any
 
@@ -18,7 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from hawis_jax import errors
-from hawis_jax import files
 
 ADC_RANGES = ("full_scale", "calibrated")
 
@@ -374,26 +372,6 @@ def _check_combinations(device, name):
       "wires, allowed is 0: a cell that switches at every read changes the "
       "network that IR drop is solved for"
     )
-
-
-def from_json(path: str | os.PathLike) -> Device:
-  """Reads a device: {"field": value}, and "preset" to start from.
-
-  Raises:
-    InputError: the file or a field of it is bad.
-  """
-  from hawis_jax.crossbar import presets
-
-  values = files.read_fields(path)
-  base = Device()
-  if "preset" in values:
-    base = presets.preset(values["preset"], f"{path}: preset")
-  values = {
-    field: tuple(value) if isinstance(value, list) else value
-    for field, value in values.items()
-    if field != "preset"
-  }
-  return with_fields(base, values, str(path))
 
 
 def with_fields(

@@ -8,6 +8,7 @@ from typing import Any
 
 from hawis_jax import errors
 from hawis_jax.crossbar.devices import Device
+from hawis_jax.crossbar.devices import with_fields
 
 PRESETS = {
   # Conductances, voltage and tile: the published HAWIS tolerance test, whose
@@ -116,3 +117,24 @@ def preset(name: Any, field: str = "preset") -> Device:
       f"{field}: got {name!r}, allowed are {', '.join(PRESETS)}"
     )
   return PRESETS[name]
+
+
+def from_json(text: str, name: str = "device") -> Device:
+  """Returns a device of JSON: {"field": value}, and "preset" to start from.
+
+  Args:
+    text: the JSON.
+    name: for errors, such as the path of the file.
+
+  Raises:
+    InputError: it is no such object, or a field of it is bad.
+  """
+  values = errors.parse_fields(text, name)
+  base = Device()
+  if "preset" in values:
+    base = preset(values.pop("preset"), f"{name}: preset")
+  values = {
+    field: tuple(value) if isinstance(value, list) else value
+    for field, value in values.items()
+  }
+  return with_fields(base, values, name)

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 
 from hawis_jax import errors
-from hawis_jax import files
+from hawis_jax.runtime import storage
 
 SUFFIXES = (".npz", ".hdf5", ".h5")
 
@@ -81,7 +81,7 @@ def replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """
   partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
   try:
-    with files.write_errors(path):
+    with storage.write_errors(path):
       path.parent.mkdir(parents=True, exist_ok=True)
       yield partial
       with partial.open("rb") as file:

@@ -20,8 +20,8 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from hawis_jax import errors
-from hawis_jax import variables as variables_lib
 from hawis_jax.interop import array_files
+from hawis_jax.networks import net_variables
 
 # What a published code wraps its model or its state dict in.
 _PREFIX = re.compile(r"((module|_orig_mod)\.)*")
@@ -284,7 +284,7 @@ def _expected(found, module):
   planes = stems[0].shape[1] if stems and stems[0].ndim == 4 else 0
   channels = planes // getattr(module, "levels", 1) or 3
   size = getattr(module, "image_size", 32)
-  shapes = variables_lib.shapes(module, (size, size, channels))
+  shapes = net_variables.shapes(module, (size, size, channels))
   flat = traverse_util.flatten_dict(shapes)
   names = _published_names(flat)
   return {names[path]: (path, leaf.shape) for path, leaf in flat.items()}

@@ -1,6 +1,1 @@
-"""Stage 5: what was found, as one page and the same numbers as JSON."""
-
-from hawis_jax.report.stage import collect
-from hawis_jax.report.stage import run
-
-__all__ = ["collect", "run"]
+"""The report of a run: tables, figures and a page, made of plain data."""

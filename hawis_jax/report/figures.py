@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from hawis_jax import cost
-from hawis_jax import nets as nets_lib
-from hawis_jax.report import results
+from hawis_jax.networks import net_names
+from hawis_jax.report import facts
 from hawis_jax.report import style
 
 # Every figure that `draw` may return, in the page's order.
@@ -65,7 +65,7 @@ def draw(content: dict) -> dict[str, str]:
       drawn["search"] = trajectories(content)
       drawn["front"] = front(content)
     drawn["widths"] = widths(content)
-    if results.distinct(content):
+    if facts.distinct(content):
       drawn["utilisation"] = utilisation(content)
       drawn["components"] = components(content)
     if content["curves"]:
@@ -200,9 +200,9 @@ def trajectories(content: dict) -> figure_lib.Figure:
   left.set(ylabel=_SCORE, xlabel="width vectors scored, each method")
   left.xaxis.set_major_formatter("{x:,.0f}")
   left.margins(x=0.02)
-  shown = [n for n in looks if results.candidates_of(search, n, main)]
+  shown = [n for n in looks if facts.candidates_of(search, n, main)]
   for place, name in enumerate(shown):
-    group = results.candidates_of(search, name, main)
+    group = facts.candidates_of(search, name, main)
     spread = np.linspace(-0.25, 0.25, len(group)) if group[1:] else 0
     scores = _percent([candidate["score"] for candidate in group])
     look = dict(color=looks[name].color, marker=looks[name].marker, alpha=0.8)
@@ -247,7 +247,7 @@ def front(content: dict) -> figure_lib.Figure:
   ring = dict(color=style.TEXT, marker="o", ls="none", markersize=10)
   ring["markerfacecolor"] = "none"
   method, main = search["method"], search["main_budget"]
-  found = results.candidates_of(search, method, main)[0]
+  found = facts.candidates_of(search, method, main)[0]
   panel.plot(found["cost"]["energy_joule"], 100 * found["score"], **ring)
   handles += [_key("not dominated", style.TEXT, lw=1), _key("found", **ring)]
   if search["cost"] == "energy":
@@ -267,9 +267,9 @@ def widths(content: dict) -> figure_lib.Figure:
   Vectors of nets have a colour; those for comparison alone are grey.
   """
   looks = _vector_looks(content)
-  trained = {nets_lib.parse(net).widths for net in content["nets"]}
+  trained = {net_names.parse(net).widths for net in content["nets"]}
   trained |= {name for name, v in content["vectors"].items() if v["compared"]}
-  same = results.distinct(content, compared=False)
+  same = facts.distinct(content, compared=False)
   figure, handles, greys = _figure(3.1), [], 0
   panel = figure.subplots()
 
@@ -297,7 +297,7 @@ def widths(content: dict) -> figure_lib.Figure:
       lw=1.8 if is_front else 1.2,
       zorder=3 - place / len(same),
     )
-  for place, (budget, vector) in enumerate(results.other_budgets(content)):
+  for place, (budget, vector) in enumerate(facts.other_budgets(content)):
     look = dict(color=looks["found"].color, ls=_DASHES[place % 3], lw=1)
     profile(vector, f"found within {budget}", **look, zorder=1.9)
   if content["space"]:
@@ -338,7 +338,7 @@ def _groups(panel, starts, num_layers):
 
 def utilisation(content: dict) -> figure_lib.Figure:
   """Used share of the cells of every product's arrays, bars a vector."""
-  same, looks = results.distinct(content), _vector_looks(content)
+  same, looks = facts.distinct(content), _vector_looks(content)
   products = content["hardware"]["products"]
   figure = _figure(2.9)
   panel = figure.subplots()
@@ -364,7 +364,7 @@ def utilisation(content: dict) -> figure_lib.Figure:
 
 def components(content: dict) -> figure_lib.Figure:
   """Energy and area of every vector, stacked by component."""
-  same = results.distinct(content)
+  same = facts.distinct(content)
   vectors = [content["vectors"][names[0]] for names in same.values()]
   labels = ["\n".join(map(style.net_name, names)) for names in same.values()]
   figure = _figure(0.9 + 0.28 * max(3, len(vectors)))

@@ -5,7 +5,7 @@ import re
 
 import jinja2
 
-from hawis_jax.report import results
+from hawis_jax.report import facts
 from hawis_jax.report import style
 
 
@@ -27,11 +27,11 @@ def render(content: dict, figures: dict[str, str]) -> str:
     config=config,
     config_text=json.dumps(config, indent=1),
     figures={name: _inline(name, svg) for name, svg in figures.items()},
-    tables=results.tables(content),
-    claims=results.claims(content),
+    tables=facts.tables(content),
+    claims=facts.claims(content),
     effects=[e for name, e in style.EFFECTS.items() if name in effects],
     bits={net["weight_bits"] for net in content["nets"].values()},
-    results=results,
+    facts=facts,
     style=style,
   )
 

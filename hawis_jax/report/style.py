@@ -12,7 +12,7 @@ import re
 from matplotlib import ticker
 
 from hawis_jax import cost
-from hawis_jax import nets as nets_lib
+from hawis_jax.networks import net_names
 
 TEXT, GRID, NEUTRAL = "#1b1b1b", "#dddddd", "#888888"
 SHADE, BACK = "#eeeeee", "#ffffff"
@@ -156,7 +156,7 @@ _METHODS = {
 _PLACES = dict(found=0, uniform=1, baseline_1x=2, hawis_a=0, hawis_b=3)
 _PLACES |= {"4x": 1, "1x": 2}
 _NAMES = dict(baseline_1x="1x baseline", hawis_a="HAWIS-A", hawis_b="HAWIS-B")
-_KINDS = {nets_lib.INT8: "8-bit ", nets_lib.FLOAT: "float "}
+_KINDS = {net_names.INT8: "8-bit ", net_names.FLOAT: "float "}
 _PRESET = re.compile(r"resnet(\d+)_(hawis_[ab]|\d+x)")
 
 
@@ -166,11 +166,11 @@ def net_name(net: str) -> str:
   Args:
     net: as in `config.train.nets`; one not known keeps its name.
   """
-  vector, kind = nets_lib.parse(net)
+  vector, kind = net_names.parse(net)
   preset = _PRESET.fullmatch(vector)
   name = preset[2] if preset else vector
   name = _KINDS.get(kind, "") + _NAMES.get(name, name)
-  is_alone = preset and kind == nets_lib.BINARY
+  is_alone = preset and kind == net_names.BINARY
   return f"{name} (ResNet-{preset[1]})" if is_alone else name
 
 

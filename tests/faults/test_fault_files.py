@@ -6,7 +6,7 @@ import shutil
 import pytest
 import short_run
 
-from hawis_jax import files
+from hawis_jax.runtime import storage
 
 
 def _steps(folder):
@@ -96,9 +96,9 @@ def _another_json(workdir):
 def _earlier_revision(workdir):
   """Its chip numbers meant other chips."""
   path = workdir / "robustness" / "result.json"
-  result = files.read_record(path)
+  result = storage.read_record(path)
   del result["format"]
-  files.write_record(path, result)
+  storage.write_record(path, result)
   return "got results of format 1, allowed is 2"
 
 

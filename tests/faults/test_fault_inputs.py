@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 import short_run
 
-from hawis_jax import config as config_lib
 from hawis_jax import data
 from hawis_jax import errors
-from hawis_jax import experiment as experiment_lib
-from hawis_jax import files
-from hawis_jax import pretrain
-from hawis_jax import train
+from hawis_jax.config import settings
+from hawis_jax.pipeline import pretrain
+from hawis_jax.pipeline import results
+from hawis_jax.pipeline import train
+from hawis_jax.pipeline.experiment import prepare
+from hawis_jax.runtime import storage
 
 
 def test_weights_that_are_not_finite(run, finished, capsys, monkeypatch):
   """No accuracy of such a net is ever written."""
-  load = train.load
+  load = results.load_net
 
   def poisoned(*args):
     module, variables = load(*args)
@@ -35,7 +36,7 @@ def test_weights_that_are_not_finite(run, finished, capsys, monkeypatch):
   capsys.readouterr()
   assert run(finished, "--stages=robustness") == 2
   assert "got a value that is not finite" in short_run.one_line(capsys)
-  result = files.read_record(finished / "robustness" / "result.json")
+  result = storage.read_record(finished / "robustness" / "result.json")
   assert not result["nets"]["found"]["sweeps"]
 
 
@@ -64,7 +65,7 @@ def test_an_input_worker_that_dies(data_dir, monkeypatch, threads):
 
   config = short_run.config(data__data_dir=str(data_dir))
   config.data.read_threads = threads
-  experiment = experiment_lib.prepare(config)
+  experiment = prepare(config)
   batches = functools.partial(
     experiment.train_batches, experiment.splits.train, 16
   )
@@ -196,5 +197,5 @@ def test_devices_that_are_none(tmp_path, text, message):
   path.write_text(text)
   config = short_run.config(device__preset=str(path))
   with pytest.raises(errors.InputError) as info:
-    config_lib.validate(config)
+    settings.validate(config)
   assert message in str(info.value) and "\n" not in str(info.value)

@@ -18,25 +18,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hawis_jax import config as config_lib
 from hawis_jax import cost
-from hawis_jax import counterparts
 from hawis_jax import crossbar
 from hawis_jax import data
-from hawis_jax import experiment as experiment_lib
-from hawis_jax import montecarlo
-from hawis_jax import optimize
-from hawis_jax import pretrain
-from hawis_jax import resnet
-from hawis_jax import robustness
-from hawis_jax import scoring
-from hawis_jax import variables as variables_lib
+from hawis_jax.config import settings
+from hawis_jax.networks import net_variables
+from hawis_jax.networks import reference_resnet
+from hawis_jax.networks import resnet
+from hawis_jax.pipeline.experiment import with_splits
+from hawis_jax.robustness import calibration
+from hawis_jax.robustness import monte_carlo
+from hawis_jax.search import reward
+from hawis_jax.training import optimization
+from hawis_jax.training import supernet
 
 _HERE = pathlib.Path(__file__).parent
 _NETS, _FIGURES = _HERE / "nets.npz", _HERE / "figures.npz"
 _WIDTHS = (6, 5, 6, 8, 10, 12, 12)
 _BINARY = resnet.cifar_resnet(8, _WIDTHS, 10, levels=8)
-_INT8 = counterparts.cifar_counterpart(8, _WIDTHS, 10, bits=8)
+_INT8 = reference_resnet.cifar_counterpart(8, _WIDTHS, 10, bits=8)
 _MODULES = {"binary": _BINARY, "int8": _INT8}
 _SHAPE = (8, 8, 1)
 
@@ -103,12 +103,12 @@ def engine(name):
   module, variables = _MODULES[net], _variables(found, net)
   device = dataclasses.replace(_DEVICE, **fields)
   if device.adc_range == "calibrated":
-    variables = robustness.calibrate_converters(
+    variables = calibration.calibrate_converters(
       module, variables, found["images"], device
     )
-  chunks = montecarlo.classify(
+  chunks = monte_carlo.classify(
     jax.random.key(5),
-    montecarlo.Setting(module, variables, device, layers=layers),
+    monte_carlo.Setting(module, variables, device, layers=layers),
     found["images"],
     found[f"labels_{net}"],
     range(6),
@@ -130,15 +130,15 @@ def scorer():
   labels = found["labels_binary"].reshape(3, 16)
   mask = np.arange(48).reshape(3, 16) < 41
   scores = jax.jit(
-    scoring.make_score(
+    reward.make_score(
       experiment,
       scenarios,
       jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",)),
     )
   )(
-    scoring.Scorer(
+    reward.Scorer(
       params=_variables(found, "binary")["params"],
-      images=robustness.Batches(blocks, labels, mask),
+      images=monte_carlo.Batches(blocks, labels, mask),
       calibration=blocks[:2],
     ),
     np.array(
@@ -151,7 +151,7 @@ def scorer():
       ],
       np.int32,
     ),
-    scoring.chip_keys(jax.random.key(9), 4, len(scenarios)),
+    reward.chip_keys(jax.random.key(9), 4, len(scenarios)),
   )
   return {"hits": scores.hits, "cross_entropy": scores.cross_entropy}
 
@@ -185,9 +185,9 @@ def budgets():
   """Draws within the budget of the digits' configuration; its cost tables."""
   path = _HERE.parents[1] / "configs" / "digits.py"
   config = runpy.run_path(str(path))["get_config"]()
-  config_lib.validate(config)
+  settings.validate(config)
   splits = data.Splits("digits", "", None, None, None, _SHAPE, 10)
-  experiment = experiment_lib.with_splits(config, splits)
+  experiment = with_splits(config, splits)
   keys = jax.random.split(jax.random.key(1), 512)
   draw = jax.jit(jax.vmap(experiment.feasible.sample))
   tables = {
@@ -206,8 +206,8 @@ def training():
   """
   found = nets()
   params = _variables(found, "binary")["params"]
-  config = config_lib.default().pretrain.optimizer
-  optimizer = optimize.make_optimizer(config, 100)
+  config = settings.default().pretrain.optimizer
+  optimizer = optimization.make_optimizer(config, 100)
   # A layer of one channel may be constant, and its sign one of rounding.
   vectors = _WIDTHS, (2, 3, 2, 4, 4, 6, 6), (3, 5, 2, 8, 4, 7, 12)
   widths = np.array(vectors, np.int32)
@@ -218,9 +218,9 @@ def training():
 
   @jax.jit
   def step(params):
-    fresh = variables_lib.init(_BINARY, jax.random.key(2), _SHAPE)
-    state = optimize.TrainState(params, {}, optimizer.init(params))
-    after, values = pretrain.sandwich_step(
+    fresh = net_variables.init(_BINARY, jax.random.key(2), _SHAPE)
+    state = optimization.TrainState(params, {}, optimizer.init(params))
+    after, values = supernet.sandwich_step(
       state,
       widths,
       batch,
@@ -270,14 +270,14 @@ def _make_nets():
   rng = np.random.default_rng(2024)
   found = {"images": rng.integers(0, 256, (48, *_SHAPE)).astype(np.uint8)}
   for name, module in _MODULES.items():
-    net = variables_lib.init(module, jax.random.key(7), _SHAPE)
+    net = net_variables.init(module, jax.random.key(7), _SHAPE)
     half = jax.tree.map(lambda x: x.astype(jnp.float16), net["params"])
     net["params"] = jax.tree.map(lambda x: x.astype(jnp.float32), half)
     code = module.encode(jnp.asarray(found["images"]))
     float_net = module.clone(weight_bits=None) if name == "int8" else module
-    net["batch_stats"] = variables_lib.recalibrate(float_net, net, code[None])
+    net["batch_stats"] = net_variables.recalibrate(float_net, net, code[None])
     if name == "int8":
-      net = counterparts.quantize(module, net, found["images"][None])
+      net = reference_resnet.quantize(module, net, found["images"][None])
     logits = module.apply(net, code, train=False)
     found[f"labels_{name}"] = np.asarray(logits).argmax(-1).astype(np.uint8)
     net["params"] = half

@@ -1,0 +1,327 @@
+"""The configuration, its checks, and what follows from it."""
+
+from collections.abc import Callable
+import copy
+import dataclasses
+import os
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from hawis_jax import cost
+from hawis_jax import crossbar
+from hawis_jax import errors
+from hawis_jax.config import fields
+from hawis_jax.networks import net_names
+from hawis_jax.networks import width_vectors
+from hawis_jax.robustness import scenarios
+from hawis_jax.robustness import statistics
+from hawis_jax.runtime import storage
+
+_Config = ml_collections.ConfigDict
+
+
+def default() -> _Config:
+  """Returns every field with its default, locked against new fields.
+
+  Types are checked by `validate`, whose errors name the whole field.
+  """
+  config = _Config(type_safe=False)
+  for name, field in fields.FIELDS.items():
+    *sections, last = name.split(".")
+    section = config
+    for part in sections:
+      if part not in section:
+        section[part] = _Config(type_safe=False)
+      section = section[part]
+    if field.default is None:  # the command line needs its type
+      section[last] = config_dict.placeholder(field.kind)
+    else:
+      section[last] = copy.deepcopy(field.default)
+  return config.lock()
+
+
+def flatten(config: _Config) -> dict[str, Any]:
+  """Returns {"section.field": value}."""
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, _Config):
+      flat.update({f"{name}.{k}": v for k, v in flatten(value).items()})
+    else:
+      flat[name] = value
+  return flat
+
+
+# How fields go together: (field, what it may be beside others, whether it is).
+_COMBINATIONS: tuple[tuple[str, str, Callable[[_Config], bool]], ...] = (
+  (
+    "network.depth",
+    "one of 18",
+    lambda c: c.network.family != "imagenet" or c.network.depth == 18,
+  ),
+  (
+    "network.depth",
+    "8, 14, 20, ... (6 n + 2)",
+    lambda c: c.network.family == "imagenet" or c.network.depth != 18,
+  ),
+  (
+    "network.base_widths",
+    "a tuple of one positive integer a group of blocks: 3, of imagenet 4",
+    lambda c: len(c.network.base_widths) == num_stages(c),
+  ),
+  (
+    "data.image_size",
+    "the size of the network's images, e.g. 224",
+    lambda c: c.network.family != "imagenet" or c.data.image_size,
+  ),
+  (
+    "search.budget_of",
+    "'' with search.budget",
+    lambda c: not (c.search.budget and c.search.budget_of),
+  ),
+  (
+    "search.limits",
+    "one of each kind",
+    lambda c: len({k for k, _ in c.search.limits}) == len(c.search.limits),
+  ),
+  (
+    "search.limits",
+    "() with search.penalty",
+    lambda c: not (c.search.penalty and c.search.limits),
+  ),
+  (
+    "train.validate_every",
+    "0 with train.use_validation: its images are trained on",
+    lambda c: not (c.train.use_validation and c.train.validate_every),
+  ),
+  (
+    "train.select",
+    "'last' with train.validate_every = 0",
+    lambda c: c.train.select == "last" or c.train.validate_every,
+  ),
+  (
+    "robustness.chips",
+    f"at least {statistics.FEWEST} with robustness.target_ci",
+    lambda c: (
+      not c.robustness.target_ci or c.robustness.chips >= statistics.FEWEST
+    ),
+  ),
+  (
+    "robustness.max_chips",
+    "at least robustness.chips",
+    lambda c: (
+      not c.robustness.target_ci or c.robustness.max_chips >= c.robustness.chips
+    ),
+  ),
+)
+# Those of two numbers: (field, what it may be, the other field).
+_PAIRS = (
+  ("pretrain.warmup_steps", "at most", "pretrain.steps"),
+  ("pretrain.faulty_widths", "at most", "pretrain.random_widths"),
+  ("search.calibration_images", "a multiple of", "search.batch_size"),
+  ("search.updates_per_call", "a divisor of", "search.updates"),
+  ("train.microbatches", "a divisor of", "train.batch_size"),
+  (
+    "robustness.calibration_images",
+    "a multiple of",
+    "robustness.calibration_batch",
+  ),
+)
+_RELATIONS = {
+  "at most": lambda value, other: value <= other,
+  "a multiple of": lambda value, other: value % other == 0,
+  "a divisor of": lambda value, other: other % value == 0,
+}
+
+
+def validate(config: _Config) -> None:
+  """Checks every field and the combinations that need no data.
+
+  Raises:
+    InputError: names the first bad field, what it got and what is allowed.
+  """
+  values = {name: _checked(config, name) for name in fields.FIELDS}
+  for name in flatten(config):
+    if name not in values:
+      raise errors.InputError(f"config.{name}: no such field")
+  for name, allowed, is_allowed in _COMBINATIONS:
+    if not is_allowed(config):
+      raise _error(name, values[name], allowed)
+  for name, relation, other in _PAIRS:
+    if not _RELATIONS[relation](values[name], values[other]):
+      allowed = f"{relation} {other} = {values[other]}"
+      raise _error(name, values[name], allowed)
+  _check_nets(config)
+  hardware(config)
+  if searches(config):
+    width_space(config)
+  search_devices(config)
+  pretrain_devices(config)
+  sweeps(config)
+
+
+def _checked(config, name):
+  """The value of a field, checked by itself."""
+  field, value = fields.FIELDS[name], config
+  try:
+    for part in name.split("."):
+      value = value[part] if isinstance(value, _Config) else {}[part]
+  except Exception as error:  # a reference may raise anything
+    raise errors.InputError(
+      f"config.{name}: missing, allowed is {field.allowed}; configurations "
+      "start from hawis_jax.config.settings.default()"
+    ) from error
+  if not field.accepts(value):
+    raise _error(name, value, field.allowed)
+  return value
+
+
+def _error(name, got, allowed):
+  try:
+    got = " ".join(repr(got).splitlines())
+  except Exception:  # an integer of 5,000 digits, an object of the user's
+    got = f"an unprintable {type(got).__name__}"
+  return errors.InputError(f"config.{name}: got {got}, allowed is {allowed}")
+
+
+def _check_nets(config):
+  """That the nets can be trained, one after another."""
+  train, depth = config.train, config.network.depth
+  vectors = net_names.vector_names(depth)
+  parsed = [net_names.parse(name) for name in train.nets]
+  if not all(net.widths in vectors for net in parsed):
+    known = ", ".join(vectors)
+    allowed = f"a tuple of some of {known}, each also with _int8, _float"
+    raise _error("train.nets", train.nets, allowed)
+  for place, net in enumerate(parsed):
+    source = net_names.Net(net.widths, net_names.FLOAT)
+    quantized = net.kind == net_names.INT8 and train.int8 == "quantized"
+    if quantized and source not in parsed[:place]:
+      name = train.nets[place]
+      float_name = f"{net.widths}_float"
+      allowed = f"a tuple with {float_name!r} before {name!r}, to be quantised"
+      raise _error("train.nets", train.nets, allowed)
+  if train.loss == "teacher" and not os.path.isfile(train.teacher):
+    kinds = [net.kind for net in parsed] + [net_names.BINARY]
+    before = train.nets[: kinds.index(net_names.BINARY)]
+    floats = [
+      name for name in before if net_names.parse(name).kind == net_names.FLOAT
+    ]
+    if train.teacher not in floats:
+      allowed = "a file, or a float net before the binary ones of train.nets"
+      raise _error("train.teacher", train.teacher, allowed)
+
+
+def num_stages(config: _Config) -> int:
+  """Returns the number of groups of blocks of the network."""
+  return 4 if config.network.family == "imagenet" else 3
+
+
+def searches(config: _Config) -> bool:
+  """Returns whether the nets to be trained need the super-net or its search."""
+  vectors = {net_names.parse(net).widths for net in config.train.nets}
+  needed = not vectors.isdisjoint(net_names.SEARCHED)
+  return needed or config.train.loss == "supernet"
+
+
+def width_space(config: _Config) -> width_vectors.WidthSpace:
+  """Returns the width choices of `config.space`, checked."""
+  return width_vectors.width_space(
+    config.space.choices,
+    config.network.depth - 1,
+    num_stages(config),
+    "config.space.choices",
+  )
+
+
+def device(config: _Config) -> crossbar.Device:
+  """Returns the device of `config.device` without random effects, checked."""
+  changes = config.device.to_dict()
+  preset = changes.pop("preset")
+  if preset in crossbar.PRESETS:
+    base = crossbar.preset(preset)
+  elif os.path.isfile(preset):
+    base = crossbar.from_json(storage.read_text(preset), preset)
+  else:
+    allowed = f"a file, or one of {', '.join(crossbar.PRESETS)}"
+    raise _error("device.preset", preset, allowed)
+  changes = {k: v for k, v in changes.items() if v is not None}
+  base = crossbar.without_defects(base)
+  return crossbar.with_fields(base, changes, "config.device")
+
+
+def hardware(config: _Config) -> cost.Hardware:
+  """Returns what cost depends on beside widths, checked."""
+  name = config.space.technology
+  if name not in cost.TECHNOLOGIES and os.path.isfile(name):
+    technology = cost.technology_from_json(storage.read_text(name), name)
+  else:
+    technology = cost.technology(name, "config.space.technology")
+  return cost.hardware(device(config), technology, config.space.duplication)
+
+
+def search_devices(config: _Config) -> list[crossbar.Device]:
+  """Returns the devices of `search.scenarios`, checked; the last is ideal.
+
+  The search scores without IR drop: cells of a super-net that a candidate does
+  not have would load the wires of those that it has.
+  """
+  base = dataclasses.replace(
+    device(config), wire_resistance=0.0, load_resistance=0.0
+  )
+  allowed = [f for f in crossbar.SCENARIO_FIELDS if "_resistance" not in f]
+  devices = []
+  for index, scenario in enumerate(_checked(config, "search.scenarios")):
+    name = f"search.scenarios[{index}]"
+    scenarios.check_values(scenario, f"config.{name}")
+    one = crossbar.with_fields(base, scenario, f"config.{name}", allowed)
+    devices.append(one)
+    if one.adc_bits and one.adc_range == "calibrated" and searches(config):
+      full = "full_scale: the super-net has no widths to calibrate for"
+      raise _error(f"{name}, adc_range", one.adc_range, full)
+    if one.adc_bits == 1 and searches(config):
+      more = "0 or 2 to 16: signs of parts of a column don't add up"
+      raise _error(f"{name}, adc_bits", 1, more)
+  devices.append(crossbar.without_effects(base))
+  try:
+    crossbar.stack(devices)
+  except errors.InputError as error:
+    raise errors.InputError(f"config.search.scenarios: {error}") from error
+  return devices
+
+
+def pretrain_devices(config: _Config) -> list[crossbar.Device]:
+  """Returns the devices that `pretrain.faulty_widths` are trained on, checked.
+
+  Those of `search.scenarios` that have defects of cells or lines, with ideal
+  read-out: converters pass no gradient, and noise a read is no weight.
+  """
+  if not config.pretrain.faulty_widths:
+    return []
+  ideal_readout = dict(adc_bits=0, read_noise=0.0, telegraph_noise=0.0)
+  devices = [
+    dataclasses.replace(device, **ideal_readout)
+    for device in search_devices(config)[:-1]
+  ]
+  devices = [d for d in devices if crossbar.without_defects(d) != d]
+  if not devices:
+    allowed = "0: no scenario of search.scenarios has defects of cells or lines"
+    got = config.pretrain.faulty_widths
+    raise _error("pretrain.faulty_widths", got, allowed)
+  return devices
+
+
+def sweeps(config: _Config) -> tuple[scenarios.Scenario, ...]:
+  """Returns the scenarios of `config.robustness.scenarios`, checked."""
+  base, parsed = device(config), []
+  for index, scenario in enumerate(_checked(config, "robustness.scenarios")):
+    name = f"robustness.scenarios[{index}]"
+    if not isinstance(scenario, dict):
+      raise _error(name, scenario, "a dict of device parameters")
+    parsed.append(scenarios.parse(scenario, base, f"config.{name}"))
+  keys = [scenario.key for scenario in parsed]
+  if len(set(keys)) < len(keys):
+    allowed = "scenarios of distinct names"
+    raise _error("robustness.scenarios", ", ".join(keys), allowed)
+  return tuple(parsed)

@@ -1,0 +1,1 @@
+"""Networks: width vectors, layers, masked binary ResNets, reference nets."""

@@ -1,0 +1,44 @@
+"""Names of the nets that are trained: a width vector and a kind of weights.
+
+"<widths>" is binary, "<widths>_int8" its 8-bit and "<widths>_float" its float
+counterpart. <widths> is "found" (by the search), "uniform" (scaled to the same
+budget), "baseline_1x", or a published width vector of `width_vectors.PRESETS`.
+"""
+
+from typing import NamedTuple
+
+from hawis_jax.networks import width_vectors
+
+SEARCHED = ("found", "uniform")  # both need a budget and choices
+BASELINE = "baseline_1x"
+
+BINARY, INT8, FLOAT = "binary", "int8", "float"
+_SUFFIXES = {"_int8": INT8, "_float": FLOAT}
+
+
+class Net(NamedTuple):
+  """What a name says.
+
+  Attributes:
+    widths: name of the width vector.
+    kind: BINARY, INT8 or FLOAT.
+  """
+
+  widths: str
+  kind: str
+
+
+def parse(name: str) -> Net:
+  """Splits a name; any text before the suffix is taken for a width vector."""
+  for suffix, kind in _SUFFIXES.items():
+    if name.endswith(suffix):
+      return Net(name.removesuffix(suffix), kind)
+  return Net(name, BINARY)
+
+
+def vector_names(depth: int) -> list[str]:
+  """The width vectors that a network of `depth` can be trained with."""
+  presets = [
+    p for p in width_vectors.PRESETS if p.startswith(f"resnet{depth}_")
+  ]
+  return [*SEARCHED, BASELINE, *presets]

@@ -1,0 +1,333 @@
+"""Masked binary ResNets: one network definition for every width vector.
+
+Widths are inputs of the traced program: channels beyond a layer's width are
+masked to zero *after* batch normalisation (a dead channel would otherwise
+output BN's shift and could fire), so one compilation serves all width vectors.
+A fixed net is the super-net at its own widths: with `widths=None` all masks are
+None, and nothing is spent on them (benchmarks/train_step.py).
+
+Networks: HAWIS (ASP-DAC 2022), as in its published code.
+
+Axes: B images, H rows, W columns, C channels, L layers: the convolutions that
+a width vector sets, stem first.
+"""
+
+import chex
+from flax import linen as nn
+import jax.numpy as jnp
+
+from hawis_jax import errors
+from hawis_jax.arithmetic import binary
+from hawis_jax.networks import layers
+from hawis_jax.networks.layers import Options
+
+STEMS = ("7x7", "3x3")  # of the ImageNet network
+
+
+class BasicBlock(nn.Module):
+  """conv1 -> BN -> conv2 -> + shortcut -> BN, on real-valued input.
+
+  Attributes:
+    features: output channels of conv1 and conv2.
+    strides: of conv1 and the shortcut.
+    projection: the shortcut is a binary 1x1 convolution and BN; else it
+      subsamples the block's input and pads or slices its channels (option A).
+    bn_momentum: weight of the old BN running average.
+    options: see `layers.Options`.
+  """
+
+  features: tuple[int, int]
+  strides: int
+  projection: bool
+  bn_momentum: float
+  options: Options
+
+  @nn.compact
+  def __call__(
+    self,
+    x: chex.Array,
+    masks: tuple[chex.Array | None, ...],
+    train: bool,
+  ) -> chex.Array:
+    """Real-valued `[B, H, W, C_in]` -> `[B, H', W', C_out]`.
+
+    Args:
+      x: input, 0 on masked channels.
+      masks: of the input's, conv1's and conv2's channels.
+      train: normalise with batch statistics.
+    """
+    in_mask, mid_mask, out_mask = masks
+    middle, out = self.features
+    bits = binary.binarize_activations(x)
+    y = layers.BinaryConv(
+      middle, strides=self.strides, options=self.options, name="conv1"
+    )(bits, in_mask, mid_mask)
+    y = layers.BatchNorm(self.bn_momentum, name="bn1")(y, train)
+    y = _activate(y, mid_mask, self.options, "act1")
+    y = binary.binarize_activations(y)
+    y = layers.BinaryConv(out, options=self.options, name="conv2")(
+      y, mid_mask, out_mask
+    )
+    if self.projection:
+      skip = layers.BinaryConv(
+        out, size=1, strides=self.strides, options=self.options, name="skip"
+      )(bits, in_mask, out_mask)
+      y = y + layers.BatchNorm(self.bn_momentum, name="bn_skip")(skip, train)
+    else:
+      y = y + layers.shortcut_a(x, out, self.strides)
+    y = layers.BatchNorm(self.bn_momentum, name="bn2")(y, train)
+    return _activate(y, out_mask, self.options, "act2")
+
+
+def _activate(y, mask, options, name):
+  """What follows a normalisation; the mask last, or dead channels may fire."""
+  if options.rprelu:
+    y = layers.RPReLU(name=name)(y)
+  return layers.apply_mask(y, mask)
+
+
+class BinaryResNet(nn.Module):
+  """What the binary ResNets share; not a network itself.
+
+  Attributes:
+    max_widths: output channels of every 3x3 convolution, stem first: `[L]`.
+    num_classes: logits.
+    levels: thermometer levels.
+    bn_momentum: weight of the old BN running average.
+    options: see `layers.Options`.
+  """
+
+  weight_bits = 1  # what one chip stores of a weight; not a field
+
+  max_widths: tuple[int, ...]
+  num_classes: int
+  levels: int = 32
+  bn_momentum: float = 0.9
+  options: Options = layers.PUBLISHED
+
+  @nn.nowrap
+  def encode(self, images: chex.Array) -> chex.Array:
+    """The network's input: images `[B, H, W, C]` as thermometer code.
+
+    With learnt thresholds the network codes them itself: images in [0, 1].
+
+    Args:
+      images: uint8, or floating point in [0, 1].
+    """
+    if not self.options.learned_thresholds:
+      return binary.thermometer_code(images, self.levels)
+    if jnp.issubdtype(images.dtype, jnp.integer):
+      images = images.astype(jnp.float32) / 255
+    return images
+
+  def _bits(self, x):
+    """Bits of what `encode` returned."""
+    chex.assert_rank(x, 4)
+    if self.options.learned_thresholds:
+      return layers.Thermometer(self.levels, name="thermometer")(x)
+    return x
+
+  def _masks(self, widths):
+    """A mask a layer, `[L]`."""
+    if widths is None:
+      return [None] * len(self.max_widths)
+    chex.assert_shape(jnp.asarray(widths), (len(self.max_widths),))
+    return [jnp.arange(m) < widths[i] for i, m in enumerate(self.max_widths)]
+
+  def _stages(self, y, masks, blocks, projection, train):
+    """All blocks; `blocks[s]` of stage s, the first one of a stage strides."""
+    layer = 1
+    for stage, count in enumerate(blocks):
+      for block in range(count):
+        y = BasicBlock(
+          self.max_widths[layer : layer + 2],
+          strides=2 if stage and not block else 1,
+          projection=projection,
+          bn_momentum=self.bn_momentum,
+          options=self.options,
+          name=f"stage{stage + 1}_block{block}",
+        )(y, tuple(masks[layer - 1 : layer + 2]), train)
+        layer += 2
+    return y
+
+
+class CifarResNet(BinaryResNet):
+  """ResNet of depth 6 n + 2 with maskable widths; any input size.
+
+  Attributes:
+    depth: 6 n + 2; L = 6 n + 1.
+  """
+
+  depth: int = 20
+
+  @nn.compact
+  def __call__(
+    self, x: chex.Array, widths: chex.Array | None = None, *, train: bool
+  ) -> chex.Array:
+    """Returns logits.
+
+    Args:
+      x: `[B, H, W, C]`, from `encode`.
+      widths: int `[L]`, 1 to `max_widths`; None: `max_widths`.
+      train: normalise with batch statistics; update them where mutable.
+
+    Returns:
+      `[B, num_classes]`.
+    """
+    masks = self._masks(widths)
+    y = layers.BinaryConv(
+      self.max_widths[0], options=self.options, name="stem"
+    )(self._bits(x), None, masks[0])
+    y = layers.BatchNorm(self.bn_momentum, name="bn_stem")(y, train)
+    y = _activate(y, masks[0], self.options, "act_stem")
+    blocks = ((self.depth - 2) // 6,) * 3
+    y = self._stages(y, masks, blocks, False, train)
+    y = jnp.maximum(y, 0).mean((1, 2))
+    y = layers.BatchNorm(self.bn_momentum, name="bn_head")(y, train)
+    y = _activate(y, masks[-1], self.options, "act_head")
+    return layers.BinaryConv(
+      self.num_classes, size=0, options=self.options, name="head"
+    )(binary.binarize_activations(y), masks[-1], None)
+
+
+class ImageNetResNet18(BinaryResNet):
+  """ResNet-18 with binary projection shortcuts in every block; L = 17.
+
+  Attributes:
+    stem: "7x7" or "3x3", its first convolution. Its channels are not searched:
+      as many as thermometer planes ("7x7"), or twice as many ("3x3").
+    image_size: H = W; the head reads the last map whole.
+  """
+
+  stem: str = "7x7"
+  image_size: int = 224
+
+  @nn.compact
+  def __call__(
+    self, x: chex.Array, widths: chex.Array | None = None, *, train: bool
+  ) -> chex.Array:
+    """Returns logits.
+
+    Args:
+      x: `[B, image_size, image_size, C]`, from `encode`.
+      widths: int `[17]`, 1 to `max_widths`; None: `max_widths`.
+      train: normalise with batch statistics; update them where mutable.
+
+    Returns:
+      `[B, num_classes]`.
+    """
+    chex.assert_shape(x, (None, self.image_size, self.image_size, None))
+    masks = self._masks(widths)
+    y = self._stem(self._bits(x), masks[0], train)
+    y = self._stages(y, masks, (2, 2, 2, 2), True, train)
+    # A product of the flattened map, written so that channels can be masked.
+    y = layers.BinaryConv(
+      self.num_classes,
+      size=y.shape[1],
+      padding=0,
+      options=self.options,
+      name="head",
+    )(binary.binarize_activations(y), masks[-1], None)
+    return y.reshape(-1, self.num_classes)
+
+  def _stem(self, bits, mask, train):
+    """`[B, H, W, planes]` -> `[B, H / 4, W / 4, max_widths[0]]`."""
+
+    def conv(features, size, strides, name):
+      return layers.BinaryConv(
+        features, size, strides, options=self.options, name=name
+      )
+
+    planes = bits.shape[-1]
+    if self.stem == "7x7":
+      y = conv(planes, 7, 2, "stem_conv1")(bits, None, None)
+      y = y + layers.average_pool(bits)
+    else:
+      y = conv(2 * planes, 3, 2, "stem_conv1")(bits, None, None)
+      skip = conv(2 * planes, 1, 1, "stem_skip1")(bits, None, None)
+      y = y + layers.average_pool(skip)
+    y = layers.BatchNorm(self.bn_momentum, name="bn_stem1")(y, train)
+    y = _activate(y, None, self.options, "act_stem1")
+    bits = binary.binarize_activations(y)
+    width = self.max_widths[0]
+    y = conv(width, 3, 2, "stem_conv2")(bits, None, mask)
+    skip = conv(width, 1, 1, "stem_skip2")(bits, None, mask)
+    y = y + layers.average_pool(skip)
+    y = layers.BatchNorm(self.bn_momentum, name="bn_stem2")(y, train)
+    return _activate(y, mask, self.options, "act_stem2")
+
+
+def cifar_resnet(
+  depth: int,
+  max_widths: tuple[int, ...],
+  num_classes: int,
+  *,
+  levels: int = 32,
+  options: Options = layers.PUBLISHED,
+) -> CifarResNet:
+  """Returns the masked binary ResNet of `depth` 6 n + 2.
+
+  Args:
+    depth: 8, 14, 20, 26, 32, ...
+    max_widths: `[depth - 1]` channels, the upper limit of every width vector.
+    num_classes: logits, at least 2.
+    levels: thermometer levels.
+    options: see `layers.Options`.
+
+  Raises:
+    InputError: a depth that is not 6 n + 2, or widths that do not fit it.
+  """
+  if depth < 8 or (depth - 2) % 6:
+    raise errors.InputError(
+      f"network depth: got {depth}, allowed are 8, 14, 20, ... (6 n + 2)"
+    )
+  max_widths = _checked(max_widths, depth - 1)
+  return CifarResNet(
+    max_widths, num_classes, levels, options=options, depth=depth
+  )
+
+
+def imagenet_resnet18(
+  max_widths: tuple[int, ...],
+  num_classes: int = 1000,
+  stem: str = "7x7",
+  *,
+  image_size: int = 224,
+  levels: int = 32,
+  options: Options = layers.PUBLISHED,
+) -> ImageNetResNet18:
+  """Returns the masked binary ResNet-18.
+
+  Args:
+    max_widths: `[17]` channels, the upper limit of every width vector.
+    num_classes: logits, at least 2.
+    stem: "7x7" or "3x3".
+    image_size: height and width of the images [pixels].
+    levels: thermometer levels.
+    options: see `layers.Options`.
+
+  Raises:
+    InputError: widths or a stem that the network has not.
+  """
+  if stem not in STEMS:
+    raise errors.InputError(
+      f"network stem: got {stem!r}, allowed are {', '.join(STEMS)}"
+    )
+  max_widths = _checked(max_widths, 17)
+  return ImageNetResNet18(
+    max_widths,
+    num_classes,
+    levels,
+    options=options,
+    stem=stem,
+    image_size=image_size,
+  )
+
+
+def _checked(max_widths, num_layers):
+  if len(max_widths) != num_layers or min(max_widths) < 1:
+    raise errors.InputError(
+      f"width vector: got {tuple(max_widths)}, needed are {num_layers} widths "
+      "of at least 1 channel"
+    )
+  return tuple(int(width) for width in max_widths)

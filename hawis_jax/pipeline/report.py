@@ -1,0 +1,215 @@
+"""Stage 5: report/index.html, its figures as SVG, and report/report.json.
+
+`collect` turns the results into report.json's content; figures and page are
+made of nothing else, and the same content gives the same bytes.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+import re
+import shlex
+import sys
+
+from hawis_jax import errors
+from hawis_jax.config import settings
+from hawis_jax.networks import net_names
+from hawis_jax.pipeline import results
+from hawis_jax.pipeline import robustness
+from hawis_jax.pipeline.experiment import Experiment
+from hawis_jax.report import facts
+from hawis_jax.report import figures
+from hawis_jax.report import render
+from hawis_jax.report import style
+from hawis_jax.runtime import storage
+from hawis_jax.runtime.metrics import Metrics
+
+_FORMAT = 8  # of report.json and the page; a new one remakes old reports
+
+
+def run(
+  experiment: Experiment,
+  workdir: pathlib.Path,
+  metrics: Metrics,
+) -> None:
+  """Writes the report, unless there is one of just these results.
+
+  Raises:
+    InputError: a result is missing or damaged; the report can't be written.
+  """
+  if not metrics.recording:
+    return
+  folder = workdir / "report"
+  metrics.flush()
+  content = collect(experiment, workdir)
+  if _is_finished(folder, content["digest"]):
+    return
+  drawn = figures.draw(content)
+  texts = {f"{name}.svg": svg for name, svg in drawn.items()}
+  texts["index.html"] = render.render(content, drawn)
+  content["files"] = [*texts]
+  with storage.write_errors(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").unlink(missing_ok=True)
+    for name in figures.NAMES:
+      (folder / f"{name}.svg").unlink(missing_ok=True)
+    for name, text in texts.items():
+      storage.write_bytes(folder / name, text.encode())
+  # Last: its digest says that the rest is complete.
+  storage.write_json(folder / "report.json", content)
+  metrics.say(f"report  {folder / 'index.html'}")
+
+
+def _is_finished(folder, digest):
+  try:
+    content = storage.read_json(folder / "report.json")
+  except errors.InputError:  # missing or damaged
+    return False
+  return content.get("digest") == digest and all(
+    (folder / name).exists() for name in content["files"]
+  )
+
+
+def collect(experiment: Experiment, workdir: pathlib.Path) -> dict:
+  """Returns the content of report.json, but for `files`.
+
+  Raises:
+    InputError: a result is missing or damaged.
+  """
+  swept = results.load_robustness(workdir)["nets"]
+  if not swept:
+    raise errors.InputError(
+      f"{workdir / 'robustness'}: got no net, needed is one; run --stages "
+      "robustness first"
+    )
+  config, geometry = experiment.config, experiment.geometry
+  main = facts.main_net(swept, config.train.nets)
+  swept = facts.in_order(swept, main)
+  found = None  # no net needed a search
+  if experiment.space:
+    found = facts.search(results.load_search(workdir))
+  known = {
+    name: experiment.widths[name]
+    for name in net_names.vector_names(config.network.depth)
+    if name in experiment.widths
+  }
+  curves, measured = _metrics(workdir / "metrics.jsonl", swept)
+  command = _command()
+  inputs = {
+    "config": json.loads(json.dumps(settings.flatten(config))),
+    "data": {
+      "name": experiment.splits.name,
+      "version": experiment.splits.version,
+      "test_images": len(experiment.splits.test),
+    },
+    "device": dataclasses.asdict(experiment.device),
+    "hardware": {
+      "technology": geometry.hardware.technology.name,
+      "tile_shape": list(geometry.tile_shape),
+      "converter_bits": geometry.hardware.converter_bits,
+      "sensed": geometry.hardware.adc_bits == 1,
+      "duplication": geometry.hardware.duplication,
+      "activity": geometry.hardware.activity,
+      "products": list(geometry.names),
+    },
+    "main_net": main,
+    "search": found,
+    "space": found and [list(layer) for layer in experiment.space.choices],
+    "vectors": facts.vectors(swept, found and found["found"], known, geometry),
+    "curves": curves,
+    "group_starts": _group_starts(config),
+    "chance": 1 / experiment.splits.num_classes,
+  }
+  identity = json.dumps([_FORMAT, inputs, swept], sort_keys=True)
+  rows = facts.accuracy(swept)
+  return {
+    "digest": hashlib.sha256(identity.encode()).hexdigest(),
+    "name": _name(command, workdir),
+    "measured": measured,
+    "command": command,
+    "versions": _versions(),
+    **inputs,
+    "nets": {
+      name: facts.net(
+        result, inputs["vectors"][net_names.parse(name).widths]["cost"]
+      )
+      for name, result in swept.items()
+    },
+    "comparisons": facts.comparisons(rows, main),
+    "accuracy": [
+      {name: value for name, value in row.items() if name != "accuracy"}
+      for row in rows
+    ],
+    "missing": _missing(config, swept),
+  }
+
+
+def _group_starts(config):
+  """First layer of every group of blocks, from 1; the first has the stem."""
+  groups = settings.num_stages(config)
+  size = (config.network.depth - 2) // groups
+  return [1, *(2 + group * size for group in range(1, groups))]
+
+
+def _missing(config, swept):
+  """What of the sweeps is not there yet, in words."""
+  missing = []
+  for step in robustness.measurements(config):
+    name, result = style.net_name(step.net), swept.get(step.net)
+    if step.level is None:
+      missing += [f"{name}: everything"] * (result is None)
+    elif result is not None:
+      entries = result["sweeps"].get(step.scenario, [])
+      if step.level.value not in [entry["level"] for entry in entries]:
+        severity = style.severity(step.scenario, step.level.value)
+        missing.append(f"{name}: {severity}")
+  return missing
+
+
+def _command():
+  program = pathlib.Path(sys.argv[0])
+  start = [sys.argv[0]]
+  if program.parts[-2:] == ("hawis_jax", "main.py"):
+    start = ["python", "-m", "hawis_jax.main"]
+  return shlex.join([*start, *sys.argv[1:]])
+
+
+def _name(command, workdir):
+  """Name of the config file; else of the work directory."""
+  given = re.search(r"--?config[= ]([^\s:]+)", command)
+  return pathlib.Path(given.group(1)).stem if given else workdir.resolve().name
+
+
+def _versions():
+  versions = {"python": platform.python_version()}
+  for package in ("hawis_jax", "jax", "flax", "numpy"):
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      versions[package] = "not installed"
+  return versions
+
+
+def _metrics(path, names):
+  """({stage: {metric drawn: {"step", "value"}}}, when the last line came)."""
+  lines = path.read_text().splitlines() if path.exists() else []
+  curves = {stage: {} for stage in ("pretrain", *(f"train/{n}" for n in names))}
+  last = None
+  for line in map(json.loads, lines):
+    last = line["time"]
+    for metric, value in line["values"].items():
+      is_drawn = metric == "loss" or metric.startswith("accuracy")
+      if line["stage"] in curves and is_drawn:
+        points = curves[line["stage"]].setdefault(
+          metric, {"step": [], "value": []}
+        )
+        points["step"].append(line["step"])
+        points["value"].append(value)
+  if last is not None:
+    last = datetime.datetime.fromtimestamp(last, datetime.UTC)
+  measured = last.isoformat(" ", "minutes") if last else "no metrics"
+  return {stage: curve for stage, curve in curves.items() if curve}, measured

@@ -1,0 +1,283 @@
+"""What a run has left in its work directory: read and written here alone.
+
+pretrain/                 checkpoints of the super-net
+search/                   checkpoints, result.json, evaluations.npz
+train/<net>/              checkpoints; best/ keeps the best one
+robustness/result.json    accuracies; partial.json while a level is measured
+report/                   index.html, report.json, figures
+config.json, metrics.jsonl, lock
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+import ml_collections
+
+from hawis_jax import errors
+from hawis_jax import interop
+from hawis_jax.config import fields
+from hawis_jax.config import settings
+from hawis_jax.networks import net_names
+from hawis_jax.networks import reference_resnet
+from hawis_jax.pipeline import nets
+from hawis_jax.pipeline.experiment import Experiment
+from hawis_jax.runtime import checkpoint
+from hawis_jax.runtime import loop
+from hawis_jax.runtime import storage
+
+# Of search/result.json: 2 has several methods and budgets.
+_SEARCH_FORMAT = 2
+# Of robustness/result.json: a new one where chips or their keys change.
+ROBUSTNESS_FORMAT = 2
+# Stages with artefacts of their own in <workdir>/<stage>, in order.
+_STAGES = ("pretrain", "search", "train", "robustness")
+
+
+class Trained(NamedTuple):
+  """A trained net.
+
+  Attributes:
+    module: with `encode` and `apply`, as all networks here.
+    variables: its `params` and `batch_stats`; without `batch_stats`, it
+      normalises with the batch's statistics.
+  """
+
+  module: nn.Module
+  variables: dict
+
+
+def net_folder(workdir: pathlib.Path, net: str) -> pathlib.Path:
+  """Returns the folder of a net's checkpoints."""
+  return workdir / "train" / net
+
+
+def best_folder(workdir: pathlib.Path, net: str) -> pathlib.Path:
+  """Returns the folder of the state that `train.select` may ask for."""
+  return net_folder(workdir, net) / "best"
+
+
+def search_path(workdir: pathlib.Path) -> pathlib.Path:
+  """Returns the path of the search's result."""
+  return workdir / "search" / "result.json"
+
+
+def robustness_path(workdir: pathlib.Path) -> pathlib.Path:
+  """Returns the path of the robustness stage's result."""
+  return workdir / "robustness" / "result.json"
+
+
+def load_supernet(experiment: Experiment, workdir: pathlib.Path) -> dict:
+  """Returns the pre-trained super-net's `params`.
+
+  Raises:
+    InputError: the stage has not finished.
+  """
+  init, _ = nets.supernet_init(experiment)
+  example = jax.eval_shape(init, experiment.key("pretrain_init"))
+  with checkpoint.Checkpoints(workdir / "pretrain") as checkpoints:
+    steps = experiment.config.pretrain.steps
+    state = loop.load_final(checkpoints, example, steps, "pretrain")
+  return state.params
+
+
+def write_search(workdir: pathlib.Path, result: dict[str, Any]) -> None:
+  """Writes search/result.json."""
+  result = {"format": _SEARCH_FORMAT, **result}
+  storage.write_record(search_path(workdir), result)
+
+
+def load_search(workdir: pathlib.Path) -> dict[str, Any]:
+  """Returns the search's result.
+
+  Raises:
+    InputError: the stage has not finished, or its file is damaged or of an
+      earlier version.
+  """
+  path = search_path(workdir)
+  if not path.exists():
+    raise errors.InputError(f"{path}: missing; run --stages search first")
+  result = storage.read_record(path)
+  if result.get("format") != _SEARCH_FORMAT:
+    raise errors.InputError(
+      f"{path}: got format {result.get('format')}, needed is {_SEARCH_FORMAT}: "
+      "it is of another version of hawis_jax; take another --workdir"
+    )
+  return result
+
+
+def net_module(
+  net: str, experiment: Experiment, workdir: pathlib.Path
+) -> nn.Module:
+  """Returns a net's module; the found net's widths are the search's result."""
+  found = None
+  if net_names.parse(net).widths == "found":
+    field = f"{workdir}/search/result.json: found"
+    found = experiment.space.check(load_search(workdir)["found"], field)
+    found = tuple(int(width) for width in found)
+  return nets.module(net, experiment, found)
+
+
+def load_net(
+  net: str, experiment: Experiment, workdir: pathlib.Path
+) -> Trained:
+  """Returns a trained net, of the last or the best step.
+
+  Raises:
+    InputError: it has not been trained.
+  """
+  config, module = experiment.config, net_module(net, experiment, workdir)
+  if nets.is_quantized(net, experiment):
+    float_net = f"{net_names.parse(net).widths}_float"
+    images = experiment.evaluation(
+      experiment.splits.train,
+      config.robustness.calibration_batch,
+      config.robustness.calibration_images,
+    ).image
+    variables = load_net(float_net, experiment, workdir).variables
+    return Trained(module, reference_resnet.quantize(module, variables, images))
+  init, _ = nets.net_init(net, module, experiment)
+  example = jax.eval_shape(init, experiment.key("train_init"))
+  with checkpoint.Checkpoints(net_folder(workdir, net)) as checkpoints:
+    state = loop.load_final(checkpoints, example, config.train.steps, "train")
+  if config.train.select == "best":
+    with checkpoint.Checkpoints(best_folder(workdir, net)) as checkpoints:
+      state = loop.Best(checkpoints).load(example)
+  return Trained(module, state.variables)
+
+
+def chosen_step(net: str, experiment: Experiment, workdir: pathlib.Path) -> int:
+  """Returns the step of training that `load_net`'s net is of."""
+  config = experiment.config.train
+  if config.select == "last":
+    return config.steps
+  if nets.is_quantized(net, experiment):
+    net = f"{net_names.parse(net).widths}_float"
+  with checkpoint.Checkpoints(best_folder(workdir, net)) as checkpoints:
+    return checkpoints.latest_step()
+
+
+def load_teacher(
+  experiment: Experiment, workdir: pathlib.Path
+) -> Trained | None:
+  """Returns the teacher of the binary nets; None where labels teach.
+
+  Raises:
+    InputError: it has not been trained; its file is missing or damaged, or
+      holds another network.
+  """
+  config = experiment.config.train
+  if config.loss == "labels":
+    return None
+  if config.loss == "supernet":
+    params = load_supernet(experiment, workdir)
+    return Trained(experiment.supernet, {"params": params})
+  if not pathlib.Path(config.teacher).is_file():
+    return load_net(config.teacher, experiment, workdir)
+  module = nets.teacher_module(experiment)
+  try:
+    variables = interop.from_torch_state_dict(config.teacher, module)
+  except errors.InputError as error:
+    raise errors.InputError(f"config.train.teacher: {error}") from error
+  return Trained(module, variables)
+
+
+def load_robustness(workdir: pathlib.Path) -> dict[str, Any]:
+  """Returns the robustness stage's result, which may lack some levels.
+
+  Raises:
+    InputError: the stage has not begun; its file is damaged, or of a version
+      whose chips are not those of this one.
+  """
+  path = robustness_path(workdir)
+  if not path.exists():
+    raise errors.InputError(f"{path}: missing; run --stages robustness first")
+  result = storage.read_record(path)
+  if result.get("format") != ROBUSTNESS_FORMAT:
+    raise errors.InputError(
+      f"{path}: got results of format {result.get('format', 1)}, allowed is "
+      f"{ROBUSTNESS_FORMAT}: chip numbers stand for other draws of defects "
+      f"now. Delete {path.parent} to measure anew, or take another --workdir"
+    )
+  return result
+
+
+def write_robustness(workdir: pathlib.Path, result: dict[str, Any]) -> None:
+  """Writes robustness/result.json."""
+  storage.write_record(robustness_path(workdir), result)
+
+
+def settle(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  data: Mapping[str, Any] | None = None,
+) -> None:
+  """Writes <workdir>/config.json, or checks that it can go on with this one.
+
+  A difference is allowed where it can't matter: in fields that are free, or in
+  the section of a stage that neither has begun nor has a later one. A field
+  that the file lacks is newer than the run, which had what is its default now.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    data: what `Splits.facts` says, for `data.data_dir` may change but not what
+      is there; None: not known.
+
+  Raises:
+    InputError: lists the differences; or the folder can't be written.
+  """
+  path = workdir / "config.json"
+  now = _as_read(settings.flatten(config) | _resolved(config))
+  if data is not None:
+    now["data.resolved"] = _as_read(dict(data))
+  before = now
+  if path.exists():
+    before = storage.read_record(path)
+    before = _as_read(settings.flatten(settings.default())) | before
+  changed = [
+    f"config.{field} was {before.get(field)!r}, is {now.get(field)!r}"
+    for field in sorted(before.keys() | now.keys())
+    if before.get(field) != now.get(field) and _matters(field, workdir)
+  ]
+  if changed:
+    raise errors.InputError(
+      f"{workdir} holds a run with another configuration: {'; '.join(changed)}."
+      " Take another --workdir, or the old values"
+    )
+  storage.write_record(path, now)
+
+
+def _resolved(config):
+  """What may change under the same name: a preset, a file."""
+  sweeps = settings.sweeps(config)
+  maps = {level.fault_map for one in sweeps for level in one.levels} - {""}
+  technology = settings.hardware(config).technology
+  return {
+    "device.resolved": dataclasses.asdict(settings.device(config)),
+    "space.technology.resolved": dataclasses.asdict(technology),
+    "pretrain.devices": [
+      dataclasses.asdict(device) for device in settings.pretrain_devices(config)
+    ],
+    "robustness.fault_maps": {
+      path: storage.digest(path) for path in sorted(maps)
+    },
+  }
+
+
+def _as_read(values):
+  """Values as they are read from a file again."""
+  return json.loads(json.dumps(values))
+
+
+def _matters(field, workdir):
+  if field in fields.FIELDS and fields.FIELDS[field].is_free:
+    return False
+  section = field.split(".")[0]
+  first = _STAGES.index(section) if section in _STAGES else 0
+  folders = (workdir / stage for stage in _STAGES[first:])
+  return any(map(storage.holds_files, folders))

@@ -1,0 +1,312 @@
+"""Stage 4: accuracy of every trained net on chips, over severities of defects.
+
+All nets meet the same chips: chip s has the same key for every net, scenario
+and severity.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import NamedTuple
+
+from flax import linen as nn
+import jax
+import ml_collections
+import numpy as np
+
+from hawis_jax import cost
+from hawis_jax import crossbar
+from hawis_jax import errors
+from hawis_jax import interop
+from hawis_jax.config import settings
+from hawis_jax.networks import net_names
+from hawis_jax.networks import net_variables
+from hawis_jax.pipeline import nets
+from hawis_jax.pipeline import results
+from hawis_jax.pipeline.experiment import Experiment
+from hawis_jax.pipeline.tally import Tally
+from hawis_jax.robustness import calibration
+from hawis_jax.robustness import evaluation
+from hawis_jax.robustness import monte_carlo
+from hawis_jax.robustness import scenarios
+from hawis_jax.robustness import statistics
+from hawis_jax.runtime import distributed
+from hawis_jax.runtime import preemption
+from hawis_jax.runtime.metrics import Metrics
+
+
+def run(
+  experiment: Experiment, workdir: pathlib.Path, metrics: Metrics
+) -> None:
+  """Sweeps what is left of the nets into robustness/result.json.
+
+  The file is rewritten after every severity, and partial.json after every chunk
+  of chips, so an interrupted sweep loses a chunk at most.
+  """
+  config = experiment.config.robustness
+  path = results.robustness_path(workdir)
+  result = distributed.on_first(lambda: _stored(workdir))
+  steps = measurements(experiment.config)
+  done = [step for step in steps if _is_done(result, step)]
+  if len(done) == len(steps):
+    return
+  most = config.max_chips if config.target_ci else config.chips
+  ends = np.cumsum([_chips(step, most) for step in steps]).tolist()
+  partial = path.with_name("partial.json")
+  start = sum(_chips(step, most) for step in done)
+  left = [step for step in steps if step not in done]
+  following = next((step for step in left if step.level is not None), None)
+  if following:
+    start += distributed.on_first(
+      lambda: Tally.saved_chips(partial, following.name)
+    )
+  progress = metrics.stage("robustness", total=ends[-1], start=start)
+  images = experiment.unpadded(experiment.splits.test, config.images or None)
+  loaded = None
+  for step, end in zip(steps, ends, strict=True):
+    if step in done:
+      continue
+    if loaded != step.net:
+      trained = results.load_net(step.net, experiment, workdir)
+      loaded = step.net
+    if step.net not in result["nets"]:
+      result["nets"][step.net] = _describe(
+        step.net, trained, experiment, workdir
+      )
+      distributed.on_first(lambda: results.write_robustness(workdir, result))
+    if step.level is None:
+      continue
+    first = end - _chips(step, most)
+    tally = Tally(
+      partial,
+      step.name,
+      [
+        results.ROBUSTNESS_FORMAT,
+        experiment.config.seed,
+        jax.default_backend(),
+        net_variables.digest(trained.variables),
+      ],
+      num_images=len(images[1]),
+    )
+
+    def show(chips, tally=tally, first=first):
+      known = {"accuracy": tally.accuracy.mean()} if tally.count else {}
+      progress.show(first + chips, known)
+
+    for _ in _evaluate(tally, step.level, trained, images, experiment, show):
+      values = {"accuracy": tally.accuracy.mean()}
+      # Before it is saved: a line too many is dropped, one too few is missing.
+      progress.report(min(first + tally.count, end), values)
+      metrics.flush()
+      tally.save()
+      if preemption.reached():
+        raise errors.Preempted(
+          f"robustness, saved at chip {first + tally.count} of {ends[-1]}"
+        )
+    if tally.count < end - first:
+      progress.report(end, {"accuracy": tally.accuracy.mean()})
+      metrics.flush()
+    result["nets"][step.net]["sweeps"].setdefault(step.scenario, []).append(
+      {"level": step.level.value, **tally.summary()}
+    )
+    distributed.on_first(lambda: results.write_robustness(workdir, result))
+    tally.remove_saved()
+
+
+def _stored(workdir):
+  """What was measured before."""
+  if results.robustness_path(workdir).exists():
+    return results.load_robustness(workdir)
+  return {"format": results.ROBUSTNESS_FORMAT, "nets": {}}
+
+
+def _chips(step, most):
+  """At most, of one measurement; a net by itself counts as none."""
+  if step.level is None:
+    return 0
+  return most if step.level.is_random else 1
+
+
+def _evaluate(tally, level, trained, images, experiment, show):
+  """Adds a severity's chips to its tally; yields after every chunk of them."""
+  config = experiment.config.robustness
+  module = trained.module
+  variables = calibrated(experiment, level, module, trained.variables)
+  setting = make_setting(experiment, level, module, variables)
+  limits = monte_carlo.Limits(
+    config.chips_per_step, config.batch_size, config.memory_gb * 1e9
+  )
+  wanted = config.chips if level.is_random else 1
+  while True:
+    start = tally.count
+    chunks = monte_carlo.classify(
+      experiment.key("robustness"),
+      setting,
+      *images,
+      range(start, wanted),
+      limits=limits,
+      progress=lambda chips, start=start: show(start + chips),
+    )
+    for correct in chunks if start < wanted else ():
+      tally.add(correct)
+      yield
+    if not (config.target_ci and level.is_random):
+      return
+    # Of these chips alone: an interrupted run may hold more already.
+    before, accuracy = wanted, tally.accuracy[:wanted]
+    wanted = statistics.chips_needed(
+      accuracy, config.target_ci, config.max_chips
+    )
+    if wanted <= before:
+      return
+
+
+def calibrated(
+  experiment: Experiment,
+  level: scenarios.Level,
+  module: nn.Module,
+  variables: dict,
+) -> dict:
+  """Returns a net's variables, with the ranges of its converters."""
+  device = level.device
+  if not device.adc_bits or device.adc_range != "calibrated":
+    return variables
+  images = _calibration_images(experiment)[0]
+  return calibration.calibrate_converters(module, variables, images, device)
+
+
+def make_setting(
+  experiment: Experiment,
+  level: scenarios.Level,
+  module: nn.Module,
+  variables: dict,
+) -> monte_carlo.Setting:
+  """Returns what chips of a severity share; `variables` of `calibrated`."""
+  on_chip = experiment.config.robustness.batch_norm == "chip"
+  return monte_carlo.Setting(
+    module,
+    variables,
+    level.device,
+    interop.load_faults(level.fault_map) if level.fault_map else None,
+    level.layers,
+    _calibration_images(experiment) if on_chip else None,
+  )
+
+
+def _calibration_images(experiment):
+  """Of training, uint8 `[N, B, H, W, C]`."""
+  config = experiment.config.robustness
+  return experiment.evaluation(
+    experiment.splits.train, config.calibration_batch, config.calibration_images
+  ).image
+
+
+def check_chips(experiment: Experiment, workdir: pathlib.Path) -> None:
+  """Checks that the scenarios' devices can hold and read the nets.
+
+  As long as the found net's widths are not known, the widest one is checked.
+
+  Raises:
+    InputError: a sense amplifier for a column of several tiles, measured faults
+      that do not fit, or layers that there are not.
+  """
+  for step in measurements(experiment.config):
+    level = step.level
+    if level is None or not (
+      level.fault_map or level.layers or level.device.adc_bits == 1
+    ):
+      continue
+    if results.search_path(workdir).exists():
+      module = results.net_module(step.net, experiment, workdir)
+    else:
+      module = nets.module(step.net, experiment)
+    faults = interop.load_faults(level.fault_map) if level.fault_map else None
+    params = net_variables.shapes(module, experiment.splits.image_shape)
+    device = dataclasses.replace(level.device, adc_range="full_scale")
+
+    program = functools.partial(
+      crossbar.program,
+      device=device,
+      bits=module.weight_bits,
+      faults=faults,
+      layers=level.layers,
+    )
+    try:
+      jax.eval_shape(program, jax.random.key(0), {"params": params["params"]})
+    except errors.InputError as error:
+      raise errors.InputError(
+        f"config.robustness.scenarios, {step.scenario}, net {step.net}: {error}"
+      ) from error
+
+
+class Measurement(NamedTuple):
+  """One measurement of the stage.
+
+  Attributes:
+    net: its name.
+    scenario: key of the scenario; None: without defects.
+    level: of the scenario.
+  """
+
+  net: str
+  scenario: str | None = None
+  level: scenarios.Level | None = None
+
+  @property
+  def name(self) -> list:
+    """What JSON holds of a measurement at a severity."""
+    return [self.net, self.scenario, self.level.value]
+
+
+def measurements(config: ml_collections.ConfigDict) -> list[Measurement]:
+  """Returns every measurement of the stage; float nets meet no chips."""
+  steps = []
+  for net in config.train.nets:
+    steps.append(Measurement(net))
+    if net_names.parse(net).kind != net_names.FLOAT:
+      steps += [
+        Measurement(net, scenario.key, level)
+        for scenario in settings.sweeps(config)
+        for level in scenario.levels
+      ]
+  return steps
+
+
+def _is_done(result, step):
+  entry = result["nets"].get(step.net)
+  if step.level is None or entry is None:
+    return entry is not None
+  levels = [e["level"] for e in entry["sweeps"].get(step.scenario, [])]
+  return step.level.value in levels
+
+
+_WEIGHT_BITS = {net_names.BINARY: 1, net_names.INT8: 8, net_names.FLOAT: 32}
+
+
+def _describe(net, trained, experiment, workdir):
+  """A net without its sweeps: its size, and its accuracy without defects."""
+  config, module = experiment.config.robustness, trained.module
+  test, limit = experiment.splits.test, config.images or None
+  batches = experiment.evaluation_stream(
+    test, 8 * monte_carlo.block_size(experiment.splits.image_shape), limit
+  )
+  kind = net_names.parse(net).kind
+  size = dict.fromkeys(cost.COUNTS)
+  if kind == net_names.BINARY:
+    net_cost = experiment.cost(module.max_widths)
+    size = {name: int(getattr(net_cost, name)) for name in cost.COUNTS}
+  elif kind == net_names.INT8:
+    device = experiment.device
+    params = trained.variables["params"]
+    size |= cost.stored_weights(params, device.tile_shape)
+    # Slices of a weight lie in arrays of their own.
+    size["arrays"] *= crossbar.cell_slices(device, module.weight_bits)[0]
+  return {
+    "widths": list(module.max_widths),
+    "weight_bits": _WEIGHT_BITS[kind],
+    "step": results.chosen_step(net, experiment, workdir),
+    **size,
+    "test_images": limit or len(test),
+    "clean": evaluation.ideal_accuracy(module, trained.variables, batches),
+    "sweeps": {},
+  }

@@ -1,0 +1,174 @@
+"""Stage 2: search width vectors within budgets (see `search.update`).
+
+At the end each method's best are scored again, on fresh chips (see
+`candidates`).
+"""
+
+import functools
+import pathlib
+
+import jax
+
+from hawis_jax import cost
+from hawis_jax.config import settings
+from hawis_jax.pipeline import candidates
+from hawis_jax.pipeline import results
+from hawis_jax.pipeline.experiment import Experiment
+from hawis_jax.runtime import checkpoint
+from hawis_jax.runtime import distributed
+from hawis_jax.runtime import loop
+from hawis_jax.runtime import sharding
+from hawis_jax.runtime.metrics import Metrics
+from hawis_jax.search import method
+from hawis_jax.search import registry
+from hawis_jax.search import reward
+from hawis_jax.search import update
+
+
+def run(
+  experiment: Experiment, workdir: pathlib.Path, metrics: Metrics
+) -> dict:
+  """Searches, or finishes a search; returns and writes search/result.json."""
+  config = experiment.config.search
+  folder = workdir / "search"
+  if distributed.on_first(results.search_path(workdir).exists):
+    distributed.on_first(lambda: candidates.remove_saved(folder))
+    return results.load_search(workdir)
+  mesh = sharding.training_mesh()
+  methods, context = build_methods(experiment), make_context(experiment)
+  scorer = sharding.place(
+    candidates.make_scorer(
+      experiment, results.load_supernet(experiment, workdir)
+    ),
+    mesh,
+  )
+  updates = make_updates(experiment, methods, mesh)
+  state = sharding.place(init(experiment, methods, context), mesh)
+  placed = sharding.place((context, experiment.key("search")), mesh)
+  with checkpoint.Checkpoints(folder) as checkpoints:
+    state = loop.run_steps(
+      lambda state, step: updates(state, step, scorer, *placed),
+      state,
+      name="search",
+      total=config.updates,
+      stride=config.updates_per_call,
+      checkpoints=checkpoints,
+      metrics=metrics,
+      log_every=1,
+      limits={
+        f"{name}_{what}": limit
+        for name, each in methods.items()
+        for what, limit in each.limits.items()
+      },
+      checkpoint_seconds=experiment.config.checkpoint_seconds,
+    )
+  host = jax.device_get(state)
+  distributed.on_first(
+    lambda: candidates.write_table(folder / "evaluations.npz", experiment, host)
+  )
+  result = candidates.choose(
+    experiment, scorer, methods, context, host, metrics, folder
+  )
+  distributed.on_first(lambda: results.write_search(workdir, result))
+  distributed.on_first(lambda: candidates.remove_saved(folder))
+  return results.load_search(workdir)
+
+
+def build_methods(experiment: Experiment) -> dict[str, method.Method]:
+  """Returns the methods of `config.search.methods`, the first one first."""
+  return {
+    name: registry.build(name, method_settings(experiment))
+    for name in experiment.config.search.methods
+  }
+
+
+def method_settings(experiment: Experiment) -> method.Settings:
+  """Returns how the methods search."""
+  config = experiment.config.search
+  return method.Settings(
+    updates=config.updates,
+    proposals=config.proposals,
+    groups=settings.num_stages(experiment.config),
+    hidden=config.hidden,
+    learning_rate=config.learning_rate,
+    epochs=config.epochs,
+    clip=config.clip,
+    entropy=config.entropy,
+    population=config.population,
+    tournament=config.tournament,
+  )
+
+
+def make_context(experiment: Experiment) -> method.Context:
+  """Returns what the methods see of the experiment's budgets.
+
+  With a penalty, budgets exclude nothing: all vectors of the space are allowed.
+  """
+  space, costs = experiment.space, experiment.costs
+  feasible = experiment.feasible
+  if experiment.config.search.penalty:
+    # Costs are rounded up: above the dearest vector's, not to lose it.
+    whole = (0, 1.01 * cost.cost_range(space, costs)[1])
+    feasible = cost.feasible_set(
+      space, costs, [whole] * len(experiment.budgets)
+    )
+  return method.make_context(
+    space, feasible, costs, experiment.geometry.positions, experiment.budgets
+  )
+
+
+def init(
+  experiment: Experiment,
+  methods: dict[str, method.Method],
+  context: method.Context,
+) -> update.SearchState:
+  """Returns the state before update 0."""
+  return update.init(
+    experiment.key("policy"),
+    methods,
+    context,
+    experiment.feasible,
+    method_settings(experiment),
+    experiment.config.search.references,
+  )
+
+
+def make_step(experiment: Experiment, methods: dict[str, method.Method], score):
+  """Returns `update.search_step` but for its first arguments.
+
+  Args:
+    experiment: of the run.
+    methods: by name.
+    score: from `reward.make_score`, or in its place.
+  """
+  config = experiment.config.search
+  return functools.partial(
+    update.search_step,
+    settings=update.Settings(
+      chips=config.chips,
+      scenarios=len(config.scenarios),
+      cvar_weight=config.cvar_weight,
+      signal=config.signal,
+      penalty=config.penalty,
+    ),
+    methods=methods,
+    score=score,
+  )
+
+
+def make_updates(
+  experiment: Experiment,
+  methods: dict[str, method.Method],
+  mesh: jax.sharding.Mesh,
+):
+  """Returns the stage's program for the accelerators of a mesh."""
+  config = experiment.config
+  score = reward.make_score(
+    experiment.supernet,
+    settings.search_devices(config)[:-1],
+    config.search.vectors_per_step,
+    mesh,
+  )
+  return update.make_updates(
+    make_step(experiment, methods, score), config.search.updates_per_call, mesh
+  )

@@ -1,0 +1,1 @@
+"""Nets on simulated chips: the Monte Carlo engine and its statistics."""

@@ -1,0 +1,60 @@
+"""Ranges of converters that are chosen by what a net's partial sums are."""
+
+import dataclasses
+import functools
+
+import chex
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+
+from hawis_jax import crossbar
+
+
+def calibrate_converters(
+  module: nn.Module,
+  variables: dict,
+  images: chex.Array,
+  device: crossbar.Device,
+) -> dict:
+  """Returns `variables` with `converters`: the range of each layer's.
+
+  The defect-free net is read tile by tile; a layer's range is the greatest,
+  over its tiles, of `device.adc_percentile` of the magnitude of partial sums.
+  The hardware is designed so: all chips have the same ranges.
+
+  Args:
+    module: the net.
+    variables: its `params` and `batch_stats`.
+    images: uint8 `[B, H, W, C]` to calibrate on.
+    device: its tiles and how weights lie in them; effects are ignored.
+  """
+  ideal = dataclasses.replace(
+    crossbar.without_effects(device),
+    adc_bits=16,  # any: the tiles are read one by one, without the converters
+    adc_range="full_scale",
+  )
+  return {**variables, **_calibrate(module, variables, images, ideal)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _calibrate(module, variables, images, device):
+  net = crossbar.program(
+    jax.random.key(0), variables, device, module.weight_bits
+  )
+  flat = traverse_util.flatten_dict(net["crossbar"])
+  flat = {path: x for path, x in flat.items() if path[-1] != "converter"}
+  percentiles = {
+    (*path[:-1], "percentile"): jnp.float32(device.adc_percentile)
+    for path in flat
+  }
+  net = {
+    **net,
+    "crossbar": traverse_util.unflatten_dict(flat),
+    "converters": traverse_util.unflatten_dict(percentiles),
+  }
+  _, updated = module.apply(
+    net, module.encode(images), train=False, mutable=["converters"]
+  )
+  return updated

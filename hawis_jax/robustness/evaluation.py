@@ -1,0 +1,110 @@
+"""Monte Carlo over chips: the accuracy of nets on defective crossbars.
+
+Chip s of a run is the key fold_in(key, s): its result does not depend on the
+other chips, on how chips are chunked, or on the other candidates. Noise a read
+follows from the image's number, and is drawn tile by tile where any chip that
+is scored with it has converters.
+
+Axes: S chips, P candidates (width vectors), N batches, B images, L layers.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import functools
+
+import chex
+from flax import linen as nn
+import jax
+import numpy as np
+
+from hawis_jax import crossbar
+from hawis_jax.robustness import monte_carlo
+
+
+def evaluate_chips(
+  key: chex.PRNGKey,
+  module: nn.Module,
+  variables: dict,
+  images: np.ndarray,
+  labels: np.ndarray,
+  device: crossbar.Device,
+  num_chips: int = 64,
+  *,
+  calibration: chex.Array | None = None,
+  faults: Mapping[str, chex.Array] | None = None,
+  layers: Sequence[str] | None = None,
+  limits: monte_carlo.Limits = monte_carlo.FREE,
+  accelerators: Sequence[jax.Device] | None = None,
+) -> np.ndarray:
+  """Returns the accuracy of one trained net on every chip of a device.
+
+  Nets evaluated with the same key share chips: the defects of the cells that
+  both use are the same. A chip's accuracy does not depend, to the bit, on the
+  others, on `limits` or on `accelerators`.
+
+  Args:
+    key: of the run; chip s is fold_in(key, s).
+    module: the net.
+    variables: its `params` and `batch_stats`; `converters` where the device's
+      range is calibrated, from `calibration.calibrate_converters`.
+    images: uint8 `[N, H, W, C]`; they stay on the host.
+    labels: int `[N]`.
+    device: every chip's device.
+    num_chips: S.
+    calibration: uint8 `[M, B, H, W, C]`: recalibrate BN on every chip with
+      these images ("chip" mode); None: keep `batch_stats` ("fixed" mode).
+    faults: measured ones that all chips have, see `crossbar.program`.
+    layers: patterns of the layers on chips, see `crossbar.program`; None: all.
+    limits: of chips, images and memory a step.
+    accelerators: to run on; None: all.
+
+  Returns:
+    float32 `[S]` accuracies, shares of the images.
+
+  Raises:
+    InputError: the device can't read the net; a variable is not finite; one
+      chip does not fit the memory.
+  """
+  setting = monte_carlo.Setting(
+    module,
+    variables,
+    device,
+    faults,
+    None if layers is None else tuple(layers),
+    calibration,
+  )
+  chunks = monte_carlo.classify(
+    key,
+    setting,
+    np.asarray(images),
+    np.asarray(labels),
+    range(num_chips),
+    limits=limits,
+    devices=accelerators,
+  )
+  correct = np.concatenate([chunk.sum(1) for chunk in chunks])
+  return correct.astype(np.float32) / np.float32(len(labels))
+
+
+def ideal_accuracy(
+  module: nn.Module, variables: dict, batches: Iterable[monte_carlo.Batches]
+) -> float:
+  """Accuracy of one net on a defect-free chip.
+
+  Args:
+    module: the net.
+    variables: its `params` and `batch_stats`.
+    batches: one batch at a time, without the axis N.
+  """
+  hits, images = 0, 0
+  for batch in batches:
+    found, count = _hits(module, variables, batch)
+    hits, images = hits + int(found), images + int(count)
+  return hits / images
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _hits(module, variables, batch):
+  inputs = module.encode(batch.image)
+  logits = module.apply(variables, inputs, train=False)
+  hits = (logits.argmax(-1) == batch.label) & batch.mask
+  return hits.sum(), batch.mask.sum()

@@ -1,0 +1,548 @@
+"""The Monte Carlo engine: which images a net classifies on which chips.
+
+Chips are evaluated in chunks. A chunk is programmed, then images stream past
+it, one block after the other; what a block's chips share (its code, and all up
+to the first layer whose weights differ) is computed once. Devices of a mesh
+take shares of chips and images and run one local program.
+
+Chip s is the key fold_in(key, s), and its images are classified in blocks of a
+size that follows from the image and the backend alone. So what a chip
+classifies does not depend, to the bit, on chunks, segments or devices.
+
+Axes: S chips, K chips of a chunk, N images, M blocks of B images.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import chex
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+from hawis_jax import backend
+from hawis_jax import crossbar
+from hawis_jax import errors
+from hawis_jax.networks import net_variables
+from hawis_jax.runtime import sharding
+
+# Pixels and images of a block, at most: chosen on CPU. Accelerators' are a
+# guess that none has measured yet.
+_BLOCK_PIXELS = {"cpu": 16 * 32 * 32}
+_ACCELERATOR_PIXELS = 512 * 32 * 32
+_MOST_IMAGES = {"cpu": 128}
+_ACCELERATOR_IMAGES = 1024
+_CHIPS = 4  # of a chunk, a device
+# Of chips that an accelerator computes at the same time: 256 MB of float32.
+_MOST_WEIGHTS = 2**26
+
+
+class Batches(NamedTuple):
+  """Images to evaluate on, the last batch padded.
+
+  Attributes:
+    image: uint8 `[N, B, H, W, C]`.
+    label: int32 `[N, B]`.
+    mask: bool `[N, B]`, False on padding.
+  """
+
+  image: chex.Array
+  label: chex.Array
+  mask: chex.Array
+
+
+class Scores(NamedTuple):
+  """Of every chip and candidate.
+
+  Attributes:
+    hits: images classified correctly, int32 `[S, P]`.
+    accuracy: their share, `[S, P]`; compiled division may round differently
+      in differently batched programs, so exact results divide `hits`.
+    cross_entropy: mean over images [nat], `[S, P]`.
+  """
+
+  hits: chex.Array
+  accuracy: chex.Array
+  cross_entropy: chex.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What a chunk may take; results don't depend on it.
+
+  Attributes:
+    chips: of a chunk, a device; 0: as many as is fast.
+    images: that are on the devices at a time, about.
+    memory: of a device [bytes]; 0: all that it has.
+  """
+
+  chips: int = 0
+  images: int = 1024
+  memory: float = 0
+
+
+FREE = Limits()
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What all chips have in common.
+
+  Attributes:
+    module: the net.
+    variables: its `params` and `batch_stats`; `converters` where the device's
+      range is calibrated.
+    device: every chip's device.
+    faults: measured ones of all chips, see `crossbar.program`.
+    layers: patterns of the layers on chips, see `crossbar.program`.
+    calibration: uint8 `[M, B, H, W, C]`: recalibrate BN on every chip with
+      these batches, whose moments are pooled; None: keep `batch_stats`.
+  """
+
+  module: nn.Module
+  variables: dict
+  device: crossbar.Device
+  faults: Mapping[str, chex.Array] | None = None
+  layers: tuple[str, ...] | None = None
+  calibration: chex.Array | None = None
+
+
+def classify(
+  key: chex.PRNGKey,
+  setting: Setting,
+  images: np.ndarray,
+  labels: np.ndarray,
+  chips: range,
+  *,
+  limits: Limits = FREE,
+  devices: Sequence[jax.Device] | None = None,
+  progress: Callable[[float], None] | None = None,
+) -> Iterator[np.ndarray]:
+  """Yields a chunk of chips' hits at a time: bool `[K, N]`, in order.
+
+  Args:
+    key: of the run; chip s is fold_in(key, s).
+    setting: the net and its chips.
+    images: uint8 `[N, H, W, C]`; they stay on the host.
+    labels: int `[N]`.
+    chips: numbers of the chips, e.g. range(64).
+    limits: see `Limits`.
+    devices: to run on; None: all.
+    progress: called with the chips that are done, parts of a chunk included.
+
+  Raises:
+    InputError: the device can't read the net; a variable is not finite; one
+      chip does not fit the memory.
+  """
+  _check(setting)
+  mesh = sharding.evaluation_mesh(len(chips), devices)
+  shared = shared_variables(setting, images)
+  plan = make_plan(setting, shared, images, len(chips), mesh, limits)
+  for start in range(0, len(chips), plan.chunk):
+    numbers = chips[start : start + plan.chunk]
+    # The last chunk is filled up: another shape would be another program.
+    padded = np.resize(np.asarray(numbers, np.int32), plan.chunk)
+    programmed = got = None  # the chunk before, else both are in memory
+    programmed = plan.program(key, padded)
+    hits = np.empty((len(numbers), len(images)), bool)
+    for first in range(0, len(images), plan.segment):
+      part = slice(first, first + plan.segment)
+      blocks = _blocks(images[part], labels[part], first, plan)
+      got = plan.evaluate(shared, programmed, *blocks)
+      count = min(plan.segment, len(images) - first)
+      hits[:, part] = sharding.fetch(got)[: len(numbers), :count]
+      if progress:
+        done = (first + count) / len(images) * len(numbers)
+        progress(start + done)
+    yield hits
+
+
+def _check(setting):
+  """Raises InputError before long work."""
+  crossbar.check_readout(
+    setting.variables["params"], setting.device, setting.module.weight_bits
+  )
+  flat = traverse_util.flatten_dict(dict(setting.variables), sep="/")
+  for name, value in flat.items():
+    if not np.isfinite(value).all():
+      raise errors.InputError(
+        f"variables, {name}: got a value that is not finite; nothing that a "
+        "chip computes with it would mean anything"
+      )
+
+
+class Needs(NamedTuple):
+  """Of a device's memory, while a program runs, by XLA's account [bytes].
+
+  Attributes:
+    arguments: of the program.
+    outputs: that are not in the place of donated arguments.
+    temporary: in between.
+  """
+
+  arguments: int
+  outputs: int
+  temporary: int
+
+  @property
+  def memory(self) -> int:
+    """All of it."""
+    return sum(self)
+
+
+def needs(executable: Any) -> Needs:
+  """Returns what `jax.jit(...).lower(...).compile()` takes of one device."""
+  sizes = executable.memory_analysis()
+  return Needs(
+    sizes.argument_size_in_bytes,
+    sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+    sizes.temp_size_in_bytes,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How chips are evaluated.
+
+  Attributes:
+    chunk: K.
+    block: B.
+    segment: images a call.
+    program: (key, numbers `[K]`) -> chips.
+    evaluate: (shared, chips, images, labels, numbers) -> hits.
+    executables: of both programs, by name.
+  """
+
+  chunk: int
+  block: int
+  segment: int
+  program: Callable[..., Any]
+  evaluate: Callable[..., Any]
+  executables: dict[str, Any]
+
+
+def block_size(image_shape: Sequence[int]) -> int:
+  """B, for images of (H, W, C)."""
+  platform = backend.platform()
+  pixels = _BLOCK_PIXELS.get(platform, _ACCELERATOR_PIXELS)
+  most = _MOST_IMAGES.get(platform, _ACCELERATOR_IMAGES)
+  return max(1, min(pixels // (image_shape[0] * image_shape[1]), most))
+
+
+def weights_form(device: crossbar.Device, bits: int) -> str:
+  """The fastest exact form of a chip's weights on this backend."""
+  if not crossbar.is_ternary(device, bits):
+    return "float32"
+  return "planes" if backend.platform() == "cpu" else "bfloat16"
+
+
+def ideal_net(variables: dict) -> dict:
+  """A binary net's variables with its weights in the fastest exact form."""
+  device = crossbar.Device()
+  form = weights_form(device, 1)
+  return crossbar.program(jax.random.key(0), variables, device, form=form)
+
+
+def make_plan(
+  setting: Setting,
+  shared: dict,
+  images: np.ndarray | jax.ShapeDtypeStruct,
+  num_chips: int,
+  mesh: jax.sharding.Mesh,
+  limits: Limits,
+) -> Plan:
+  """Compiles for as many chips a chunk as fit, halving from the best.
+
+  Shapes are enough: of the variables of `setting`, `shared` and `images`.
+
+  Args:
+    setting: see `classify`.
+    shared: from `shared_variables`.
+    images: see `classify`.
+    num_chips: to be evaluated.
+    mesh: from `sharding.evaluation_mesh`.
+    limits: see `classify`.
+
+  Raises:
+    InputError: one chip does not fit the memory.
+  """
+  sample = mesh.shape[sharding.SAMPLE]
+  data = mesh.size // sample
+  block = block_size(images.shape[1:])
+  images_a_step = block * data
+  most = -(-len(images) // images_a_step) * images_a_step
+  segment = min(-(-limits.images // images_a_step) * images_a_step, most)
+  steps = (segment // block, block)
+  form = weights_form(setting.device, setting.module.weight_bits)
+  chips = min(limits.chips or _CHIPS, -(-num_chips // sample))
+  memory = limits.memory or sharding.memory_bytes(mesh)
+  device = jax.tree.map(np.float32, setting.device)
+  net = (setting.variables, device, setting.faults, setting.calibration)
+  compile_ = functools.partial(
+    _compile, module=setting.module, layers=setting.layers, form=form, mesh=mesh
+  )
+  while True:
+    numbers = np.empty(chips * sample, np.int32)
+    program = compile_("program", *_abstract(jax.random.key(0), numbers, *net))
+    evaluate = compile_(
+      "evaluate",
+      *_abstract(
+        shared,
+        program.out,
+        np.empty((*steps, *images.shape[1:]), images.dtype),
+        np.empty(steps, np.int32),
+        np.empty(steps, np.int32),
+      ),
+    )
+    needed = max(program.needs.memory, evaluate.needs.memory)
+    if needed <= memory:
+      break
+    if chips == 1:
+      raise errors.InputError(
+        f"memory: got {memory / 1e9:.3g} GB a device, needed for one chip and "
+        f"{segment} images are {needed / 1e9:.3g} GB"
+      )
+    chips //= 2
+  return Plan(
+    chunk=chips * sample,
+    block=block,
+    segment=segment,
+    program=lambda key, numbers: program(key, numbers, *net),
+    evaluate=evaluate,
+    executables={
+      "program": program.executable,
+      "evaluate": evaluate.executable,
+    },
+  )
+
+
+def _abstract(*arguments):
+  """Their shapes and types: (leaves, structure), to be hashed."""
+  leaves, structure = jax.tree.flatten(
+    jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+  )
+  return tuple(leaves), structure
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compiled:
+  """The same local program on every device of a mesh.
+
+  Attributes:
+    executable: what XLA made of it.
+    shardings: of its arguments.
+    out: shapes and types of its result.
+    needs: of one device.
+  """
+
+  executable: Any
+  shardings: tuple[NamedSharding, ...]
+  out: Any
+  needs: Needs
+
+  def __call__(self, *arguments):
+    pairs = zip(arguments, self.shardings, strict=True)
+    return self.executable(*(sharding.put(x, where) for x, where in pairs))
+
+
+@functools.lru_cache(maxsize=64)
+def _compile(function, leaves, structure, *, module, layers, form, mesh):
+  """Compiles `_program` or `_evaluate` for arguments of `_abstract`."""
+  arguments = jax.tree.unflatten(structure, leaves)
+  if function == "program":
+    local = functools.partial(_program, module, layers, form)
+    specs = (P(), P(sharding.SAMPLE), *[P()] * 4)
+    out = P(sharding.SAMPLE)
+  else:
+    # Vmapped, chips share the layers before the first of `layers`; what follows
+    # is exact for binary nets alone, whatever number of chips share it.
+    vmapped = form == "planes" or (layers and module.weight_bits == 1)
+    local = functools.partial(_evaluate, module, vmapped)
+    specs = (P(), P(sharding.SAMPLE), *[P(sharding.data(mesh))] * 3)
+    out = P(sharding.SAMPLE, sharding.data(mesh))
+  sharded = jax.shard_map(
+    local, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False
+  )
+  shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+  lowered = jax.jit(sharded, in_shardings=shardings).lower(*arguments)
+  executable = lowered.compile()
+  return _Compiled(executable, shardings, lowered.out_info, needs(executable))
+
+
+def shared_variables(
+  setting: Setting, images: np.ndarray | jax.ShapeDtypeStruct
+) -> dict:
+  """The variables that all chips share; of shapes only in `jax.eval_shape`."""
+  form = weights_form(setting.device, setting.module.weight_bits)
+  names = ("params", "batch_stats", "converters")
+  shared = {k: v for k, v in setting.variables.items() if k in names}
+  shape = images.shape[1:]
+  shared = _with_scales(setting.module, shared, shape)
+  if setting.calibration is not None:  # every chip has its own
+    del shared["batch_stats"], shared["scales"]
+  if form == "planes" and setting.layers is not None:
+    # Layers that are not on chips are counted too.
+    shared = ideal_net(shared)
+  return shared
+
+
+_with_scales = jax.jit(net_variables.with_scales, static_argnums=(0, 2))
+
+
+def _chip(key, setting, form):
+  """What one chip has of its own: its weights, and recalibrated statistics."""
+  module = setting.module
+  net = {k: v for k, v in setting.variables.items() if k != "batch_stats"}
+  net = crossbar.program(
+    key,
+    net,
+    setting.device,
+    module.weight_bits,
+    faults=setting.faults,
+    layers=setting.layers,
+    form=form,
+  )
+  own = {"crossbar": net["crossbar"]}
+  if setting.calibration is not None:
+    inputs = jnp.asarray(setting.calibration)
+    shape = inputs.shape[2:]
+    net["batch_stats"] = net_variables.recalibrate(
+      module, net, jax.lax.map(module.encode, inputs)
+    )
+    net = net_variables.with_scales(module, net, shape)
+    own |= {name: net[name] for name in ("batch_stats", "scales")}
+  return own
+
+
+def _program(module, layers, form, key, numbers, *net):
+  """The chips of one device, `[K]` of every leaf."""
+  variables, device, faults, calibration = net
+  setting = Setting(module, variables, device, faults, layers, calibration)
+
+  def one(number):
+    return _chip(jax.random.fold_in(key, number), setting, form)
+
+  return jax.lax.map(one, numbers)
+
+
+def _blocks(images, labels, first, plan):
+  """A segment in blocks: uint8 `[M, B, H, W, C]`, labels and numbers `[M, B]`.
+
+  Padding has label -1, which no class has.
+  """
+  pad = plan.segment - len(images)
+  images = np.concatenate(
+    [images, np.zeros((pad, *images.shape[1:]), images.dtype)]
+  )
+  labels = np.concatenate([labels, np.full(pad, -1)]).astype(np.int32)
+  numbers = np.arange(first, first + plan.segment, dtype=np.int32)
+  shape = (-1, plan.block)
+  return (
+    images.reshape(*shape, *images.shape[1:]),
+    labels.reshape(shape),
+    numbers.reshape(shape),
+  )
+
+
+def _evaluate(module, vmapped, shared, chips, images, labels, numbers):
+  """Hits of the chips of one device, bool `[K, M B]`."""
+
+  def block(inputs):
+    images, labels, numbers = inputs
+    code = module.encode(images)
+
+    def one(own):
+      logits = _logits(module, shared, own, code, numbers)
+      return logits.argmax(-1) == labels
+
+    return jax.vmap(one)(chips) if vmapped else jax.lax.map(one, chips)
+
+  hits = jax.lax.map(block, (images, labels, numbers))
+  return hits.swapaxes(0, 1).reshape(hits.shape[1], -1)
+
+
+def _logits(module, shared, own, code, numbers, widths=None):
+  """Logits `[B, classes]` of one chip, whose noise the numbers decide."""
+  flat = traverse_util.flatten_dict(shared) | traverse_util.flatten_dict(own)
+  net = crossbar.for_images(traverse_util.unflatten_dict(flat), numbers)
+  return module.apply(net, code, widths, train=False)
+
+
+def score_chips(
+  module: nn.Module,
+  variables: dict,
+  widths: chex.Array,
+  batch_stats: dict,
+  batches: Batches,
+  chip_keys: chex.Array,
+  device: crossbar.Device,
+) -> Scores:
+  """Scores P candidates of one super-net on S chips; pure, to be jitted.
+
+  Candidates share the chip's weights, so they fold into the batch. Chips are
+  looped over on CPU and vmapped elsewhere, as many as memory is likely to hold,
+  and are bit planes where they can be, as in `classify`.
+
+  Args:
+    module: a binary network.
+    variables: its `params`.
+    widths: int `[P, L]`.
+    batch_stats: of each candidate, leading axis P.
+    batches: images to score on.
+    chip_keys: `[S]`.
+    device: of all chips.
+  """
+  params = {"params": variables["params"]}
+  form = weights_form(device, module.weight_bits)
+  num, image_shape = len(widths), batches.image.shape[2:]
+  own = jax.vmap(
+    lambda widths, norm: net_variables.with_scales(
+      module, {**params, "batch_stats": norm}, image_shape, widths
+    )
+  )(widths, batch_stats)
+  own = {name: own[name] for name in ("batch_stats", "scales")}
+
+  def score_chip(key):
+    chip = _chip(key, Setting(module, params, device), form)
+
+    def score_batch(carry, batch):
+      first, *sums = carry
+      size = batch.label.size
+      inputs = module.encode(batch.image)
+      numbers = first + jnp.arange(size)
+      logits = jax.vmap(
+        lambda widths, own: _logits(
+          module, params, {**chip, **own}, inputs, numbers, widths
+        )
+      )(widths, own)
+      hit = jnp.argmax(logits, -1) == batch.label[None]
+      picked = jnp.take_along_axis(
+        jax.nn.log_softmax(logits), batch.label[None, :, None], -1
+      )
+      mask = batch.mask[None]
+      parts = (hit & mask, -picked[..., 0] * mask)
+      sums = [s + p.sum(-1) for s, p in zip(sums, parts, strict=True)]
+      return (first + size, *sums), None
+
+    zeros = (
+      jnp.zeros((), jnp.int32),
+      jnp.zeros(num, jnp.int32),
+      jnp.zeros(num),
+    )
+    (_, hits, losses), _ = jax.lax.scan(score_batch, zeros, batches)
+    count = batches.mask.sum()
+    return Scores(hits, hits / count, losses / count)
+
+  together = 0
+  if backend.platform() != "cpu":
+    together = _MOST_WEIGHTS // sum(x.size for x in jax.tree.leaves(params))
+  if len(chip_keys) <= together:
+    return jax.vmap(score_chip)(chip_keys)
+  size = together if together > 1 else None
+  return jax.lax.map(score_chip, chip_keys, batch_size=size)

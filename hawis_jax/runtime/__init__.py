@@ -1,0 +1,1 @@
+"""What runs a stage: steps, checkpoints, metrics, processes, devices."""

@@ -1,0 +1,277 @@
+"""Checkpoints of a stage: Orbax's `Checkpointer`, and proof of what it reads.
+
+Orbax writes a step to a temporary name and commits it whole, on any file system
+that etils knows, gs:// included. It notices bytes that are missing and not bits
+that are flipped; so every leaf's type and checksum stand in the checkpoint's
+metadata, and what is read must agree with them. All processes of a run must
+share the file system.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import functools
+import logging
+import os
+from typing import Any, Self
+import warnings
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from hawis_jax import errors
+from hawis_jax.runtime import storage
+
+_SHOWN = 3  # differing entries named in an error
+_ARRAYS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray)
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+  """Writes and restores the checkpoints of one stage.
+
+  Every process calls every method. As a context manager it waits for the last
+  save on leaving.
+
+  Attributes:
+    directory: of the stage; one object at a time may write to it.
+  """
+
+  def __init__(self, directory: os.PathLike, keep: int = 2):
+    """Creates the directory and removes what interrupted saves left there.
+
+    Args:
+      directory: of the stage.
+      keep: how many of the newest checkpoints stay.
+
+    Raises:
+      InputError: the directory can't be created or written to.
+    """
+    self.directory = directory
+    self._damaged = []
+    with storage.write_errors(directory):
+      self._orbax = ocp.training.Checkpointer(
+        os.fspath(directory),
+        preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+        cleanup_tmp_directories=True,
+      )
+
+  def save(self, step: int, state: Any) -> None:
+    """Starts to save `state`; returns as soon as it may be donated.
+
+    Waits first for the save before it. When complete, it replaces a checkpoint
+    of the same step.
+
+    Args:
+      step: steps (or updates) done.
+      state: pytree of jax and numpy arrays, int, float, bool and str. Orbax
+        can't store numpy scalars and empty arrays.
+
+    Raises:
+      InputError: the save before this one failed, as for lack of space.
+    """
+    leaves = {name: _type(name, leaf) for name, leaf in _named(state)}
+    sums = {name: _checksum(leaf) for name, leaf in _named(state)}
+    self.wait()
+    with storage.write_errors(self.directory / f"{step}"):
+      while self._damaged:  # else they would count among the newest
+        self._orbax.delete(self._damaged.pop())
+      self._orbax.save_async(
+        step,
+        state,
+        force=True,
+        overwrite=True,
+        custom_metadata={
+          "leaves": leaves,
+          "checksums": sums,
+          "digest": storage.record_digest([leaves, sums]),
+        },
+      )
+
+  def latest_step(self) -> int | None:
+    """Returns the newest checkpoint's step, None where there is none."""
+    self.wait()
+    latest = self._orbax.latest
+    return latest and latest.step
+
+  def restore(self, like: Any) -> tuple[int, Any] | None:
+    """Reads the newest good checkpoint; logs those it has to skip.
+
+    Args:
+      like: pytree like the one saved, of arrays or `jax.ShapeDtypeStruct`s.
+        Arrays come back with its shardings, where it has none on the first
+        device of each process.
+
+    Returns:
+      (step, state), bit for bit as saved, or None where nothing was saved.
+
+    Raises:
+      InputError: no checkpoint is good, or it holds another kind of state.
+    """
+    self.wait()
+    self._damaged = []
+    for checkpoint in reversed(self._orbax.checkpoints):
+      folder = self.directory / f"{checkpoint.step}"
+      state, fault = None, None
+      try:
+        state = self._load(checkpoint.step, folder, like)
+      except errors.InputError:
+        raise
+      except Exception as error:  # Orbax's for damaged files are of any type
+        fault = " ".join(str(error).split()) or type(error).__name__
+      # Another process may have met what this one has not.
+      fine = multihost_utils.process_allgather(np.int32(fault is None))
+      if fine.all():
+        return checkpoint.step, state
+      _log.warning("skipping a damaged checkpoint: %s: %s", folder, fault)
+      self._damaged.append(checkpoint.step)
+    if not self._damaged:
+      return None
+    raise errors.InputError(
+      f"{self.directory}: got only damaged checkpoints, needed is one to go on "
+      "from; delete this folder to start the stage again"
+    )
+
+  def wait(self) -> None:
+    """Waits for the last save; raises what made it fail."""
+    with storage.write_errors(self.directory):
+      self._orbax.wait()
+
+  def close(self) -> None:
+    """Waits for the last save and lets go of the directory."""
+    with storage.write_errors(self.directory):
+      self._orbax.close()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+  def _load(self, step, folder, like):
+    """The state of a step, which is proven to be what was saved."""
+    saved = self._orbax.metadata(step).custom_metadata
+    if saved["digest"] != storage.record_digest(
+      [saved["leaves"], saved["checksums"]]
+    ):
+      raise ValueError("got other metadata than was saved")
+    _check_leaves(
+      folder, saved["leaves"], {n: _type(n, leaf) for n, leaf in _named(like)}
+    )
+    loaded = self._orbax.load(step, jax.tree.map(_abstract, like))
+    state = jax.tree.map(_own, like, loaded)
+    for name, leaf in _named(state):
+      if _checksum(leaf) != saved["checksums"][name]:
+        raise ValueError(f"{name}: got another content than was saved")
+    return state
+
+
+@contextlib.contextmanager
+def without_leftovers() -> Iterator[None]:
+  """Drops what Orbax prints, with long tracebacks, where it also raises.
+
+  The error that it raises becomes our one line.
+  """
+  filters = {
+    "absl": lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname,
+    "asyncio": lambda record: (
+      not any(word in record.getMessage() for word in ("orbax", "tensorstore"))
+    ),
+  }
+  for name, keep in filters.items():
+    logging.getLogger(name).addFilter(keep)
+  try:
+    with warnings.catch_warnings():
+      warnings.filterwarnings(
+        "ignore",
+        "coroutine '(OrbaxLayout|async_serialize).*' was never awaited",
+        RuntimeWarning,
+      )
+      yield
+  finally:
+    for name, keep in filters.items():
+      logging.getLogger(name).removeFilter(keep)
+
+
+def _named(state):
+  """[(name, leaf)] of a pytree."""
+  return [
+    (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
+    for path, leaf in jax.tree.leaves_with_path(state)
+  ]
+
+
+def _type(name, leaf):
+  """Type and shape of a leaf, as text."""
+  if isinstance(leaf, _ARRAYS) and 0 not in leaf.shape:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+  if type(leaf) in (bool, int, float, str):
+    return type(leaf).__name__
+  raise TypeError(f"{name}: got {leaf!r}, which Orbax can't store")
+
+
+def _checksum(leaf):
+  """A number that every flipped bit changes, however the leaf is sharded."""
+  if not isinstance(leaf, _ARRAYS):
+    return str(leaf)
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.random.key_data(leaf)
+  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    return int(_sum_on_devices(leaf))
+  return int(_weighted_sum(np.asarray(leaf), np))
+
+
+def _weighted_sum(array, library):
+  """Sum of the words, each times its own odd number, modulo 2**32."""
+  words = array.reshape(-1)
+  size = min(words.dtype.itemsize, 4)
+  words = words.view(f"uint{8 * size}").astype(library.uint32)
+  weights = 2 * library.arange(words.size, dtype=library.uint32) + 1
+  return library.sum(words * weights, dtype=library.uint32)
+
+
+_sum_on_devices = jax.jit(functools.partial(_weighted_sum, library=jax.numpy))
+
+
+def _check_leaves(folder, got, expected):
+  """Raises InputError naming the first differences, if there are any."""
+  differing = [
+    f"{name}: got {got.get(name, 'nothing')}, "
+    f"expected {expected.get(name, 'nothing')}"
+    for name in {**expected, **got}
+    if got.get(name) != expected.get(name)
+  ]
+  if differing:
+    more = len(differing) - _SHOWN
+    raise errors.InputError(
+      f"{folder} holds another state than this configuration's: "
+      + "; ".join(differing[:_SHOWN])
+      + (f"; and {more} more" if more > 0 else "")
+      + "; use the configuration it was made with, or another --workdir"
+    )
+
+
+def _abstract(leaf):
+  """What Orbax takes for a leaf to restore: arrays need a sharding."""
+  if not isinstance(leaf, _ARRAYS) or isinstance(leaf, np.ndarray):
+    return leaf
+  sharding = leaf.sharding or _on_first_devices()
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _on_first_devices():
+  """A whole array on the first device of each process."""
+  firsts = {}
+  for device in jax.devices():
+    firsts.setdefault(device.process_index, device)
+  mesh = jax.sharding.Mesh(np.array(list(firsts.values())), ("process",))
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def _own(leaf, loaded):
+  """This process's copy of what has no sharding."""
+  if isinstance(leaf, _ARRAYS) and not isinstance(leaf, np.ndarray):
+    return loaded if leaf.sharding else loaded.addressable_data(0)
+  return loaded

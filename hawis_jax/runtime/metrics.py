@@ -1,0 +1,229 @@
+"""Metrics of a run: metrics.jsonl, TensorBoard where installed, progress.
+
+`<workdir>/metrics.jsonl` has one line a report:
+
+    {"time": 1760000000.0, "stage": "pretrain", "step": 20, "values": {...}}
+
+`time` is in seconds since 1970, `step` is the steps done, a value that is not
+finite is null. A stage that goes on from a step drops its lines after that
+step, because it computes them again: however often a run is interrupted, each
+(stage, step) occurs once.
+"""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import json
+import math
+import pathlib
+import shutil
+import sys
+import time
+from typing import Self, TextIO
+
+from hawis_jax.runtime import storage
+from hawis_jax.runtime import tensorboard
+from hawis_jax.runtime import terminal
+
+_SHOW_SECONDS = 2.0  # least time between two lines of progress
+
+
+class Metrics:
+  """The metrics of one run; as a context manager it closes its stages.
+
+  Of several processes only the first records; the others pass
+  `recording=False`, and what they report goes nowhere.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    *,
+    recording: bool = True,
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    """Opens `<workdir>/metrics.jsonl` and drops a line that a crash cut short.
+
+    Args:
+      workdir: of the run; created where missing.
+      recording: False makes every method do nothing.
+      stream: takes the progress; default sys.stdout.
+      clock: in seconds, for the rate of progress.
+
+    Raises:
+      InputError: the directory or the file can't be written to.
+    """
+    self.recording = recording
+    self.directory = workdir
+    self.stream = stream or sys.stdout
+    self.clock = clock
+    self._path = self.directory / "metrics.jsonl"
+    self._stages = contextlib.ExitStack()
+    if recording:
+      storage.make_directory(self.directory)
+      self._lines = storage.Lines(self._path)
+      self._drop(lambda line: False)
+
+  def stage(self, name: str, total: int, start: int = 0) -> "Progress":
+    """Begins a stage, or continues it after an interruption.
+
+    Args:
+      name: of the stage.
+      total: its steps.
+      start: steps done before; 0 drops every line of the stage.
+    """
+    if self.recording:
+      self._drop(
+        lambda line: (
+          line["stage"] == name and (start == 0 or line["step"] > start)
+        )
+      )
+    return self._stages.enter_context(
+      contextlib.closing(Progress(self, name, total, start))
+    )
+
+  def append(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+    """Writes one line to the file; `Progress.report` is the way to it."""
+    finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+    now = round(time.time(), 3)
+    line = json.dumps(dict(time=now, stage=stage, step=step, values=finite))
+    with storage.write_errors(self._path):
+      self._lines.append(line.encode() + b"\n")
+
+  def flush(self) -> None:
+    """Makes sure that all lines are written, before others rely on them."""
+    if self.recording:
+      with storage.write_errors(self._path):
+        self._lines.flush()
+
+  def say(self, text: str, end: str = "\n") -> None:
+    """Prints to the stream; see `terminal.say`."""
+    terminal.say(text, self.stream, end)
+
+  def close(self) -> None:
+    """Closes the stages."""
+    self._stages.close()
+    self.flush()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+  def _drop(self, unwanted):
+    """Rewrites the file without unwanted and damaged lines, if it has any."""
+    with storage.write_errors(self._path):
+      lines = self._lines.read()
+      kept = [x for x in lines if (p := _parse(x)) and not unwanted(p)]
+      if kept != lines:
+        self._lines.rewrite(kept)
+
+
+class Progress:
+  """Takes the reports of one stage; made by `Metrics.stage`."""
+
+  def __init__(self, metrics: Metrics, name: str, total: int, start: int):
+    """See `Metrics.stage`."""
+    self._metrics = metrics
+    self._name = name
+    self._total = total
+    self._since = start, metrics.clock()  # the rate counts from here
+    if metrics.recording:  # the first step compiles, in silence
+      metrics.say(f"{name}  begins at {start}/{total}")
+    self._shown = None  # when the last line was
+    self._open_line = False
+    self._board = None
+    if metrics.recording and tensorboard.can_write(metrics.directory):
+      folder = metrics.directory / "tensorboard" / name
+      self._board = tensorboard.Board(folder, start)
+
+  def report(self, step: int, values: Mapping[str, float]) -> None:
+    """Records what was measured when `step` steps were done.
+
+    Args:
+      step: steps done, more than in the report before.
+      values: scalars by name; the terminal shows an accuracy in percent.
+
+    Raises:
+      InputError: the file can't be written to.
+    """
+    if not self._metrics.recording:
+      return
+    values = {name: float(value) for name, value in values.items()}
+    self._metrics.append(self._name, step, values)
+    if self._board:
+      self._board.add(step, values)
+    self._show(step, values)
+
+  def show(self, step: float, values: Mapping[str, float]) -> None:
+    """Shows progress within a step, without recording it."""
+    if self._metrics.recording and step < self._total:
+      self._show(int(step), values)
+
+  def close(self) -> None:
+    """Ends the line of progress and the TensorBoard file."""
+    if self._open_line:
+      self._metrics.say("")
+    self._open_line = False
+    if self._board:
+      self._board.close()
+
+  def _show(self, step, values):
+    """Prints progress, unless the last line is too recent."""
+    now = self._metrics.clock()
+    first, last = self._shown is None, step >= self._total
+    if not (first or last or now - self._shown >= _SHOW_SECONDS):
+      return
+    rate = (step - self._since[0]) / max(now - self._since[1], 1e-9)
+    if first:  # later rates leave out this run's first steps: they compile
+      self._since = step, now
+    self._shown = now
+    line = progress_line(self._name, step, self._total, values, rate)
+    stream = self._metrics.stream
+    if not stream.isatty():
+      self._metrics.say(line)
+      return
+    # Write over the line before; one that wraps could not be.
+    line = line[: shutil.get_terminal_size().columns - 1]
+    end = "\n" if last else ""
+    self._metrics.say(f"\r{line}\x1b[K", end=end)
+    self._open_line = not last
+
+
+def progress_line(
+  stage: str, step: int, total: int, values: Mapping[str, float], rate: float
+) -> str:
+  """Returns e.g. "pretrain  40/2000  3.1 step/s  ETA 10:32  loss 0.412".
+
+  Args:
+    stage: its name.
+    step: steps done.
+    total: steps of the stage.
+    values: by name.
+    rate: [steps/s]; 0 where not known yet.
+  """
+  shown = [
+    f"{name} {100 * value:.1f} %"
+    if "accuracy" in name
+    else f"{name} {value:.4g}"
+    for name, value in values.items()
+  ]
+  count = f"{step:{len(str(total))}}/{total}"
+  if not rate:
+    return "  ".join([stage, count, *shown])
+  speed = f"{rate:.1f} step/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
+  minutes, seconds = divmod(round((total - step) / rate), 60)
+  hours, minutes = divmod(minutes, 60)
+  eta = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
+  return "  ".join([stage, count, speed, f"ETA {eta}:{seconds:02d}", *shown])
+
+
+def _parse(line):
+  """Returns a line's content, None if the line is damaged."""
+  try:
+    content = json.loads(line)
+    whole = line.endswith(b"\n") and {"stage", "step"} <= content.keys()
+  except (ValueError, AttributeError):
+    return None
+  return content if whole else None

@@ -1,0 +1,130 @@
+"""What a search method is, what it sees, and how it is set.
+
+Axes: K budgets, P proposals for each, L layers, C choices of a layer, A of the
+layer before the last (1 where no product skips a layer).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hawis_jax import cost
+from hawis_jax.networks import width_vectors
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How methods search; each takes what concerns it.
+
+  Attributes:
+    updates: of the whole search.
+    proposals: P, of an update and budget.
+    groups: of the ResNet's blocks, for `per_stage`.
+    hidden: GRU units of the policy.
+    learning_rate: Adam's, of the policy.
+    epochs: of PPO, an update.
+    clip: of PPO's ratio.
+    entropy: weight of the entropy bonus, in the first and the last update.
+    population: of evolution, for each budget.
+    tournament: of evolution.
+  """
+
+  updates: int = 100
+  proposals: int = 64
+  groups: int = 3
+  hidden: int = 64
+  learning_rate: float = 1e-2
+  epochs: int = 4
+  clip: float = 0.2
+  entropy: tuple[float, float] = (0.05, 0.001)
+  population: int = 64
+  tournament: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A search method: pure functions, to be traced.
+
+  Attributes:
+    init: (key, context) -> state.
+    propose: (key, state, context, step) -> (choices int32 `[K, P, L]`, notes
+      for `learn`).
+    learn: (key, state, context, step, notes, choices, signals, gains) ->
+      (state, scalar metrics). Signals `[K, P]` are what to learn from, gains
+      what is to be great: robust scores. Both are less those of the update's
+      references, which met the same chips.
+    estimate: (state, context, budget's index, choices `[N, L]`) -> `[N]`, gains
+      it predicts, up to a constant, for `finalists.best_vectors`; or None.
+    limits: {metric: value}: above it the method has gone astray.
+  """
+
+  init: Callable[..., Any]
+  propose: Callable[..., tuple[chex.Array, Any]]
+  learn: Callable[..., tuple[Any, dict[str, chex.Array]]]
+  estimate: Callable[..., chex.Array] | None = None
+  limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What proposals depend on beside what a method has learnt.
+
+  Attributes:
+    feasible: the width vectors within each budget.
+    budget: beyond the cheapest vector in units of `feasible`, float32 `[K]`.
+    costs: float32 `[L, A, C, C]`, as shares of the dearest vector.
+    widths: int32 `[L, C]`.
+    valid: bool `[L, C]`, False on padding of `widths`.
+    layer_features: float32 `[L, F]` what is known of a layer beforehand.
+    budget_share: budget / cost of the dearest vector, float32 `[K]`.
+  """
+
+  feasible: cost.FeasibleSet
+  budget: chex.Array
+  costs: chex.Array
+  widths: chex.Array
+  valid: chex.Array
+  layer_features: chex.Array
+  budget_share: chex.Array
+
+
+def make_context(
+  space: width_vectors.WidthSpace,
+  feasible: cost.FeasibleSet,
+  costs: np.ndarray,
+  positions: tuple[int, ...],
+  amounts: Sequence[float],
+) -> Context:
+  """Builds what methods see of a space and its budgets.
+
+  Args:
+    space: of the vectors.
+    feasible: those within each budget.
+    costs: `[L, A, C, C]`, what budgets count.
+    positions: output positions (spatial size) of each layer, `[L]`.
+    amounts: the budgets, `[K]`.
+  """
+  num_layers = len(space.choices)
+  size = np.log2(np.array(positions, np.float64))[:, None]
+  layer_features = np.concatenate(
+    [np.eye(num_layers), size / size.max().clip(1)], axis=1
+  )
+  # Units of the dearest completion: budgets have units of their own.
+  counted = np.isfinite(np.asarray(feasible.completions[:, -1])).any((1, 2))
+  last = counted.shape[-1] - 1 - counted[:, ::-1].argmax(-1)
+  dearest = cost.cost_range(space, costs)[1]
+  return Context(
+    feasible=feasible,
+    budget=jnp.asarray(np.maximum(last, 1), jnp.float32),
+    costs=jnp.asarray(costs / dearest, jnp.float32),
+    widths=jnp.asarray(space.table, jnp.int32),
+    valid=jnp.asarray(space.valid),
+    layer_features=jnp.asarray(layer_features, jnp.float32),
+    budget_share=jnp.asarray(np.array(amounts) / dearest, jnp.float32),
+  )

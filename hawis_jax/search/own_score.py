@@ -1,0 +1,187 @@
+"""A search with a score function, and a cost table, of one's own.
+
+Axes: P proposals, N scored vectors, L layers.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hawis_jax import cost
+from hawis_jax import errors
+from hawis_jax.networks import width_vectors
+from hawis_jax.search import registry
+from hawis_jax.search import selection
+from hawis_jax.search.method import Context
+from hawis_jax.search.method import make_context
+from hawis_jax.search.method import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """A search method that is chosen, and fields of `method.Settings` for it."""
+
+  name: str
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class SearchResult(NamedTuple):
+  """What a search has found.
+
+  Attributes:
+    widths: of the best vector [channels], `[L]`.
+    score: mean of its scores.
+    vectors: int64 `[N, L]`, all that were scored, in order.
+    scores: float64 `[N]`.
+  """
+
+  widths: tuple[int, ...]
+  score: float
+  vectors: np.ndarray
+  scores: np.ndarray
+
+
+def choose_method(name: str, **settings: Any) -> Choice:
+  """Returns a method for `search_widths`.
+
+  Args:
+    name: one of `registry.NAMES`.
+    **settings: fields of `method.Settings` but for `updates`.
+
+  Raises:
+    InputError: there is no such method or field.
+  """
+  errors.check_fields([name], registry.NAMES, "method")
+  fields = [f.name for f in dataclasses.fields(Settings)]
+  fields.remove("updates")
+  errors.check_fields(settings, fields, f"method {name}")
+  return Choice(name, settings)
+
+
+def feasible_set(
+  space: width_vectors.WidthSpace,
+  costs: np.ndarray,
+  budget_range: tuple[float, float],
+) -> Context:
+  """Returns the width vectors whose cost lies in a budget range.
+
+  Vectors are drawn from it uniformly; none outside has any probability
+  (dynamic programming over the layers, see `cost.feasible_set`).
+
+  >>> import hawis_jax as hx
+  >>> space = hx.width_space(((4, 8), (8, 16), (16, 32)), num_layers=7)
+  >>> geometry = hx.cifar_geometry(8, (8, 8, 1), 16, 10)
+  >>> costs = hx.cost_tables(space.table, geometry, "macs")
+  >>> ok = hx.feasible_set(space, costs, (0.0, 4e5))
+  >>> ok.widths.shape
+  (7, 2)
+
+  Args:
+    space: of the vectors, see `width_space`.
+    costs: `[L, A, C, C]` by adjacent layers' choices, from `cost_tables` or
+      one's own; a vector costs their sum.
+    budget_range: (least, most), in the unit of `costs`.
+
+  Raises:
+    InputError: no vector lies in the range.
+  """
+  feasible = cost.feasible_set(
+    space, costs, [budget_range], name="budget_range"
+  )
+  positions = (1,) * len(space.choices)
+  return make_context(space, feasible, costs, positions, budget_range[1:])
+
+
+def search_widths(
+  key: chex.PRNGKey,
+  score_fn: Callable[[np.ndarray], chex.Array],
+  feasible: Context,
+  method: Choice = Choice("ppo"),  # noqa: B008
+  num_updates: int = 100,
+) -> SearchResult:
+  """Searches the width vectors of the highest score.
+
+  >>> import jax
+  >>> import hawis_jax as hx
+  >>> space = hx.width_space(((4, 8), (8, 16), (16, 32)), num_layers=7)
+  >>> geometry = hx.cifar_geometry(8, (8, 8, 1), 16, 10)
+  >>> costs = hx.cost_tables(space.table, geometry, "macs")
+  >>> ok = hx.feasible_set(space, costs, (0.0, 1e9))
+  >>> best = hx.search_widths(
+  ...   jax.random.key(0), lambda widths: widths.sum(-1), ok,
+  ...   method=hx.random_search(proposals=64), num_updates=4,
+  ... )
+  >>> best.widths
+  (8, 8, 8, 16, 16, 32, 32)
+
+  Args:
+    key: consumed.
+    score_fn: widths int64 `[P, L]` -> scores `[P]`, the higher the better; it
+      may be noisy, and need not be traceable.
+    feasible: the vectors to search, from `feasible_set`.
+    method: from `ppo`, `predictor`, `evolution` and the like.
+    num_updates: calls of `score_fn`.
+
+  Returns:
+    See `SearchResult`. The best vector has the highest score; where a vector
+    was scored differently another time, the highest mean, shrunk by the number
+    of its scores: one lucky score counts half.
+
+  Raises:
+    InputError: scores of another shape, or that are not finite.
+  """
+  built, settings = _build(method, num_updates)
+  init_key, key = jax.random.split(key)
+  state = jax.jit(built.init)(init_key, feasible)
+  propose, learn = jax.jit(built.propose), jax.jit(built.learn)
+  table = np.asarray(feasible.widths, np.int64)
+  layers = np.arange(len(table))
+  choices, scores = [], []
+  for step in range(num_updates):
+    keys = jax.random.split(jax.random.fold_in(key, step))
+    proposed, notes = propose(keys[0], state, feasible, step)
+    chosen = np.asarray(proposed)[0]
+    got = np.asarray(score_fn(table[layers, chosen]), np.float64)
+    if got.shape != (settings.proposals,) or not np.isfinite(got).all():
+      raise errors.InputError(
+        f"score_fn: got {got!r}, needed are {settings.proposals} finite scores"
+      )
+    reward = jnp.asarray(got - got.mean(), jnp.float32)[None]
+    state, _ = learn(
+      keys[1], state, feasible, step, notes, proposed, reward, reward
+    )
+    choices.append(chosen)
+    scores.append(got)
+  choices, scores = np.concatenate(choices), np.concatenate(scores)
+  estimate = built.estimate and functools.partial(
+    built.estimate, state, feasible, 0
+  )
+  best = _best(choices, scores, estimate)
+  same = (choices == best).all(1)
+  widths = tuple(int(width) for width in table[layers, best])
+  return SearchResult(
+    widths, float(scores[same].mean()), table[layers, choices], scores
+  )
+
+
+def _best(choices, scores, estimate):
+  """The best vector of choices `[L]`; see `search_widths`."""
+  _, first, inverse = np.unique(
+    choices, axis=0, return_index=True, return_inverse=True
+  )
+  if (scores == scores[first][inverse.reshape(-1)]).all():  # no noise
+    return choices[scores.argmax()]
+  centred = scores - scores.mean()
+  ((best, _),) = selection.best_vectors(choices, centred, 1, estimate)
+  return best
+
+
+def _build(choice, num_updates):
+  settings = Settings(updates=num_updates, **choice.settings)
+  return registry.build(choice.name, settings), settings

@@ -1,0 +1,193 @@
+"""Predictor-guided proposals: Thompson sampling from a Bayesian regression.
+
+Scores of one update share their chips, and chips differ from one to the next.
+So the regression is within updates and budgets: features and signals less their
+means (the exact elimination of an offset each). Accuracy is smooth in the
+widths, so features are few: of each layer the logarithm of its width, its
+square, its product with that of the layer before, and with the logarithm of the
+budget. The state is a fixed set of sums, however many scores there are.
+
+Axes: K budgets, P proposals for each, N vectors, L layers, F features.
+"""
+
+import chex
+import flax
+import jax
+import jax.numpy as jnp
+
+from hawis_jax.search import method
+from hawis_jax.search import neighbours
+
+# Candidates an update and budget, at least: a half uniform, a half mutations.
+_POOL = 256
+_ELITE = 16  # vectors that are mutated
+_PRIOR = 1.0  # observations that the prior of a coefficient is worth
+
+
+@flax.struct.dataclass
+class State:
+  """Sums of the regression, and what it believes to be best.
+
+  Attributes:
+    gram: `[F, F]`, sum of outer products of centred features.
+    moment: `[F]`, of centred features times signals.
+    gain_moment: `[F]`, times gains: to choose finalists by.
+    square: of centred signals.
+    count: of observations, less one an update and budget.
+    elite: int32 `[K, E, L]`.
+  """
+
+  gram: chex.Array
+  moment: chex.Array
+  gain_moment: chex.Array
+  square: chex.Array
+  count: chex.Array
+  elite: chex.Array
+
+
+def predictor(settings: method.Settings) -> method.Method:
+  """Proposes what is best by as many draws from the posterior.
+
+  Every draw of coefficients (Thompson 1933) has its best of a pool of feasible
+  vectors proposed; the pool holds uniform draws and mutations of those of the
+  best posterior means so far.
+  """
+
+  def init(key, context):
+    windows = jnp.arange(context.feasible.windows)
+    keys = jax.random.split(key, (len(windows), _ELITE))
+    draw = jax.vmap(context.feasible.sample, (0, None))
+    elite = jax.vmap(draw)(keys, windows)
+    size = _features(context, elite).shape[-1]
+    return State(
+      gram=jnp.zeros((size, size)),
+      moment=jnp.zeros(size),
+      gain_moment=jnp.zeros(size),
+      square=jnp.zeros(()),
+      count=jnp.zeros(()),
+      elite=elite,
+    )
+
+  def propose(key, state, context, step):
+    del step
+    pool_key, draw_key = jax.random.split(key)
+    size = max(_POOL, 4 * settings.proposals)
+    pool = _pool(pool_key, state, context, size)
+    mean, factor, noise = _posterior(state)
+    num = context.feasible.windows
+    shape = (num, settings.proposals, len(mean))
+    normal = jax.random.normal(draw_key, shape) * jnp.sqrt(noise)
+    solve = jax.scipy.linalg.solve_triangular
+    spread = solve(factor.T, normal.reshape(-1, len(mean)).T, lower=False)
+    draws = mean[None, None] + spread.T.reshape(shape)
+    values = jnp.einsum("kpf,knf->kpn", draws, _features(context, pool))
+    best = _without_repeats(pool, values)
+    return jnp.take_along_axis(pool, best[..., None], 1), ()
+
+  def learn(key, state, context, step, notes, choices, signals, gains):
+    del step, notes
+    features = _features(context, choices)
+    features = features - features.mean(1, keepdims=True)
+    features = features.reshape(-1, features.shape[-1])
+    means = len(signals)
+    signals, gains = (
+      (x - x.mean(1, keepdims=True)).reshape(-1) for x in (signals, gains)
+    )
+    state = state.replace(
+      gram=state.gram + features.T @ features,
+      moment=state.moment + features.T @ signals,
+      gain_moment=state.gain_moment + features.T @ gains,
+      square=state.square + (signals**2).sum(),
+      count=state.count + len(signals) - means,
+    )
+    mean, _, noise = _posterior(state)
+    pool = _pool(key, state, context, _POOL)
+    pool = jnp.concatenate([state.elite, choices, pool], 1)
+    values = _features(context, pool) @ mean
+    best = _best_distinct(pool, values)
+    elite = jnp.take_along_axis(pool, best[..., None], 1)
+    return state.replace(elite=elite), {"noise": jnp.sqrt(noise)}
+
+  def estimate(state, context, window, choices):
+    every = (context.feasible.windows, *choices.shape)
+    features = _features(context, jnp.broadcast_to(choices[None], every))
+    gains = state.replace(moment=state.gain_moment)
+    return features[window] @ _posterior(gains)[0]
+
+  return method.Method(init, propose, learn, estimate)
+
+
+def _features(context: method.Context, choices: chex.Array) -> chex.Array:
+  """Choices of each budget `[K, N, L]` -> `[K, N, F]`, about of unit size."""
+  logs = jnp.log(context.widths.astype(jnp.float32))
+  valid = context.valid
+  count = valid.sum(1, keepdims=True)
+  mean = jnp.where(valid, logs, 0).sum(1, keepdims=True) / count
+  centred = jnp.where(valid, logs - mean, 0)
+  size = jnp.sqrt((centred**2).sum(1, keepdims=True) / count)
+  scaled = centred / jnp.maximum(size, 1e-6)
+  z = scaled[jnp.arange(len(scaled)), choices]
+  share = jnp.log(context.budget_share)
+  share = share - share.mean()
+  share = share / jnp.maximum(jnp.abs(share).max(), 1e-6)
+  return jnp.concatenate(
+    [z, z**2, z[..., :-1] * z[..., 1:], z * share[:, None, None]], -1
+  )
+
+
+def _posterior(state):
+  """(mean `[F]`, Cholesky factor of noise x precision, noise variance).
+
+  Ridge regression; the noise is the residual variance per degree of freedom.
+  """
+  size = len(state.moment)
+  precision = state.gram + _PRIOR * jnp.eye(size)
+  factor = jnp.linalg.cholesky(precision)
+  mean = jax.scipy.linalg.cho_solve((factor, True), state.moment)
+  residual = state.square - mean @ state.moment
+  free = jnp.maximum(state.count - size, state.count / 4)
+  noise = jnp.maximum(residual, 0) / jnp.maximum(free, 1)
+  return mean, factor, jnp.where(state.count > 0, noise, 1.0)
+
+
+def _pool(key, state, context, size):
+  """Feasible candidates of each budget, `[K, N, L]`."""
+  windows = jnp.arange(context.feasible.windows)
+  uniform_key, parent_key, mutation_key = jax.random.split(key, 3)
+  shape = len(windows), size // 2
+  draw = jax.vmap(context.feasible.sample, (0, None))
+  uniform = jax.vmap(draw)(jax.random.split(uniform_key, shape), windows)
+  parents = jax.random.randint(parent_key, shape, 0, _ELITE)
+  parents = jnp.take_along_axis(state.elite, parents[..., None], 1)
+  mutate = jax.vmap(neighbours.mutate, (0, None, None, 0))
+  mutations = jax.vmap(mutate, (0, None, 0, 0))(
+    jax.random.split(mutation_key, shape), context, windows, parents
+  )
+  return jnp.concatenate([uniform, mutations], 1)
+
+
+def _without_repeats(pool, values):
+  """Of each draw in turn the best vector not yet taken, places `[K, P]`."""
+
+  def one_budget(pool, values):
+    def pick(taken, row):
+      best = jnp.where(taken, -jnp.inf, row).argmax()
+      return taken | (pool == pool[best][None]).all(-1), best
+
+    taken = jnp.zeros(len(pool), bool)
+    return jax.lax.scan(pick, taken, values)[1]
+
+  return jax.vmap(one_budget)(pool, values)
+
+
+def _best_distinct(pool, values):
+  """Places of the best distinct vectors of `[K, N, L]`, `[K, E]`."""
+
+  def one_budget(pool, values):
+    order = jnp.argsort(-values)
+    same = (pool[order][:, None] == pool[order][None]).all(-1)
+    repeats = jnp.tril(same, -1).any(1)
+    ranked = jnp.argsort(repeats, stable=True)  # firsts before repeats
+    return order[ranked[:_ELITE]]
+
+  return jax.vmap(one_budget)(pool, values)

@@ -1,0 +1,32 @@
+"""Search methods: what proposes width vectors and learns from their scores.
+
+All of them propose only what `budgets.FeasibleSet` holds, are scored by the
+same scorer on the same chips, and are pure functions, so that an update of the
+search is one compiled program.
+"""
+
+from hawis_jax.search import evolution
+from hawis_jax.search import method
+from hawis_jax.search import policy_gradient
+from hawis_jax.search import predictor
+from hawis_jax.search import random_search
+from hawis_jax.search.method import Method
+
+_BUILDERS = {
+  "ppo": policy_gradient.ppo,
+  "reinforce": policy_gradient.reinforce,
+  "predictor": predictor.predictor,
+  "evolution": evolution.regularized_evolution,
+  "local": evolution.local_search,
+  "random": random_search.random_search,
+  "per_stage": random_search.per_stage,
+}
+NAMES = tuple(_BUILDERS)
+
+
+def build(name: str, settings: method.Settings) -> Method:
+  """Returns the method of one of `NAMES`."""
+  return _BUILDERS[name](settings)
+
+
+__all__ = ["NAMES", "Method", "build"]

@@ -1,0 +1,134 @@
+"""A training step of one net of fixed widths.
+
+A fixed net is the masked network at its own widths: no second definition.
+
+Axes: B images.
+"""
+
+import dataclasses
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from hawis_jax.runtime import sharding
+from hawis_jax.training import optimization
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How a net is trained, beside its optimiser.
+
+  Attributes:
+    microbatches: parts a batch is split into; gradients are averaged, and BN
+      normalises and updates its statistics part by part.
+    label_smoothing: share of a label that goes to all classes.
+    weight_penalty: factor of `optimization.weight_penalty`.
+    ema: decay a step of the moving average; 0: none.
+  """
+
+  microbatches: int = 1
+  label_smoothing: float = 0.0
+  weight_penalty: float = 0.0
+  ema: float = 0.0
+
+
+def train_step(
+  state: optimization.TrainState,
+  batch: dict[str, chex.Array],
+  teacher: dict | None = None,
+  *,
+  module: nn.Module,
+  optimizer: optax.GradientTransformation,
+  recipe: Recipe,
+  teacher_module: nn.Module | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+) -> tuple[optimization.TrainState, dict[str, chex.Array]]:
+  """One optimiser step of a fixed net.
+
+  Args:
+    state: before.
+    batch: image uint8 `[B, H, W, C]`, label int `[B]`.
+    teacher: variables of `teacher_module`, which then sets the loss, KL(teacher
+      || student); without `batch_stats`, it normalises with the batch's. None:
+      cross-entropy with the labels.
+    module: the net.
+    optimizer: of `state`.
+    recipe: see `Recipe`.
+    teacher_module: any network with `encode`.
+    mesh: whose `data` axis the batch is split on; None: one device's.
+  """
+
+  def loss_function(params, batch_stats, part):
+    logits, updated = module.apply(
+      {"params": params, "batch_stats": batch_stats},
+      module.encode(part["image"]),
+      train=True,
+      mutable=["batch_stats"],
+    )
+    if teacher is None:
+      loss = optimization.cross_entropy(
+        logits, part["label"], recipe.label_smoothing
+      )
+    else:
+      target = teacher_module.apply(
+        teacher,
+        teacher_module.encode(part["image"]),
+        train="batch_stats" not in teacher,
+      )
+      loss = optimization.distillation(logits, target)
+    if recipe.weight_penalty:
+      loss += recipe.weight_penalty * optimization.weight_penalty(params)
+    hits = (logits.argmax(-1) == part["label"]).mean()
+    return loss, (updated["batch_stats"], {"loss": loss, "accuracy": hits})
+
+  teacher = sharding.gathered(teacher, mesh)
+  grads, batch_stats, values = _mean_gradients(
+    jax.grad(loss_function, has_aux=True),
+    state.replace(params=sharding.gathered(state.params, mesh)),
+    batch,
+    recipe.microbatches,
+    mesh,
+  )
+  grads = sharding.gathered(grads, mesh)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  average = (
+    optax.incremental_update(
+      (params, batch_stats), state.average, 1 - recipe.ema
+    )
+    if recipe.ema
+    else ()
+  )
+  values["weight_norm"] = optax.tree.norm(params)
+  state = optimization.TrainState(params, batch_stats, opt_state, average)
+  return state, values
+
+
+def _mean_gradients(gradient, state, batch, microbatches, mesh):
+  """Returns (gradients, `batch_stats`, metrics) of a batch, part by part."""
+  if microbatches == 1:
+    grads, (batch_stats, values) = gradient(
+      state.params, state.batch_stats, batch
+    )
+    return grads, batch_stats, values
+
+  def step(carry, part):
+    total, batch_stats = carry
+    grads, (batch_stats, values) = gradient(state.params, batch_stats, part)
+    return (jax.tree.map(jnp.add, total, grads), batch_stats), values
+
+  parts = jax.tree.map(
+    lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch
+  )
+  if mesh is not None:  # all devices take part in each of them
+    where = sharding.on_data(mesh, axis=1)
+    parts = jax.lax.with_sharding_constraint(parts, where)
+  zeros = jax.tree.map(jnp.zeros_like, state.params)
+  (total, batch_stats), values = jax.lax.scan(
+    step, (zeros, state.batch_stats), parts
+  )
+  grads = jax.tree.map(lambda x: x / microbatches, total)
+  return grads, batch_stats, jax.tree.map(jnp.mean, values)

@@ -1,0 +1,165 @@
+"""What the training stages share: their state, optimiser and losses."""
+
+import dataclasses
+
+import chex
+import flax
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import optax
+
+from hawis_jax.networks import net_variables
+from hawis_jax.runtime import sharding
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What a training step changes.
+
+  Attributes:
+    params: of the network.
+    batch_stats: BN running averages; empty in super-net training.
+    opt_state: of the optimiser.
+    average: moving average of `params` and `batch_stats`; () without one.
+  """
+
+  params: chex.ArrayTree
+  batch_stats: chex.ArrayTree
+  opt_state: chex.ArrayTree
+  average: chex.ArrayTree = ()
+
+  @property
+  def variables(self) -> dict:
+    """What the net is evaluated with: the averages, where there are any."""
+    params, batch_stats = self.average or (self.params, self.batch_stats)
+    return {"params": params, "batch_stats": batch_stats}
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+  """An optimiser.
+
+  Attributes:
+    name: "sgd" or "adam".
+    learning_rate: at its greatest.
+    schedule: "cosine", "multistep" or "constant".
+    milestones: shares of the steps at which "multistep" drops tenfold.
+    momentum: of "sgd".
+    weight_decay: L2, added to the gradient.
+  """
+
+  name: str = "sgd"
+  learning_rate: float = 0.1
+  schedule: str = "cosine"
+  milestones: tuple[float, ...] = (0.5, 0.65, 0.8)
+  momentum: float = 0.9
+  weight_decay: float = 0.0
+
+
+def init_state(
+  module: nn.Module,
+  key: chex.PRNGKey,
+  image_shape: tuple[int, int, int],
+  optimizer: optax.GradientTransformation,
+  averaging: bool = False,
+) -> TrainState:
+  """Returns the state before step 0 of a network for images of a shape."""
+  return make_init(module, image_shape, optimizer, averaging)(key)
+
+
+def make_init(
+  module: nn.Module,
+  image_shape: tuple[int, int, int],
+  optimizer: optax.GradientTransformation,
+  averaging: bool = False,
+  mesh: jax.sharding.Mesh | None = None,
+):
+  """Returns a jitted function, key -> the state before step 0.
+
+  Args:
+    module: a network.
+    image_shape: (H, W, C) of its images.
+    optimizer: of the state.
+    averaging: whether the state has a moving average.
+    mesh: the state is made where it stays, see `sharding.split`; None: on one
+      device.
+  """
+
+  def make(key):
+    fresh = net_variables.init(module, key, image_shape)
+    params, batch_stats = fresh["params"], fresh["batch_stats"]
+    average = jax.tree.map(jnp.copy, (params, batch_stats)) if averaging else ()
+    return TrainState(params, batch_stats, optimizer.init(params), average)
+
+  if mesh is None:
+    return jax.jit(make)
+  fresh = jax.eval_shape(make, jax.random.key(0))
+  return jax.jit(make, out_shardings=sharding.split(fresh, mesh))
+
+
+def make_optimizer(
+  settings: OptimizerSettings, steps: int
+) -> optax.GradientTransformation:
+  """Returns an optimiser; L2 decay as in PyTorch.
+
+  Args:
+    settings: see `OptimizerSettings`.
+    steps: length of the run, for the schedule.
+  """
+  rate = settings.learning_rate
+  if settings.schedule == "cosine":
+    rate = optax.cosine_decay_schedule(rate, steps)
+  elif settings.schedule == "multistep":
+    drops = {}
+    for share in settings.milestones:  # in a short run some fall together
+      step = int(steps * share)
+      drops[step] = 0.1 * drops.get(step, 1.0)
+    rate = optax.piecewise_constant_schedule(rate, drops)
+  if settings.name == "sgd":
+    rule = optax.sgd(rate, settings.momentum)
+  else:
+    rule = optax.adam(rate)
+  if not settings.weight_decay:
+    return rule
+  return optax.chain(optax.add_decayed_weights(settings.weight_decay), rule)
+
+
+def cross_entropy(
+  logits: chex.Array, labels: chex.Array, smoothing: float = 0.0
+) -> chex.Array:
+  """Mean cross-entropy [nat].
+
+  Args:
+    logits: `[B, classes]`.
+    labels: int `[B]`.
+    smoothing: share of a label that is spread over all classes.
+  """
+  if not smoothing:
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses.mean()
+  targets = jax.nn.one_hot(labels, logits.shape[-1])
+  targets = optax.smooth_labels(targets, smoothing)
+  return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def distillation(logits: chex.Array, teacher: chex.Array) -> chex.Array:
+  """Mean KL(teacher || student) [nat], both logits `[B, classes]`.
+
+  No gradient flows to the teacher.
+  """
+  teacher = jax.lax.stop_gradient(jax.nn.log_softmax(teacher))
+  return optax.losses.kl_divergence_with_log_targets(
+    jax.nn.log_softmax(logits), teacher
+  ).mean()
+
+
+def weight_penalty(params: chex.ArrayTree, target: float = 0.01) -> chex.Array:
+  """Sum of (|w| - target)^2 over all kernels.
+
+  It keeps latent weights near their threshold (published ImageNet recipe).
+  """
+  flat = traverse_util.flatten_dict(params)
+  kernels = [leaf for path, leaf in flat.items() if path[-1] == "kernel"]
+  return sum(jnp.square(jnp.abs(w) - target).sum() for w in kernels)

@@ -1,0 +1,218 @@
+"""A training step of the masked-width super-net, and the sandwich it trains.
+
+Every step trains the maximum, the minimum and some random width vectors (the
+sandwich rule of Yu & Huang, ICCV 2019) in one pass, their width vectors being
+inputs of one compiled program. The maximum net learns the labels, the others
+its softmax (in-place distillation). Random vectors are uniform in cost, and
+some of them can be trained on defective chips, so that the super-net ranks
+robustness too.
+
+Axes: N vectors of a step, B images, L layers.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+import chex
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import optax
+
+from hawis_jax import cost
+from hawis_jax import crossbar
+from hawis_jax.networks import width_vectors
+from hawis_jax.runtime import sharding
+from hawis_jax.training import optimization
+
+
+def sample_widths(
+  key: chex.PRNGKey,
+  bands: cost.FeasibleSet,
+  space: width_vectors.WidthSpace,
+  num: int,
+) -> chex.Array:
+  """Draws a sandwich: maximum, minimum, `num` vectors uniform in cost.
+
+  Args:
+    key: consumed.
+    bands: windows, from `cost.cost_bands`.
+    space: of the vectors.
+    num: random vectors.
+
+  Returns:
+    int32 `[2 + num, L]` widths.
+  """
+
+  def draw(key):
+    band_key, vector_key = jax.random.split(key)
+    band = jax.random.randint(band_key, (), 0, bands.windows)
+    return width_vectors.take(space.table, bands.sample(vector_key, band))
+
+  ends = jnp.array([space.max_widths, space.min_widths], jnp.int32)
+  return jnp.concatenate([ends, jax.vmap(draw)(jax.random.split(key, num))])
+
+
+def sample_device(
+  key: chex.PRNGKey, devices: Sequence[crossbar.Device]
+) -> crossbar.Device:
+  """Draws one of some devices, all its defects at a share of their levels.
+
+  The share is uniform in [0, 1), so that training meets what scores do, from
+  the ideal net to the devices themselves, and nothing worse.
+
+  Args:
+    key: consumed.
+    devices: alike in their static fields, see `crossbar.stack`.
+
+  Returns:
+    A device with traced levels.
+  """
+  choice_key, share_key = jax.random.split(key)
+  choice = jax.random.randint(choice_key, (), 0, len(devices))
+  share = jax.random.uniform(share_key)
+  device = jax.tree.map(lambda x: x[choice], crossbar.stack(devices))
+  levels = {field: getattr(device, field) for field in crossbar.DEFECTS}
+  return dataclasses.replace(
+    device,
+    **{k: v * share for k, v in levels.items() if crossbar.is_present(v)},
+  )
+
+
+def sample_chip(
+  key: chex.PRNGKey, params: dict, devices: Sequence[crossbar.Device]
+) -> dict:
+  """Draws a chip of a device of `sample_device` and programs the super-net.
+
+  Returns:
+    The collection `crossbar` of `crossbar.program`.
+  """
+  device_key, chip_key = jax.random.split(key)
+  device = sample_device(device_key, devices)
+  return crossbar.program(chip_key, {"params": params}, device)["crossbar"]
+
+
+def on_chip(params: dict, chip: dict) -> dict:
+  """Variables of a net on a chip, to be trained.
+
+  The gradient of an effective weight is its latent weight's, as in the
+  binariser: that of a stuck cell's weight too, which another chip will need.
+
+  Args:
+    params: of the net, which the gradient is for.
+    chip: collection `crossbar` with their effective weights.
+  """
+  latent = traverse_util.flatten_dict(params)
+  weights = {}
+  for path, weight in traverse_util.flatten_dict(chip).items():
+    kernel = latent[(*path[:-1], "kernel")]
+    straight_through = kernel - jax.lax.stop_gradient(kernel)
+    weights[path] = jax.lax.stop_gradient(weight) + straight_through
+  return {"params": params, "crossbar": traverse_util.unflatten_dict(weights)}
+
+
+def sandwich_loss(
+  params: dict,
+  module: nn.Module,
+  widths: chex.Array,
+  inputs: chex.Array,
+  labels: chex.Array,
+  distill: bool,
+  chip: dict | None = None,
+  faulty: int = 0,
+  looped: bool = False,
+) -> tuple[chex.Array, chex.Array]:
+  """Summed loss of N width vectors; the first is the maximum net.
+
+  Args:
+    params: of the super-net.
+    module: the super-net.
+    widths: int `[N, L]`.
+    inputs: `[B, H, W, C]`, from `module.encode`.
+    labels: int `[B]`.
+    distill: vectors after the first learn its softmax, not the labels.
+    chip: from `sample_chip`; None: `faulty` is 0.
+    faulty: so many vectors, the last, are on it.
+    looped: one vector after the other, for images on several devices: XLA
+      can't split the images of the weight gradients of all at once.
+
+  Returns:
+    (loss, logits `[N, B, classes]`).
+  """
+
+  def apply(variables, widths):
+    # Batch statistics only: a running average would mix widths.
+    def one(vector):
+      return module.apply(variables, inputs, vector, train=True)
+
+    return jax.lax.map(one, widths) if looped else jax.vmap(one)(widths)
+
+  ideal = len(widths) - faulty
+  logits = apply({"params": params}, widths[:ideal])
+  if faulty:
+    on_it = apply(on_chip(params, chip), widths[ideal:])
+    logits = jnp.concatenate([logits, on_it])
+  loss = optimization.cross_entropy(logits[0], labels)
+  for student in logits[1:]:
+    if distill:
+      loss += optimization.distillation(student, logits[0])
+    else:
+      loss += optimization.cross_entropy(student, labels)
+  return loss, logits
+
+
+def sandwich_step(
+  state: optimization.TrainState,
+  widths: chex.Array,
+  batch: dict[str, chex.Array],
+  chip: dict | None = None,
+  *,
+  module: nn.Module,
+  optimizer: optax.GradientTransformation,
+  distill: bool,
+  faulty: int = 0,
+  mesh: jax.sharding.Mesh | None = None,
+) -> tuple[optimization.TrainState, dict[str, chex.Array]]:
+  """One optimiser step on N width vectors, the maximum first.
+
+  The maximum net uses every weight, so weight decay moves none that the step
+  did not train.
+
+  Args:
+    state: before.
+    widths: int `[N, L]`.
+    batch: image uint8 `[B, H, W, C]`, label int `[B]`.
+    chip: see `sandwich_loss`.
+    module: the super-net.
+    optimizer: of `state`.
+    distill: see `sandwich_loss`.
+    faulty: see `sandwich_loss`.
+    mesh: whose `data` axis the batch is split on; None: one device's.
+  """
+  inputs = module.encode(batch["image"])
+  grad = jax.value_and_grad(sandwich_loss, has_aux=True)
+  (loss, logits), grads = grad(
+    sharding.gathered(state.params, mesh),
+    module,
+    widths,
+    inputs,
+    batch["label"],
+    distill,
+    chip,
+    faulty,
+    mesh is not None and mesh.size > 1,
+  )
+  grads = sharding.gathered(grads, mesh)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  hits = (logits.argmax(-1) == batch["label"][None]).mean(-1)
+  values = {
+    "loss": loss,
+    "accuracy_max": hits[0],
+    "accuracy_mean": hits.mean(),
+    "weight_norm": optax.tree.norm(params),
+  }
+  if faulty:
+    values["accuracy_faulty"] = hits[-faulty:].mean()
+  return state.replace(params=params, opt_state=opt_state), values

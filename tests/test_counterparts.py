@@ -87,9 +87,9 @@ def _reference(state, x, imagenet):
 @pytest.mark.parametrize(
   "module, size, imagenet",
   [
-    (reference_resnet.cifar_counterpart(8, _CIFAR, 10), 15, False),
+    (reference_resnet.cifar_reference(8, _CIFAR, 10), 15, False),
     (
-      reference_resnet.cifar_counterpart(8, (9, 8, 5, 4, 8, 9, 6), 10),
+      reference_resnet.cifar_reference(8, (9, 8, 5, 4, 8, 9, 6), 10),
       8,
       False,
     ),
@@ -134,12 +134,12 @@ def test_float_network_against_an_independent_one(module, size, imagenet, rng):
 @pytest.mark.parametrize(
   "module, parameters",
   [
-    (reference_resnet.cifar_counterpart(20, None, 10), 269722),
-    (reference_resnet.imagenet_counterpart(18), 11689512),
-    (reference_resnet.imagenet_counterpart(34), 21797672),
-    (reference_resnet.imagenet_counterpart(50), 25557032),
-    (reference_resnet.imagenet_counterpart(101), 44549160),
-    (reference_resnet.imagenet_counterpart(152), 60192808),
+    (reference_resnet.cifar_reference(20, None, 10), 269722),
+    (reference_resnet.imagenet_reference(18), 11689512),
+    (reference_resnet.imagenet_reference(34), 21797672),
+    (reference_resnet.imagenet_reference(50), 25557032),
+    (reference_resnet.imagenet_reference(101), 44549160),
+    (reference_resnet.imagenet_reference(152), 60192808),
   ],
 )
 def test_published_sizes(module, parameters):
@@ -150,12 +150,12 @@ def test_published_sizes(module, parameters):
 def test_8_bit_and_float_net_have_the_same_parameters():
   for float_net, net in (
     (
-      reference_resnet.cifar_counterpart(8, _CIFAR, 10),
-      reference_resnet.cifar_counterpart(8, _CIFAR, 10, bits=8),
+      reference_resnet.cifar_reference(8, _CIFAR, 10),
+      reference_resnet.cifar_reference(8, _CIFAR, 10, bits=8),
     ),
     (
-      reference_resnet.imagenet_counterpart(18),
-      reference_resnet.imagenet_counterpart(18, bits=4),
+      reference_resnet.imagenet_reference(18),
+      reference_resnet.imagenet_reference(18, bits=4),
     ),
   ):
     assert net.weight_bits in (4, 8) and float_net.weight_bits is None
@@ -301,7 +301,7 @@ def test_range_is_a_running_average_that_the_first_batch_starts(rng):
 
 
 def test_post_training_quantisation_is_close_and_better_with_more_bits(rng):
-  float_module = reference_resnet.cifar_counterpart(8, (24,) * 7, 10)
+  float_module = reference_resnet.cifar_reference(8, (24,) * 7, 10)
   net, _ = _random(float_module, (16, 16, 3), rng)
   images = rng.integers(0, 256, (4, 8, 16, 16, 3), np.uint8)
   reference = tiny_net.apply(float_module, False, net, images[0])
@@ -310,7 +310,7 @@ def test_post_training_quantisation_is_close_and_better_with_more_bits(rng):
   maxima = np.abs(encoded).max((1, 2, 3, 4))
   distances = []
   for bits in (3, 8):
-    module = reference_resnet.cifar_counterpart(8, (24,) * 7, 10, bits=bits)
+    module = reference_resnet.cifar_reference(8, (24,) * 7, 10, bits=bits)
     quantised = jax.device_get(quantise(module, net, images))
     logits = tiny_net.apply(module, False, quantised, images[0])
     distances.append(np.abs(np.subtract(logits, reference)).max())
@@ -339,7 +339,7 @@ def test_post_training_quantisation_is_close_and_better_with_more_bits(rng):
 
 def test_recalibration_pools_the_ranges(rng):
   """On a chip, `net_variables.recalibrate` measures ranges with the moments."""
-  module = reference_resnet.cifar_counterpart(8, _CIFAR, 10, bits=8)
+  module = reference_resnet.cifar_reference(8, _CIFAR, 10, bits=8)
   net, _ = _random(module, (8, 8, 3), rng)
   inputs = rng.normal(size=(3, 4, 8, 8, 3)).astype(np.float32)
   recalibrate = jax.jit(net_variables.recalibrate, static_argnums=0)
@@ -354,7 +354,7 @@ def test_recalibration_pools_the_ranges(rng):
 
 def test_quantisation_aware_training_learns(tiny, rng):
   """Some steps of gradient descent at 8 bits halve the loss of one batch."""
-  module = reference_resnet.cifar_counterpart(8, (8,) * 7, 10, bits=8)
+  module = reference_resnet.cifar_reference(8, (8,) * 7, 10, bits=8)
   optimizer = optax.sgd(0.1)
   key = jax.random.key(rng.integers(2**31))
   state = optimization.init_state(module, key, tiny_net.SHAPE, optimizer)
@@ -370,10 +370,10 @@ def test_images_are_normalised(rng):
   images = rng.integers(0, 256, (2, 4, 4, 3), np.uint8)
   for module, (mean, std) in (
     (
-      reference_resnet.cifar_counterpart(20, None, 10),
+      reference_resnet.cifar_reference(20, None, 10),
       reference_resnet.CIFAR_NORM,
     ),
-    (reference_resnet.imagenet_counterpart(18), reference_resnet.IMAGENET_NORM),
+    (reference_resnet.imagenet_reference(18), reference_resnet.IMAGENET_NORM),
   ):
     expected = (images / 255 - np.array(mean)) / np.array(std)
     encode = jax.jit(module.encode)
@@ -386,45 +386,29 @@ def test_images_are_normalised(rng):
     np.testing.assert_allclose(grey, images[..., :1] / 127.5 - 1, atol=1e-6)
 
 
-def test_widths_are_fixed():
-  module = reference_resnet.cifar_counterpart(8, _CIFAR, 10)
-  with pytest.raises(errors.InputError, match="widths: got .*allowed is None"):
-    jax.eval_shape(
-      lambda: module.init(
-        jax.random.key(0), jnp.zeros((1, 8, 8, 3)), _CIFAR, train=False
-      )
-    )
+def _cifar(depth, widths=None, bits=None, apply_at=None):
+  module = reference_resnet.cifar_reference(depth, widths, 10, bits)
+  apply = functools.partial(module.init, train=False)
+  images = jnp.zeros((1, *tiny_net.SHAPE))
+  jax.eval_shape(lambda: apply(jax.random.key(0), images, apply_at))
+
+
+def _imagenet(depth, widths=None):
+  reference_resnet.imagenet_reference(depth, 10, widths)
 
 
 @pytest.mark.parametrize(
-  "build, message",
+  "build, arguments, message",
   [
-    (
-      lambda: reference_resnet.cifar_counterpart(9, None, 10),
-      "depth: got 9, allo",
-    ),
-    (
-      lambda: reference_resnet.imagenet_counterpart(20),
-      "depth: got 20, allowed",
-    ),
-    (
-      lambda: reference_resnet.cifar_counterpart(8, (4,) * 6, 10),
-      "width vector: got .*needed are 7 widths",
-    ),
-    (
-      lambda: reference_resnet.imagenet_counterpart(18, 10, (4,) * 16 + (0,)),
-      "width vector: got .*needed are 17 widths of at least 1",
-    ),
-    (
-      lambda: reference_resnet.imagenet_counterpart(50, 10, (4,) * 17),
-      "width vector: got .*needed are 49 widths",
-    ),
-    (
-      lambda: reference_resnet.cifar_counterpart(8, (4,) * 7, 10, bits=1),
-      "bits: got 1, allowed are 2 to 8",
-    ),
+    (_cifar, (8, _CIFAR, None, _CIFAR), "widths: got .*allowed is None"),
+    (_cifar, (9,), "depth: got 9, allowed"),
+    (_cifar, (8, (4,) * 6), "width vector: got .*needed are 7 widths"),
+    (_cifar, (8, _CIFAR, 1), "bits: got 1, allowed are 2 to 8"),
+    (_imagenet, (20,), "depth: got 20, allowed"),
+    (_imagenet, (18, (4,) * 16 + (0,)), "needed are 17 widths of at least 1"),
+    (_imagenet, (50, (4,) * 17), "width vector: got .*needed are 49 widths"),
   ],
 )
-def test_bad_networks_are_named(build, message):
+def test_bad_networks_are_named(build, arguments, message):
   with pytest.raises(errors.InputError, match=message):
-    build()
+    build(*arguments)

@@ -104,7 +104,7 @@ def test_a_chunk_takes_no_more_memory_than_allowed(tiny, monkeypatch):
     needed.append(compiled.needs.memory)
     return compiled
 
-  monkeypatch.setattr(montecarlo, "_compile", recorded)
+  monkeypatch.setattr(monte_carlo, "_compile", recorded)
   reference = _hits(tiny, _STUCK, range(5))
   most = max(needed)
   needed.clear()

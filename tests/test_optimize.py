@@ -106,7 +106,7 @@ _FAULTY = 2  # of them are on a chip
 
 
 @pytest.fixture(scope="module")
-def supernet(tiny):
+def wide_net(tiny):
   """(module, params, bits, labels)."""
   bits = np.asarray(jax.jit(tiny.module.encode)(tiny.images[:8]))
   return tiny.module, tiny.variables["params"], bits, tiny.labels[:8]
@@ -135,8 +135,8 @@ def _sandwich(params, module, bits, labels, chip=None, faulty=0):
 
 
 @pytest.fixture(scope="module")
-def ideal(supernet):
-  module, params, bits, labels = supernet
+def ideal(wide_net):
+  module, params, bits, labels = wide_net
   return jax.device_get(_sandwich(params, module, bits, labels))
 
 
@@ -151,9 +151,9 @@ def _one_net(module, loss, params, bits, vector, target):
   return jax.value_and_grad(of, has_aux=True)(params)
 
 
-def test_sandwich_gradient_is_the_sum_of_its_nets(supernet, ideal):
+def test_sandwich_gradient_is_the_sum_of_its_nets(wide_net, ideal):
   """One vmapped pass equals a pass a width vector, teacher detached."""
-  module, params, bits, labels = supernet
+  module, params, bits, labels = wide_net
   first = _one_net(
     module, optimization.cross_entropy, params, bits, _VECTORS[0], labels
   )
@@ -196,8 +196,8 @@ def test_sandwich_holds_the_extremes_and_spreads_in_cost(rng):
   assert counts.min() > 100  # 150 expected each; uniform vectors: about 20
 
 
-def test_a_chip_without_defects_trains_as_the_ideal_net(supernet, ideal, rng):
-  module, params, bits, labels = supernet
+def test_a_chip_without_defects_trains_as_the_ideal_net(wide_net, ideal, rng):
+  module, params, bits, labels = wide_net
   (loss, logits), grads = ideal
   (loss2, logits2), grads2 = _sandwich(
     params, module, bits, labels, _chip(rng, params), _FAULTY
@@ -207,8 +207,8 @@ def test_a_chip_without_defects_trains_as_the_ideal_net(supernet, ideal, rng):
   _same_gradients(grads2, grads, 1e-5)
 
 
-def test_only_the_last_vectors_are_on_the_chip(supernet, ideal, rng):
-  module, params, bits, labels = supernet
+def test_only_the_last_vectors_are_on_the_chip(wide_net, ideal, rng):
+  module, params, bits, labels = wide_net
   (_, ideal), _ = ideal
   chip = _chip(rng, params, variation=1.0)
   (_, got), _ = _sandwich(params, module, bits, labels, chip, _FAULTY)
@@ -226,9 +226,9 @@ def test_only_the_last_vectors_are_on_the_chip(supernet, ideal, rng):
     assert np.abs(got[index] - ideal[index]).max() > 0.1
 
 
-def test_latent_weights_of_a_chip_learn_whether_stuck_or_not(supernet, rng):
+def test_latent_weights_of_a_chip_learn_whether_stuck_or_not(wide_net, rng):
   """The gradient is that of the effective weights themselves."""
-  module, params, bits, labels = supernet
+  module, params, bits, labels = wide_net
   chip = _chip(rng, params, stuck_on=0.2, stuck_off=0.3)
 
   def loss(variables):
@@ -275,8 +275,8 @@ def test_drawn_devices_have_a_uniform_share_of_their_levels(rng):
     assert stats.kstest(share, "uniform").pvalue > 1e-6
 
 
-def test_a_chip_is_a_function_of_its_key(supernet, rng):
-  params = supernet[1]
+def test_a_chip_is_a_function_of_its_key(wide_net, rng):
+  params = wide_net[1]
   draw = jax.jit(lambda key: supernet.sample_chip(key, params, _DEVICES))
   key = _key(rng)
   first, again, other = map(draw, (key, key, _key(rng)))

@@ -112,7 +112,7 @@ def test_label_smoothing_is_that_of_mixed_labels(rng):
 
 def test_a_float_teacher_sets_the_loss(tiny, rng):
   """KL of the softmaxes; the teacher runs in evaluation mode, untouched."""
-  teacher = reference_resnet.cifar_counterpart(8, None, 10)
+  teacher = reference_resnet.cifar_reference(8, None, 10)
   variables = tiny_net.random_variables(teacher, tiny_net.SHAPE, rng)
   state = tiny_net.random_state(tiny.module, tiny_net.SGD, rng)
   batch = tiny.batch(12)

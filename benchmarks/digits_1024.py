@@ -82,7 +82,7 @@ def vectors(config: ml_collections.ConfigDict) -> np.ndarray:
   return np.array(list(itertools.product(*config.space.choices)))
 
 
-def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def table_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """What the table's rows depend on, beside their seeds."""
   flat = settings.flatten(config)
   return json.loads(json.dumps({name: flat[name] for name in _FIELDS}))

@@ -5,9 +5,9 @@ import pathlib
 import re
 import sys
 
+import hypothesis
 from hypothesis import given
 from hypothesis import reject
-from hypothesis import settings
 from hypothesis import strategies as st
 import ml_collections
 from ml_collections import config_dict
@@ -90,7 +90,7 @@ def _complaint(config):
   return ""
 
 
-@settings(max_examples=2000)
+@hypothesis.settings(max_examples=2000)
 @given(name=st.sampled_from(list(fields.FIELDS)), value=_ANYTHING)
 def test_any_value_in_any_field_is_valid_or_one_line(name, value):
   try:
@@ -106,7 +106,7 @@ def test_any_value_in_any_field_is_valid_or_one_line(name, value):
     assert complaint.endswith(f", allowed is {fields.FIELDS[name].allowed}")
 
 
-@settings(max_examples=500)
+@hypothesis.settings(max_examples=500)
 @given(
   name=st.sampled_from(["search.scenarios", "robustness.scenarios"]),
   mix=st.lists(

@@ -256,7 +256,7 @@ def test_ideal_chip_changes_no_logit(rng, bits):
   widths = (6, 5, 6, 8, 10, 12, 12)
   module = resnet.cifar_resnet(8, widths, 10, levels=8)
   if bits == 8:
-    module = reference_resnet.cifar_counterpart(8, widths, 10, bits=8)
+    module = reference_resnet.cifar_reference(8, widths, 10, bits=8)
   init = jax.jit(net_variables.init, static_argnums=(0, 2))
   net = init(module, _key(rng), (8, 8, 3))
   images = rng.integers(0, 256, (4, 8, 8, 3), np.uint8)

@@ -381,7 +381,7 @@ def test_a_cluster_needs_the_flag(run, tmp_path, capsys):
   ],
 )
 def test_batches_that_cannot_be_split(field, size, allowed):
-  config = main.config_lib.default()
+  config = main.settings.default()
   config.train.microbatches = 2
   config.update_from_flattened_dict({field: size})
   with pytest.raises(

@@ -30,19 +30,19 @@ _NETS = {
     (64, 64, 3),
   ),
   "float_cifar": (
-    reference_resnet.cifar_counterpart(8, _WIDTHS, 10),
+    reference_resnet.cifar_reference(8, _WIDTHS, 10),
     (28, 28, 1),
   ),
   "int8_cifar": (
-    reference_resnet.cifar_counterpart(8, _WIDTHS, 10, bits=8),
+    reference_resnet.cifar_reference(8, _WIDTHS, 10, bits=8),
     (32, 32, 3),
   ),
   "float_r18": (
-    reference_resnet.imagenet_counterpart(18, 10, _R18),
+    reference_resnet.imagenet_reference(18, 10, _R18),
     (64, 64, 3),
   ),
   "float_r50": (
-    reference_resnet.imagenet_counterpart(50, 10, (2,) * 49),
+    reference_resnet.imagenet_reference(50, 10, (2,) * 49),
     (64, 64, 3),
   ),
 }

@@ -28,7 +28,7 @@ def _interval(chips, statistic):
     return statistics.mean_interval(chips)
   if statistic in ("median", "p5"):
     return statistics.quantile_interval(chips, _SHARES[statistic])
-  return getattr(intervals, f"{statistic}_interval")(chips)
+  return getattr(statistics, f"{statistic}_interval")(chips)
 
 
 _SHARES = {"median": 0.5, "p5": 0.05}

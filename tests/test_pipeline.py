@@ -15,14 +15,14 @@ from hawis_jax import errors
 from hawis_jax import interop
 from hawis_jax import main
 from hawis_jax.config import settings
-from hawis_jax.pipeline import pretrain
 from hawis_jax.pipeline import results
-from hawis_jax.pipeline import search
-from hawis_jax.pipeline import train
 from hawis_jax.pipeline.experiment import prepare
 from hawis_jax.runtime import storage
 from hawis_jax.runtime.metrics import Metrics
 from hawis_jax.runtime.metrics import Progress
+from hawis_jax.search import update
+from hawis_jax.training import fixed_net
+from hawis_jax.training import supernet
 
 
 def test_a_finished_run_has_its_results_and_repeats_nothing(
@@ -48,9 +48,9 @@ def test_a_finished_run_has_its_results_and_repeats_nothing(
   def refuse(*args, **kwargs):
     raise AssertionError("computed again")
 
-  for module, name in ((pretrain, "sandwich_step"), (train, "train_step")):
+  for module, name in ((supernet, "sandwich_step"), (fixed_net, "train_step")):
     monkeypatch.setattr(module, name, refuse)
-  monkeypatch.setattr(search, "search_step", refuse)
+  monkeypatch.setattr(update, "search_step", refuse)
   capsys.readouterr()
   assert run(finished) == 0
   again = capsys.readouterr().out

@@ -218,7 +218,7 @@ def net(request):
   if request.param == 1:
     module = resnet.cifar_resnet(8, widths, 10, levels=8)
   else:
-    module = reference_resnet.cifar_counterpart(8, widths, 10, bits=8)
+    module = reference_resnet.cifar_reference(8, widths, 10, bits=8)
   init = jax.jit(net_variables.init, static_argnums=(0, 2))
   variables = init(module, _key(rng), (8, 8, 3))
   images = rng.integers(0, 256, (12, 8, 8, 3), np.uint8)

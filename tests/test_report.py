@@ -21,7 +21,6 @@ from hawis_jax.report import facts
 from hawis_jax.report import figures
 from hawis_jax.report import render
 from hawis_jax.report import style
-from hawis_jax.robustness import evaluation
 from hawis_jax.robustness import statistics
 from hawis_jax.runtime import storage
 from hawis_jax.search import registry
@@ -77,7 +76,7 @@ def _swept(rng, experiment):
         lost = _LOSS.get(net, 0.5) * (level.value / most) ** 1.5 * spread
         chips = np.round(np.clip(clean - lost, 0.08, 1) * 360) / 360
         chips = chips if level.is_random else chips[:1]
-        entry = {"level": level.value, **evaluation.summarize(chips)}
+        entry = {"level": level.value, **statistics.summarize(chips)}
         entry |= {"standard_errors": errors_of, "accuracy": chips.tolist()}
         sweeps[swept.key].append(entry)
     described = dict(test_images=360, clean=clean, sweeps=sweeps)

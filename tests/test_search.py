@@ -16,7 +16,6 @@ from hawis_jax.config import settings
 from hawis_jax.networks import net_variables
 from hawis_jax.networks import width_vectors
 from hawis_jax.pipeline import candidates
-from hawis_jax.pipeline import pretrain
 from hawis_jax.pipeline import results
 from hawis_jax.pipeline import scoring
 from hawis_jax.pipeline import search
@@ -218,7 +217,7 @@ def run(tmp_path, monkeypatch):
   which gains less and less from more. `traced` has the number of vectors of
   every time that the score of the updates was traced.
   """
-  monkeypatch.setattr(pretrain, "load", lambda experiment, workdir: {})
+  monkeypatch.setattr(results, "load_supernet", lambda experiment, workdir: {})
 
   def call(experiment_seed=0, **fields):
     config = _config(tmp_path / "tfds")

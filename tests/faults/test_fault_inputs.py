@@ -14,11 +14,10 @@ import short_run
 from hawis_jax import data
 from hawis_jax import errors
 from hawis_jax.config import settings
-from hawis_jax.pipeline import pretrain
 from hawis_jax.pipeline import results
-from hawis_jax.pipeline import train
 from hawis_jax.pipeline.experiment import prepare
 from hawis_jax.runtime import storage
+from hawis_jax.training import supernet
 
 
 def test_weights_that_are_not_finite(run, finished, capsys, monkeypatch):
@@ -32,7 +31,7 @@ def test_weights_that_are_not_finite(run, finished, capsys, monkeypatch):
     return module, jax.tree.unflatten(structure, leaves)
 
   shutil.rmtree(finished / "robustness")
-  monkeypatch.setattr(train, "load", poisoned)
+  monkeypatch.setattr(results, "load_net", poisoned)
   capsys.readouterr()
   assert run(finished, "--stages=robustness") == 2
   assert "got a value that is not finite" in short_run.one_line(capsys)
@@ -102,7 +101,7 @@ def test_a_step_that_cannot_be_computed(
   def refuse(*args, **kwargs):
     raise error
 
-  monkeypatch.setattr(pretrain, "sandwich_step", refuse)
+  monkeypatch.setattr(supernet, "sandwich_step", refuse)
   assert run(tmp_path, "--stages=pretrain") == 2
   shown = short_run.one_line(capsys)
   assert all(word in shown for word in words)
@@ -112,7 +111,7 @@ def test_other_errors_of_the_runtime_are_not_hidden(run, tmp_path, monkeypatch):
   def broken(*args, **kwargs):
     raise jax.errors.JaxRuntimeError("INTERNAL: a defect")
 
-  monkeypatch.setattr(pretrain, "sandwich_step", broken)
+  monkeypatch.setattr(supernet, "sandwich_step", broken)
   with pytest.raises(jax.errors.JaxRuntimeError, match="a defect"):
     run(tmp_path, "--stages=pretrain")
 

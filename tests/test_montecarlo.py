@@ -22,7 +22,7 @@ _NOISY = crossbar.Device(
 _DIVIDED = monte_carlo.Limits(chips=3, images=200)  # two chunks, two segments
 
 
-def _hits(tiny, device, chips, **kwargs):
+def _correct(tiny, device, chips, **kwargs):
   module, variables, images, labels = tiny
   fields = {
     name: kwargs.pop(name)
@@ -42,16 +42,16 @@ def _hits(tiny, device, chips, **kwargs):
   [_STUCK, _VARIATION, pytest.param(_NOISY, marks=pytest.mark.slow)],
 )
 def test_chunks_and_segments_do_not_matter(tiny, device):
-  reference = _hits(tiny, device, range(5))
+  reference = _correct(tiny, device, range(5))
   assert reference.shape == (5, len(tiny.images))
   assert 0 < reference.mean() < 1
   assert len({row.tobytes() for row in reference}) == 5
   np.testing.assert_array_equal(
-    reference, _hits(tiny, device, range(5), limits=_DIVIDED)
+    reference, _correct(tiny, device, range(5), limits=_DIVIDED)
   )
   alone = monte_carlo.Limits(1, 1)
   np.testing.assert_array_equal(
-    reference[3:], _hits(tiny, device, range(3, 5), limits=alone)
+    reference[3:], _correct(tiny, device, range(3, 5), limits=alone)
   )
 
 
@@ -60,7 +60,7 @@ def test_layers_that_are_not_on_the_chip_are_exact(tiny, device):
   """Against the net programmed by hand; no layer is the ideal net."""
   module, variables, images, labels = tiny
   layers = ("stage3_*",)
-  got = _hits(tiny, device, range(3), layers=layers)
+  got = _correct(tiny, device, range(3), layers=layers)
 
   @jax.jit
   def by_hand(chip):
@@ -72,24 +72,24 @@ def test_layers_that_are_not_on_the_chip_are_exact(tiny, device):
     want = np.asarray(by_hand(chip)).argmax(-1) == labels
     # Sums of another order may turn a bit that is at its threshold.
     assert (got[chip] == want).mean() > 0.99
-  whole = _hits(tiny, device, range(3), limits=_DIVIDED)
+  whole = _correct(tiny, device, range(3), limits=_DIVIDED)
   assert (whole != got).any()
 
 
 def test_recalibrated_on_every_chip_whatever_the_form(tiny):
   """Stuck cells as bit planes, and with a variation that changes nothing."""
   images = tiny.images[:64].reshape(2, 32, 8, 8, 1)
-  planes = _hits(tiny, _STUCK, range(3), calibration=images)
+  planes = _correct(tiny, _STUCK, range(3), calibration=images)
   dense = crossbar.Device(stuck_off=0.1, stuck_on=0.02, variation=1e-30)
-  floats = _hits(tiny, dense, range(3), calibration=images)
+  floats = _correct(tiny, dense, range(3), calibration=images)
   assert (planes == floats).mean() > 0.99
-  whole = _hits(tiny, _STUCK, range(3), limits=_DIVIDED)
+  whole = _correct(tiny, _STUCK, range(3), limits=_DIVIDED)
   assert (planes != whole).any()
 
 
 def test_progress_counts_chips(tiny):
   seen = []
-  _hits(tiny, _STUCK, range(5), limits=_DIVIDED, progress=seen.append)
+  _correct(tiny, _STUCK, range(5), limits=_DIVIDED, progress=seen.append)
   assert seen == sorted(seen)
   assert seen[0] < 3 and seen[-1] == 5
 
@@ -105,16 +105,16 @@ def test_a_chunk_takes_no_more_memory_than_allowed(tiny, monkeypatch):
     return compiled
 
   monkeypatch.setattr(monte_carlo, "_compile", recorded)
-  reference = _hits(tiny, _STUCK, range(5))
+  reference = _correct(tiny, _STUCK, range(5))
   most = max(needed)
   needed.clear()
   tight = monte_carlo.Limits(memory=0.7 * most)
   np.testing.assert_array_equal(
-    reference, _hits(tiny, _STUCK, range(5), limits=tight)
+    reference, _correct(tiny, _STUCK, range(5), limits=tight)
   )
   assert max(needed[-2:]) <= 0.7 * most  # the last try is taken
   with pytest.raises(errors.InputError, match="memory: got 1e-06 GB"):
-    _hits(tiny, _STUCK, range(8), limits=monte_carlo.Limits(memory=1e3))
+    _correct(tiny, _STUCK, range(8), limits=monte_carlo.Limits(memory=1e3))
 
 
 def _child(code, environment, **values):
@@ -137,10 +137,10 @@ sys.path.insert(0, {tests!r})
 from hawis_jax import backend
 backend.configure()
 import jax, numpy as np, test_montecarlo as t
-from hawis_jax import montecarlo, resnet, variables
+from hawis_jax.networks import net_variables, resnet
 module = resnet.cifar_resnet(
   8, (64, 64, 64, 128, 128, 256, 256), 10, levels=4)
-init = jax.jit(variables.init, static_argnums=(0, 2))
+init = jax.jit(net_variables.init, static_argnums=(0, 2))
 images, labels = np.zeros((300, 8, 8, 1), np.uint8), np.zeros(300, np.int32)
 net = module, init(module, jax.random.key(0), (8, 8, 1)), images, labels
 
@@ -150,8 +150,8 @@ def memory(name):
   return 1024 * int(line.split()[1])
 
 for limit in (0, {limit}):
-  limits = monte_carlo.Limits(chips=16, memory=limit)
-  t._hits(net, t._VARIATION, range(16), limits=limits)  # compiles
+  limits = t.monte_carlo.Limits(chips=16, memory=limit)
+  t._correct(net, t._VARIATION, range(16), limits=limits)  # compiles
   taken = []
   for _ in range(3):
     gc.collect()
@@ -159,7 +159,7 @@ for limit in (0, {limit}):
     before = memory("VmRSS")
     with open("/proc/self/clear_refs", "w") as file:
       file.write("5")  # the peak counts from here
-    t._hits(net, t._VARIATION, range(16), limits=limits)
+    t._correct(net, t._VARIATION, range(16), limits=limits)
     taken.append(memory("VmHWM") - before)
   print(min(taken))  # what else the process does only adds to it
 """
@@ -181,9 +181,9 @@ def test_the_measured_peak_stays_below_the_limit():
 
 def test_memory_does_not_grow_with_chips(tiny):
   """Shapes of the compiled programs do not depend on S, or on N."""
-  _hits(tiny, _VARIATION, range(8))
+  _correct(tiny, _VARIATION, range(8))
   after = monte_carlo._compile.cache_info().currsize
-  _hits(tiny, _VARIATION, range(16))
+  _correct(tiny, _VARIATION, range(16))
   assert monte_carlo._compile.cache_info().currsize == after
 
 
@@ -193,7 +193,7 @@ def test_variables_that_are_not_finite_are_refused(tiny):
   params = {**tiny.variables["params"], "stem": {"kernel": kernel}}
   bad = tiny._replace(variables={**tiny.variables, "params": params})
   with pytest.raises(errors.InputError, match="params/stem/kernel: got a valu"):
-    _hits(bad, _STUCK, range(2))
+    _correct(bad, _STUCK, range(2))
 
 
 _ON_DEVICES = """
@@ -208,9 +208,9 @@ import tiny_net
 tiny = tiny_net.make(np.random.default_rng({seed}))
 for count in (2, 8):
   devices = jax.devices()[:count]
-  hits = [t._hits(tiny, d, range(6), devices=devices) for d in
+  correct = [t._correct(tiny, d, range(6), devices=devices) for d in
           (t._STUCK, t._VARIATION, t._NOISY)]
-  np.save({folder!r} + f"/{{count}}.npy", np.stack(hits))
+  np.save({folder!r} + f"/{{count}}.npy", np.stack(correct))
 print(len(devices))
 """
 
@@ -218,7 +218,7 @@ print(len(devices))
 @pytest.mark.slow
 @pytest.mark.exact
 def test_devices_do_not_matter(tmp_path, rng):
-  """1 device here, 2 or 8 in another process: the same hits."""
+  """1 device here, 2 or 8 in another process: the same correct."""
   seed = int(rng.integers(2**31))
   flags = os.environ.get("XLA_FLAGS", "").split()
   flags = [f for f in flags if "device_count" not in f]
@@ -232,7 +232,7 @@ def test_devices_do_not_matter(tmp_path, rng):
   assert output.split() == ["8"]
   tiny = tiny_net.make(np.random.default_rng(seed))
   reference = [
-    _hits(tiny, device, range(6)) for device in (_STUCK, _VARIATION, _NOISY)
+    _correct(tiny, device, range(6)) for device in (_STUCK, _VARIATION, _NOISY)
   ]
   for count in (2, 8):
     np.testing.assert_array_equal(np.load(tmp_path / f"{count}.npy"), reference)

@@ -5,8 +5,8 @@ python benchmarks/digits.py --workdir runs/digits_seeds
 Runs the main job with seeds 0 to 4 (the last two only as far as the search),
 resuming what is there, and prints three tables with 95 % t-intervals over
 seeds: clean test accuracy; paired robust accuracy of the found net minus its
-counterparts; the method's best vector against random search's. All seeds share
-one split of the data, so the intervals hold none of its variance.
+reference nets; the method's best vector against random search's. All seeds
+share one split of the data, so the intervals hold none of its variance.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def _interval(values, unit: str = "%") -> str:
 
 
 def _accuracy(net: dict, scenario: str, level: float) -> np.ndarray:
-  (entry,) = (e for e in net["sweeps"][scenario] if e["level"] == level)
+  (entry,) = (e for e in net["sweeps"][scenario] if e["severity"] == level)
   return np.array(entry["accuracy"])
 
 
@@ -94,11 +94,11 @@ def main() -> None:
   ]
   print(
     f"\nsearch, {_SEARCHES} seeds, {results[0]['evaluations']} evaluations a "
-    "method: best finalist's robust score on fresh chips"
+    "method: best candidate's robust score on fresh chips"
   )
   found_by = results[0]["method"]
   best = {
-    method: [r["finalists"][method][0]["score"] for r in results]
+    method: [r["candidates"][method][0]["score"] for r in results]
     for method in (found_by, "random", "uniform")
   }
   for method, scores in best.items():

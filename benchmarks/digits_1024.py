@@ -35,10 +35,10 @@ from hawis_jax.networks import width_vectors
 
 PATH = pathlib.Path(__file__).parent / "data" / "digits_1024.npz"
 SEEN = 16  # chips a scenario that searches draw theirs from
-SLACK = 0.2  # share of the budget that the window of a search spans
+SLACK = 0.2  # share of the budget that the budget range of a search spans
 # What a row depends on, beside its seed.
 _FIELDS = (
-  *("data.name", "data.validation_images", "data.levels", "data.augment"),
+  *("data.name", "data.validation_images", "data.severities", "data.augment"),
   *("network.depth", "space.choices", "device.preset"),
   *("train.steps", "train.batch_size"),
   *("train.optimizer.name", "train.optimizer.learning_rate"),
@@ -138,8 +138,8 @@ class Problem:
     every = self.space.choices_of(table["widths"])
     macs = cost.vector_cost(costs, every)
     self.budget = float(np.quantile(macs, quantile))
-    window = (1 - SLACK) * self.budget, self.budget
-    feasible = cost.feasible_set(self.space, costs, [window])
+    budget_range = (1 - SLACK) * self.budget, self.budget
+    feasible = cost.feasible_set(self.space, costs, [budget_range])
     self.context = method.make_context(
       self.space, feasible, costs, geometry.positions, [self.budget]
     )

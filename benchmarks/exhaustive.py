@@ -92,14 +92,14 @@ class Rows:
     # XLA's convolution on one thread is 4 to 7 times slower on these maps than
     # the product of patches that smaller ones take; both are exact.
     with mock.patch.object(binary, "_SMALL_MAP", 64):
-      hits = self._run(key, self._vectors[net], self._batches, self._scorer)
-    accuracy = np.asarray(hits) / len(self._experiment.splits.validation)
+      correct = self._run(key, self._vectors[net], self._batches, self._scorer)
+    accuracy = np.asarray(correct) / len(self._experiment.splits.validation)
     scenarios = len(self._experiment.config.search.scenarios)
     return accuracy[-1], accuracy[:-1].reshape(scenarios, -1)
 
 
 def _train_and_score(experiment, key, vector, batches, scorer):
-  """Hits `[D S + 1]` of a net on all chips; the last has no defects."""
+  """Correct `[D S + 1]` of a net on all chips; the last has no defects."""
   config, module = experiment.config, experiment.supernet
   optimizer = optimization.make_optimizer(
     config.train.optimizer, config.train.steps
@@ -125,7 +125,7 @@ def _train_and_score(experiment, key, vector, batches, scorer):
   keys = reward.chip_keys(root, config.search.chips, len(devices) - 1)
   score = reward.make_score(experiment, devices)
   scorer = scorer.replace(params=state.params)
-  return score(scorer, vector[None], [*keys, root[None]]).hits[:, 0]
+  return score(scorer, vector[None], [*keys, root[None]]).correct[:, 0]
 
 
 def make(workdir: pathlib.Path, again: int) -> None:

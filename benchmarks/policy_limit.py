@@ -68,10 +68,10 @@ def _run(method, rate, seed, updates):
   widest = jnp.asarray(experiment.space.max_widths)
 
   def score(scorer, vectors, keys):
-    gain = 0.5 * jnp.log(1 + (vectors / widest[None]).mean(-1))
+    advantage = 0.5 * jnp.log(1 + (vectors / widest[None]).mean(-1))
     shape = sum(map(len, keys)), len(vectors)
     noise = jax.random.normal(jax.random.fold_in(keys[0][0], 3), shape)
-    accuracy = gain[None] + _NOISE * noise
+    accuracy = advantage[None] + _NOISE * noise
     return monte_carlo.Scores(accuracy, accuracy, -accuracy)
 
   step_function = update.make_step(config.search, built, score)

@@ -3,10 +3,11 @@
 python benchmarks/rank_correlation.py --workdir runs/rank_correlation
 
 Space and budget are those of configs/digits.py. Two sets of width vectors are
-drawn: uniform in cost, and uniform within the search's window of the budget (5
+drawn: uniform in cost, and uniform within the search's budget range of the
+  budget (5
 %). Truth: each is trained alone, with several seeds, and meets chips of
 `search.scenarios`; accuracy on the test images and on the validation images,
-averaged over seeds. Scores: those of the search's finalists, on the validation
+averaged over seeds. Scores: those of the search's candidates, on the validation
 images and other chips, from super-nets of several variants. "robust" is the
 search's robust score in both.
 
@@ -29,7 +30,7 @@ import time
 
 from hawis_jax import backend
 from hawis_jax.pipeline import candidates
-from hawis_jax.pipeline import results
+from hawis_jax.pipeline import results as pipeline_results
 from hawis_jax.robustness import monte_carlo
 from hawis_jax.search import reward
 from hawis_jax.training import supernet
@@ -103,18 +104,18 @@ def draw_vectors(experiment, num: int, key) -> dict[str, np.ndarray]:
 
 
 def make_test(experiment, chips: int, key):
-  """Returns (variables, widths) -> {split: hits}: S chips, the ideal last."""
+  """Returns (variables, widths) -> {split: correct}; the ideal chip is last."""
   config = experiment.config.search
   devices = settings.search_devices(experiment.config)
   keys = [*reward.chip_keys(key, chips, len(config.scenarios)), key[None]]
 
   @functools.partial(jax.jit, static_argnums=0)
-  def hits(module, variables, widths, batches):
+  def correct(module, variables, widths, batches):
     norms = jax.tree.map(lambda x: x[None], variables["batch_stats"])
     found = [
       monte_carlo.score_chips(
         module, variables, widths[None], norms, batches, chip_keys, device
-      ).hits[:, 0]
+      ).correct[:, 0]
       for device, chip_keys in zip(devices, keys, strict=True)
     ]
     return jnp.concatenate(found)
@@ -130,7 +131,7 @@ def make_test(experiment, chips: int, key):
     widths = jnp.asarray(widths, jnp.int32)
     return {
       split: np.asarray(
-        hits(experiment.supernet, variables, widths, images)
+        correct(experiment.supernet, variables, widths, images)
       ).tolist()
       for split, images in batches.items()
     }
@@ -172,11 +173,11 @@ def accuracies(results, experiment, splits) -> dict[str, np.ndarray]:
   """
   config = experiment.config.search
   scenarios = len(config.scenarios)
-  hits = np.array(
+  correct = np.array(
     [[sum(np.array(r[s]) for s in splits) for r in net] for net in results]
   )
   images = sum(len(getattr(experiment.splits, s)) for s in splits)
-  share = (hits / images).transpose(1, 2, 0)  # seeds, S, N
+  share = (correct / images).transpose(1, 2, 0)  # seeds, S, N
   robust = [
     np.asarray(reward.robust_score(one[:-1], scenarios, config.cvar_weight))
     for one in share
@@ -195,8 +196,8 @@ def supernet_scores(experiment, vectors, folder) -> dict[str, list[float]]:
   )
   scorer = scorer.replace(images=images)
   devices = settings.search_devices(experiment.config)
-  key, scenarios = experiment.key("finalists"), len(config.scenarios)
-  keys = reward.chip_keys(key, config.finalist_chips, scenarios)
+  key, scenarios = experiment.key("candidates"), len(config.scenarios)
+  keys = reward.chip_keys(key, config.candidate_chips, scenarios)
   keys.append(key[None])  # of the ideal device
   score = jax.jit(reward.make_score(experiment, devices))
   count, length = vectors.shape
@@ -228,7 +229,7 @@ def score_variant(name, seed, vectors, workdir):
     return storage.read_json(path)
   storage.make_directory(folder)
   start = time.perf_counter()
-  results.settle(experiment.config, folder)
+  pipeline_results.settle(experiment.config, folder)
   scores = supernet_scores(experiment, vectors, folder)
   storage.write_json(path, scores)
   seconds = time.perf_counter() - start
@@ -256,7 +257,7 @@ def main():
   vectors = np.concatenate(list(sets.values()))
   for folder in ("alone/train", "scores"):
     storage.make_directory(workdir / folder)
-  results.settle(experiment.config, workdir / "alone")
+  pipeline_results.settle(experiment.config, workdir / "alone")
   results = train_alone(
     experiment, vectors, options.seeds, options.chips, workdir / "alone"
   )

@@ -7,7 +7,7 @@ python benchmarks/search.py --faulty 0 1 2 --seeds 8   # of super-nets
 On the table (see digits_1024.py) every net's robust accuracy is known from its
 own training, and so is regret: the best net's score less that of the net a
 method would hand over after n evaluations, that is, the best on 16 chips of its
-4 finalists. (The best of noisy scores is too good by a constant, the same for
+4 candidates. (The best of noisy scores is too good by a constant, the same for
 all methods.) Scores that a search sees are of 4 chips a scenario, drawn anew
 for every update from those 16; the truth is of 16 others. Mean over seeds with
 the 95 % t-interval, and the two-sided Mann-Whitney p against random search.
@@ -52,7 +52,7 @@ from hawis_jax.runtime import storage
 from hawis_jax.runtime.metrics import Metrics
 from hawis_jax.search import registry
 
-_FINALISTS = 4
+_CANDIDATES = 4
 _BASELINE = "random"
 
 
@@ -66,7 +66,7 @@ def _config(options):
 
 
 def _search(problem, name, config):
-  """Returns a compiled (key) -> (choices, gains, states) of all updates."""
+  """Returns a compiled key -> (choices, advantages, states), of all updates."""
   method = registry.build(name, config, 3)
   context, chips = problem.context, config.chips
 
@@ -92,11 +92,11 @@ def _search(problem, name, config):
         mixed = reward.robust_score(flat, len(accuracy), config.cvar_weight)
         return mixed.reshape(vectors.shape[:-1])
 
-      gains = score(choices) - score(references).mean()
+      advantages = score(choices) - score(references).mean()
       state, _ = method.learn(
-        learn, state, context, step, notes, choices, gains, gains
+        learn, state, context, step, notes, choices, advantages, advantages
       )
-      return state, (choices[0], gains[0], state)
+      return state, (choices[0], advantages[0], state)
 
     state = method.init(init_key, context)
     return jax.lax.scan(update, state, jnp.arange(config.updates))[1]
@@ -106,16 +106,16 @@ def _search(problem, name, config):
 
 def _regret(problem, method, outcome, updates):
   """Regret of what a method hands over after some updates."""
-  choices, gains, states = outcome
+  choices, advantages, states = outcome
   choices = np.asarray(choices[:updates])
   choices = choices.reshape(-1, choices.shape[-1])
-  gains = np.asarray(gains[:updates]).reshape(-1)
+  advantages = np.asarray(advantages[:updates]).reshape(-1)
   estimate = None
   if method.estimate:
     state = jax.tree.map(lambda x: x[updates - 1], states)
     estimate = functools.partial(method.estimate, state, problem.context, 0)
 
-  best = selection.best_vectors(choices, gains, _FINALISTS, estimate)
+  best = selection.best_vectors(choices, advantages, _CANDIDATES, estimate)
   places = [int(problem.place(vector)) for vector, _ in best]
   handed_over = max(places, key=lambda place: problem.known[place])
   return problem.truth[problem.inside].max() - problem.truth[handed_over]
@@ -166,7 +166,7 @@ def _p_value(values, baseline):
 def of_runs(folders):
   """Prints what finished searches found, one folder a seed."""
   results = [storage.read_json(f / "search" / "result.json") for f in folders]
-  names = list(results[0]["finalists"])
+  names = list(results[0]["candidates"])
   main = results[0]["main_budget"]
   best = {
     name: np.array([_score(r["best"][name][main]) for r in results])
@@ -185,10 +185,11 @@ def of_runs(folders):
   )
   for name in names:
     mean, half = _interval(100 * best[name])
-    gain, gain_half = _interval(100 * (best[name] - best[_BASELINE]))
+    advantage, half_width = _interval(100 * (best[name] - best[_BASELINE]))
     space, space_half = _interval(100 * volume[name])
     print(
-      f"{name:12}{mean:15.2f} +- {half:4.2f}{gain:+11.2f} +- {gain_half:4.2f}"
+      f"{name:12}{mean:15.2f} +- {half:4.2f}"
+      f"{advantage:+11.2f} +- {half_width:4.2f}"
       f"{_p_value(best[name], best[_BASELINE]):7.3f}"
       f"{space:12.2f} +- {space_half:4.2f}"
       f"{_p_value(volume[name], volume[_BASELINE]):7.3f}"
@@ -240,10 +241,10 @@ def of_supernets(options):
     )
     for faulty, mine in zip(options.faulty, values, strict=True):
       mean, half = _interval(mine)
-      gain, gain_half = _interval(mine - values[0])
+      advantage, half_width = _interval(mine - values[0])
       print(
         f"  found with {faulty} faulty: {mean:.2f} +- {half:.2f}, less those "
-        f"with {options.faulty[0]}: {gain:+.2f} +- {gain_half:.2f}"
+        f"with {options.faulty[0]}: {advantage:+.2f} +- {half_width:.2f}"
       )
   for faulty, vectors in zip(options.faulty, found, strict=True):
     print(f"{len(np.unique(vectors, axis=0))} nets found with {faulty} faulty")
@@ -279,7 +280,7 @@ def _supernet_config(problem, faulty, seed):
   c.search.chips = 4
   c.search.vectors_per_step = 32
   c.search.batch_size = 64
-  c.search.finalists = 8
+  c.search.candidates = 8
   settings.validate(c)
   return c
 

@@ -23,12 +23,12 @@ def get_config():
   c.pretrain.batch_size = 64
   c.search.budget_uniform = 2.0
   c.search.updates = 30
-  c.search.images = 128  # half the validation images; all rank the finalists
+  c.search.images = 128  # half the validation images; all rank the candidates
   c.search.proposals = 16
   c.search.chips = 4
   c.search.vectors_per_step = 32
   c.search.batch_size = 64
-  c.search.finalists = 8
+  c.search.candidates = 8
   c.train.steps = 2000
   c.train.batch_size = 64
   c.train.optimizer.name = "adam"

@@ -30,5 +30,5 @@ def get_config():
   c.search.proposals = 8
   c.search.population = 32
   c.search.tournament = 8
-  c.search.finalists = 4
+  c.search.candidates = 4
   return c

@@ -119,7 +119,9 @@ def programs(stage, experiment, devices):
       yield net, made.step.lower(state, batch, None).compile()
   else:
     steps = robustness.measurements(config)
-    steps = [step for step in steps if step.level and step.level.is_random]
+    steps = [
+      step for step in steps if step.severity and step.severity.is_random
+    ]
     for step in {step[:2]: step for step in steps}.values():
       for name, executable in _on_chips(step, experiment, devices):
         yield f"{step.net}, {step.scenario}: {name}", executable
@@ -130,7 +132,7 @@ def _on_chips(step, experiment, devices):
   config, shape = experiment.config.robustness, experiment.splits.image_shape
   count = config.images or len(experiment.splits.test)
   images = jax.ShapeDtypeStruct((count, *shape), np.uint8)
-  module, level = nets.module(step.net, experiment), step.level
+  module, level = nets.module(step.net, experiment), step.severity
   net = jax.eval_shape(
     lambda net: robustness.calibrated(experiment, level, module, net),
     net_variables.shapes(module, shape),

@@ -40,10 +40,10 @@ def test_accuracies_are_shares_of_the_images(table):
   assert table["chips"].shape == (seeds, _NETS, scenarios, chips)
   for name in ("clean", "chips"):
     assert np.isfinite(table[name][0]).all()
-    hits = table[name].astype(np.float64) * settings["search.images"]
-    hits = hits[np.isfinite(hits)]
-    assert (hits == np.round(hits)).all()
-    assert hits.min() >= 0 and hits.max() <= settings["search.images"]
+    correct = table[name].astype(np.float64) * settings["search.images"]
+    correct = correct[np.isfinite(correct)]
+    assert (correct == np.round(correct)).all()
+    assert correct.min() >= 0 and correct.max() <= settings["search.images"]
   missing = np.isnan(table["clean"])
   assert (np.isnan(table["chips"]) == missing[..., None, None]).all()
 

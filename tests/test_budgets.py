@@ -1,4 +1,4 @@
-"""Budgets against enumeration: windows, limits, products that skip layers."""
+"""Budgets against enumeration: ranges, limits, products that skip layers."""
 
 import dataclasses
 import itertools
@@ -63,7 +63,7 @@ def _every(space, geometry):
 
 
 def _padded(feasible):
-  """With the units of the finest budget, as a window beside one has.
+  """With the units of the finest budget, as a budget range beside one has.
 
   All budgets then have one shape, so that XLA compiles one program.
   """
@@ -80,29 +80,29 @@ def _padded(feasible):
   )
 
 
-def _probe(feasible, window, seed, choices, num=256):
-  """What a set says of a window: draws, their number, which `choices` it has.
+def _probe(feasible, budget_range, seed, choices, num=256):
+  """What a set says of a range: draws, their number, which `choices` it has.
 
   And which of them can be chosen, layer by layer.
   """
   keys = jax.random.split(jax.random.key(seed), num)
   size = 3 ** choices.shape[1]  # of the largest space
   padded = np.resize(choices, (size, choices.shape[1]))
-  found = _probed(feasible, keys, window, padded)
+  found = _probed(feasible, keys, budget_range, padded)
   drawn, count, inside, reached = map(np.asarray, found)
   return drawn, count, inside[: len(choices)], reached[: len(choices)]
 
 
 @jax.jit
-def _probed(feasible, keys, window, choices):  # constants compile slowly
+def _probed(feasible, keys, budget_range, choices):  # constants compile slowly
   def step(prefix, choice):
-    possible = jnp.isfinite(feasible.log_counts(window, prefix)[choice])
-    return feasible.extend(window, prefix, choice), possible
+    possible = jnp.isfinite(feasible.log_counts(budget_range, prefix)[choice])
+    return feasible.extend(budget_range, prefix, choice), possible
 
   return (
-    jax.vmap(feasible.sample, (0, None))(keys, window),
-    jnp.exp(feasible.log_counts(window, feasible.start())).sum(),
-    feasible.contains(window, choices),
+    jax.vmap(feasible.sample, (0, None))(keys, budget_range),
+    jnp.exp(feasible.log_counts(budget_range, feasible.start())).sum(),
+    feasible.contains(budget_range, choices),
     jax.vmap(
       lambda vector: jax.lax.scan(step, feasible.start(), vector)[1].all()
     )(choices),
@@ -129,15 +129,15 @@ def test_feasible_set_holds_exactly_the_window(seed, family, kind):
     cost.vector_cost(costs, choices), total, rtol=1e-12
   )
   highs = np.sort(1.05 * rng.choice(total, 2))
-  windows = [(0.7 * high, high) for high in highs]
-  feasible = _padded(cost.feasible_set(space, costs, windows))
-  for window, (low, high) in enumerate(windows):
+  ranges = [(0.7 * high, high) for high in highs]
+  feasible = _padded(cost.feasible_set(space, costs, ranges))
+  for budget_range, (low, high) in enumerate(ranges):
     inside = (total >= low) & (total <= high)
     unit = cost.cost_unit(costs, high)
     integers = np.issubdtype(costs.dtype, np.integer)
     exact = integers and unit == np.gcd.reduce(costs, axis=None)
     slack = 0 if exact else family[0] * unit  # costs are rounded up
-    drawn, count, says, _ = _probe(feasible, window, seed, choices)
+    drawn, count, says, _ = _probe(feasible, budget_range, seed, choices)
     if exact:
       np.testing.assert_allclose(count, inside.sum(), rtol=1e-5)
     drawn = cost.vector_cost(costs, drawn)
@@ -221,7 +221,7 @@ def test_sampling_is_uniform_over_the_feasible_set(case, rng):
     macs = cost.tables(space.table, geometry, "macs")
     limits.append(cost.Limit(macs, int(np.quantile(every.macs, 0.5))))
     inside &= every.macs <= limits[0].most
-  # The window of interest is the second of two.
+  # The budget_range of interest is the second of two.
   feasible = cost.feasible_set(space, costs, [(0, high), (low, high)], limits)
   seed, num = rng.integers(2**31), 200 * inside.sum()
   drawn = _probe(feasible, 1, seed, choices, num)[0]
@@ -238,7 +238,7 @@ def test_cost_bands_are_uniform_in_cost(kind):
   geometry = cost.cifar_geometry(14, (8, 8, 1), 8, 10, (64, 64))
   costs = cost.tables(space.table, geometry, kind)
   bands = cost.cost_bands(space, costs, 10)
-  assert bands.windows == 10
+  assert bands.ranges == 10
   cheapest, dearest = cost.cost_range(space, costs)
   keys = jax.random.split(jax.random.key(0), 320)
   index = np.repeat(np.arange(10), 32)
@@ -256,8 +256,8 @@ def test_budgets_at_both_ends_of_the_range(kind, rng):
   costs = cost.tables(space.table, geometry, kind)
   choices = _every(space, geometry)[0]
   cheapest, dearest = cost.cost_range(space, costs)
-  windows = [(0, cheapest), (0, 1.01 * dearest)]
-  feasible = cost.feasible_set(space, costs, windows)
+  ranges = [(0, cheapest), (0, 1.01 * dearest)]
+  feasible = cost.feasible_set(space, costs, ranges)
   drawn, _, says, _ = _probe(feasible, 0, 0, choices)
   assert says[0]  # in the order of enumeration the narrowest is the first
   assert _probe(feasible, 1, 0, choices)[2].all()

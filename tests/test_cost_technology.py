@@ -307,9 +307,9 @@ def test_a_file_may_start_from_a_preset(tmp_path):
     name="mine",
     adc_energy=(0.5e-12, 1e-12, 0, 0),
   )
-  assert cost.technology_from_json(path) == expected
+  assert cost.technology_from_json(path.read_text(), str(path)) == expected
   path.write_text(json.dumps(dataclasses.asdict(_ROUND)))
-  assert cost.technology_from_json(path) == _ROUND
+  assert cost.technology_from_json(path.read_text(), str(path)) == _ROUND
 
 
 @pytest.mark.parametrize(
@@ -334,6 +334,6 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path, text, message):
   path = tmp_path / "bad.json"
   path.write_text(text)
   with pytest.raises(errors.InputError, match=message) as error:
-    cost.technology_from_json(path)
+    cost.technology_from_json(path.read_text(), str(path))
   assert "\n" not in str(error.value)
   assert str(path) in str(error.value)

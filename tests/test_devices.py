@@ -17,6 +17,7 @@ from hawis_jax import errors
 from hawis_jax.config import settings
 from hawis_jax.crossbar import presets
 from hawis_jax.pipeline import results
+from hawis_jax.runtime import storage
 
 _IDEAL = crossbar.Device()
 _FIELDS = {field.name: field for field in dataclasses.fields(_IDEAL)}
@@ -125,7 +126,7 @@ def test_numbers_are_finite_and_in_their_range():
   for field in _NUMBERS:
     for value in (math.nan, math.inf, -math.inf, "1", True, [0.1], (0.1,), {}):
       _refused(field, value, "allowed is ")
-    if field in crossbar.EFFECTS:  # only a level may be None
+    if field in crossbar.EFFECTS:  # only a severity may be None
       assert _is_valid(_with(**{field: None}))
     else:
       _refused(field, None, "allowed is ")
@@ -250,14 +251,18 @@ def file(tmp_path):
   return write
 
 
+def _read(path):
+  return crossbar.from_json(storage.read_text(path), str(path))
+
+
 def test_files_start_from_a_preset(file):
-  found = crossbar.from_json(file({"tile_shape": [8, 16], "preset": "pcm"}))
+  found = _read(file({"tile_shape": [8, 16], "preset": "pcm"}))
   pcm = crossbar.PRESETS["pcm"]
   assert found == dataclasses.replace(pcm, tile_shape=(8, 16))
   # A field of the file goes before the preset's, in whatever order.
-  found = crossbar.from_json(file({"write_error": None, "preset": "pcm"}))
+  found = _read(file({"write_error": None, "preset": "pcm"}))
   assert found == dataclasses.replace(pcm, write_error=0.0)
-  assert crossbar.from_json(file({})) == _IDEAL
+  assert _read(file({})) == _IDEAL
 
 
 @pytest.mark.parametrize(
@@ -279,19 +284,19 @@ def test_files_start_from_a_preset(file):
 )
 def test_bad_files(file, content, message):
   path = file(content)
-  found = _complains(message, crossbar.from_json, path)
+  found = _complains(message, _read, path)
   assert found.startswith(str(path))
 
 
 def test_files_that_are_not_there_or_no_text(tmp_path, file):
   missing = tmp_path / "no.json"
-  _complains("can't be read: No such file", crossbar.from_json, missing)
-  _complains("can't be read: Is a directory", crossbar.from_json, tmp_path)
+  _complains("can't be read: No such file", _read, missing)
+  _complains("can't be read: Is a directory", _read, tmp_path)
   path = tmp_path / "binary.json"
   path.write_bytes(b"\xff\xfe\x00")
-  assert "decode" in _complains("be read: ", crossbar.from_json, str(path))
+  assert "decode" in _complains("be read: ", _read, str(path))
   # Nothing is close to this name.
-  found = _complains("got 'zzz'", crossbar.from_json, file({"zzz": 1}))
+  found = _complains("got 'zzz'", _read, file({"zzz": 1}))
   assert "did you mean" not in found
 
 
@@ -313,11 +318,11 @@ def test_fields_are_replaced_and_checked():
 
 
 def test_absent_is_known_to_be_0():
-  for level in (0, 0.0, -0.0, None, False):
-    assert not crossbar.is_present(level)
+  for severity in (0, 0.0, -0.0, None, False):
+    assert not crossbar.is_present(severity)
   # Of numbers that are not Python's, it is not known.
-  for level in (0.1, 1, jnp.float32(0), np.float32(0), np.zeros(3)):
-    assert crossbar.is_present(level)
+  for severity in (0.1, 1, jnp.float32(0), np.float32(0), np.zeros(3)):
+    assert crossbar.is_present(severity)
 
 
 def test_leaves_are_what_is_present_and_its_constants():
@@ -328,9 +333,9 @@ def test_leaves_are_what_is_present_and_its_constants():
   )
   assert len(jax.tree.leaves(_IDEAL)) == count
   for field in crossbar.EFFECTS:
-    # A level of 0 that is an array stays.
-    for level in (0.5, jnp.float32(0)):
-      assert len(jax.tree.leaves(_with(**{field: level}))) == count + 1
+    # A severity of 0 that is an array stays.
+    for severity in (0.5, jnp.float32(0)):
+      assert len(jax.tree.leaves(_with(**{field: severity}))) == count + 1
 
 
 @given(st.sets(st.sampled_from(sorted(_FIELDS))))
@@ -341,7 +346,7 @@ def test_any_fields_make_the_round_trip_through_trees(fields):
   assert hash(structure) == hash(jax.tree.structure(found))
   for field in _FIELDS:
     got, expected = getattr(found, field), getattr(device, field)
-    # An absent level is None then.
+    # An absent severity is None then.
     if field in crossbar.EFFECTS and not expected:
       assert got is None
     else:
@@ -357,7 +362,7 @@ def test_all_fields_make_the_round_trip_through_files(file):
   # Together they would be refused.
   together = {**_OTHERS, "telegraph_noise": 0.0, "read_noise": 0.0}
   for device in (*crossbar.PRESETS.values(), crossbar.Device(**together)):
-    found = crossbar.from_json(file(dataclasses.asdict(device)))
+    found = _read(file(dataclasses.asdict(device)))
     assert found == device
     assert type(found.tile_shape) is type(found.write_sigma) is tuple
 
@@ -403,7 +408,7 @@ def test_devices_without_effects():
 
 
 def test_effects_are_fields_whose_default_is_0():
-  """Levels: other fields of 0 are words or constants of formulas."""
+  """Severities: other fields of 0 are words or constants of formulas."""
   assert len(set(crossbar.EFFECTS)) == len(crossbar.EFFECTS)
   for field in crossbar.EFFECTS:
     assert _FIELDS[field].default == 0 and field not in _STATIC
@@ -450,7 +455,7 @@ def test_a_stack_is_one_array_a_leaf():
 
 @pytest.mark.exact
 def test_chips_of_a_stack_are_those_of_its_devices(rng):
-  """vmapped, with effects of the others at level 0."""
+  """vmapped, with effects of the others at severity 0."""
   weights = rng.choice(np.float32([-1, 1]), (60, 20))
   devices = [_with(stuck_off=0.3), _with(dead_rows=0.2, stuck_on=0.1), _IDEAL]
   keys = jax.random.split(jax.random.key(rng.integers(99)), 3)
@@ -582,7 +587,7 @@ def test_settled_devices_are_written_out(file, tmp_path):
   written = json.loads((workdir / "config.json").read_text())
   device = settings.device(config)
   saved = written["device.resolved"]
-  assert crossbar.from_json(file(saved)) == device
+  assert _read(file(saved)) == device
   results.settle(config, workdir)  # the same device in other words
   (workdir / "train").mkdir()
   (workdir / "train" / "begun").write_text("")

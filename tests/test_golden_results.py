@@ -11,7 +11,7 @@ import pytest
 @pytest.mark.exact
 @pytest.mark.parametrize("group", make.GROUPS)
 def test_results_are_those_on_disk(group):
-  """Integers, hits above all, to the bit; floats as closely as XLA agrees."""
+  """Integers to the bit, floats as closely as XLA agrees."""
   compute, rtol = make.GROUPS[group]
   got, expected = compute(), make.stored(group)
   assert set(got) == set(expected)

@@ -180,9 +180,9 @@ def test_errors_of_chips_and_images_are_told_apart(spread, rng):
   found, means = [], {"chips": [], "images": [], "total": []}
   for _ in range(runs):
     fresh = effects()
-    hits = table(*fresh)
-    found.append(statistics.standard_errors(hits.sum(1), hits.sum(0)))
-    means["total"].append(hits.mean())
+    correct = table(*fresh)
+    found.append(statistics.standard_errors(correct.sum(1), correct.sum(0)))
+    means["total"].append(correct.mean())
     means["chips"].append(table(fresh[0], fixed[1]).mean())
     means["images"].append(table(fixed[0], fresh[1]).mean())
   squared = {name: np.mean([f[name] ** 2 for f in found]) for name in found[0]}
@@ -198,8 +198,8 @@ def test_errors_of_chips_and_images_are_told_apart(spread, rng):
 
 
 def test_one_chip_has_the_binomial_error(rng):
-  hits = rng.uniform(size=400) < 0.9
-  got = statistics.standard_errors([hits.sum()], hits.astype(int))
+  correct = rng.uniform(size=400) < 0.9
+  got = statistics.standard_errors([correct.sum()], correct.astype(int))
   assert got["chips"] is None and got["total"] is None
-  share = hits.mean()
+  share = correct.mean()
   assert got["images"] == pytest.approx(np.sqrt(share * (1 - share) / 399))

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from hawis_jax import cost
-from hawis_jax.config import settings
 from hawis_jax.networks import width_vectors
 from hawis_jax.search import method
 from hawis_jax.search import neighbours
@@ -19,23 +18,22 @@ from hawis_jax.search import registry
 _STAGE_CHOICES = ((8, 16, 24, 40), (16, 32, 48, 72), (32, 64, 96, 130))
 _SPACE = width_vectors.width_space(_STAGE_CHOICES, 7)
 _GEOMETRY = cost.cifar_geometry(8, (8, 8, 1), 8, 10, (64, 64))
-_WINDOWS = ((44, 48), (66, 72))
+_RANGES = ((44, 48), (66, 72))
 _LEARNING = ("ppo", "reinforce", "predictor", "evolution", "local")
 
 
-def _context(geometry=_GEOMETRY, windows=_WINDOWS, limits=()):
+def _context(geometry=_GEOMETRY, ranges=_RANGES, limits=()):
   costs = cost.tables(_SPACE.table, geometry, "arrays")
-  feasible = cost.feasible_set(_SPACE, costs, windows, limits)
-  amounts = [high for _, high in windows]
+  feasible = cost.feasible_set(_SPACE, costs, ranges, limits)
+  amounts = [high for _, high in ranges]
   return method.make_context(
     _SPACE, feasible, costs, geometry.positions, amounts
   )
 
 
 def _method(name, **fields):
-  config = settings.default().search
-  config.update({"proposals": 16, "updates": 60, **fields})
-  return registry.build(name, config, 3)
+  fields = {"proposals": 16, "updates": 60, **fields}
+  return registry.build(name, method.Settings(**fields))
 
 
 def _key(rng):
@@ -44,7 +42,7 @@ def _key(rng):
 
 @jax.jit
 def _draw(keys, feasible):
-  """Choices `[K, N, L]` for keys `[K, N]`, a row a window."""
+  """Choices `[K, N, L]` for keys `[K, N]`, a row a budget range."""
   draw = jax.vmap(feasible.sample, (0, None))
   return jax.vmap(draw)(keys, jnp.arange(len(keys)))
 
@@ -108,10 +106,10 @@ def test_every_proposal_is_within_budgets_and_limits(name, rng):
   choices = np.asarray(choices)[0]
   assert choices.shape == (8, 2, proposals, 7)
   found = cost.network_cost(_SPACE.table[np.arange(7), choices], geometry)
-  for window, (low, high) in enumerate(_WINDOWS):
+  for budget_range, (low, high) in enumerate(_RANGES):
     if name != "per_stage":  # there are too few
-      assert (found.arrays[:, window] >= low).all()
-    assert (found.arrays[:, window] <= high).all()
+      assert (found.arrays[:, budget_range] >= low).all()
+    assert (found.arrays[:, budget_range] <= high).all()
   assert (found.energy_joule <= most * (1 + 1e-9)).all()
   if name == "predictor":
     for each in choices.reshape(16, proposals, 7):
@@ -121,7 +119,7 @@ def test_every_proposal_is_within_budgets_and_limits(name, rng):
 @functools.cache
 def _planted_rewards(name, seed):
   """Rewards `[16, 60, 1, 16]` of searches, each for a target of its own."""
-  context = _context(windows=_WINDOWS[:1])
+  context = _context(ranges=_RANGES[:1])
   target_keys, keys = jax.random.split(jax.random.key(seed), (2, 16))
   targets = _draw(target_keys[None], context.feasible)[0]
   _, rewards = _searches(name, 60, 0.01)(keys, context, targets[:, None])
@@ -146,7 +144,7 @@ def test_planted_optimum(name, rng):
 
 
 def test_per_stage_vectors_have_one_scale_a_stage(rng):
-  context = _context(windows=((0, 200),))
+  context = _context(ranges=((0, 200),))
   keys, target = jax.random.split(_key(rng), 1), np.zeros((1, 1, 7), int)
   choices, _ = _searches("per_stage", 8, 0.0)(keys, context, target)
   stages = np.split(np.asarray(choices).reshape(-1, 7), (3, 5), axis=1)
@@ -180,27 +178,29 @@ def test_predictor_is_the_ridge_regression_within_updates(rng):
   context, method = _context(), _method("predictor")
   features_of = jax.jit(predictor._features)
   learn, state = jax.jit(method.learn), jax.jit(method.init)(_key(rng), context)
-  features, signals = [], []
+  features, rewards = [], []
   for step in range(5):
     choices = _draw(jax.random.split(_key(rng), (2, 16)), context.feasible)
-    gains = rng.normal(size=(2, 16)).astype(np.float32) + 3 * step
-    # Proposals follow signals in a unit of their own, the estimate gains.
-    signal = rng.normal(size=(2, 16)).astype(np.float32) * 100
+    advantages = rng.normal(size=(2, 16)).astype(np.float32) + 3 * step
+    # Proposals follow rewards in a unit of their own, the estimate advantages.
+    reward = rng.normal(size=(2, 16)).astype(np.float32) * 100
     state, _ = learn(
-      _key(rng), state, context, step, (), choices, signal, gains
+      _key(rng), state, context, step, (), choices, reward, advantages
     )
     x = np.asarray(features_of(context, choices), np.float64)
     features.append((x - x.mean(1, keepdims=True)).reshape(32, -1))
-    signals.append((gains - gains.mean(1, keepdims=True)).reshape(-1))
-  x, y = np.concatenate(features), np.concatenate(signals)
+    rewards.append((advantages - advantages.mean(1, keepdims=True)).reshape(-1))
+  x, y = np.concatenate(features), np.concatenate(rewards)
   gram = x.T @ x + predictor._PRIOR * np.eye(x.shape[1])
   weights = np.linalg.solve(gram, x.T @ y)
   tried = rng.integers(0, 4, (2, 16, 7)).astype(np.int32)
   expected = np.asarray(features_of(context, tried)) @ weights
   estimate = jax.jit(method.estimate)
-  for window in range(2):
-    got = estimate(state, context, window, tried[window])
-    np.testing.assert_allclose(got, expected[window], rtol=1e-3, atol=1e-3)
+  for budget_range in range(2):
+    got = estimate(state, context, budget_range, tried[budget_range])
+    np.testing.assert_allclose(
+      got, expected[budget_range], rtol=1e-3, atol=1e-3
+    )
 
 
 def test_regularised_evolution_forgets_the_oldest(rng):
@@ -218,4 +218,4 @@ def test_regularised_evolution_forgets_the_oldest(rng):
       _key(rng), state, context, step, notes, choices, scored[-1], ()
     )
   expected = np.sort(np.concatenate(scored[-2:], 1), 1)
-  np.testing.assert_array_equal(np.sort(np.asarray(state.signals), 1), expected)
+  np.testing.assert_array_equal(np.sort(np.asarray(state.rewards), 1), expected)

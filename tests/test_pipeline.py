@@ -38,8 +38,8 @@ def test_a_finished_run_has_its_results_and_repeats_nothing(
   for net in nets["nets"].values():
     assert f"{net['arrays']}" in page
     for sweep in net["sweeps"].values():
-      for level in sweep:  # nothing random at level 0
-        assert len(level["accuracy"]) == (4 if level["level"] else 1)
+      for entry in sweep:  # nothing random at severity 0
+        assert len(entry["accuracy"]) == (4 if entry["severity"] else 1)
     ideal = net["sweeps"]["stuck_off"][0]
     assert ideal["mean"] == pytest.approx(net["clean"]) and ideal["std"] == 0
   before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
@@ -61,7 +61,7 @@ def test_a_finished_run_has_its_results_and_repeats_nothing(
 # Damaged checkpoints in tests/faults let pretraining and training go on, too.
 _STOPS = (
   ("search", 2),
-  ("search/finalists", 8),
+  ("search/candidates", 8),
   ("robustness", 3),  # half of a level's chips
 )
 _MORE_STOPS = (
@@ -366,7 +366,7 @@ def test_every_other_choice_runs_to_the_end(run, tmp_path, capsys):
     "search.methods": "('ppo','evolution')",
     "search.front": "(0.8,)",
     "search.updates_per_call": 2,
-    "search.signal": "cross_entropy",
+    "search.reward": "cross_entropy",
     "train.loss": "supernet",
     "train.optimizer.name": "sgd",
     "train.optimizer.schedule": "multistep",
@@ -382,7 +382,7 @@ def test_every_other_choice_runs_to_the_end(run, tmp_path, capsys):
   result = json.loads((tmp_path / "search" / "result.json").read_text())
   assert len(result["budgets"]) == 2 and result["main_budget"] == 1
   for method in ("ppo", "evolution"):
-    for entry in result["finalists"][method]:
+    for entry in result["candidates"][method]:
       budget = result["budgets"][entry["budget"]]
       assert 0.95 * budget * 0.99 <= entry["cost"]["macs"] <= budget
   energy = [entry["energy_joule"] for entry in result["front"]]

@@ -26,8 +26,8 @@ _evaluate = jax.jit(policy_network.evaluate, static_argnums=0)
 @pytest.fixture(scope="module")
 def setup():
   """(fresh params, context)."""
-  windows = list(zip(_LOWS, _HIGHS, strict=True))
-  feasible = cost.feasible_set(_SPACE, _COSTS, windows)
+  ranges = list(zip(_LOWS, _HIGHS, strict=True))
+  feasible = cost.feasible_set(_SPACE, _COSTS, ranges)
   context = method.make_context(
     _SPACE, feasible, _COSTS, _GEOMETRY.positions, _HIGHS
   )
@@ -66,13 +66,13 @@ def test_a_fresh_policy_is_the_uniform_sampler(setup):
   total = np.asarray(proposals.log_probs).sum(1)
 
   @jax.jit
-  def counts(window):
-    return context.feasible.log_counts(window, context.feasible.start())
+  def counts(budget_range):
+    return context.feasible.log_counts(budget_range, context.feasible.start())
 
-  for window in range(2):
-    first = np.exp(np.asarray(counts(window), np.float64))
+  for budget_range in range(2):
+    first = np.exp(np.asarray(counts(budget_range), np.float64))
     np.testing.assert_allclose(
-      total[window == _BOTH], -np.log(first.sum()), rtol=1e-4
+      total[budget_range == _BOTH], -np.log(first.sum()), rtol=1e-4
     )
 
 
@@ -90,7 +90,7 @@ def test_log_probabilities_are_those_of_the_draws(setup, rng):
   choices, log_probs = parts[0].choices, np.asarray(parts[0].log_probs)
   again = _evaluate(_POLICY, params, context, zeros, choices)
   np.testing.assert_allclose(again.log_probs, log_probs, atol=1e-4)
-  # All choices of the first layer are possible in both windows.
+  # All choices of the first layer are possible in both ranges.
   other = _evaluate(_POLICY, params, context, zeros + 1, choices).log_probs
   assert np.abs(np.asarray(other) - log_probs)[:, 0].max() > 1e-3
   first = np.concatenate([np.asarray(part.choices)[:, 0] for part in parts])

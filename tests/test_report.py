@@ -70,13 +70,13 @@ def _swept(rng, experiment):
     vector, kind = net_names.parse(net)
     clean, sweeps = round(0.97 * 360) / 360, {}
     for swept in () if kind == "float" else settings.sweeps(config):
-      most, sweeps[swept.key] = max(x.value for x in swept.levels), []
-      for level in swept.levels:
+      most, sweeps[swept.key] = max(x.value for x in swept.severities), []
+      for severity in swept.severities:
         spread = np.exp(luck + rng.normal(0, 0.1, luck.shape))
-        lost = _LOSS.get(net, 0.5) * (level.value / most) ** 1.5 * spread
+        lost = _LOSS.get(net, 0.5) * (severity.value / most) ** 1.5 * spread
         chips = np.round(np.clip(clean - lost, 0.08, 1) * 360) / 360
-        chips = chips if level.is_random else chips[:1]
-        entry = {"level": level.value, **statistics.summarize(chips)}
+        chips = chips if severity.is_random else chips[:1]
+        entry = {"severity": severity.value, **statistics.summarize(chips)}
         entry |= {"standard_errors": errors_of, "accuracy": chips.tolist()}
         sweeps[swept.key].append(entry)
     described = dict(test_images=360, clean=clean, sweeps=sweeps)
@@ -104,7 +104,7 @@ def _searched(rng, experiment, kind, shares):
         entry = dict(budget=budget, widths=vector, score=score, clean=0.9)
         entry["cost"] = experiment.exact_costs(vector)
         entry["chips"] = (score + rng.normal(0, 0.02, 16)).tolist()
-        entry["search_gain"] = None if name == "uniform" else score - 0.6
+        entry["search_advantage"] = None if name == "uniform" else score - 0.6
         groups[name].append(entry)
       best[name].append(None if empty else groups[name][-2])
   mean = 0.6 + rng.normal(0, 0.01, (len(shares), search.updates))
@@ -122,7 +122,7 @@ def _searched(rng, experiment, kind, shares):
     "evaluations": search.updates * search.proposals,
     "references": search.updates * search.references,
     "distinct": {m: [77 + b for b in range(len(shares))] for m in groups},
-    "finalists": groups,
+    "candidates": groups,
     "best": best,
     "front": selection.front(groups),
     "trajectory": dict.fromkeys(search.methods, trajectory),
@@ -238,7 +238,7 @@ def test_tables_hold_accuracy_of_every_net_and_severity(made):
           low, high = statistics.mean_interval(chips, 0, 1)
           cell = f"{100 * chips.mean():.2f} [{100 * low:.2f}, {100 * high:.2f}]"
           cell += f"\n5th pct. {100 * np.quantile(chips, 0.05):.2f}\n"
-        shown = style.severity(scenario, entry["level"])
+        shown = style.severity(scenario, entry["severity"])
         lines = [r for r in page.rows if r[0] == shown and len(r) == 4]
         assert any(r[1 + place] == f"{cell}test set ±{1.96:.2f}" for r in lines)
 
@@ -276,7 +276,7 @@ def test_costs_are_those_of_the_widths(made):
 def test_differences_are_paired(made):
   _, _, swept, content, page = made
   chips = {
-    (net, scenario, entry["level"]): entry["accuracy"]
+    (net, scenario, entry["severity"]): entry["accuracy"]
     for net, result in swept.items()
     for scenario, entries in result["sweeps"].items()
     for entry in entries
@@ -319,13 +319,13 @@ def test_the_search_is_told_budget_by_budget(rng, tmp_path, kind):
         assert (name, budget) == ("uniform", 0)
         continue
       row = page.row(style.quantity(kind, most), looks[name].name)
-      group = [e for e in search["finalists"][name] if e["budget"] == budget]
+      group = [e for e in search["candidates"][name] if e["budget"] == budget]
       mean = 100 * np.mean([e["score"] for e in group])
       scores = [f"{100 * best['score']:.2f}", f"{mean:.2f}"]
       assert row[3:6] == [str(len(group)), *scores]
       if name != "uniform":
         assert row[2] == f"6,400 ({77 + budget})"
-        assert row[6] == style.points(best["search_gain"])
+        assert row[6] == style.points(best["search_advantage"])
       share = f"({100 * best['cost'][field] / most:.1f} %)"
       assert row[8] == f"{style.quantity(kind, best['cost'][field])} {share}"
   # Against every other method, at the main budget.
@@ -480,7 +480,7 @@ def test_one_net_and_one_method_have_no_rival(rng, tmp_path):
   _write(tmp_path, rng, experiment)
   path = tmp_path / "search" / "result.json"
   search = storage.read_record(path)
-  search["finalists"]["uniform"], search["best"]["uniform"] = [], [None]
+  search["candidates"]["uniform"], search["best"]["uniform"] = [], [None]
   storage.write_record(path, search)
   (tmp_path / "metrics.jsonl").unlink()
   content, page = _run(experiment, tmp_path)

@@ -58,8 +58,8 @@ def test_accuracy_is_that_of_the_programmed_net(net):
     key = jax.random.fold_in(jax.random.key(7), chip)
     programmed = program(key, variables, _DEVICE)
     logits = tiny_net.apply(module, False, programmed, images)
-    hits = np.asarray(logits).argmax(-1) == labels
-    np.testing.assert_allclose(got[chip], hits.mean(), atol=1e-6)
+    correct = np.asarray(logits).argmax(-1) == labels
+    np.testing.assert_allclose(got[chip], correct.mean(), atol=1e-6)
   assert len(set(got)) > 1
 
 
@@ -113,11 +113,11 @@ def test_candidates_of_a_supernet_share_the_chip(net, device):
 def test_chips_at_a_time_do_not_change_scores(net, monkeypatch):
   """As on accelerators: all chips, or two of three at a time."""
   weights = sum(x.size for x in jax.tree.leaves(net[1]["params"]))
-  expected = _score(net, _DEVICE).hits
+  expected = _score(net, _DEVICE).correct
   for together in (3, 2):
     monkeypatch.setattr(monte_carlo, "_MOST_WEIGHTS", together * weights + 1)
     with backend.compiling_for("gpu"):
-      np.testing.assert_array_equal(_score(net, _DEVICE).hits, expected)
+      np.testing.assert_array_equal(_score(net, _DEVICE).correct, expected)
 
 
 def test_chip_mode_recalibrates_on_the_programmed_chip(net):
@@ -134,5 +134,5 @@ def test_chip_mode_recalibrates_on_the_programmed_chip(net):
 
   for chip in range(3):
     logits = by_hand(jax.random.fold_in(jax.random.key(7), chip))
-    hits = np.asarray(logits).argmax(-1) == labels
-    np.testing.assert_allclose(got[chip], hits.mean(), atol=1e-6)
+    correct = np.asarray(logits).argmax(-1) == labels
+    np.testing.assert_allclose(got[chip], correct.mean(), atol=1e-6)

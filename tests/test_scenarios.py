@@ -38,7 +38,7 @@ def _refused(scenario, message):
     ({"name": "x", "adc_bits": (4,), "stuck_on": 0.1}, "x: adc_bits"),
     ({"stuck_off": (0.1,), "stuck_on": (0.2,)}, "stuck_on: stuck_off"),
     ({"stuck_on": (0.1,), "stuck_off": (0.2,)}, "stuck_off: stuck_on"),
-    # What is swept sets the levels, wherever it stands.
+    # What is swept sets the severities, wherever it stands.
     (
       {"load_resistance": 4.0, "wire_resistance": (0.78, 1.6)},
       "load_resistance = 4.0: wire_resistance",
@@ -66,24 +66,26 @@ _LEVELS = st.lists(st.floats(0, 0.5), min_size=1, max_size=5, unique=True)
 
 @given(_LEVELS, st.sampled_from([tuple, list]), st.floats(0, 1))
 def test_levels_are_zipped_in_their_order_and_the_rest_is_fixed(
-  levels, kind, fixed
+  severities, kind, fixed
 ):
-  others = tuple(1 - x for x in levels)
+  others = tuple(1 - x for x in severities)
   found = _parse(
     {
       "dead_rows": fixed,
-      "stuck_off": kind(levels),
+      "stuck_off": kind(severities),
       "name": "any",
       "variation": kind(others),
-      "adc_bits": kind([4] * len(levels)),  # these may repeat
+      "adc_bits": kind([4] * len(severities)),  # these may repeat
       "adc_range": "calibrated",
     }
   )
   assert found.key == "any: stuck_off"
-  assert len(found.levels) == len(levels)
-  for level, value, other in zip(found.levels, levels, others, strict=True):
-    assert level.value == value
-    assert level.device == dataclasses.replace(
+  assert len(found.severities) == len(severities)
+  for severity, value, other in zip(
+    found.severities, severities, others, strict=True
+  ):
+    assert severity.value == value
+    assert severity.device == dataclasses.replace(
       _BASE,
       stuck_off=value,
       variation=other,
@@ -94,18 +96,20 @@ def test_levels_are_zipped_in_their_order_and_the_rest_is_fixed(
 
 
 def test_a_number_is_one_level():
-  (level,) = _parse({"variation": 0.3, "stuck_on": 0.1}).levels
-  assert level.value == 0.3
-  assert level.device == dataclasses.replace(_BASE, variation=0.3, stuck_on=0.1)
+  (severity,) = _parse({"variation": 0.3, "stuck_on": 0.1}).severities
+  assert severity.value == 0.3
+  assert severity.device == dataclasses.replace(
+    _BASE, variation=0.3, stuck_on=0.1
+  )
   # Of words and numbers, a number is it.
-  (level,) = _parse({"adc_range": "calibrated", "adc_bits": 4}).levels
-  assert level.value == 4
+  (severity,) = _parse({"adc_range": "calibrated", "adc_bits": 4}).severities
+  assert severity.value == 4
 
 
 @pytest.mark.parametrize("effect", crossbar.EFFECTS)
 def test_chips_differ_where_anything_is_random(effect):
   ideal = crossbar.Device(write_sigma=(1.0,))
-  first, second = _parse({effect: (0, 1)}, ideal).levels
+  first, second = _parse({effect: (0, 1)}, ideal).severities
   random = effect in crossbar.DEFECTS
   assert (first.is_random, second.is_random) == (False, random)
   # Of the base, or beside the swept field.
@@ -116,23 +120,23 @@ def test_chips_differ_where_anything_is_random(effect):
     ({**swept, effect: 1}, ideal, random),
     ({**swept, effect: 0}, base, False),
   ):
-    (level,) = _parse(scenario, device).levels
-    assert level.is_random == expected
+    (severity,) = _parse(scenario, device).severities
+    assert severity.is_random == expected
 
 
 def test_measured_faults(tmp_path):
-  """A level of its own, or those of what is swept on the measured chip."""
+  """A severity of its own, or those of what is swept on the measured chip."""
   path = tmp_path / "chip7.npz"
   path.write_bytes(b"")
   measured = {"fault_map": str(path)}
   found = _parse(measured)
   assert found.key == "chip7.npz: fault_map"
-  assert found.levels == (scenarios.Level(0.0, _BASE, False, str(path)),)
+  assert found.severities == (scenarios.Severity(0.0, _BASE, False, str(path)),)
   found = _parse({**measured, "variation": (0.0, 0.3), "adc_bits": 4})
   assert found.key == "adc_bits = 4, chip7.npz: variation"
-  assert [level.value for level in found.levels] == [0.0, 0.3]
-  assert [level.is_random for level in found.levels] == [False, True]
-  assert all(level.fault_map == str(path) for level in found.levels)
+  assert [severity.value for severity in found.severities] == [0.0, 0.3]
+  assert [severity.is_random for severity in found.severities] == [False, True]
+  assert all(severity.fault_map == str(path) for severity in found.severities)
   assert _parse({**measured, "name": "chip 7"}).key == "chip 7: fault_map"
   # None is named where there is none.
   assert _parse({"variation": 0.3, "fault_map": ""}).key == "variation"
@@ -149,7 +153,7 @@ def test_measured_faults(tmp_path):
       for no_mapping in (0.1, None, "stuck_off", [("stuck_off", 0.1)])
     ),
     *(
-      (no_level, f"got {no_level!r}, needed is an effect with a level")
+      (no_level, f"got {no_level!r}, needed is an effect with a severity")
       for no_level in (
         {},
         {"name": "only"},
@@ -160,22 +164,28 @@ def test_measured_faults(tmp_path):
     ),
     (
       {"stuck_off": (0.1,), "variation": [0.1, 0.2, 0.3], "adc_bits": 4},
-      "got 1 and 3 levels of stuck_off, variation, needed is one number of "
+      "got 1 and 3 severities of stuck_off, variation, needed is one number of "
       "them, at least 1",
     ),
-    ({"stuck_off": ()}, "got 0 levels of stuck_off, needed is one number of"),
-    ({"stuck_off": [], "variation": []}, "got 0 and 0 levels of stuck_off, v"),
+    (
+      {"stuck_off": ()},
+      "got 0 severities of stuck_off, needed is one number of",
+    ),
+    (
+      {"stuck_off": [], "variation": []},
+      "got 0 and 0 severities of stuck_off, v",
+    ),
     ({"stuck_off": (0, 0.0)}, ".stuck_off: got (0, 0.0), needed are distinct"),
     (
       {"adc_bits": [4, 4], "stuck_on": (0.1, 0.2)},
-      ".adc_bits: got (4, 4), needed are distinct levels",
+      ".adc_bits: got (4, 4), needed are distinct severities",
     ),
     (
       {"adc_range": ("full_scale", "calibrated"), "adc_bits": 4},
-      ".adc_range: got 'full_scale' for a level, needed are numbers",
+      ".adc_range: got 'full_scale' for a severity, needed are numbers",
     ),
-    ({"stuck_off": (None, 0.1)}, ".stuck_off: got None for a level, needed"),
-    ({"spare_level": (False, True)}, ".spare_level: got False for a level"),
+    ({"stuck_off": (None, 0.1)}, ".stuck_off: got None for a severity, needed"),
+    ({"spare_level": (False, True)}, ".spare_level: got False for a severity"),
     ({"stuck_of": 0.1}, "; did you mean 'stuck_off'?"),
     ({"stuck_of": (0.1, 0.2)}, ": got 'stuck_of', allowed are g_on, "),
     ({"preset": "pcm", "variation": 1}, ": got 'preset', allowed are"),
@@ -209,7 +219,10 @@ def _sweeps(*found):
   "value, message",
   [
     ((), ": got (), allowed is a tuple of one or more dicts of device"),
-    (({"stuck_on": 0.1}, {}), "[1]: got {}, needed is an effect with a level"),
+    (
+      ({"stuck_on": 0.1}, {}),
+      "[1]: got {}, needed is an effect with a severity",
+    ),
     (
       ({"stuck_on": 0.1}, {"stuck_off": (0.1, 1.5)}),
       "[1].stuck_off: got 1.5, allowed is a share of cells",
@@ -244,20 +257,20 @@ def test_sweeps_start_from_the_configured_device():
   # Without the preset's own random effects, with its wires.
   base = settings.device(config)
   assert base.wire_resistance and not base.gaussian_variation
-  ideal, faulty = found[0].levels
+  ideal, faulty = found[0].severities
   assert ideal.device == base and not ideal.is_random
   assert faulty.device == dataclasses.replace(base, stuck_on=0.1)
-  assert found[2].levels[0].device.adc_bits == 4
+  assert found[2].severities[0].device.adc_bits == 4
 
 
 def test_default_sweeps_are_the_published_ranges():
   found = settings.sweeps(settings.default())
-  values = {s.key: [level.value for level in s.levels] for s in found}
+  values = {s.key: [severity.value for severity in s.severities] for s in found}
   assert values == {
     "stuck_off": [0, 0.02, 0.04, 0.06, 0.08, 0.1],
     "stuck_on": [0, 0.005, 0.01, 0.015, 0.02],
     "variation": [0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.1],
   }
   for scenario in found:
-    for level in scenario.levels:
-      assert level.is_random == (level.value > 0)
+    for severity in scenario.severities:
+      assert severity.is_random == (severity.value > 0)

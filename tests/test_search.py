@@ -1,4 +1,4 @@
-"""The reward, the chips behind it, and the choice of finalists."""
+"""The reward, the chips behind it, and the choice of candidates."""
 
 import os
 import pathlib
@@ -17,7 +17,6 @@ from hawis_jax.networks import net_variables
 from hawis_jax.networks import width_vectors
 from hawis_jax.pipeline import candidates
 from hawis_jax.pipeline import results
-from hawis_jax.pipeline import scoring
 from hawis_jax.pipeline import search
 from hawis_jax.pipeline.experiment import prepare
 from hawis_jax.robustness import monte_carlo
@@ -56,27 +55,31 @@ def test_chips_are_shared_by_scenarios():
   assert len(np.unique(keys[0], axis=0)) == 4
 
 
-def test_finalists_are_distinct_and_one_lucky_score_counts_half():
+def test_candidates_are_distinct_and_one_lucky_score_counts_half():
   choices = np.array([[0, 1], [2, 2], [0, 1], [0, 1], [1, 0], [2, 2]])
-  gains = np.array([0.03, -0.01, 0.02, 0.04, 0.044, 0.01])
-  best = selection.best_vectors(choices, gains, 2)
+  advantages = np.array([0.03, -0.01, 0.02, 0.04, 0.044, 0.01])
+  best = selection.best_vectors(choices, advantages, 2)
   # (0 1), scored thrice: 0.09 / 4; (1 0), once: 0.044 / 2.
   assert [tuple(vector.tolist()) for vector, _ in best] == [(0, 1), (1, 0)]
-  # Given is the plain mean of their gains.
-  np.testing.assert_allclose([gain for _, gain in best], [0.03, 0.044])
-  everything = selection.best_vectors(choices, gains, 10)
+  # Given is the plain mean of their advantages.
+  np.testing.assert_allclose(
+    [advantage for _, advantage in best], [0.03, 0.044]
+  )
+  everything = selection.best_vectors(choices, advantages, 10)
   assert len(everything) == 3
   np.testing.assert_allclose(everything[-1][1], 0, atol=1e-9)
 
 
-def test_finalists_shrink_to_what_a_method_predicts(rng):
+def test_candidates_shrink_to_what_a_method_predicts(rng):
   choices = rng.integers(0, 6, (40, 1))
-  gains = rng.normal(size=40)
-  best = selection.best_vectors(choices, gains, 6, lambda v: 3 * v[:, 0] + 7)
-  offset = np.mean(gains - 3 * choices[:, 0])
+  advantages = rng.normal(size=40)
+  best = selection.best_vectors(
+    choices, advantages, 6, lambda v: 3 * v[:, 0] + 7
+  )
+  offset = np.mean(advantages - 3 * choices[:, 0])
   values = []
   for vector, mean in best:
-    own = gains[choices[:, 0] == vector[0]]
+    own = advantages[choices[:, 0] == vector[0]]
     np.testing.assert_allclose(mean, own.mean())
     predicted = 3 * vector[0] + offset
     values.append(predicted + (own - predicted).sum() / (len(own) + 1))
@@ -136,9 +139,9 @@ def _scores(devices, seed, data_dir):
     [rng.choice(c) for c in experiment.space.choices] for _ in range(5)
   ]
   mesh = sharding.evaluation_mesh(1, jax.devices()[:devices])
-  score = reward.make_score(
-    experiment, settings.search_devices(config)[:-1], mesh
-  )
+  devices = settings.search_devices(config)[:-1]
+  block = config.search.vectors_per_step
+  score = reward.make_score(experiment.supernet, devices, block, mesh)
   keys = reward.chip_keys(jax.random.key(seed), 3, 2)
   replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   arguments = jax.device_put((scorer, jnp.array(vectors), keys), replicated)
@@ -224,7 +227,7 @@ def run(tmp_path, monkeypatch):
     config.seed = experiment_seed
     config.space.choices = ((4, 8, 12, 16), (4, 8, 12, 16), (8, 16, 24, 32))
     config.space.cost = "macs"
-    config.search.finalists = config.search.finalist_chips = 2
+    config.search.candidates = config.search.candidate_chips = 2
     config.search.update(fields)
     experiment = prepare(config)
     widest = jnp.asarray(experiment.space.max_widths)
@@ -236,13 +239,13 @@ def run(tmp_path, monkeypatch):
 
       def score(scorer, vectors, keys):
         mine.append(len(vectors))
-        gain = 0.5 * jnp.log(1 + (vectors / widest[None]).mean(-1))
-        accuracy = jnp.tile(gain[None], (sum(map(len, keys)), 1))
+        advantage = 0.5 * jnp.log(1 + (vectors / widest[None]).mean(-1))
+        accuracy = jnp.tile(advantage[None], (sum(map(len, keys)), 1))
         return monte_carlo.Scores(accuracy, accuracy, -accuracy)
 
       return score
 
-    monkeypatch.setattr(scoring, "make_score", make_score)
+    monkeypatch.setattr(reward, "make_score", make_score)
     workdir = tmp_path / str(fields)
     with Metrics(workdir) as metrics:
       search.run(experiment, workdir, metrics)
@@ -265,7 +268,7 @@ def test_updates_are_traced_and_compiled_once(run, caplog):
 def test_a_signal_that_is_not_finite_stops_the_search(run, monkeypatch):
   robust = reward.robust_score
   monkeypatch.setattr(
-    scoring, "robust_score", lambda *args: robust(*args) * np.nan
+    reward, "robust_score", lambda *args: robust(*args) * np.nan
   )
   with pytest.raises(errors.DivergenceError) as error:
     run(methods=("random",), updates=2, proposals=2)
@@ -299,8 +302,8 @@ def test_a_state_keeps_its_types(tmp_path):
     return monte_carlo.Scores(accuracy, accuracy, accuracy)
 
   def after(state, step, key):
-    update = update.make_step(config.search, built, score)
-    return update(state, step, None, context, key)[0]
+    step_function = search.make_step(experiment, built, score)
+    return step_function(state, step, None, context, key)[0]
 
   def types(state):
     return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), state)
@@ -327,7 +330,9 @@ def test_a_penalty_moves_the_search_towards_the_budget(run):
     )
     with np.load(workdir / "search" / "evaluations.npz") as table:
       spent = (table["macs"] / table["budgets"][0])[:, 0, 0]  # [U, P]
-    assert spent.min() < 0.8 and spent.max() > 1.5  # a budget is no window
+    assert (
+      spent.min() < 0.8 and spent.max() > 1.5
+    )  # a budget is no budget_range
     late[penalty] = spent[12:].mean()
     result = results.load_search(workdir)
     (best,) = result["best"]["evolution"]

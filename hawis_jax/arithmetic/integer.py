@@ -1,4 +1,4 @@
-"""Symmetric integer arithmetic of the 8-bit counterparts.
+"""Symmetric integer arithmetic of the 8-bit reference nets.
 
 q = clip(round(x / s), -L, L) with s = max|x| / L and L = 2^(bits - 1) - 1: 127
 at 8 bits. Products of such integers are exact in float32 while partial sums

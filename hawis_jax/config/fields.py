@@ -330,7 +330,7 @@ _SEARCH = dict(
   penalty=_number(
     0.0,
     "in place of a hard budget: what exceeding it by its own size takes off a "
-    "score, in the unit of signal; 0: hard",
+    "score, in the unit of the reward; 0: hard",
   ),
   methods=_tuple(
     ("predictor", "random"),
@@ -365,7 +365,7 @@ _SEARCH = dict(
   cvar_weight=_number(
     0.5, "b: reward = (1 - b) mean + b CVaR_25% over chips", 0, 1
   ),
-  signal=_choice(("accuracy", "cross_entropy"), "what is learnt from"),
+  reward=_choice(("accuracy", "cross_entropy"), "what is learnt from"),
   images=_integer(256, "validation images a score uses"),
   batch_size=_integer(128, "images a forward pass, of each vector", 2),
   vectors_per_step=_integer(16, "width vectors a forward pass, at most"),
@@ -386,10 +386,10 @@ _SEARCH = dict(
     64, "evolution, for each budget; so many first are random", 2, 2**20
   ),
   tournament=_integer(16, "evolution: that a parent wins", 1, 2**20),
-  finalists=_integer(
+  candidates=_integer(
     16, "best of each method and budget, scored again at the end", 1, 2**16
   ),
-  finalist_chips=_integer(
+  candidate_chips=_integer(
     16, "chips a scenario for that final score", 2, 2**20
   ),
 )
@@ -435,7 +435,7 @@ _TRAIN = dict(
     ("last", "best"), "the net of which step is used; best on validation"
   ),
   optimizer=_optimizer("sgd", 0.1, "multistep", 0.0),
-  counterparts=_optimizer("sgd", 0.1, "cosine", 1e-4),
+  reference_optimizer=_optimizer("sgd", 0.1, "cosine", 1e-4),
   int8=_choice(
     ("trained", "quantized"), "or from the float net, earlier in nets"
   ),

@@ -1,6 +1,6 @@
-"""Counts the width vectors inside windows of cost, by dynamic programming.
+"""Counts the width vectors inside ranges of cost, by dynamic programming.
 
-Axes: K windows, M limits, L layers, C choices of a layer, U units of cost, A
+Axes: K ranges, M limits, L layers, C choices of a layer, U units of cost, A
 choices of the layer before the last (1 where no product skips a layer), B of
 the last.
 """
@@ -42,7 +42,7 @@ class Limit:
 def feasible_set(
   space: Space,
   costs: np.ndarray,
-  windows: Sequence[tuple[float, float]],
+  ranges: Sequence[tuple[float, float]],
   limits: Sequence[Limit] = (),
   name: str = "budget",
   limits_name: str = "limits",
@@ -59,21 +59,21 @@ def feasible_set(
   Args:
     space: of the vectors.
     costs: `[L, A, C, C]`, from `cost.tables`; of sums.
-    windows: (low, high) of each.
-    limits: further ones, see `Limit`; the same for all windows.
+    ranges: (low, high) of each.
+    limits: further ones, see `Limit`; the same for all ranges.
     name: of the budget, and
     limits_name: of the limits, for errors.
 
   Raises:
     InputError: not even the narrowest net meets a limit; or no vector lies in a
-      window and meets the limits. Says the space's range.
+      budget range and meets the limits. Says the space's range.
   """
   axis = max(costs.shape[1], *(limit.costs.shape[1] for limit in limits), 1)
   costs = _spread(costs, axis)
   allowed, limited, most = _limit_tables(limits, costs.shape, limits_name)
   free, cheapest = _beyond_cheapest(costs)
   parts = []
-  for low, high in windows:
+  for low, high in ranges:
     counted = cost_unit(costs, high)
     last = max(_floor((high - cheapest) / counted), 0)
     units = np.where(allowed, _in_units(free, counted), last + 1)
@@ -172,7 +172,7 @@ def cost_bands(
     resolution: about the number of units of the dearest vector's cost.
 
   Returns:
-    The non-empty bands, as windows.
+    The non-empty bands, as ranges.
   """
   dearest = cost_range(space, costs)[1]
   unit = dearest / resolution
@@ -192,7 +192,7 @@ def cost_bands(
 
 
 def _completions(space, units, ends, limited, most):
-  """Counts and witnesses of one window.
+  """Counts and witnesses of one budget range.
 
   Args:
     space: of the vectors.
@@ -255,17 +255,17 @@ def _reachable(counts, units, witness, limited, most):
   return False
 
 
-def _nothing_inside(space, costs, window, unit, limits, name):
+def _nothing_inside(space, costs, budget_range, unit, limits, name):
   cheapest, dearest = cost_range(space, costs)
   if cheapest == dearest:
     return (
-      f"{name}: got a window of {window[0]:g} to {window[1]:g}, but all "
-      f"vectors of the space cost {cheapest:g}: this cost is no budget here"
+      f"{name}: got a range of {budget_range[0]:g} to {budget_range[1]:g}, but "
+      f"all vectors of the space cost {cheapest:g}: this cost is no budget here"
     )
   message = (
-    f"{name}: got a window of {window[0]:g} to {window[1]:g} in which no width "
-    f"vector was found, counted in units of {unit:g}; the space's vectors cost "
-    f"{cheapest:g} to {dearest:g}"
+    f"{name}: got a range of {budget_range[0]:g} to {budget_range[1]:g} in "
+    f"which no width vector was found, counted in units of {unit:g}; the "
+    f"space's vectors cost {cheapest:g} to {dearest:g}"
   )
   if limits:
     found = ", ".join(f"{limit.name} {limit.most:g}" for limit in limits)
@@ -274,7 +274,7 @@ def _nothing_inside(space, costs, window, unit, limits, name):
 
 
 def _stack(parts, limited, most):
-  """Windows of one space, which may differ in their number of units."""
+  """Budget ranges of one space, which may differ in their number of units."""
   last = max(counts.shape[-1] for counts, _, _ in parts)
 
   def padded(x, value):

@@ -1,6 +1,6 @@
 """Feasible sets: tables of the vectors inside a budget, to be drawn from.
 
-Axes: K windows, M limits, L layers, C choices of a layer, U units of cost, A
+Axes: K ranges, M limits, L layers, C choices of a layer, U units of cost, A
 choices of the layer before the last (1 where no product skips a layer), B of
 the last.
 """
@@ -79,15 +79,15 @@ def cost_range(space: Space, costs: np.ndarray) -> tuple[float, float]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FeasibleSet:
-  """Width vectors inside windows of cost, as tables to draw from.
+  """Width vectors inside ranges of cost, as tables to draw from.
 
   Attributes:
     completions: float32 `[K, L, B, C, U + 1]`, log of the number of ways to
-      finish a vector inside a window after layers l - 1 and l took choices b
-      and c and u units in all are spent; -inf where there is none. Limits are
-      not counted.
+      finish a vector inside a budget range after layers l - 1 and l took
+      choices b and c and u units in all are spent; -inf where there is none.
+      Limits are not counted.
     units: int32 `[K, L, A, C, C]`, cost of layer l beyond its cheapest in a
-      window's units, by the choices of layers l - 2, l - 1 and l.
+      budget range's units, by the choices of layers l - 2, l - 1 and l.
     limit_units: int32 `[M, L, A, C, C]`, the same of each limited cost.
     limits: int32 `[M]`, the most of them.
     witness: int32 `[K, M, L, B, C, U + 1]`, units of each limited cost that the
@@ -101,7 +101,7 @@ class FeasibleSet:
   witness: chex.Array
 
   @property
-  def windows(self) -> int:
+  def ranges(self) -> int:
     """K."""
     return self.completions.shape[0]
 
@@ -111,44 +111,49 @@ class FeasibleSet:
     used = jnp.zeros(self.limit_units.shape[0], jnp.int32)
     return Prefix(zero, zero, zero, zero, used)
 
-  def marginal(self, window: chex.Numeric, prefix: "Prefix") -> chex.Array:
-    """Cost of each choice of the next layer, `[C]`, in the window's units."""
+  def marginal(
+    self, budget_range: chex.Numeric, prefix: "Prefix"
+  ) -> chex.Array:
+    """Cost of each choice of the next layer, `[C]`, in the range's units."""
     before = jnp.minimum(prefix.before, self.units.shape[2] - 1)
-    return self.units[window, prefix.layer, before, prefix.previous]
+    return self.units[budget_range, prefix.layer, before, prefix.previous]
 
   def log_counts(
-    self, window: chex.Numeric, prefix: "Prefix", limited: bool = True
+    self, budget_range: chex.Numeric, prefix: "Prefix", limited: bool = True
   ) -> chex.Array:
     """Log number of completions of each choice of the next layer, `[C]`.
 
     -inf where there is none, or none known that meets all limits.
 
     Args:
-      window: index.
+      budget_range: index.
       prefix: the beginning.
       limited: False: limits don't matter.
     """
-    layer, spent = prefix.layer, prefix.spent + self.marginal(window, prefix)
+    layer, spent = (
+      prefix.layer,
+      prefix.spent + self.marginal(budget_range, prefix),
+    )
     previous = jnp.minimum(prefix.previous, self.completions.shape[2] - 1)
     last = self.completions.shape[-1] - 1
     choice, total = jnp.arange(len(spent)), jnp.minimum(spent, last)
-    counts = self.completions[window, layer, previous, choice, total]
+    counts = self.completions[budget_range, layer, previous, choice, total]
     possible = spent <= last
     if limited and self.limit_units.shape[0]:
       used = prefix.used[:, None] + self._limited(prefix)
-      rest = self.witness[window, :, layer, previous, choice, total]
+      rest = self.witness[budget_range, :, layer, previous, choice, total]
       possible &= (used + rest.T <= self.limits[:, None]).all(0)
     return jnp.where(possible, counts, -jnp.inf)
 
   def extend(
-    self, window: chex.Numeric, prefix: "Prefix", choice: chex.Numeric
+    self, budget_range: chex.Numeric, prefix: "Prefix", choice: chex.Numeric
   ) -> "Prefix":
     """The beginning with one more choice."""
     return Prefix(
       layer=prefix.layer + 1,
       before=prefix.previous,
       previous=jnp.asarray(choice, jnp.int32),
-      spent=prefix.spent + self.marginal(window, prefix)[choice],
+      spent=prefix.spent + self.marginal(budget_range, prefix)[choice],
       used=prefix.used + self._limited(prefix)[:, choice],
     )
 
@@ -157,47 +162,53 @@ class FeasibleSet:
     before = jnp.minimum(prefix.before, self.limit_units.shape[2] - 1)
     return self.limit_units[:, prefix.layer, before, prefix.previous]
 
-  def sample(self, key: chex.PRNGKey, window: chex.Numeric = 0) -> chex.Array:
+  def sample(
+    self, key: chex.PRNGKey, budget_range: chex.Numeric = 0
+  ) -> chex.Array:
     """Draws one vector: choice indices int32 `[L]`.
 
-    Uniformly from the window. With limits, the first of 64 such draws that
-    meets them: uniform as well. Where none does, choices are made by the counts
-    without limits among those whose witness meets them.
+    Uniformly from the budget range. With limits, the first of 64 such draws
+    that meets them: uniform as well. Where none does, choices are made by the
+    counts without limits among those whose witness meets them.
     """
     if not self.limit_units.shape[0]:
-      return self._draw(key, window, limited=False)
+      return self._draw(key, budget_range, limited=False)
     guided_key, free_key = jax.random.split(key)
-    tried = jax.vmap(lambda key: self._draw(key, window, limited=False))(
+    tried = jax.vmap(lambda key: self._draw(key, budget_range, limited=False))(
       jax.random.split(free_key, _TRIES)
     )
-    inside = self.contains(window, tried)
-    guided = self._draw(guided_key, window, limited=True)
+    inside = self.contains(budget_range, tried)
+    guided = self._draw(guided_key, budget_range, limited=True)
     return jnp.where(inside.any(), tried[inside.argmax()], guided)
 
-  def _draw(self, key, window, limited):
+  def _draw(self, key, budget_range, limited):
     def step(prefix, layer_key):
-      counts = self.log_counts(window, prefix, limited)
+      counts = self.log_counts(budget_range, prefix, limited)
       choice = jax.random.categorical(layer_key, counts)
-      return self.extend(window, prefix, choice), choice
+      return self.extend(budget_range, prefix, choice), choice
 
     keys = jax.random.split(key, self.units.shape[1])
     return jax.lax.scan(step, self.start(), keys)[1]
 
-  def contains(self, window: chex.Numeric, choices: chex.Array) -> chex.Array:
-    """Whether vectors `[..., L]` lie in a window and meet all limits."""
-    spent = vector_cost(self.units[window], choices)
+  def contains(
+    self, budget_range: chex.Numeric, choices: chex.Array
+  ) -> chex.Array:
+    """Whether vectors `[..., L]` lie in a budget range and meet all limits."""
+    spent = vector_cost(self.units[budget_range], choices)
     last = self.completions.shape[-1] - 1
     previous = jnp.minimum(choices[..., -2], self.completions.shape[2] - 1)
     own, total = choices[..., -1], jnp.clip(spent, 0, last)
-    counts = self.completions[window, -1, previous, own, total]
+    counts = self.completions[budget_range, -1, previous, own, total]
     inside = jnp.isfinite(counts) & (spent <= last)
     return inside & self._meets_limits(choices)
 
-  def affords(self, window: chex.Numeric, choices: chex.Array) -> chex.Array:
-    """`contains`, but vectors may cost less than the window's low end."""
-    spent = vector_cost(self.units[window], choices)
+  def affords(
+    self, budget_range: chex.Numeric, choices: chex.Array
+  ) -> chex.Array:
+    """`contains`, but vectors may cost less than the budget range's low end."""
+    spent = vector_cost(self.units[budget_range], choices)
     # The dearest total that ends a vector inside.
-    ends = jnp.isfinite(self.completions[window, -1]).any((0, 1))
+    ends = jnp.isfinite(self.completions[budget_range, -1]).any((0, 1))
     last = ends.shape[0] - 1 - ends[::-1].argmax()
     return (spent <= last) & self._meets_limits(choices)
 
@@ -217,7 +228,7 @@ class Prefix:
     layer: of the next choice.
     before: choice of the last layer but one.
     previous: choice of the last layer.
-    spent: cost so far in the window's units.
+    spent: cost so far in the budget range's units.
     used: int32 `[M]`, of each limited cost in units of its limit.
   """
 

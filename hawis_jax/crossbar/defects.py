@@ -79,7 +79,7 @@ def target_conductances(
 def write_error(
   g: chex.Array, normal: chex.Array, device: devices.Device
 ) -> chex.Array:
-  """max(G + level sigma(G) n, 0), sigma a measured polynomial.
+  """max(G + severity sigma(G) n, 0), sigma a measured polynomial.
 
   Args:
     g: targets [S].
@@ -329,13 +329,13 @@ def _tile_conductances(key, g, faults, device, steps, write):
     g = g + device.legacy_noise * (noisy - g)
   if not device.stuck_cells_vary:
     g = stuck(g)
-  for effect, level, axis in (
+  for effect, severity, axis in (
     (_ROWS, device.dead_rows, 2),
     (_COLUMNS, device.dead_columns, 1),
   ):
-    if devices.is_present(level):
+    if devices.is_present(severity):
       lines = list(g.shape)
       lines[axis] = 1
-      dead = draws.uniform(draws.words(stream(effect), lines)) < level
+      dead = draws.uniform(draws.words(stream(effect), lines)) < severity
       g = jnp.where(dead, 0, g)
   return g

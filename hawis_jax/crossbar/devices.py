@@ -1,8 +1,8 @@
 """The memory device and the crossbar around it: parameters, checks, files.
 
-An effect has a *level*, one number; at level 0 it is absent and costs nothing.
-What else its formula needs are constants. docs/crossbar.md has the formulas and
-their order.
+An effect has a *severity*, one number; at severity 0 it is absent and costs
+nothing. What else its formula needs are constants. docs/crossbar.md has the
+formulas and their order.
 
 Axes: S chips, R rows and C columns of a tile.
 """
@@ -29,9 +29,9 @@ def _static(default):
 class Device:
   """A ReRAM device and the crossbar tile it sits in; SI units.
 
-  Levels and most constants may be traced arrays, so that a sweep over levels
-  compiles once; the rest is marked static below. An effect whose level is 0 or
-  None is absent.
+  Severities and most constants may be traced arrays, so that a sweep over
+  severities compiles once; the rest is marked static below. An effect whose
+  severity is 0 or None is absent.
 
   Attributes:
     g_on: conductance of the low-resistance state [S].
@@ -54,7 +54,7 @@ class Device:
       G exp(-theta), theta ~ N(0, gamma^2) (chip scope).
     gaussian_variation: s of the variation max(G (1 + s n), 0), n ~ N(0, 1)
       (chip scope).
-    write_error: programming error max(G + level sigma(G) n, 0), n ~ N(0, 1)
+    write_error: programming error max(G + severity sigma(G) n, 0), n ~ N(0, 1)
       (write scope); 1: as measured.
     write_sigma: (c_0, c_1, ...) of sigma(G) = max(c_0 + c_1 G + ..., 0), both
       in microsiemens, as measurements are published.
@@ -71,7 +71,8 @@ class Device:
     bandwidth: df [Hz].
     temperature: T [K].
     telegraph_noise: random telegraph noise (read scope): with probability 1/2
-      a cell has G + level dG, dG = G (b G + a) / (G - b G - a), where G > 2 a.
+      a cell has G + severity dG, dG = G (b G + a) / (G - b G - a), where G > 2
+      a.
     telegraph: its (a [S], b).
     legacy_noise: the published test's noise, for comparison only (see
       `defects.legacy_noise`; chip scope here); 1: as published.
@@ -125,7 +126,7 @@ _STATIC = tuple(
 )
 _LEAVES = tuple(name for name in _FIELDS if name not in _STATIC)
 
-# Levels of random effects; 0 is ideal.
+# Severities of random effects; 0 is ideal.
 DEFECTS = (
   "stuck_on",
   "stuck_off",
@@ -139,7 +140,7 @@ DEFECTS = (
   "telegraph_noise",
   "legacy_noise",
 )
-# Levels of all effects.
+# Severities of all effects.
 EFFECTS = (*DEFECTS, "wire_resistance", "load_resistance", "adc_bits")
 # What a scenario may set: numbers and words, of which each chip has one.
 SCENARIO_FIELDS = tuple(
@@ -149,15 +150,15 @@ SCENARIO_FIELDS = tuple(
 )
 
 
-def is_present(level: Any) -> bool:
-  """Whether an effect may do anything: False where its level is known as 0."""
-  if level is None:
+def is_present(severity: Any) -> bool:
+  """Whether an effect may do anything: not where its severity is known as 0."""
+  if severity is None:
     return False
-  return not (isinstance(level, int | float) and level == 0)
+  return not (isinstance(severity, int | float) and severity == 0)
 
 
 def _flatten(device):
-  """An absent effect's level becomes None, which is structure, not a leaf.
+  """An absent effect's severity becomes None, which is structure, not a leaf.
 
   So a function that takes a device as an argument compiles what is present.
   """
@@ -181,12 +182,12 @@ jax.tree_util.register_pytree_node(Device, _flatten, _unflatten)
 
 
 def without_defects(device: Device) -> Device:
-  """`device` with all random effects at level 0; its wires and converters."""
+  """`device` without random effects; with its wires and converters."""
   return dataclasses.replace(device, **dict.fromkeys(DEFECTS, 0.0))
 
 
 def without_effects(device: Device) -> Device:
-  """`device` with all effects at level 0: ideal wires and converters too."""
+  """`device` with all effects at severity 0: ideal wires and converters too."""
   return dataclasses.replace(device, **dict.fromkeys(EFFECTS, 0.0))
 
 
@@ -194,7 +195,7 @@ def stack(devices: Sequence[Device]) -> Device:
   """Devices of several chips as one: every leaf float32 `[S]`.
 
   An effect that is absent everywhere is None; where some have it, the others
-  have it at level 0.
+  have it at severity 0.
 
   Raises:
     InputError: they differ in a static field.
@@ -211,7 +212,7 @@ def stack(devices: Sequence[Device]) -> Device:
       raise errors.InputError(
         f"{field} of chips scored together: got {got}, allowed is one"
       )
-  levels = {
+  severities = {
     field: jnp.array([getattr(d, field) or 0 for d in devices], jnp.float32)
     for field in there
   }
@@ -219,13 +220,13 @@ def stack(devices: Sequence[Device]) -> Device:
     lambda *leaves: jnp.array(leaves, jnp.float32),
     *(without_effects(device) for device in devices),
   )
-  return dataclasses.replace(constants, **levels)
+  return dataclasses.replace(constants, **severities)
 
 
 def needs_tiles(device: Device) -> bool:
   """Whether read-out is not one linear map: converters, or noise a read."""
-  levels = (device.adc_bits, device.read_noise, device.telegraph_noise)
-  return any(map(is_present, levels))
+  severities = (device.adc_bits, device.read_noise, device.telegraph_noise)
+  return any(map(is_present, severities))
 
 
 def only_sticks(device: Device) -> bool:

@@ -1,10 +1,10 @@
 """PyTorch state dicts: published weights in, ours out.
 
 A published name is that of the PyTorch code a network comes from: the HAWIS
-code for the binary nets, torchvision for the ImageNet counterparts, akamaster's
-pytorch_resnet_cifar10 for the CIFAR ones. A published layout is PyTorch's:
-`[C_out, C_in, k, k]`, `[C_out, C_in]`, and `[classes, C * H * W]` for a linear
-layer on a whole map.
+code for the binary nets, torchvision for the ImageNet reference nets,
+akamaster's pytorch_resnet_cifar10 for the CIFAR ones. A published layout is
+PyTorch's: `[C_out, C_in, k, k]`, `[C_out, C_in]`, and `[classes, C * H * W]`
+for a linear layer on a whole map.
 """
 
 from collections.abc import Mapping
@@ -140,8 +140,8 @@ def from_torch_state_dict(
 ) -> dict:
   """Converts a published checkpoint to our variables.
 
-  Of an 8-bit counterpart, import the float one and then `quantize` it: only its
-  own exports hold the activations' ranges.
+  Of an 8-bit reference net, import the float one and then `quantize` it: only
+  its own exports hold the activations' ranges.
 
   Args:
     state: {published name: array or tensor in the published layout}, with or

@@ -1,8 +1,9 @@
 """Names of the nets that are trained: a width vector and a kind of weights.
 
 "<widths>" is binary, "<widths>_int8" its 8-bit and "<widths>_float" its float
-counterpart. <widths> is "found" (by the search), "uniform" (scaled to the same
-budget), "baseline_1x", or a published width vector of `width_vectors.PRESETS`.
+reference net. <widths> is "found" (by the search), "uniform" (scaled to the
+same budget), "baseline_1x", or a published width vector of
+`width_vectors.PRESETS`.
 """
 
 from typing import NamedTuple

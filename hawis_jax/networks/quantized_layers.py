@@ -1,4 +1,4 @@
-"""The layer of the counterparts: a product of float or of quantised operands.
+"""The layer of the reference nets: a product of float or of quantised operands.
 
 Axes: B images, H rows, W columns, C channels.
 """

@@ -1,4 +1,4 @@
-"""The counterparts of the binary networks: float and 8-bit ResNets.
+"""The reference nets of the binary networks: float and 8-bit ResNets.
 
 Standard residual networks (He et al., CVPR 2016) of the same depth and widths,
 to be compared with on the same crossbars, and to be teachers. A float net and
@@ -149,7 +149,7 @@ class ResNet(nn.Module):
     if widths is not None:
       raise errors.InputError(
         f"widths: got {widths}, allowed is None: the widths of a float or "
-        f"{self.weight_bits}-bit counterpart are fixed"
+        f"{self.weight_bits}-bit reference net are fixed"
       )
     chex.assert_rank(x, 4)
     conv = functools.partial(
@@ -277,7 +277,7 @@ def quantize(module: ResNet, variables: dict, images: chex.Array) -> dict:
   range is the mean of the batches' maxima, as in training.
 
   Args:
-    module: the 8-bit counterpart.
+    module: the 8-bit reference net.
     variables: `params` and `batch_stats` of the float one of equal widths.
     images: `[N, B, H, W, C]` to calibrate on, as for `encode`.
 

@@ -32,7 +32,7 @@ from hawis_jax.search import update
 UNIFORM = "uniform"
 _VECTORS_PER_CALL = 8  # of the final scoring
 # Scores so far, until search/result.json has them.
-_FIRST, _FRESH = "finalists_first.json", "finalists_fresh.json"
+_FIRST, _FRESH = "candidates_first.json", "candidates_fresh.json"
 
 
 def choose(
@@ -66,9 +66,9 @@ def choose(
   config = experiment.config.search
   names = list(config.methods)
   groups = _candidates(experiment, methods, context, state)
-  for window, widths in enumerate(experiment.uniforms):
-    groups[UNIFORM, window] = [(widths, None)] if widths else []
-  key, fresh_key = jax.random.split(experiment.key("finalists"))
+  for budget_range, widths in enumerate(experiment.uniforms):
+    groups[UNIFORM, budget_range] = [(widths, None)] if widths else []
+  key, fresh_key = jax.random.split(experiment.key("candidates"))
 
   def scored(vectors, key, name):
     distinct = sorted(set(vectors))
@@ -87,13 +87,13 @@ def choose(
   # Chips that chose the best would flatter it: it is judged on others.
   first_places = [group[0][0] for group in ranked.values() if group]
   fresh = scored(first_places, fresh_key, _FRESH)
-  finalists = {name: [] for name in (*names, UNIFORM)}
-  best = {name: [] for name in finalists}
-  for name in finalists:
-    for window in range(len(experiment.budgets)):
-      group = ranked[name, window]
-      finalists[name] += _entries(window, group, first)
-      best[name] += _entries(window, group[:1], fresh) or [None]
+  candidates = {name: [] for name in (*names, UNIFORM)}
+  best = {name: [] for name in candidates}
+  for name in candidates:
+    for budget_range in range(len(experiment.budgets)):
+      group = ranked[name, budget_range]
+      candidates[name] += _entries(budget_range, group, first)
+      best[name] += _entries(budget_range, group[:1], fresh) or [None]
   found = best[names[0]][experiment.main_budget]
   if found is None:
     raise errors.InputError(
@@ -112,9 +112,9 @@ def choose(
     "evaluations": config.updates * config.proposals,
     "distinct": _distinct(names, state),
     "references": config.updates * config.references,
-    "finalists": finalists,
+    "candidates": candidates,
     "best": best,
-    "front": selection.front(finalists),
+    "front": selection.front(candidates),
     "trajectory": _trajectory(names, state.scores),
   }
 
@@ -125,11 +125,11 @@ def remove_saved(folder: pathlib.Path) -> None:
     (folder / name).unlink(missing_ok=True)
 
 
-def _entries(window, group, scored):
+def _entries(budget_range, group, scored):
   """Those of result.json of the vectors of one method and budget."""
   return [
-    {"budget": window, **scored[widths], "search_gain": gain}
-    for widths, gain in group
+    {"budget": budget_range, **scored[widths], "search_advantage": advantage}
+    for widths, advantage in group
   ]
 
 
@@ -156,24 +156,26 @@ def _distinct(names, state):
 
 
 def _candidates(experiment, methods, context, state):
-  """{(method, budget): [(widths, gain in the search)]}, best first."""
+  """{(method, budget): [(widths, advantage in the search)]}, best first."""
   config, table = experiment.config.search, experiment.space.table
   length = len(table)
-  gains = state.scores - state.reference_scores.mean(2)[:, None, :, None]
+  advantages = state.scores - state.reference_scores.mean(2)[:, None, :, None]
   groups = {}
   for index, name in enumerate(config.methods):
     each, learnt = methods[name], state.methods[index]
-    for window, budget in enumerate(experiment.budgets):
+    for budget_range, budget in enumerate(experiment.budgets):
       estimate = each.estimate and functools.partial(
-        each.estimate, learnt, context, window
+        each.estimate, learnt, context, budget_range
       )
-      choices = state.choices[:, index, window].reshape(-1, length)
-      gain = gains[:, index, window].reshape(-1)
+      choices = state.choices[:, index, budget_range].reshape(-1, length)
+      advantage = advantages[:, index, budget_range].reshape(-1)
       if config.penalty:
         within = cost.vector_cost(experiment.costs, choices) <= budget
-        choices, gain = choices[within], gain[within]
-      best = selection.best_vectors(choices, gain, config.finalists, estimate)
-      groups[name, window] = [
+        choices, advantage = choices[within], advantage[within]
+      best = selection.best_vectors(
+        choices, advantage, config.candidates, estimate
+      )
+      groups[name, budget_range] = [
         (tuple(int(w) for w in table[np.arange(length), vector]), value)
         for vector, value in best
       ]
@@ -233,7 +235,7 @@ def score_vectors(
   metrics: Metrics,
   path: pathlib.Path,
 ) -> Iterator[dict]:
-  """Yields each vector's clean and robust score, on `finalist_chips` chips.
+  """Yields each vector's clean and robust score, on `candidate_chips` chips.
 
   Every few vectors their scores are saved, to go on from.
 
@@ -251,7 +253,7 @@ def score_vectors(
   """
   config = experiment.config.search
   num_scenarios = len(config.scenarios)
-  keys = reward.chip_keys(key, config.finalist_chips, num_scenarios)
+  keys = reward.chip_keys(key, config.candidate_chips, num_scenarios)
   keys.append(key[None])  # of the ideal device, the last
   scorer = scorer.replace(
     images=experiment.evaluation(
@@ -305,7 +307,7 @@ def _score_parts(score, vectors, path, identity, metrics):
     parts = [np.array(part, np.float32) for part in saved["accuracy"]]
   done = len(parts) * _VECTORS_PER_CALL
   if done < len(vectors):
-    progress = metrics.stage("search/finalists", len(vectors), done)
+    progress = metrics.stage("search/candidates", len(vectors), done)
   for start in range(done, len(vectors), _VECTORS_PER_CALL):
     end = start + _VECTORS_PER_CALL
     parts.append(score(vectors[start:end]))
@@ -318,6 +320,6 @@ def _score_parts(score, vectors, path, identity, metrics):
     )
     if preemption.reached():
       raise errors.Preempted(
-        f"search/finalists, saved at vector {end} of {len(vectors)}"
+        f"search/candidates, saved at vector {end} of {len(vectors)}"
       )
   return np.concatenate(parts, axis=1)

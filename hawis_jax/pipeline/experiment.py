@@ -28,7 +28,7 @@ KEY_USES = (
   "pretrain",
   "policy",
   "search",
-  "finalists",
+  "candidates",
   "train_init",
   "robustness",
   "pretrain_chips",

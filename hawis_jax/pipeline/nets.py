@@ -95,7 +95,7 @@ def net_init(
   """
   config = experiment.config.train
   binary = net_names.parse(net).kind == net_names.BINARY
-  section = config.optimizer if binary else config.counterparts
+  section = config.optimizer if binary else config.reference_optimizer
   optimizer = optimization.make_optimizer(
     optimizer_settings(section), config.steps
   )

@@ -160,12 +160,12 @@ def _missing(config, swept):
   missing = []
   for step in robustness.measurements(config):
     name, result = style.net_name(step.net), swept.get(step.net)
-    if step.level is None:
+    if step.severity is None:
       missing += [f"{name}: everything"] * (result is None)
     elif result is not None:
       entries = result["sweeps"].get(step.scenario, [])
-      if step.level.value not in [entry["level"] for entry in entries]:
-        severity = style.severity(step.scenario, step.level.value)
+      if step.severity.value not in [entry["severity"] for entry in entries]:
+        severity = style.severity(step.scenario, step.severity.value)
         missing.append(f"{name}: {severity}")
   return missing
 

@@ -3,7 +3,7 @@
 pretrain/                 checkpoints of the super-net
 search/                   checkpoints, result.json, evaluations.npz
 train/<net>/              checkpoints; best/ keeps the best one
-robustness/result.json    accuracies; partial.json while a level is measured
+robustness/result.json    accuracies; partial.json while chips are measured
 report/                   index.html, report.json, figures
 config.json, metrics.jsonl, lock
 """
@@ -30,10 +30,10 @@ from hawis_jax.runtime import checkpoint
 from hawis_jax.runtime import loop
 from hawis_jax.runtime import storage
 
-# Of search/result.json: 2 has several methods and budgets.
-_SEARCH_FORMAT = 2
-# Of robustness/result.json: a new one where chips or their keys change.
-ROBUSTNESS_FORMAT = 2
+# Of search/result.json: 3 has candidates.
+_SEARCH_FORMAT = 3
+# Of robustness/result.json: a new one where chips, keys or names change.
+ROBUSTNESS_FORMAT = 3
 # Stages with artefacts of their own in <workdir>/<stage>, in order.
 _STAGES = ("pretrain", "search", "train", "robustness")
 
@@ -200,8 +200,8 @@ def load_robustness(workdir: pathlib.Path) -> dict[str, Any]:
   if result.get("format") != ROBUSTNESS_FORMAT:
     raise errors.InputError(
       f"{path}: got results of format {result.get('format', 1)}, allowed is "
-      f"{ROBUSTNESS_FORMAT}: chip numbers stand for other draws of defects "
-      f"now. Delete {path.parent} to measure anew, or take another --workdir"
+      f"{ROBUSTNESS_FORMAT}: it is of another version of hawis_jax. Delete "
+      f"{path.parent} to measure anew, or take another --workdir"
     )
   return result
 
@@ -255,7 +255,9 @@ def settle(
 def _resolved(config):
   """What may change under the same name: a preset, a file."""
   sweeps = settings.sweeps(config)
-  maps = {level.fault_map for one in sweeps for level in one.levels} - {""}
+  maps = {
+    severity.fault_map for one in sweeps for severity in one.severities
+  } - {""}
   technology = settings.hardware(config).technology
   return {
     "device.resolved": dataclasses.asdict(settings.device(config)),

@@ -55,7 +55,7 @@ def run(
   partial = path.with_name("partial.json")
   start = sum(_chips(step, most) for step in done)
   left = [step for step in steps if step not in done]
-  following = next((step for step in left if step.level is not None), None)
+  following = next((step for step in left if step.severity is not None), None)
   if following:
     start += distributed.on_first(
       lambda: Tally.saved_chips(partial, following.name)
@@ -74,7 +74,7 @@ def run(
         step.net, trained, experiment, workdir
       )
       distributed.on_first(lambda: results.write_robustness(workdir, result))
-    if step.level is None:
+    if step.severity is None:
       continue
     first = end - _chips(step, most)
     tally = Tally(
@@ -93,7 +93,7 @@ def run(
       known = {"accuracy": tally.accuracy.mean()} if tally.count else {}
       progress.show(first + chips, known)
 
-    for _ in _evaluate(tally, step.level, trained, images, experiment, show):
+    for _ in _evaluate(tally, step.severity, trained, images, experiment, show):
       values = {"accuracy": tally.accuracy.mean()}
       # Before it is saved: a line too many is dropped, one too few is missing.
       progress.report(min(first + tally.count, end), values)
@@ -107,7 +107,7 @@ def run(
       progress.report(end, {"accuracy": tally.accuracy.mean()})
       metrics.flush()
     result["nets"][step.net]["sweeps"].setdefault(step.scenario, []).append(
-      {"level": step.level.value, **tally.summary()}
+      {"severity": step.severity.value, **tally.summary()}
     )
     distributed.on_first(lambda: results.write_robustness(workdir, result))
     tally.remove_saved()
@@ -122,21 +122,21 @@ def _stored(workdir):
 
 def _chips(step, most):
   """At most, of one measurement; a net by itself counts as none."""
-  if step.level is None:
+  if step.severity is None:
     return 0
-  return most if step.level.is_random else 1
+  return most if step.severity.is_random else 1
 
 
-def _evaluate(tally, level, trained, images, experiment, show):
+def _evaluate(tally, severity, trained, images, experiment, show):
   """Adds a severity's chips to its tally; yields after every chunk of them."""
   config = experiment.config.robustness
   module = trained.module
-  variables = calibrated(experiment, level, module, trained.variables)
-  setting = make_setting(experiment, level, module, variables)
+  variables = calibrated(experiment, severity, module, trained.variables)
+  setting = make_setting(experiment, severity, module, variables)
   limits = monte_carlo.Limits(
     config.chips_per_step, config.batch_size, config.memory_gb * 1e9
   )
-  wanted = config.chips if level.is_random else 1
+  wanted = config.chips if severity.is_random else 1
   while True:
     start = tally.count
     chunks = monte_carlo.classify(
@@ -150,7 +150,7 @@ def _evaluate(tally, level, trained, images, experiment, show):
     for correct in chunks if start < wanted else ():
       tally.add(correct)
       yield
-    if not (config.target_ci and level.is_random):
+    if not (config.target_ci and severity.is_random):
       return
     # Of these chips alone: an interrupted run may hold more already.
     before, accuracy = wanted, tally.accuracy[:wanted]
@@ -163,12 +163,12 @@ def _evaluate(tally, level, trained, images, experiment, show):
 
 def calibrated(
   experiment: Experiment,
-  level: scenarios.Level,
+  severity: scenarios.Severity,
   module: nn.Module,
   variables: dict,
 ) -> dict:
   """Returns a net's variables, with the ranges of its converters."""
-  device = level.device
+  device = severity.device
   if not device.adc_bits or device.adc_range != "calibrated":
     return variables
   images = _calibration_images(experiment)[0]
@@ -177,7 +177,7 @@ def calibrated(
 
 def make_setting(
   experiment: Experiment,
-  level: scenarios.Level,
+  severity: scenarios.Severity,
   module: nn.Module,
   variables: dict,
 ) -> monte_carlo.Setting:
@@ -186,9 +186,9 @@ def make_setting(
   return monte_carlo.Setting(
     module,
     variables,
-    level.device,
-    interop.load_faults(level.fault_map) if level.fault_map else None,
-    level.layers,
+    severity.device,
+    interop.load_faults(severity.fault_map) if severity.fault_map else None,
+    severity.layers,
     _calibration_images(experiment) if on_chip else None,
   )
 
@@ -211,25 +211,27 @@ def check_chips(experiment: Experiment, workdir: pathlib.Path) -> None:
       that do not fit, or layers that there are not.
   """
   for step in measurements(experiment.config):
-    level = step.level
-    if level is None or not (
-      level.fault_map or level.layers or level.device.adc_bits == 1
+    severity = step.severity
+    if severity is None or not (
+      severity.fault_map or severity.layers or severity.device.adc_bits == 1
     ):
       continue
     if results.search_path(workdir).exists():
       module = results.net_module(step.net, experiment, workdir)
     else:
       module = nets.module(step.net, experiment)
-    faults = interop.load_faults(level.fault_map) if level.fault_map else None
+    faults = (
+      interop.load_faults(severity.fault_map) if severity.fault_map else None
+    )
     params = net_variables.shapes(module, experiment.splits.image_shape)
-    device = dataclasses.replace(level.device, adc_range="full_scale")
+    device = dataclasses.replace(severity.device, adc_range="full_scale")
 
     program = functools.partial(
       crossbar.program,
       device=device,
       bits=module.weight_bits,
       faults=faults,
-      layers=level.layers,
+      layers=severity.layers,
     )
     try:
       jax.eval_shape(program, jax.random.key(0), {"params": params["params"]})
@@ -245,17 +247,17 @@ class Measurement(NamedTuple):
   Attributes:
     net: its name.
     scenario: key of the scenario; None: without defects.
-    level: of the scenario.
+    severity: of the scenario.
   """
 
   net: str
   scenario: str | None = None
-  level: scenarios.Level | None = None
+  severity: scenarios.Severity | None = None
 
   @property
   def name(self) -> list:
     """What JSON holds of a measurement at a severity."""
-    return [self.net, self.scenario, self.level.value]
+    return [self.net, self.scenario, self.severity.value]
 
 
 def measurements(config: ml_collections.ConfigDict) -> list[Measurement]:
@@ -265,19 +267,19 @@ def measurements(config: ml_collections.ConfigDict) -> list[Measurement]:
     steps.append(Measurement(net))
     if net_names.parse(net).kind != net_names.FLOAT:
       steps += [
-        Measurement(net, scenario.key, level)
+        Measurement(net, scenario.key, severity)
         for scenario in settings.sweeps(config)
-        for level in scenario.levels
+        for severity in scenario.severities
       ]
   return steps
 
 
 def _is_done(result, step):
   entry = result["nets"].get(step.net)
-  if step.level is None or entry is None:
+  if step.severity is None or entry is None:
     return entry is not None
-  levels = [e["level"] for e in entry["sweeps"].get(step.scenario, [])]
-  return step.level.value in levels
+  severities = [e["severity"] for e in entry["sweeps"].get(step.scenario, [])]
+  return step.severity.value in severities
 
 
 _WEIGHT_BITS = {net_names.BINARY: 1, net_names.INT8: 8, net_names.FLOAT: 32}

@@ -148,7 +148,7 @@ def make_step(experiment: Experiment, methods: dict[str, method.Method], score):
       chips=config.chips,
       scenarios=len(config.scenarios),
       cvar_weight=config.cvar_weight,
-      signal=config.signal,
+      reward=config.reward,
       penalty=config.penalty,
     ),
     methods=methods,

@@ -73,12 +73,12 @@ def accuracy(swept: Mapping[str, dict]) -> list[dict]:
     {
       "net": net,
       "scenario": scenario,
-      "severity": entry["level"],
-      **{name: value for name, value in entry.items() if name != "level"},
+      "severity": entry["severity"],
+      **{name: value for name, value in entry.items() if name != "severity"},
     }
     for net, result in swept.items()
     for scenario, entries in result["sweeps"].items()
-    for entry in sorted(entries, key=lambda entry: entry["level"])
+    for entry in sorted(entries, key=lambda entry: entry["severity"])
   ]
 
 
@@ -196,7 +196,7 @@ def distinct(content: dict, compared: bool = True) -> dict[tuple, list[str]]:
 
 def candidates_of(search: dict, method: str, budget: int) -> list[dict]:
   """Returns a method's candidates of a budget, best first."""
-  return [e for e in search["finalists"][method] if e["budget"] == budget]
+  return [e for e in search["candidates"][method] if e["budget"] == budget]
 
 
 def other_budgets(content: dict) -> list[tuple[str, list[int]]]:
@@ -449,7 +449,7 @@ def _candidates(content):
       if name in search["trajectory"]:
         different = search["distinct"][name][budget]
         scored = f"{search['evaluations']:,} ({different:,})"
-        advantage = style.points(best["search_gain"])
+        advantage = style.points(best["search_advantage"])
       spent, mean = best["cost"], np.mean([c["score"] for c in group])
       share = f" ({100 * spent[field] / most:.1f} %)"
       rows.append(

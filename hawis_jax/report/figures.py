@@ -226,7 +226,7 @@ def front(content: dict) -> figure_lib.Figure:
   looks = style.method_looks(search["trajectory"])
   figure, handles = _figure(3.4), []
   panel = figure.subplots()
-  for name, group in search["finalists"].items():
+  for name, group in search["candidates"].items():
     if not group:
       continue
     is_uniform = name == "uniform"
@@ -446,8 +446,8 @@ def _curve(panel, metric, points, look):
   else:
     name, line = look.name, dict(color=look.color)
   # Running mean over a fortieth of the curve.
-  window = min(len(values), 2 * (len(values) // 80) + 1)
-  smooth = values.rolling(window, center=True, min_periods=1).mean()
+  width = min(len(values), 2 * (len(values) // 80) + 1)
+  smooth = values.rolling(width, center=True, min_periods=1).mean()
   panel.plot(values[::every], **line, lw=0.5, alpha=0.3)
   panel.plot(smooth[::every], **line)
   return name, line

@@ -95,16 +95,16 @@ def ideal_accuracy(
     variables: its `params` and `batch_stats`.
     batches: one batch at a time, without the axis N.
   """
-  hits, images = 0, 0
+  correct, images = 0, 0
   for batch in batches:
-    found, count = _hits(module, variables, batch)
-    hits, images = hits + int(found), images + int(count)
-  return hits / images
+    found, count = _correct(module, variables, batch)
+    correct, images = correct + int(found), images + int(count)
+  return correct / images
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _hits(module, variables, batch):
+def _correct(module, variables, batch):
   inputs = module.encode(batch.image)
   logits = module.apply(variables, inputs, train=False)
-  hits = (logits.argmax(-1) == batch.label) & batch.mask
-  return hits.sum(), batch.mask.sum()
+  correct = (logits.argmax(-1) == batch.label) & batch.mask
+  return correct.sum(), batch.mask.sum()

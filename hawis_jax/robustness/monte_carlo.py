@@ -61,13 +61,13 @@ class Scores(NamedTuple):
   """Of every chip and candidate.
 
   Attributes:
-    hits: images classified correctly, int32 `[S, P]`.
+    correct: images classified correctly, int32 `[S, P]`.
     accuracy: their share, `[S, P]`; compiled division may round differently
-      in differently batched programs, so exact results divide `hits`.
+      in differently batched programs, so exact results divide `correct`.
     cross_entropy: mean over images [nat], `[S, P]`.
   """
 
-  hits: chex.Array
+  correct: chex.Array
   accuracy: chex.Array
   cross_entropy: chex.Array
 
@@ -124,7 +124,7 @@ def classify(
   devices: Sequence[jax.Device] | None = None,
   progress: Callable[[float], None] | None = None,
 ) -> Iterator[np.ndarray]:
-  """Yields a chunk of chips' hits at a time: bool `[K, N]`, in order.
+  """Yields a chunk of chips' correct at a time: bool `[K, N]`, in order.
 
   Args:
     key: of the run; chip s is fold_in(key, s).
@@ -150,17 +150,17 @@ def classify(
     padded = np.resize(np.asarray(numbers, np.int32), plan.chunk)
     programmed = got = None  # the chunk before, else both are in memory
     programmed = plan.program(key, padded)
-    hits = np.empty((len(numbers), len(images)), bool)
+    correct = np.empty((len(numbers), len(images)), bool)
     for first in range(0, len(images), plan.segment):
       part = slice(first, first + plan.segment)
       blocks = _blocks(images[part], labels[part], first, plan)
       got = plan.evaluate(shared, programmed, *blocks)
       count = min(plan.segment, len(images) - first)
-      hits[:, part] = sharding.fetch(got)[: len(numbers), :count]
+      correct[:, part] = sharding.fetch(got)[: len(numbers), :count]
       if progress:
         done = (first + count) / len(images) * len(numbers)
         progress(start + done)
-    yield hits
+    yield correct
 
 
 def _check(setting):
@@ -215,7 +215,7 @@ class Plan:
     block: B.
     segment: images a call.
     program: (key, numbers `[K]`) -> chips.
-    evaluate: (shared, chips, images, labels, numbers) -> hits.
+    evaluate: (shared, chips, images, labels, numbers) -> correct.
     executables: of both programs, by name.
   """
 
@@ -451,7 +451,7 @@ def _blocks(images, labels, first, plan):
 
 
 def _evaluate(module, vmapped, shared, chips, images, labels, numbers):
-  """Hits of the chips of one device, bool `[K, M B]`."""
+  """Correct of the chips of one device, bool `[K, M B]`."""
 
   def block(inputs):
     images, labels, numbers = inputs
@@ -463,8 +463,8 @@ def _evaluate(module, vmapped, shared, chips, images, labels, numbers):
 
     return jax.vmap(one)(chips) if vmapped else jax.lax.map(one, chips)
 
-  hits = jax.lax.map(block, (images, labels, numbers))
-  return hits.swapaxes(0, 1).reshape(hits.shape[1], -1)
+  correct = jax.lax.map(block, (images, labels, numbers))
+  return correct.swapaxes(0, 1).reshape(correct.shape[1], -1)
 
 
 def _logits(module, shared, own, code, numbers, widths=None):
@@ -535,9 +535,9 @@ def score_chips(
       jnp.zeros(num, jnp.int32),
       jnp.zeros(num),
     )
-    (_, hits, losses), _ = jax.lax.scan(score_batch, zeros, batches)
+    (_, correct, losses), _ = jax.lax.scan(score_batch, zeros, batches)
     count = batches.mask.sum()
-    return Scores(hits, hits / count, losses / count)
+    return Scores(correct, correct / count, losses / count)
 
   together = 0
   if backend.platform() != "cpu":

@@ -1,4 +1,4 @@
-"""Scenarios of the robustness stage: effects, and levels that are swept.
+"""Scenarios of the robustness stage: effects, and severities that are swept.
 
 A scenario is a mapping {field of the device: a number, or a tuple of them}; a
 tuple is swept, tuples of one scenario together, and everything else of the
@@ -29,7 +29,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
-class Level:
+class Severity:
   """One device of a scenario.
 
   Attributes:
@@ -52,12 +52,13 @@ class Scenario:
   """A sweep.
 
   Attributes:
-    key: "<effect>", or "<name>: <effect>", with the field that sets the levels.
-    levels: in the order given.
+    key: "<effect>", or "<name>: <effect>", with the field that sets the
+      severities.
+    severities: in the order given.
   """
 
   key: str
-  levels: tuple[Level, ...]
+  severities: tuple[Severity, ...]
 
 
 def parse(
@@ -97,37 +98,37 @@ def parse(
   ]
   if not swept and not numbers and not fault_map:
     raise errors.InputError(
-      f"{field}: got {dict(scenario)!r}, needed is an effect with a level"
+      f"{field}: got {dict(scenario)!r}, needed is an effect with a severity"
     )
   counts = {len(v) for v in swept.values()}
   if len(counts) > 1 or 0 in counts:
     raise errors.InputError(
       f"{field}: got {' and '.join(str(len(v)) for v in swept.values())} "
-      f"levels of {', '.join(swept)}, needed is one number of them, at least 1"
+      f"severities of {', '.join(swept)}, needed is one number of them, from 1"
     )
   effect = next(iter([*swept, *numbers]), "fault_map")
   for value in swept.get(effect, ()):
     if type(value) in (bool, str) or value is None:
       raise errors.InputError(
-        f"{field}.{effect}: got {value!r} for a level, needed are numbers; "
+        f"{field}.{effect}: got {value!r} for a severity, needed are numbers; "
         "other fields may be swept beside them"
       )
-  levels = []
+  severities = []
   for place in range(max(counts, default=1)):
     at = {k: v[place] if k in swept else v for k, v in values.items()}
     device = crossbar.with_fields(base, at, field, crossbar.SCENARIO_FIELDS)
     is_random = any(
       crossbar.is_present(getattr(device, k)) for k in crossbar.DEFECTS
     )
-    levels.append(
-      Level(at.get(effect, 0.0), device, is_random, fault_map, layers)
+    severities.append(
+      Severity(at.get(effect, 0.0), device, is_random, fault_map, layers)
     )
-  if len({level.value for level in levels}) < len(levels):
+  if len({severity.value for severity in severities}) < len(severities):
     raise errors.InputError(
       f"{field}.{effect}: got {tuple(swept[effect])!r}, needed are distinct "
-      "levels"
+      "severities"
     )
-  return Scenario(_key(scenario, values, effect), tuple(levels))
+  return Scenario(_key(scenario, values, effect), tuple(severities))
 
 
 def check_values(scenario: Mapping[str, Any], field: str) -> None:

@@ -227,24 +227,24 @@ def _unpaired_half_width(first, second):
   return float(np.sqrt(squares.sum()) * stats.t.ppf(_TAILS[1], freedom))
 
 
-def standard_errors(chip_hits: np.ndarray, image_hits: np.ndarray) -> dict:
+def standard_errors(chip_hits: np.ndarray, image_correct: np.ndarray) -> dict:
   """Standard errors of the mean accuracy: of chips, of images, of both.
 
-  Chips and images are crossed random factors of a table of hits (two-way
+  Chips and images are crossed random factors of a table of correct (two-way
   analysis of variance without replicates; Searle, Casella & McCulloch 1992):
   a chip's own error is what other chips would change on the same images, the
   images' what other test images would change on the same chips.
 
   Args:
     chip_hits: images that each chip classifies correctly, int `[S]`.
-    image_hits: chips that classify each image correctly, int `[N]`.
+    image_correct: chips that classify each image correctly, int `[N]`.
 
   Returns:
     chips, images, total; chips and total are None of one chip.
   """
-  chips, images = len(chip_hits), len(image_hits)
+  chips, images = len(chip_hits), len(image_correct)
   mean = float(np.sum(chip_hits)) / (chips * images)
-  by_image = np.asarray(image_hits, np.float64) / chips
+  by_image = np.asarray(image_correct, np.float64) / chips
   if chips < 2:
     # All of the images' spread, as of one binomial share.
     error = math.sqrt(mean * (1 - mean) / max(images - 1, 1))

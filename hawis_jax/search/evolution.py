@@ -18,12 +18,12 @@ class Population:
 
   Attributes:
     choices: int32 `[K, S, L]`.
-    signals: float32 `[K, S]`; -inf: not scored yet.
+    rewards: float32 `[K, S]`; -inf: not scored yet.
     oldest: int32, the place that is overwritten next.
   """
 
   choices: chex.Array
-  signals: chex.Array
+  rewards: chex.Array
   oldest: chex.Array
 
 
@@ -35,45 +35,45 @@ def regularized_evolution(settings: method.Settings) -> method.Method:
   """
 
   def init(key, context):
-    num, layers = context.feasible.windows, len(context.widths)
+    num, layers = context.feasible.ranges, len(context.widths)
     size = max(settings.population, settings.proposals)
     keys = jax.random.split(key, (num, size))
     draw = jax.vmap(context.feasible.sample, (0, None))
     return Population(
       choices=jax.vmap(draw)(keys, jnp.arange(num)).reshape(num, size, layers),
-      signals=jnp.full((num, size), -jnp.inf),
+      rewards=jnp.full((num, size), -jnp.inf),
       oldest=jnp.zeros((), jnp.int32),
     )
 
   def propose(key, state, context, step):
-    size = state.signals.shape[1]
+    size = state.rewards.shape[1]
     places = (state.oldest + jnp.arange(settings.proposals)) % size
     beginning = step * settings.proposals < size
 
-    def child(key, window, choices, signals):
+    def child(key, budget_range, choices, rewards):
       tournament_key, mutation_key = jax.random.split(key)
       entrants = jax.random.randint(
         tournament_key, (settings.tournament,), 0, size
       )
-      parent = choices[entrants[signals[entrants].argmax()]]
-      return neighbours.mutate(mutation_key, context, window, parent)
+      parent = choices[entrants[rewards[entrants].argmax()]]
+      return neighbours.mutate(mutation_key, context, budget_range, parent)
 
-    windows = jnp.arange(context.feasible.windows)
-    keys = jax.random.split(key, (len(windows), settings.proposals))
+    ranges = jnp.arange(context.feasible.ranges)
+    keys = jax.random.split(key, (len(ranges), settings.proposals))
     each = jax.vmap(jax.vmap(child, (0, None, None, None)))
-    children = each(keys, windows, state.choices, state.signals)
+    children = each(keys, ranges, state.choices, state.rewards)
     # The first population is random, and scored before it has children.
     return jnp.where(beginning, state.choices[:, places], children), places
 
-  def learn(key, state, context, step, places, choices, signals, gains):
-    del key, context, step, gains
+  def learn(key, state, context, step, places, choices, rewards, advantages):
+    del key, context, step, advantages
     state = Population(
       choices=state.choices.at[:, places].set(choices),
-      signals=state.signals.at[:, places].set(signals),
-      oldest=(places[-1] + 1) % state.signals.shape[1],
+      rewards=state.rewards.at[:, places].set(rewards),
+      oldest=(places[-1] + 1) % state.rewards.shape[1],
     )
-    scored = ~jnp.isneginf(state.signals)
-    mean = jnp.where(scored, state.signals, 0).sum() / scored.sum()
+    scored = ~jnp.isneginf(state.rewards)
+    mean = jnp.where(scored, state.rewards, 0).sum() / scored.sum()
     return state, {"population": mean}
 
   return method.Method(init, propose, learn)
@@ -87,21 +87,21 @@ def local_search(settings: method.Settings) -> method.Method:
   """
 
   def init(key, context):
-    windows = jnp.arange(context.feasible.windows)
-    keys = jax.random.split(key, len(windows))
-    return jax.vmap(context.feasible.sample)(keys, windows)
+    ranges = jnp.arange(context.feasible.ranges)
+    keys = jax.random.split(key, len(ranges))
+    return jax.vmap(context.feasible.sample)(keys, ranges)
 
   def propose(key, state, context, step):
     del step
-    windows = jnp.arange(context.feasible.windows)
-    keys = jax.random.split(key, (len(windows), settings.proposals - 1))
+    ranges = jnp.arange(context.feasible.ranges)
+    keys = jax.random.split(key, (len(ranges), settings.proposals - 1))
     mutate = jax.vmap(neighbours.mutate, (0, None, None, None))
-    tried = jax.vmap(mutate, (0, None, 0, 0))(keys, context, windows, state)
+    tried = jax.vmap(mutate, (0, None, 0, 0))(keys, context, ranges, state)
     return jnp.concatenate([state[:, None], tried], 1), ()
 
-  def learn(key, state, context, step, notes, choices, signals, gains):
-    del key, context, step, notes, gains
-    best = signals.argmax(1)
+  def learn(key, state, context, step, notes, choices, rewards, advantages):
+    del key, context, step, notes, advantages
+    best = rewards.argmax(1)
     incumbent = jnp.take_along_axis(choices, best[:, None, None], 1)[:, 0]
     moved = (incumbent != state).any(-1).mean()
     return incumbent, {"moved": moved}

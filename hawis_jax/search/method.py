@@ -54,12 +54,13 @@ class Method:
     init: (key, context) -> state.
     propose: (key, state, context, step) -> (choices int32 `[K, P, L]`, notes
       for `learn`).
-    learn: (key, state, context, step, notes, choices, signals, gains) ->
-      (state, scalar metrics). Signals `[K, P]` are what to learn from, gains
-      what is to be great: robust scores. Both are less those of the update's
-      references, which met the same chips.
-    estimate: (state, context, budget's index, choices `[N, L]`) -> `[N]`, gains
-      it predicts, up to a constant, for `finalists.best_vectors`; or None.
+    learn: (key, state, context, step, notes, choices, rewards, advantages) ->
+      (state, scalar metrics). Rewards `[K, P]` are what to learn from,
+      advantages what is to be great: robust scores. Both are less those of the
+      update's references, which met the same chips.
+    estimate: (state, context, budget's index, choices `[N, L]`) -> `[N]`,
+      advantages it predicts, up to a constant, for `candidates.best_vectors`;
+      or None.
     limits: {metric: value}: above it the method has gone astray.
   """
 

@@ -13,7 +13,7 @@ from hawis_jax.search import method
 def neighbour(
   key: chex.PRNGKey,
   context: method.Context,
-  window: chex.Numeric,
+  budget_range: chex.Numeric,
   choices: chex.Array,
 ) -> chex.Array:
   """Changes one or two random layers, uniformly among what is feasible.
@@ -24,7 +24,7 @@ def neighbour(
   Args:
     key: consumed.
     context: of the search.
-    window: the budget.
+    budget_range: its index.
     choices: a feasible vector, int32 `[L]`.
 
   Returns:
@@ -37,7 +37,7 @@ def neighbour(
   tried = jnp.broadcast_to(choices, (size * size, num_layers))
   tried = tried.at[:, first].set(pairs[0]).at[:, second].set(pairs[1])
   possible = context.valid[first, pairs[0]] & context.valid[second, pairs[1]]
-  possible &= context.feasible.contains(window, tried)
+  possible &= context.feasible.contains(budget_range, tried)
   possible &= (tried != choices[None]).any(-1)
   logits = jnp.where(possible, 0.0, -jnp.inf)
   picked = tried[jax.random.categorical(pick_key, logits)]
@@ -47,11 +47,11 @@ def neighbour(
 def mutate(
   key: chex.PRNGKey,
   context: method.Context,
-  window: chex.Numeric,
+  budget_range: chex.Numeric,
   choices: chex.Array,
 ) -> chex.Array:
   """One or, half the time, two `neighbour` steps."""
   count_key, first_key, second_key = jax.random.split(key, 3)
-  once = neighbour(first_key, context, window, choices)
-  twice = neighbour(second_key, context, window, once)
+  once = neighbour(first_key, context, budget_range, choices)
+  twice = neighbour(second_key, context, budget_range, once)
   return jnp.where(jax.random.bernoulli(count_key), twice, once)

@@ -29,7 +29,7 @@ class State:
   Attributes:
     params: of the policy.
     opt_state: of its optimiser.
-    baseline: moving average of signals, `[K]`, and
+    baseline: moving average of rewards, `[K]`, and
     deviation: of their absolute distances from it. REINFORCE's; PPO ranks.
   """
 
@@ -57,30 +57,30 @@ def _method(settings, epochs, ranks):
 
   def init(key, context):
     params = policy_network.init(key, network(context), context)
-    none = jnp.zeros(context.feasible.windows)
+    none = jnp.zeros(context.feasible.ranges)
     return State(params, optimizer.init(params), none, none)
 
   def propose(key, state, context, step):
     del step
-    windows = _windows(context, settings.proposals)
+    ranges = _ranges(context, settings.proposals)
     proposals = policy_network.propose(
-      key, network(context), state.params, context, windows
+      key, network(context), state.params, context, ranges
     )
-    shape = context.feasible.windows, settings.proposals, -1
+    shape = context.feasible.ranges, settings.proposals, -1
     return proposals.choices.reshape(shape), proposals
 
-  def learn(key, state, context, step, proposals, choices, signals, gains):
-    del key, choices, gains
-    windows = _windows(context, settings.proposals)
+  def learn(key, state, context, step, proposals, choices, rewards, advantages):
+    del key, choices, advantages
+    ranges = _ranges(context, settings.proposals)
     first, last = settings.entropy
     progress = step / max(settings.updates - 1, 1)
     entropy = first + (last - first) * progress
     if ranks:
-      advantages = jax.vmap(policy_network.rank_advantages)(signals)
+      advantages = jax.vmap(policy_network.rank_advantages)(rewards)
       hyper = policy_network.PPOConfig(settings.clip, entropy)
       loss = functools.partial(policy_network.ppo_loss, hyper=hyper)
     else:
-      state, advantages = _against_baseline(state, step, signals)
+      state, advantages = _against_baseline(state, step, rewards)
       loss = functools.partial(policy_network.reinforce_loss, entropy=entropy)
 
     def epoch(carry, _):
@@ -89,7 +89,7 @@ def _method(settings, epochs, ranks):
         params,
         network(context),
         context,
-        windows,
+        ranges,
         proposals,
         advantages.reshape(-1),
       )
@@ -100,7 +100,7 @@ def _method(settings, epochs, ranks):
       epoch, (state.params, state.opt_state), length=epochs
     )
     now = policy_network.evaluate(
-      network(context), params, context, windows, proposals.choices
+      network(context), params, context, ranges, proposals.choices
     )
     moved = (proposals.log_probs - now.log_probs).mean(0).max()
     metrics = {
@@ -113,17 +113,17 @@ def _method(settings, epochs, ranks):
   return method.Method(init, propose, learn, limits={"kl": _MOST_KL})
 
 
-def _windows(context, proposals):
+def _ranges(context, proposals):
   """The budget of each proposal, `[K P]`."""
-  return jnp.repeat(jnp.arange(context.feasible.windows), proposals)
+  return jnp.repeat(jnp.arange(context.feasible.ranges), proposals)
 
 
-def _against_baseline(state, step, signals):
+def _against_baseline(state, step, rewards):
   """(state with the next baseline, advantages of about unit size)."""
-  mean = signals.mean(1)
+  mean = rewards.mean(1)
   first = step == 0
   baseline = jnp.where(first, mean, state.baseline)
-  advantages = signals - baseline[:, None]
+  advantages = rewards - baseline[:, None]
   size = jnp.abs(advantages).mean(1)
   deviation = jnp.where(first, size, state.deviation)
   keep = _BASELINE_DECAY

@@ -3,7 +3,7 @@
 Autoregressive over layers: a GRU sees what has been chosen and spent and gives
 logits over the next layer's choices. They are added to the log number of
 feasible completions of each choice, so a fresh policy (all its logits 0) is the
-exact uniform sampler of the window, and no infeasible vector has any
+exact uniform sampler of the budget_range, and no infeasible vector has any
 probability. (Limits on further costs are not counted, only kept.) It sees the
 budget, so one policy serves several.
 
@@ -68,47 +68,47 @@ def propose(
   policy: Policy,
   params: dict,
   context: method.Context,
-  windows: chex.Array,
+  ranges: chex.Array,
 ) -> Proposals:
-  """Draws a feasible vector for each of `windows`, int `[P]`: its budget."""
-  keys = jax.random.split(key, (len(windows), context.widths.shape[0]))
+  """Draws a feasible vector for each of `ranges`, int `[P]`: its budget."""
+  keys = jax.random.split(key, (len(ranges), context.widths.shape[0]))
   return jax.vmap(
-    lambda window, key: _unroll(
-      policy, params, context, window, key, jax.random.categorical
+    lambda budget_range, key: _unroll(
+      policy, params, context, budget_range, key, jax.random.categorical
     )
-  )(windows, keys)
+  )(ranges, keys)
 
 
 def evaluate(
   policy: Policy,
   params: dict,
   context: method.Context,
-  windows: chex.Array,
+  ranges: chex.Array,
   choices: chex.Array,
 ) -> Proposals:
   """Log-probabilities and entropies of given feasible `choices` `[P, L]`."""
   return jax.vmap(
-    lambda window, given: _unroll(
-      policy, params, context, window, given, lambda given, logits: given
+    lambda budget_range, given: _unroll(
+      policy, params, context, budget_range, given, lambda given, logits: given
     )
-  )(windows, choices)
+  )(ranges, choices)
 
 
-def _unroll(policy, params, context, window, inputs, choose):
+def _unroll(policy, params, context, budget_range, inputs, choose):
   """Runs one vector through the policy; `choose(inputs[l], logits)`."""
   feasible = context.feasible
 
   def step(carry, given):
     hidden, prefix = carry
-    features = _features(context, window, prefix)
+    features = _features(context, budget_range, prefix)
     hidden, logits = policy.apply(params, hidden, features)
-    counts = feasible.log_counts(window, prefix)
+    counts = feasible.log_counts(budget_range, prefix)
     log_probs = jax.nn.log_softmax(logits + counts)
     choice = choose(given, log_probs)
     possible = jnp.isfinite(counts)
     finite = jnp.where(possible, log_probs, 0)
     entropy = -jnp.sum(jnp.where(possible, jnp.exp(finite) * finite, 0))
-    prefix = feasible.extend(window, prefix, choice)
+    prefix = feasible.extend(budget_range, prefix, choice)
     return (hidden, prefix), (choice, log_probs[choice], entropy)
 
   start = (jnp.zeros(policy.hidden), feasible.start())
@@ -116,17 +116,17 @@ def _unroll(policy, params, context, window, inputs, choose):
   return Proposals(*outputs)
 
 
-def _features(context, window, prefix):
+def _features(context, budget_range, prefix):
   """float32 `[F + 2 C + 3]`: everything the policy sees of one step."""
-  layer, budget = prefix.layer, context.budget[window]
+  layer, budget = prefix.layer, context.budget[budget_range]
   left = (budget - prefix.spent) / budget
   before = jnp.maximum(layer - 1, 0)
   input_width = context.widths[before, prefix.previous]
   input_width = input_width / context.widths[before].max()
   input_width = jnp.where(layer == 0, 0.0, input_width)
-  marginal = context.feasible.marginal(window, prefix) / budget
-  counts = context.feasible.log_counts(window, prefix)
-  scalars = jnp.stack([input_width, left, context.budget_share[window]])
+  marginal = context.feasible.marginal(budget_range, prefix) / budget
+  counts = context.feasible.log_counts(budget_range, prefix)
+  scalars = jnp.stack([input_width, left, context.budget_share[budget_range]])
   return jnp.concatenate(
     [
       context.layer_features[layer],
@@ -153,7 +153,7 @@ def ppo_loss(
   params: dict,
   policy: Policy,
   context: method.Context,
-  windows: chex.Array,
+  ranges: chex.Array,
   proposals: Proposals,
   advantages: chex.Array,
   hyper: PPOConfig,
@@ -164,31 +164,33 @@ def ppo_loss(
     params: of the policy.
     policy: the network.
     context: of the proposals.
-    windows: their budgets, int `[P]`.
+    ranges: their budgets, int `[P]`.
     proposals: drawn with the old parameters.
     advantages: `[P]`.
     hyper: see `PPOConfig`.
   """
-  now = evaluate(policy, params, context, windows, proposals.choices)
+  now = evaluate(policy, params, context, ranges, proposals.choices)
   ratio = jnp.exp(now.log_probs - proposals.log_probs)
   clipped = jnp.clip(ratio, 1 - hyper.clip, 1 + hyper.clip)
-  gain = jnp.minimum(ratio * advantages[:, None], clipped * advantages[:, None])
-  return -gain.mean() - hyper.entropy * now.entropies.mean()
+  advantage = jnp.minimum(
+    ratio * advantages[:, None], clipped * advantages[:, None]
+  )
+  return -advantage.mean() - hyper.entropy * now.entropies.mean()
 
 
 def reinforce_loss(
   params: dict,
   policy: Policy,
   context: method.Context,
-  windows: chex.Array,
+  ranges: chex.Array,
   proposals: Proposals,
   advantages: chex.Array,
   entropy: chex.Numeric,
 ) -> chex.Array:
   """REINFORCE (Williams 1992), entropy bonus; arguments of `ppo_loss`."""
-  now = evaluate(policy, params, context, windows, proposals.choices)
-  gain = advantages * now.log_probs.sum(-1)
-  return -gain.mean() - entropy * now.entropies.mean()
+  now = evaluate(policy, params, context, ranges, proposals.choices)
+  advantage = advantages * now.log_probs.sum(-1)
+  return -advantage.mean() - entropy * now.entropies.mean()
 
 
 def rank_advantages(rewards: chex.Array) -> chex.Array:

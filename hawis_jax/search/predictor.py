@@ -1,7 +1,7 @@
 """Predictor-guided proposals: Thompson sampling from a Bayesian regression.
 
 Scores of one update share their chips, and chips differ from one to the next.
-So the regression is within updates and budgets: features and signals less their
+So the regression is within updates and budgets: features and rewards less their
 means (the exact elimination of an offset each). Accuracy is smooth in the
 widths, so features are few: of each layer the logarithm of its width, its
 square, its product with that of the layer before, and with the logarithm of the
@@ -30,16 +30,16 @@ class State:
 
   Attributes:
     gram: `[F, F]`, sum of outer products of centred features.
-    moment: `[F]`, of centred features times signals.
-    gain_moment: `[F]`, times gains: to choose finalists by.
-    square: of centred signals.
+    moment: `[F]`, of centred features times rewards.
+    advantage_moment: `[F]`, times advantages: to choose candidates by.
+    square: of centred rewards.
     count: of observations, less one an update and budget.
     elite: int32 `[K, E, L]`.
   """
 
   gram: chex.Array
   moment: chex.Array
-  gain_moment: chex.Array
+  advantage_moment: chex.Array
   square: chex.Array
   count: chex.Array
   elite: chex.Array
@@ -54,15 +54,15 @@ def predictor(settings: method.Settings) -> method.Method:
   """
 
   def init(key, context):
-    windows = jnp.arange(context.feasible.windows)
-    keys = jax.random.split(key, (len(windows), _ELITE))
+    ranges = jnp.arange(context.feasible.ranges)
+    keys = jax.random.split(key, (len(ranges), _ELITE))
     draw = jax.vmap(context.feasible.sample, (0, None))
-    elite = jax.vmap(draw)(keys, windows)
+    elite = jax.vmap(draw)(keys, ranges)
     size = _features(context, elite).shape[-1]
     return State(
       gram=jnp.zeros((size, size)),
       moment=jnp.zeros(size),
-      gain_moment=jnp.zeros(size),
+      advantage_moment=jnp.zeros(size),
       square=jnp.zeros(()),
       count=jnp.zeros(()),
       elite=elite,
@@ -74,7 +74,7 @@ def predictor(settings: method.Settings) -> method.Method:
     size = max(_POOL, 4 * settings.proposals)
     pool = _pool(pool_key, state, context, size)
     mean, factor, noise = _posterior(state)
-    num = context.feasible.windows
+    num = context.feasible.ranges
     shape = (num, settings.proposals, len(mean))
     normal = jax.random.normal(draw_key, shape) * jnp.sqrt(noise)
     solve = jax.scipy.linalg.solve_triangular
@@ -84,21 +84,21 @@ def predictor(settings: method.Settings) -> method.Method:
     best = _without_repeats(pool, values)
     return jnp.take_along_axis(pool, best[..., None], 1), ()
 
-  def learn(key, state, context, step, notes, choices, signals, gains):
+  def learn(key, state, context, step, notes, choices, rewards, advantages):
     del step, notes
     features = _features(context, choices)
     features = features - features.mean(1, keepdims=True)
     features = features.reshape(-1, features.shape[-1])
-    means = len(signals)
-    signals, gains = (
-      (x - x.mean(1, keepdims=True)).reshape(-1) for x in (signals, gains)
+    means = len(rewards)
+    rewards, advantages = (
+      (x - x.mean(1, keepdims=True)).reshape(-1) for x in (rewards, advantages)
     )
     state = state.replace(
       gram=state.gram + features.T @ features,
-      moment=state.moment + features.T @ signals,
-      gain_moment=state.gain_moment + features.T @ gains,
-      square=state.square + (signals**2).sum(),
-      count=state.count + len(signals) - means,
+      moment=state.moment + features.T @ rewards,
+      advantage_moment=state.advantage_moment + features.T @ advantages,
+      square=state.square + (rewards**2).sum(),
+      count=state.count + len(rewards) - means,
     )
     mean, _, noise = _posterior(state)
     pool = _pool(key, state, context, _POOL)
@@ -108,11 +108,11 @@ def predictor(settings: method.Settings) -> method.Method:
     elite = jnp.take_along_axis(pool, best[..., None], 1)
     return state.replace(elite=elite), {"noise": jnp.sqrt(noise)}
 
-  def estimate(state, context, window, choices):
-    every = (context.feasible.windows, *choices.shape)
+  def estimate(state, context, budget_range, choices):
+    every = (context.feasible.ranges, *choices.shape)
     features = _features(context, jnp.broadcast_to(choices[None], every))
-    gains = state.replace(moment=state.gain_moment)
-    return features[window] @ _posterior(gains)[0]
+    advantages = state.replace(moment=state.advantage_moment)
+    return features[budget_range] @ _posterior(advantages)[0]
 
   return method.Method(init, propose, learn, estimate)
 
@@ -152,16 +152,16 @@ def _posterior(state):
 
 def _pool(key, state, context, size):
   """Feasible candidates of each budget, `[K, N, L]`."""
-  windows = jnp.arange(context.feasible.windows)
+  ranges = jnp.arange(context.feasible.ranges)
   uniform_key, parent_key, mutation_key = jax.random.split(key, 3)
-  shape = len(windows), size // 2
+  shape = len(ranges), size // 2
   draw = jax.vmap(context.feasible.sample, (0, None))
-  uniform = jax.vmap(draw)(jax.random.split(uniform_key, shape), windows)
+  uniform = jax.vmap(draw)(jax.random.split(uniform_key, shape), ranges)
   parents = jax.random.randint(parent_key, shape, 0, _ELITE)
   parents = jnp.take_along_axis(state.elite, parents[..., None], 1)
   mutate = jax.vmap(neighbours.mutate, (0, None, None, 0))
   mutations = jax.vmap(mutate, (0, None, 0, 0))(
-    jax.random.split(mutation_key, shape), context, windows, parents
+    jax.random.split(mutation_key, shape), context, ranges, parents
   )
   return jnp.concatenate([uniform, mutations], 1)
 

@@ -21,10 +21,10 @@ def random_search(settings: method.Settings) -> method.Method:
 
   def propose(key, state, context, step):
     del state, step
-    windows = jnp.arange(context.feasible.windows)
-    keys = jax.random.split(key, (len(windows), settings.proposals))
+    ranges = jnp.arange(context.feasible.ranges)
+    keys = jax.random.split(key, (len(ranges), settings.proposals))
     draw = jax.vmap(context.feasible.sample, (0, None))
-    return jax.vmap(draw)(keys, windows), ()
+    return jax.vmap(draw)(keys, ranges), ()
 
   return method.Method(lambda key, context: (), propose, _learn_nothing)
 
@@ -35,7 +35,7 @@ def per_stage(settings: method.Settings) -> method.Method:
   A stage's layers take the choices of the same rank. There are few, so the
   budget's low end does not matter: those are drawn that have less than `SPARE`
   of the budget left, else all within it. Where none is, random vectors of the
-  window stand in.
+  range stand in.
   """
 
   def vectors(context):
@@ -53,8 +53,8 @@ def per_stage(settings: method.Settings) -> method.Method:
   def init(key, context):
     del key
     all_of_them = vectors(context)
-    windows = jnp.arange(context.feasible.windows)
-    within = jax.vmap(context.feasible.affords, (0, None))(windows, all_of_them)
+    ranges = jnp.arange(context.feasible.ranges)
+    within = jax.vmap(context.feasible.affords, (0, None))(ranges, all_of_them)
     spent = cost.vector_cost(context.costs, all_of_them)[None]
     close = within & (spent >= (1 - SPARE) * context.budget_share[:, None])
     inside = jnp.where(close.any(1, keepdims=True), close, within)
@@ -63,21 +63,23 @@ def per_stage(settings: method.Settings) -> method.Method:
   def propose(key, state, context, step):
     del step
 
-    def draw(key, window, inside):
+    def draw(key, budget_range, inside):
       vector_key, other_key = jax.random.split(key)
       logits = jnp.where(inside, 0.0, -jnp.inf)
       pick = jax.random.categorical(vector_key, logits)
-      other = context.feasible.sample(other_key, window)
+      other = context.feasible.sample(other_key, budget_range)
       return jnp.where(inside.any(), state["vectors"][pick], other)
 
-    windows = jnp.arange(context.feasible.windows)
-    keys = jax.random.split(key, (len(windows), settings.proposals))
+    ranges = jnp.arange(context.feasible.ranges)
+    keys = jax.random.split(key, (len(ranges), settings.proposals))
     each = jax.vmap(jax.vmap(draw, (0, None, None)))
-    return each(keys, windows, state["inside"]), ()
+    return each(keys, ranges, state["inside"]), ()
 
   return method.Method(init, propose, _learn_nothing)
 
 
-def _learn_nothing(key, state, context, step, notes, choices, signals, gains):
-  del key, context, step, notes, choices, signals, gains
+def _learn_nothing(
+  key, state, context, step, notes, choices, rewards, advantages
+):
+  del key, context, step, notes, choices, rewards, advantages
   return state, {}

@@ -53,14 +53,14 @@ class Settings:
     chips: of each scenario and update, shared by all proposals.
     scenarios: their number.
     cvar_weight: b of `reward.robust_score`.
-    signal: "accuracy" or "cross_entropy".
+    reward: "accuracy" or "cross_entropy".
     penalty: of what exceeds a budget by its own size; 0: budgets are hard.
   """
 
   chips: int
   scenarios: int
   cvar_weight: float = 0.5
-  signal: str = "accuracy"
+  reward: str = "accuracy"
   penalty: float = 0.0
 
 
@@ -117,23 +117,23 @@ def init(
     settings: of the methods.
     references: R.
   """
-  windows, layers = context.feasible.windows, len(context.widths)
-  shape = settings.updates, len(methods), windows, settings.proposals
+  ranges, layers = context.feasible.ranges, len(context.widths)
+  shape = settings.updates, len(methods), ranges, settings.proposals
 
   @jax.jit
   def fresh(key, context, feasible):
     reference_key, *keys = jax.random.split(key, 1 + len(methods))
-    keys_each = jax.random.split(reference_key, (windows, references))
+    keys_each = jax.random.split(reference_key, (ranges, references))
     draw = jax.vmap(feasible.sample, (0, None))
     return SearchState(
       methods=tuple(
         m.init(k, context) for m, k in zip(methods.values(), keys, strict=True)
       ),
-      references=jax.vmap(draw)(keys_each, jnp.arange(windows)),
+      references=jax.vmap(draw)(keys_each, jnp.arange(ranges)),
       choices=jnp.zeros((*shape, layers), jnp.int32),
       scores=jnp.full(shape, jnp.nan, jnp.float32),
       reference_scores=jnp.full(
-        (settings.updates, windows, references), jnp.nan, jnp.float32
+        (settings.updates, ranges, references), jnp.nan, jnp.float32
       ),
     )
 
@@ -192,13 +192,13 @@ def search_step(
     )
 
   scores, references = robust(scored.accuracy)
-  gains = scores - references.mean(1)[None, :, None]
-  signals = gains
-  if settings.signal == "cross_entropy":
-    signals, baseline = robust(-scored.cross_entropy)
-    signals -= baseline.mean(1)[None, :, None]
+  advantages = scores - references.mean(1)[None, :, None]
+  rewards = advantages
+  if settings.reward == "cross_entropy":
+    rewards, baseline = robust(-scored.cross_entropy)
+    rewards -= baseline.mean(1)[None, :, None]
   if settings.penalty:
-    signals -= settings.penalty * excess(context, choices)
+    rewards -= settings.penalty * excess(context, choices)
   learnt, values = [], {}
   for index, name in enumerate(methods):
     each, state_before, pair = before[index]
@@ -209,13 +209,13 @@ def search_step(
       step,
       proposed[index][1],
       choices[index],
-      signals[index],
-      gains[index],
+      rewards[index],
+      advantages[index],
     )
     learnt.append(after)
     values |= {name: scores[index].mean(), f"{name}_best": scores[index].max()}
-    # A signal that is not finite stops the search.
-    values |= {f"{name}_signal": signals[index].mean()}
+    # A reward that is not finite stops the search.
+    values |= {f"{name}_reward": rewards[index].mean()}
     values |= {f"{name}_{what}": value for what, value in said.items()}
   state = state.replace(
     methods=tuple(learnt),

@@ -81,8 +81,8 @@ def train_step(
       loss = optimization.distillation(logits, target)
     if recipe.weight_penalty:
       loss += recipe.weight_penalty * optimization.weight_penalty(params)
-    hits = (logits.argmax(-1) == part["label"]).mean()
-    return loss, (updated["batch_stats"], {"loss": loss, "accuracy": hits})
+    correct = (logits.argmax(-1) == part["label"]).mean()
+    return loss, (updated["batch_stats"], {"loss": loss, "accuracy": correct})
 
   teacher = sharding.gathered(teacher, mesh)
   grads, batch_stats, values = _mean_gradients(

@@ -37,7 +37,7 @@ def sample_widths(
 
   Args:
     key: consumed.
-    bands: windows, from `cost.cost_bands`.
+    bands: ranges, from `cost.cost_bands`.
     space: of the vectors.
     num: random vectors.
 
@@ -47,7 +47,7 @@ def sample_widths(
 
   def draw(key):
     band_key, vector_key = jax.random.split(key)
-    band = jax.random.randint(band_key, (), 0, bands.windows)
+    band = jax.random.randint(band_key, (), 0, bands.ranges)
     return width_vectors.take(space.table, bands.sample(vector_key, band))
 
   ends = jnp.array([space.max_widths, space.min_widths], jnp.int32)
@@ -57,7 +57,7 @@ def sample_widths(
 def sample_device(
   key: chex.PRNGKey, devices: Sequence[crossbar.Device]
 ) -> crossbar.Device:
-  """Draws one of some devices, all its defects at a share of their levels.
+  """Draws one of some devices, all its defects at a share of their severities.
 
   The share is uniform in [0, 1), so that training meets what scores do, from
   the ideal net to the devices themselves, and nothing worse.
@@ -67,16 +67,16 @@ def sample_device(
     devices: alike in their static fields, see `crossbar.stack`.
 
   Returns:
-    A device with traced levels.
+    A device with traced severities.
   """
   choice_key, share_key = jax.random.split(key)
   choice = jax.random.randint(choice_key, (), 0, len(devices))
   share = jax.random.uniform(share_key)
   device = jax.tree.map(lambda x: x[choice], crossbar.stack(devices))
-  levels = {field: getattr(device, field) for field in crossbar.DEFECTS}
+  severities = {field: getattr(device, field) for field in crossbar.DEFECTS}
   return dataclasses.replace(
     device,
-    **{k: v * share for k, v in levels.items() if crossbar.is_present(v)},
+    **{k: v * share for k, v in severities.items() if crossbar.is_present(v)},
   )
 
 
@@ -206,13 +206,13 @@ def sandwich_step(
   grads = sharding.gathered(grads, mesh)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  hits = (logits.argmax(-1) == batch["label"][None]).mean(-1)
+  correct = (logits.argmax(-1) == batch["label"][None]).mean(-1)
   values = {
     "loss": loss,
-    "accuracy_max": hits[0],
-    "accuracy_mean": hits.mean(),
+    "accuracy_max": correct[0],
+    "accuracy_mean": correct.mean(),
     "weight_norm": optax.tree.norm(params),
   }
   if faulty:
-    values["accuracy_faulty"] = hits[-faulty:].mean()
+    values["accuracy_faulty"] = correct[-faulty:].mean()
   return state.replace(params=params, opt_state=opt_state), values

@@ -106,7 +106,11 @@ def _change_partial(workdir):
   """Chips of a level that was interrupted."""
   path = workdir / "robustness" / "result.json"
   path.unlink()
-  content = {"level": ["found", "stuck_off", 0.1], "hits": [], "image_hits": []}
+  content = {
+    "severity": ["found", "stuck_off", 0.1],
+    "correct": [],
+    "image_correct": [],
+  }
   path.with_name("partial.json").write_text(json.dumps(content))
   return "partial.json: got another content than was written there"
 

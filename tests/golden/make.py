@@ -75,7 +75,7 @@ _EFFECTS = {
 def nets():
   """{"net/collection/layer/variable": array}, images, and labels of a net.
 
-  Labels are the ideal net's, so that hits say what chips change.
+  Labels are the ideal net's, so that correct say what chips change.
   """
   found = dict(np.load(_NETS))
   # Half precision, so that the file is small.
@@ -97,7 +97,7 @@ def _variables(found, net):
 
 
 def engine(name):
-  """Hits of the Monte Carlo engine, packed: uint8 `[chips, images / 8]`."""
+  """Correct of the Monte Carlo engine, packed: uint8 `[chips, images / 8]`."""
   found = nets()
   net, fields, layers = _CHIPS[name]
   module, variables = _MODULES[net], _variables(found, net)
@@ -113,11 +113,11 @@ def engine(name):
     found[f"labels_{net}"],
     range(6),
   )
-  return {"hits": np.packbits(np.concatenate(list(chunks)), axis=1)}
+  return {"correct": np.packbits(np.concatenate(list(chunks)), axis=1)}
 
 
 def scorer():
-  """Hits and cross-entropies of width vectors in the search, `[S, P]`."""
+  """Correct and cross-entropies of width vectors in the search, `[S, P]`."""
   found = nets()
   scenarios = [
     dataclasses.replace(_DEVICE, **fields)
@@ -153,7 +153,7 @@ def scorer():
     ),
     reward.chip_keys(jax.random.key(9), 4, len(scenarios)),
   )
-  return {"hits": scores.hits, "cross_entropy": scores.cross_entropy}
+  return {"correct": scores.correct, "cross_entropy": scores.cross_entropy}
 
 
 def chips():

@@ -11,6 +11,7 @@ config.json, metrics.jsonl, lock
 from collections.abc import Mapping
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from hawis_jax.networks import net_names
 from hawis_jax.networks import reference_resnet
 from hawis_jax.pipeline import nets
 from hawis_jax.pipeline.experiment import Experiment
+from hawis_jax.pipeline.experiment import prepare
 from hawis_jax.runtime import checkpoint
 from hawis_jax.runtime import loop
 from hawis_jax.runtime import storage
@@ -148,6 +150,55 @@ def load_net(
     with checkpoint.Checkpoints(best_folder(workdir, net)) as checkpoints:
       state = loop.Best(checkpoints).load(example)
   return Trained(module, state.variables)
+
+
+def open_run(workdir: str | os.PathLike) -> Experiment:
+  """Returns the experiment of a work directory, as its config.json says.
+
+  Raises:
+    InputError: there is none, or it is damaged or of another version; its data
+      can't be read.
+  """
+  path = pathlib.Path(workdir) / "config.json"
+  saved = storage.read_record(path)
+  config = settings.default()
+  with config.unlocked():
+    for name, value in saved.items():
+      if name in fields.FIELDS:
+        config.update_from_flattened_dict({name: _as_tuples(value)})
+  settings.validate(config)
+  return prepare(config)
+
+
+def load_net_of_run(workdir: str | os.PathLike, name: str) -> Trained:
+  """Returns a trained net of a run: (module, variables).
+
+  >>> import hawis_jax as hx
+  >>> net, variables = hx.load_net("runs/digits", "found")  # doctest: +SKIP
+
+  Args:
+    workdir: of a run whose stage `train` has finished for the net.
+    name: as in `config.train.nets`, e.g. "found" or "baseline_1x_int8".
+
+  Raises:
+    InputError: there is no such net, or it has not been trained.
+  """
+  experiment = open_run(workdir)
+  trained = experiment.config.train.nets
+  if name not in trained:
+    raise errors.InputError(
+      f"name: got {name!r}, allowed are {', '.join(trained)}"
+    )
+  return load_net(name, experiment, pathlib.Path(workdir))
+
+
+def _as_tuples(value):
+  """A value of JSON as a configuration has it: lists are tuples."""
+  if isinstance(value, list):
+    return tuple(map(_as_tuples, value))
+  if isinstance(value, dict):
+    return {key: _as_tuples(item) for key, item in value.items()}
+  return value
 
 
 def chosen_step(net: str, experiment: Experiment, workdir: pathlib.Path) -> int:

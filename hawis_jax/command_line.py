@@ -48,7 +48,7 @@ def run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     goes on, both told in one line.
   """
   if not {"--help", "-help", "--helpshort", "-h", "-?"}.isdisjoint(argv[1:]):
-    print(_help(sys.modules[main.__module__]))
+    terminal.say(_help(sys.modules[main.__module__]), sys.stdout)
     return 0
   try:
     return main(parse(argv)) or 0

@@ -12,10 +12,10 @@ from scipy import stats
 
 from hawis_jax import cost
 from hawis_jax import errors
-from hawis_jax import report
 from hawis_jax.config import settings
 from hawis_jax.networks import net_names
 from hawis_jax.networks import width_vectors
+from hawis_jax.pipeline import report
 from hawis_jax.pipeline.experiment import Experiment
 from hawis_jax.report import facts
 from hawis_jax.report import figures
@@ -63,7 +63,7 @@ def _experiment(**fields):
 
 def _swept(rng, experiment):
   """A result of the sweep: chips are more or less lucky, with all nets."""
-  config, result = experiment.config, {"format": 2, "nets": {}}
+  config, result = experiment.config, {"format": 3, "nets": {}}
   luck = rng.normal(0, 0.3, config.robustness.chips)
   errors_of = {"chips": 0.1, "images": 0.01, "total": 0.2}
   for net in config.train.nets:
@@ -111,7 +111,7 @@ def _searched(rng, experiment, kind, shares):
   trajectory = {"mean": mean.tolist(), "best": (mean + 0.05).tolist()}
   most = experiment.exact_costs(_FOUND)[cost.KINDS[kind].field]
   return {
-    "format": 2,
+    "format": 3,
     "method": search.methods[0],
     "found": list(_FOUND),
     "cost": kind,
@@ -281,7 +281,7 @@ def test_differences_are_paired(made):
     for scenario, entries in result["sweeps"].items()
     for entry in entries
   }
-  assert len(content["comparisons"]) == 2 * (5 + 4 + 6)  # one chip at level 0
+  assert len(content["comparisons"]) == 2 * (5 + 4 + 6)  # severity 0: one chip
   for row in content["comparisons"]:
     place = row["scenario"], row["severity"]
     first, second = chips["found", *place], chips[row["rival"], *place]
@@ -337,6 +337,42 @@ def test_the_search_is_told_budget_by_budget(rng, tmp_path, kind):
       gap.mean(), statistics.mean_interval(gap), style.points
     )
     assert page.row(looks[row["rival"]].name, "16")[2] == gap
+
+
+def _keys(value):
+  """Names of all fields within."""
+  if isinstance(value, dict):
+    yield from value
+    value = list(value.values())
+  if isinstance(value, list):
+    for part in value:
+      yield from _keys(part)
+
+
+def test_a_run_is_reported_as_its_stages_left_it(finished):
+  content = storage.read_json(finished / "report" / "report.json")
+  page = _Page((finished / "report" / "index.html").read_text())
+  swept = storage.read_record(finished / "robustness" / "result.json")["nets"]
+  search = storage.read_record(finished / "search" / "result.json")
+  assert {n: c["clean"] for n, c in content["nets"].items()} == {
+    name: result["clean"] for name, result in swept.items()
+  }
+  measured = [
+    (name, scenario, entry["severity"], entry["mean"])
+    for name in content["nets"]
+    for scenario, entries in swept[name]["sweeps"].items()
+    for entry in entries
+  ]
+  told = [
+    (row["net"], row["scenario"], row["severity"], row["mean"])
+    for row in content["accuracy"]
+  ]
+  assert told == measured and content["missing"] == []
+  assert {k: content["search"][k] for k in search} == search
+  assert page.row(style.net_name("found"), "1-bit")
+  assert page.row(style.severity("stuck_off", 0.1))
+  old = {"level", "finalists", "search_gain", "gain", "signal"}
+  assert not old & {*_keys(content)}
 
 
 def test_figures_show_the_numbers(rng, tmp_path):
@@ -566,7 +602,7 @@ def test_what_stops_it_is_named(rng, tmp_path):
   (tmp_path / "search" / "result.json").unlink()
   with pytest.raises(errors.InputError, match="--stages search first"):
     _run(experiment, tmp_path)
-  storage.write_record(path, {"format": 2, "nets": {}})
+  storage.write_record(path, {"format": 3, "nets": {}})
   with pytest.raises(errors.InputError, match="got no net"):
     _run(experiment, tmp_path)
   path.unlink()

@@ -1,7 +1,7 @@
 """The report's numbers: what report.json holds, and the page's tables of it.
 
-`content` is report.json's: plain values, see `stage.collect`. A table is a
-DataFrame of text, its first column the name of the row.
+`content` is report.json's: plain values, see `pipeline.report.collect`. A table
+is a DataFrame of text, its first column the name of the row.
 """
 
 from collections.abc import Mapping, Sequence

@@ -4,7 +4,6 @@ The names below are public, with the modules they come from; they are imported
 when they are first used.
 """
 
-import functools
 import importlib
 import importlib.metadata
 
@@ -30,36 +29,30 @@ _PUBLIC = {
   "summarize": "robustness.statistics",
   "feasible_set": "search.own_score",
   "search_widths": "search.own_score",
+  "evolution": "search.methods",
+  "local_search": "search.methods",
+  "per_stage": "search.methods",
+  "policy": "search.methods:ppo",
+  "ppo": "search.methods",
+  "predictor": "search.methods",
+  "random_search": "search.methods",
+  "reinforce": "search.methods",
   "from_torch_state_dict": "interop",
+  "load_net": "pipeline.results:load_net_of_run",
   "InputError": "errors",
 }
-# {public name: the search method it chooses}.
-_METHODS = {
-  "evolution": "evolution",
-  "local_search": "local",
-  "per_stage": "per_stage",
-  "policy": "ppo",
-  "ppo": "ppo",
-  "predictor": "predictor",
-  "random_search": "random",
-  "reinforce": "reinforce",
-}
 
-__all__ = ["__version__", *_METHODS, *_PUBLIC]  # noqa: PLE0604
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
 __version__ = importlib.metadata.version("hawis_jax")
 
 
 def __getattr__(name):
-  if name in _METHODS:
-    module = importlib.import_module("hawis_jax.search.own_score")
-    value = functools.partial(module.choose_method, _METHODS[name])
-  elif name in _PUBLIC:
-    module, _, attribute = _PUBLIC[name].partition(":")
-    module = importlib.import_module(f"hawis_jax.{module}")
-    value = getattr(module, attribute or name)
-  else:
+  if name not in _PUBLIC:
     raise AttributeError(f"module 'hawis_jax' has no attribute {name!r}")
-  globals()[name] = value
+  module, _, attribute = _PUBLIC[name].partition(":")
+  module = importlib.import_module(f"hawis_jax.{module}")
+  # The next use finds it without asking here.
+  value = globals()[name] = getattr(module, attribute or name)
   return value
 
 

@@ -11,6 +11,13 @@ class InputError(ValueError):
 
   The message is one line that names the field, what it got and what is allowed.
   Any exception that is not of this file is a defect of ours.
+
+  >>> import hawis_jax as hx
+  >>> try:
+  ...   hx.evolution(tournament=0)
+  ... except hx.InputError as error:
+  ...   print(error)
+  evolution, tournament: got 0, needed is more than 0
   """
 
 

@@ -37,9 +37,23 @@ def evaluate_chips(
 ) -> np.ndarray:
   """Returns the accuracy of one trained net on every chip of a device.
 
-  Nets evaluated with the same key share chips: the defects of the cells that
-  both use are the same. A chip's accuracy does not depend, to the bit, on the
-  others, on `limits` or on `accelerators`.
+  It is the tolerance test of HAWIS (ASP-DAC 2022): chips are drawn at random,
+  and all of them classify the same images. Nets evaluated with the same key
+  share chips: the defects of the cells that both use are the same. A chip's
+  accuracy does not depend, to the bit, on the others, on `limits` or on
+  `accelerators`.
+
+  >>> import hawis_jax as hx
+  >>> import jax
+  >>> import numpy as np
+  >>> net = hx.cifar_resnet(8, (4, 4, 4, 6, 6, 8, 8), num_classes=10, levels=8)
+  >>> variables = hx.init_variables(net, jax.random.key(0), (8, 8, 1))
+  >>> images, labels = np.zeros((6, 8, 8, 1), np.uint8), np.arange(6)
+  >>> device = hx.PRESETS["hawis_published"]
+  >>> hx.evaluate_chips(
+  ...   jax.random.key(1), net, variables, images, labels, device, num_chips=4
+  ... ).shape
+  (4,)
 
   Args:
     key: of the run; chip s is fold_in(key, s).

@@ -31,7 +31,12 @@ def cvar(values: chex.Array, axis: int = 0) -> chex.Array:
 
 
 def summarize(values: np.ndarray, low: float = 0.0, high: float = 1.0) -> dict:
-  """Summary of one number a chip, e.g. its accuracy.
+  """Returns a summary of one number a chip, e.g. its accuracy, in its unit.
+
+  >>> import hawis_jax as hx
+  >>> summary = hx.summarize([0.9, 0.8, 0.7, 0.2])
+  >>> round(summary["mean"], 3), summary["cvar"], summary["worst"]
+  (0.65, 0.2, 0.2)
 
   Args:
     values: `[S]`.

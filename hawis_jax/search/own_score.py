@@ -3,10 +3,10 @@
 Axes: P proposals, N scored vectors, L layers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -16,19 +16,11 @@ import numpy as np
 from hawis_jax import cost
 from hawis_jax import errors
 from hawis_jax.networks import width_vectors
+from hawis_jax.search import methods
 from hawis_jax.search import registry
 from hawis_jax.search import selection
 from hawis_jax.search.method import Context
 from hawis_jax.search.method import make_context
-from hawis_jax.search.method import Settings
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-  """A search method that is chosen, and fields of `method.Settings` for it."""
-
-  name: str
-  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class SearchResult(NamedTuple):
@@ -47,23 +39,6 @@ class SearchResult(NamedTuple):
   scores: np.ndarray
 
 
-def choose_method(name: str, **settings: Any) -> Choice:
-  """Returns a method for `search_widths`.
-
-  Args:
-    name: one of `registry.NAMES`.
-    **settings: fields of `method.Settings` but for `updates`.
-
-  Raises:
-    InputError: there is no such method or field.
-  """
-  errors.check_fields([name], registry.NAMES, "method")
-  fields = [f.name for f in dataclasses.fields(Settings)]
-  fields.remove("updates")
-  errors.check_fields(settings, fields, f"method {name}")
-  return Choice(name, settings)
-
-
 def feasible_set(
   space: width_vectors.WidthSpace,
   costs: np.ndarray,
@@ -71,8 +46,9 @@ def feasible_set(
 ) -> Context:
   """Returns the width vectors whose cost lies in a budget range.
 
-  Vectors are drawn from it uniformly; none outside has any probability
-  (dynamic programming over the layers, see `cost.feasible_set`).
+  Methods start with uniform draws from them, and no other has any probability:
+  dynamic programming over the layers counts the ways to complete a vector, as
+  in sampling solutions of a knapsack (Dyer, STOC 2003).
 
   >>> import hawis_jax as hx
   >>> space = hx.width_space(((4, 8), (8, 16), (16, 32)), num_layers=7)
@@ -102,10 +78,13 @@ def search_widths(
   key: chex.PRNGKey,
   score_fn: Callable[[np.ndarray], chex.Array],
   feasible: Context,
-  method: Choice = Choice("ppo"),  # noqa: B008
+  method: methods.Choice = methods.ppo(),  # noqa: B008
   num_updates: int = 100,
 ) -> SearchResult:
-  """Searches the width vectors of the highest score.
+  """Returns the width vector of the highest score, and all that were scored.
+
+  It is the loop of HAWIS (ASP-DAC 2022), with a score of one's own: propose,
+  score, learn.
 
   >>> import jax
   >>> import hawis_jax as hx
@@ -121,11 +100,11 @@ def search_widths(
   (8, 8, 8, 16, 16, 32, 32)
 
   Args:
-    key: consumed.
+    key: of all that is random; the same key proposes the same.
     score_fn: widths int64 `[P, L]` -> scores `[P]`, the higher the better; it
       may be noisy, and need not be traceable.
-    feasible: the vectors to search, from `feasible_set`.
-    method: from `ppo`, `predictor`, `evolution` and the like.
+    feasible: from `feasible_set`.
+    method: `ppo()`, `predictor()`, `evolution()` or another.
     num_updates: calls of `score_fn`.
 
   Returns:
@@ -136,7 +115,8 @@ def search_widths(
   Raises:
     InputError: scores of another shape, or that are not finite.
   """
-  built, settings = _build(method, num_updates)
+  settings = dataclasses.replace(method.settings, updates=num_updates)
+  built = registry.build(method.name, settings)
   init_key, key = jax.random.split(key)
   state = jax.jit(built.init)(init_key, feasible)
   propose, learn = jax.jit(built.propose), jax.jit(built.learn)
@@ -180,8 +160,3 @@ def _best(choices, scores, estimate):
   centred = scores - scores.mean()
   ((best, _),) = selection.best_vectors(choices, centred, 1, estimate)
   return best
-
-
-def _build(choice, num_updates):
-  settings = Settings(updates=num_updates, **choice.settings)
-  return registry.build(choice.name, settings), settings

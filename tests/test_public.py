@@ -1,0 +1,159 @@
+"""The public names: documented, with examples that run, imported when used."""
+
+import ast
+import contextlib
+import doctest
+import importlib
+import inspect
+import io
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import hawis_jax as hx
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_EXAMPLES = sorted((_ROOT / "examples").glob("*.py"))
+_NAMES = [name for name in hx.__all__ if name != "__version__"]
+
+
+def _documentation(name):
+  """The docstring of a name; of a table, the comment above it."""
+  value = getattr(hx, name)
+  if inspect.isroutine(value) or inspect.isclass(value):
+    return inspect.getdoc(value)
+  module, _, attribute = hx._PUBLIC[name].partition(":")
+  module = importlib.import_module(f"hawis_jax.{module}")
+  sources = [pathlib.Path(module.__file__)]
+  if sources[0].name == "__init__.py":  # the room's module that defines it
+    sources = sorted(sources[0].parent.glob("*.py"))
+  pattern = rf"((?:^#.*\n)+){attribute or name}\b.* = "
+  found = (re.search(pattern, s.read_text(), re.MULTILINE) for s in sources)
+  comment = next(filter(None, found)).group(1)
+  return re.sub(r"^# ?", "", comment, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_public_name_has_an_example_that_runs(name):
+  """And a docstring that begins with a sentence."""
+  documentation = _documentation(name)
+  assert re.match(r"\w.+\.", documentation, re.DOTALL)
+  (test,) = doctest.DocTestFinder(recurse=False).find(
+    type(name, (), {"__doc__": documentation}), name, module=False, globs={}
+  )
+  assert test.examples
+  output = io.StringIO()
+  # The examples of a user, who has not set what tests set.
+  with jax.numpy_rank_promotion("allow"):
+    doctest.DocTestRunner().run(test, out=output.write)
+  assert not output.getvalue()
+
+
+def test_dir_is_all_and_other_names_are_refused():
+  assert dir(hx) == sorted(hx.__all__)
+  with pytest.raises(AttributeError, match="has no attribute 'sweep'"):
+    hx.sweep  # noqa: B018
+
+
+def test_import_takes_neither_jax_nor_flax():
+  program = (
+    "import sys; before = set(sys.modules); import hawis_jax; "
+    "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
+  )
+  result = subprocess.run(
+    [sys.executable, "-c", program], capture_output=True, text=True, check=True
+  )
+  imported = set(result.stdout.split())
+  assert "hawis_jax" in imported
+  assert imported - {"hawis_jax"} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", _EXAMPLES, ids=lambda path: path.stem)
+def test_example_uses_public_names_alone(path):
+  tree = ast.parse(path.read_text())
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ImportFrom):
+      assert not (node.module or "").startswith("hawis_jax")
+    elif isinstance(node, ast.Import):
+      for alias in node.names:
+        assert not alias.name.startswith("hawis_jax.")
+        assert alias.name != "hawis_jax" or alias.asname == "hx"
+    elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+      assert node.value.id != "hx" or node.attr in hx.__all__
+
+
+def _run(path):
+  """Runs an example; returns what it prints, and its names."""
+  names, output = {}, io.StringIO()
+  code = compile(path.read_text(), path, "exec")
+  with contextlib.redirect_stdout(output):
+    exec(code, names)  # noqa: S102
+  return output.getvalue(), names
+
+
+def test_example_of_chips_runs():
+  output, names = _run(_ROOT / "examples" / "evaluate_chips.py")
+  accuracy = names["accuracy"]
+  assert accuracy.shape == (16,) and accuracy.std() > 0
+  assert f"{accuracy.mean():.3f} of the images" in output
+
+
+def test_example_of_a_search_finds_the_best_vector():
+  """The score's maximum is within the budget, among the evenest vectors."""
+  output, names = _run(_ROOT / "examples" / "search_own_score.py")
+  best, geometry = names["best"], names["geometry"]
+  assert output.startswith(str(best.widths))
+  assert hx.network_cost(best.widths, geometry).macs <= 1.5e6
+  assert (best.scores <= best.score + 1e-9).all()
+  np.testing.assert_allclose(
+    best.scores, np.sqrt(best.vectors).sum(1), rtol=1e-6
+  )
+  assert len(best.scores) == 40 * 16
+
+
+_SPACE = (((4, 8), (8, 16), (16, 32)), 7)
+
+
+def _feasible():
+  space = hx.width_space(*_SPACE)
+  geometry = hx.cifar_geometry(8, (8, 8, 1), 16, 10)
+  costs = hx.cost_tables(space.table, geometry, "macs")
+  return hx.feasible_set(space, costs, (0.0, 1e9))
+
+
+def test_a_noisy_score_counts_by_its_mean():
+  """A vector's score is the mean of its scores, however they vary."""
+  noise = np.random.default_rng(1)
+  best = hx.search_widths(
+    jax.random.key(0),
+    lambda widths: widths.sum(1) + noise.normal(0, 20, len(widths)),
+    _feasible(),
+    method=hx.random_search(proposals=32),
+    num_updates=8,
+  )
+  same = (best.vectors == best.widths).all(1)
+  assert best.score == best.scores[same].mean()
+  assert np.std(best.scores - best.vectors.sum(1)) > 10
+
+
+@pytest.mark.parametrize(
+  "scores", [np.zeros(3), np.full(4, np.nan)], ids=["shape", "nan"]
+)
+def test_scores_that_cannot_be_learnt_from_are_refused(scores):
+  with pytest.raises(hx.InputError, match="needed are 4 finite scores"):
+    hx.search_widths(
+      jax.random.key(0),
+      lambda widths: scores,
+      _feasible(),
+      method=hx.random_search(proposals=4),
+    )
+
+
+def test_a_method_refuses_what_is_not_positive():
+  with pytest.raises(hx.InputError, match="evolution, tournament: got 0"):
+    hx.evolution(tournament=0)

@@ -8,7 +8,6 @@ patches, as the library's own are on small maps (test_binary.py compares the two
 ways); the slow tier repeats all with convolutions.
 """
 
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,7 +99,7 @@ def test_evaluation_in_float32(golden, network):
 
 
 def _train(module, variables, bits, labels):
-  """(loss, logits, gradients and running statistics by path) of one step."""
+  """(loss, logits, gradients and running statistics) of one step."""
 
   @jax.jit
   def step(variables, bits):
@@ -117,27 +116,25 @@ def _train(module, variables, bits, labels):
     return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
   (loss, (logits, updated)), grads = jax.device_get(step(variables, bits))
-  return loss, logits, traverse_util.flatten_dict({"params": grads, **updated})
+  return loss, logits, {"params": grads, **updated}
 
 
 @_in_float64
 def test_training(golden, network, small_map, monkeypatch):
   """Logits, loss, running statistics and gradients of one step."""
   monkeypatch.setattr(binary, "_SMALL_MAP", small_map)
-  module = network[0]
   with jax.enable_x64(True):
     loss, logits, got = _train(*_cast(network, np.float64), golden["labels"])
   np.testing.assert_allclose(
     logits, golden["train_logits_f64"], rtol=1e-12, atol=1e-14
   )
   np.testing.assert_allclose(loss, golden["train_loss_f64"], rtol=1e-12)
-  expected = interop.rename(_under(golden, "stats_after_f64/"), module)
-  expected |= interop.rename(_under(golden, "grad_f64/"), module)
-  for path, array in expected.items():
+  published = interop.to_torch_state_dict(got)
+  expected = _under(golden, "stats_after_f64/") | _under(golden, "grad_f64/")
+  for name, array in expected.items():
     np.testing.assert_allclose(
-      got[path], array, rtol=1e-9, atol=1e-11, err_msg=str(path)
+      published[name], array, rtol=1e-9, atol=1e-11, err_msg=name
     )
-  published = interop.to_torch_state_dict(traverse_util.unflatten_dict(got))
   digests = _under(golden, "graddigest_f64/")
   for name, digest in digests.items():
     # [sum, L2 norm, first 16 entries]; a sum of many rounds more than they.
@@ -163,18 +160,18 @@ def test_training_in_float32(golden, network):
     return module.apply(variables, bits, train=True, mutable=["batch_stats"])
 
   logits, updated = jax.device_get(forward(variables, bits))
-  got = traverse_util.flatten_dict(updated)
+  got = interop.to_torch_state_dict(updated)
   reference = golden["train_logits_f64"]
   scale = np.abs(reference).max()
   np.testing.assert_allclose(logits, reference, rtol=0, atol=1e-4 * scale)
-  expected = interop.rename(_under(golden, "stats_after_f64/"), module)
-  for path, array in expected.items():
+  expected = _under(golden, "stats_after_f64/")
+  for name, array in expected.items():
     np.testing.assert_allclose(
-      got[path],
+      got[name],
       array,
       rtol=1e-4,
       atol=1e-4 * np.abs(array).max(),
-      err_msg=str(path),
+      err_msg=name,
     )
 
 

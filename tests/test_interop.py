@@ -161,22 +161,6 @@ def test_layouts_are_the_published_ones(rng):
   np.testing.assert_array_equal(linear.T, net["params"]["head"]["kernel"])
 
 
-def test_some_entries_can_be_renamed(rng):
-  module, net = _random(rng, "binary_3x3")
-  state = interop.to_torch_state_dict(net)
-  some = {f"module.{key}": state[key] for key in ("fc.weight", "bn1_2.bias")}
-  renamed = interop.rename(some, module)
-  assert renamed.keys() == {
-    ("params", "head", "kernel"),
-    ("params", "bn_stem2", "bias"),
-  }
-  flat = traverse_util.flatten_dict(net)
-  for path, array in renamed.items():
-    np.testing.assert_array_equal(array, flat[path])
-  with pytest.raises(KeyError, match="surprise"):
-    interop.rename({"surprise": np.zeros(2)}, module)
-
-
 def test_one_error_lists_every_misfit(rng):
   module, net = _random(rng, "float_cifar")
   state = interop.to_torch_state_dict(net)

@@ -15,7 +15,7 @@ from hawis_jax import interop
 from hawis_jax.arithmetic import integer
 from hawis_jax.networks import net_variables
 from hawis_jax.networks import reference_resnet
-from hawis_jax.networks.quantized_layers import QuantConv
+from hawis_jax.networks.reference_resnet import QuantConv
 from hawis_jax.training import optimization
 
 _CIFAR = (4, 6, 4, 6, 12, 10, 14)  # equal, wider (padded), wider

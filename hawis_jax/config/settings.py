@@ -68,7 +68,7 @@ _COMBINATIONS: tuple[tuple[str, str, Callable[[_Config], bool]], ...] = (
   (
     "network.base_widths",
     "a tuple of one positive integer a group of blocks: 3, of imagenet 4",
-    lambda c: len(c.network.base_widths) == num_stages(c),
+    lambda c: len(c.network.base_widths) == num_groups(c),
   ),
   (
     "data.image_size",
@@ -213,7 +213,7 @@ def _check_nets(config):
       raise _error("train.teacher", train.teacher, allowed)
 
 
-def num_stages(config: _Config) -> int:
+def num_groups(config: _Config) -> int:
   """Returns the number of groups of blocks of the network."""
   return 4 if config.network.family == "imagenet" else 3
 
@@ -230,7 +230,7 @@ def width_space(config: _Config) -> width_vectors.WidthSpace:
   return width_vectors.width_space(
     config.space.choices,
     config.network.depth - 1,
-    num_stages(config),
+    num_groups(config),
     "config.space.choices",
   )
 

@@ -13,14 +13,14 @@ _HARDWARE = Hardware()
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """The width of a layer, by its place in the width vector."""
+  """Names the width of a layer by its place in the width vector."""
 
   index: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-  """One binary matrix product of a network.
+  """Holds one binary matrix product of a network.
 
   Attributes:
     inputs: channels read: a searched layer's, or a fixed number.
@@ -41,14 +41,14 @@ class Product:
 
   @property
   def layer(self) -> int:
-    """The layer that it counts at: the later of its two; 0 with none."""
+    """Returns the layer that it counts at: the later of two; 0 with none."""
     ends = (self.inputs, self.outputs)
     return max((e.index for e in ends if isinstance(e, Layer)), default=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-  """What a network's cost needs beside its widths.
+  """Holds what a network's cost needs beside its widths.
 
   Attributes:
     products: all matrix products, head included.
@@ -75,12 +75,12 @@ class Geometry:
 
   @property
   def tile_shape(self) -> tuple[int, int]:
-    """Cells of one array (rows, columns)."""
+    """Returns the cells of one array (rows, columns)."""
     return self.hardware.tile_shape
 
   @property
   def names(self) -> tuple[str, ...]:
-    """Of the products."""
+    """Returns the products' names."""
     return tuple(product.name for product in self.products)
 
 
@@ -91,24 +91,25 @@ def cifar_geometry(
   num_classes: int,
   hardware: Hardware | tuple[int, int] = _HARDWARE,
 ) -> Geometry:
-  """Geometry of `resnet.cifar_resnet`.
+  """Returns the geometry of `resnet.cifar_resnet`, of depth 6 n + 2.
 
-  Args:
-    depth: 6 n + 2.
-    image_shape: (height, width, channels).
-    levels: thermometer levels.
-    num_classes: outputs of the head.
-    hardware: or the tile shape of the default one.
+  Its shape is that of He et al., CVPR 2016, section 4.2. `image_shape` is
+  (height, width, channels); a tile shape stands for the default hardware.
+
+  >>> import hawis_jax as hx
+  >>> geometry = hx.cifar_geometry(8, (32, 32, 3), 32, 10)
+  >>> geometry.names[:3], geometry.positions[-1]
+  (('stem', 'stage1_block0/conv1', 'stage1_block0/conv2'), 64)
   """
   height, width, channels = image_shape
   blocks = (depth - 2) // 6
   positions = [height * width]
   products = [Product(channels * levels, Layer(0), 9, height * width, "stem")]
-  for stage in range(3):
-    if stage:
+  for group in range(3):
+    if group:
       height, width = -(-height // 2), -(-width // 2)
     for block in range(blocks):
-      name = f"stage{stage + 1}_block{block}"
+      name = f"stage{group + 1}_block{block}"
       for conv in ("conv1", "conv2"):
         before, after = Layer(len(positions) - 1), Layer(len(positions))
         products.append(
@@ -128,14 +129,16 @@ def imagenet_geometry(
   num_classes: int,
   hardware: Hardware | tuple[int, int] = _HARDWARE,
 ) -> Geometry:
-  """Geometry of `resnet.imagenet_resnet18`.
+  """Returns the geometry of `resnet.imagenet_resnet18`.
 
-  Args:
-    stem: "7x7" or "3x3".
-    image_size: height and width of the RGB images [pixels].
-    levels: thermometer levels.
-    num_classes: outputs of the head.
-    hardware: or the tile shape of the default one.
+  Its shape is that of He et al., CVPR 2016, table 1, with HAWIS's shortcuts.
+  `stem` is "7x7" or "3x3", `image_size` height and width of the RGB images
+  [pixels]; a tile shape stands for the default hardware.
+
+  >>> import hawis_jax as hx
+  >>> geometry = hx.imagenet_geometry("7x7", 224, 32, 1000)
+  >>> len(geometry.positions), geometry.positions[-1]
+  (17, 49)
   """
   planes = 3 * levels
   size = -(-image_size // 2)

@@ -44,7 +44,7 @@ _CROP_LIGHT = np.dtype(
 
 
 def draw_flip_crop(rng: np.random.Generator, count: int) -> np.ndarray:
-  """Draws what `flip_crop` needs for B = `count` images."""
+  """Draws what `flip_crop` needs for `count` images, [B]."""
   draws = np.empty(count, _FLIP_CROP)
   draws["corner"] = rng.integers(0, 2 * _PADDING + 1, (count, 2))
   draws["stride"] = rng.choice((1, -1), count)
@@ -54,9 +54,7 @@ def draw_flip_crop(rng: np.random.Generator, count: int) -> np.ndarray:
 def flip_crop(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
   """Pads with 4 pixels of 0 on all sides, crops to the old size, mirrors.
 
-  Args:
-    images: uint8 [B, H, W, C]; what is returned has this shape.
-    draws: [B], of `draw_flip_crop`.
+  Images are uint8 [B, H, W, C], and draws [B] those of `draw_flip_crop`.
   """
   height, width = images.shape[1:3]
   border = (_PADDING, _PADDING)
@@ -71,7 +69,7 @@ def flip_crop(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
 def draw_crop_light(
   rng: np.random.Generator, count: int, lighting: float
 ) -> np.ndarray:
-  """Draws what `crop_light` needs for B = `count` images.
+  """Draws what `crop_light` needs for `count` images, [B].
 
   The colours' shift has the standard deviation `lighting`.
   """
@@ -88,13 +86,10 @@ def draw_crop_light(
 def crop_box(size: tuple[int, int], draw: np.void) -> tuple[int, int, int, int]:
   """Returns (left, top, right, bottom) of a random resized crop [pixels].
 
-  The first of the T boxes that fits into the image, at a uniform place. If none
-  does: the largest box around the centre with an aspect from 3/4 to 4/3. As
-  torchvision's `RandomResizedCrop`.
-
-  Args:
-    size: (W, H) of the image [pixels].
-    draw: of one image, by `draw_crop_light`.
+  It is the first of the T boxes of a `draw_crop_light` that fits into the image
+  of `size` (W, H) [pixels], at a uniform place. If none does: the largest box
+  around the centre with an aspect from 3/4 to 4/3. As torchvision's
+  `RandomResizedCrop`.
   """
   width, height = size
   pixels, aspect = width * height * draw["area"], np.exp(draw["log_aspect"])
@@ -117,10 +112,7 @@ def crop_box(size: tuple[int, int], draw: np.void) -> tuple[int, int, int, int]:
 def crop_light(image: Image.Image, size: int, draw: np.void) -> np.ndarray:
   """Makes ImageNet's training view: random resized crop, flip, lighting.
 
-  Args:
-    image: of any size.
-    size: H = W of the uint8 [H, W, C] that is returned [pixels].
-    draw: of one image, by `draw_crop_light`.
+  It is uint8 [H, W, C] with H = W = `size` [pixels], of an image of any size.
   """
   crop = image.crop(crop_box(image.size, draw))
   crop = crop.resize((size, size), Image.Resampling.BILINEAR)
@@ -132,8 +124,7 @@ def crop_light(image: Image.Image, size: int, draw: np.void) -> np.ndarray:
 def lighting_table(colour: np.ndarray) -> np.ndarray:
   """Returns what lighting makes of each pixel value, uint8 [C = 3, 256].
 
-  Args:
-    colour: float [3], along the principal axes.
+  The shift of the colour is `colour`, float [3], along the principal axes.
   """
   shift = 255 * _COLOUR_AXES @ (_COLOUR_SCALES * colour)
   # Rounded up: the thresholds t of the thermometer code are integers, and

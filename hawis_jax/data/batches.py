@@ -7,6 +7,7 @@ Axes: N batches, B images, H rows, W columns, C channels.
 """
 
 from collections.abc import Iterator
+import functools
 
 import grain
 import numpy as np
@@ -59,10 +60,7 @@ def train_batches(
   process, processes = shard
   share = batch_size // processes
   rows = slice(process * share, (process + 1) * share)
-
-  def read(indices, rng):
-    return _read(source, indices, rng, augment, rows)
-
+  read = functools.partial(_read, source, augment, rows)
   # Grain shuffles and batches indices; the images of a batch are then read at
   # once, which costs half of what reading them item by item does.
   order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
@@ -71,7 +69,7 @@ def train_batches(
   return _ahead(batches[start_step:], read_threads)
 
 
-def _read(source, indices, rng, how, rows):
+def _read(source, how, rows, indices, rng):
   """Returns these rows of a batch, augmented."""
   # Drawn for the whole batch, so that a row does not depend on the shards.
   if how == "imagenet":
@@ -122,21 +120,13 @@ def _ahead(batches, read_threads):
 
 
 def evaluation_stream(
-  source: sources.Source,
-  batch_size: int,
-  limit: int | None = None,
+  source: sources.Source, batch_size: int, limit: int | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Reads all images once, in their order, in batches of one size.
+  """Reads all images, or the first `limit`, once and in their order.
 
-  Args:
-    source: the images.
-    batch_size: B; may exceed the number of images.
-    limit: how many to read, the first ones; None reads all.
-
-  Returns:
-    An iterator of `image` uint8 [B, H, W, C], `label` int32 [B] and `mask` bool
-    [B]: False where the last batch is filled up (with copies of the last
-    image).
+  Batches are `image` uint8 [B, H, W, C], `label` int32 [B] and `mask` bool [B]:
+  False where the last batch is filled up (with copies of the last image). B may
+  exceed the number of images.
 
   Raises:
     InputError: there are no images, or fewer than `limit`.

@@ -68,11 +68,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Splits stratified at random: every fifth image, class by class, is test.
 
-  Args:
-    labels: int [B].
-
-  Returns:
-    Indices of the training images, int [4/5 B], and of the test images.
+  Returned are the indices int [4/5 B] of the training images, and [1/5 B] of
+  the test images, of labels int [B].
   """
   # RandomState: its stream is frozen, that of `default_rng` is not.
   shuffled = np.random.RandomState(0).permutation(len(labels))

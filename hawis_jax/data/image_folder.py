@@ -33,12 +33,9 @@ class _Files:
 
 
 def open_folder(data_dir: str) -> sources.Stored:
-  """Finds the images; their classes are the sorted folder names of `train`.
+  """Finds the images of `train` and `test`, or `val` if that has no classes.
 
-  Images become RGB.
-
-  Args:
-    data_dir: has `train` and `test`; or `val`, where `test` has no classes.
+  Classes are the sorted folder names of `train`. Images become RGB.
 
   Raises:
     InputError: a folder is missing, unreadable or has no images, or the two
@@ -64,14 +61,8 @@ def open_folder(data_dir: str) -> sources.Stored:
   except OSError as error:
     raise sources.unreadable(root, error) from error
   height, width = sources.Images(train, root, (0, 0, 3)).stored_size()
-  return sources.Stored(
-    folder=root,
-    version="",
-    train=train,
-    test=test,
-    image_shape=(height, width, 3),
-    num_classes=len(classes),
-  )
+  shape = (height, width, 3)
+  return sources.Stored(root, "", train, test, shape, len(classes))
 
 
 def _folders(path):

@@ -84,13 +84,9 @@ def root(data_dir: str) -> pathlib.Path:
 def prepare(
   name: str, data_dir: pathlib.Path, archives: Sequence[str] = ()
 ) -> pathlib.Path:
-  """Makes a data set unless it is there, and returns its folder.
+  """Makes one of `NAMES` in `data_dir` unless it is there; returns its folder.
 
-  Args:
-    name: one of `NAMES`.
-    data_dir: of all data sets; is made if need be.
-    archives: paths of its archives; none looks for them in
-      <data_dir>/downloads/manual.
+  Without `archives`, they are looked for in <data_dir>/downloads/manual.
 
   Raises:
     InputError: an archive is missing or not the published one, or `data_dir`
@@ -122,8 +118,8 @@ def _locate(name, data_dir, urls, archives):
   """Returns the paths of the archives, given or in their usual place."""
   manual = data_dir / "downloads" / "manual"
   files = [url.split("/")[-1] for url in urls]
-  paths = [pathlib.Path(path).expanduser() for path in archives]
-  paths = paths or [manual / file for file in files]
+  paths = archives or [manual / file for file in files]
+  paths = [pathlib.Path(path).expanduser() for path in paths]
   for path, file, url in zip(paths, files, urls, strict=True):
     if not path.is_file():
       place = _REGISTER if name == IMAGENET else url
@@ -185,7 +181,7 @@ def _write(builder_class, target):
 
 
 def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, Any]]:
-  """Yields the path in the archive and the content of its every file."""
+  """Yields the path in the archive and the opened file of its every file."""
   for member in filter(tarfile.TarInfo.isfile, archive):
     yield member.name, archive.extractfile(member)
 
@@ -219,15 +215,12 @@ def _cifar(stock, path):
       records = np.frombuffer(filepaths, np.uint8)
       for i, record in enumerate(records.reshape(-1, len(keys) + 3 * 32 * 32)):
         labels, image = record[: len(keys)].tolist(), record[len(keys) :]
-        image = np.ascontiguousarray(
-          image.reshape(3, 32, 32).transpose(1, 2, 0)
-        )
-        example = {
-          "id": f"{split_prefix}{i:05d}",
-          # Written as PNG, as an array would be, but not by TensorFlow.
-          "image": Image.fromarray(image),
-        }
-        yield i, example | dict(zip(keys, labels, strict=True))
+        image = np.moveaxis(image.reshape(3, 32, 32), 0, -1)
+        example = dict(zip(keys, labels, strict=True))
+        example["id"] = f"{split_prefix}{i:05d}"
+        # Written as PNG, as an array would be, but not by TensorFlow.
+        example["image"] = Image.fromarray(image.copy())
+        yield i, example
 
   return Cifar
 
@@ -238,6 +231,7 @@ def _imagenet(stock, train, validation):
   Images keep their bytes. TFDS's own preparation encodes 23 of 1.3 million
   anew, 22 CMYK JPEGs and one PNG named JPEG; here the reader converts them.
   """
+  # A process may have fewer files open than TFDS opens.
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if 0 <= soft < _OPEN_FILES <= hard:
     resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, hard))

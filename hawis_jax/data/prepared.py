@@ -17,11 +17,7 @@ def open_set(name: str, data_dir: str) -> sources.Stored:
 
   The test images are those of the split `test`, or of `validation` where the
   former is missing or has no labels. They are always `validation` of
-  `imagenet2012`.
-
-  Args:
-    name: TFDS name, or name/config.
-    data_dir: see `prepare.root`.
+  `imagenet2012`. The name is TFDS's, or name/config.
 
   Raises:
     InputError: no such data set, not one of labelled uint8 images, or damaged.
@@ -54,14 +50,8 @@ def open_set(name: str, data_dir: str) -> sources.Stored:
   if test is None:
     wanted = " or ".join(f"'{split}'" for split in choices)
     raise sources.unfit(folder, f"no labelled images {wanted}", "some")
-  return sources.Stored(
-    folder=folder,
-    version=folder.name,
-    train=records["train"],
-    test=records[test],
-    image_shape=shape,
-    num_classes=num_classes,
-  )
+  train, test = records["train"], records[test]
+  return sources.Stored(folder, folder.name, train, test, shape, num_classes)
 
 
 def _find(name, place):

@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import io
 import logging
@@ -38,50 +39,35 @@ class DamagedError(errors.InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """A data set as it is stored.
-
-  Attributes:
-    folder: where.
-    version: of the data set, "" if it has none.
-    train: records of the training images; see `Images.records`.
-    test: records of the test images.
-    image_shape: (H, W, C), of the first image where they may differ in size;
-      H and W are None where even that is not known.
-    num_classes: labels are 0 .. num_classes - 1.
-  """
+  """A data set as it is stored."""
 
   folder: pathlib.Path
-  version: str
-  train: Sequence[Mapping[str, Any]]
+  version: str  # "" if it has none
+  train: Sequence[Mapping[str, Any]]  # see `Images.records`
   test: Sequence[Mapping[str, Any]]
+  # (H, W, C), of the first image where they may differ in size; H and W are
+  # None where even that is not known.
   image_shape: tuple[int | None, int | None, int]
-  num_classes: int
+  num_classes: int  # labels are 0 .. num_classes - 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-  """The labelled images of one split, by record. Threads may share it.
+  """The labelled images of one split, by record. Threads may share it."""
 
-  Attributes:
-    records: `__getitems__([i, ...])` returns a list of mappings: `image`
-      (encoded bytes, or uint8 [H, W, C]), `label` and, for messages,
-      `file_name` or `id`.
-    folder: where they are stored, for messages.
-    shape: (H, W, C) of what `read` returns.
-    resize: length of the short side before the central H = W are cut out
-      [pixels]; 0: images are as stored.
-    in_memory: whether `read` decodes all images at once and keeps them.
-    read_threads: threads that decode them.
-    skip_damaged: whether damaged images matter only to those who ask for them.
-  """
-
+  # `__getitems__([i, ...])` returns a list of mappings: `image` (encoded bytes,
+  # or uint8 [H, W, C]), `label` and, for messages, `file_name` or `id`.
   records: Sequence[Mapping[str, Any]]
-  folder: pathlib.Path
-  shape: tuple[int, int, int]
+  folder: pathlib.Path  # for messages
+  shape: tuple[int, int, int]  # (H, W, C) of what `read` returns
+  # Length of the short side before the central H = W are cut out [pixels]; 0:
+  # images are as stored.
   resize: int = 0
-  in_memory: bool = True  # else a record of CIFAR-10 costs 200 us each time
-  read_threads: int = 2
-  skip_damaged: bool = False
+  # Whether `read` decodes all images at once and keeps them: else a record of
+  # CIFAR-10 costs 200 us each time.
+  in_memory: bool = True
+  read_threads: int = 2  # that decode
+  skip_damaged: bool = False  # damaged images matter to those who ask for them
   _damaged: dict[int, DamagedError] = dataclasses.field(
     default_factory=dict, init=False, repr=False
   )
@@ -113,9 +99,7 @@ class Images:
   ) -> dict[str, np.ndarray]:
     """Reads records anew; returns and raises what `read` does.
 
-    Args:
-      numbers: int [B], of the records.
-      views: B functions that make uint8 [H, W, C] of an image of any size.
+    The B views make uint8 [H, W, C] of an image of any size.
     """
     records = self.fetch(numbers)
     views = [None] * len(numbers) if views is None else views
@@ -220,19 +204,12 @@ class Images:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-  """Some of the labelled images of a split, in an order of their own.
+  """Some of the labelled images of a split, in an order of their own."""
 
-  Attributes:
-    images: of the whole split.
-    indices: int [B], the records that belong to this source.
-    lighting: standard deviation of the augmentation "imagenet"'s colour noise.
-    skip_damaged: whether the next image stands in for a damaged one.
-  """
-
-  images: Images
-  indices: np.ndarray
-  lighting: float = 0.0
-  skip_damaged: bool = False
+  images: Images  # of the whole split
+  indices: np.ndarray  # int [B], the records that belong to this source
+  lighting: float = 0.0  # deviation of the colour noise of "imagenet"
+  skip_damaged: bool = False  # the next image stands in for a damaged one
 
   def __len__(self) -> int:
     return len(self.indices)
@@ -244,17 +221,9 @@ class Source:
   def read_crops(
     self, indices: Sequence[int], draws: np.ndarray
   ) -> dict[str, np.ndarray]:
-    """Returns what `read` does, in the views of `augment.crop_light`.
-
-    Args:
-      indices: int [B], which images of this source.
-      draws: [B], of `augment.draw_crop_light`.
-    """
-    size = self.images.shape[0]
-    views = [
-      lambda image, draw=draw: augment.crop_light(image, size, draw)
-      for draw in draws
-    ]
+    """Returns what `read` does, in the views of `augment.crop_light`."""
+    size, crop = self.images.shape[0], augment.crop_light
+    views = [functools.partial(crop, size=size, draw=draw) for draw in draws]
     return self._past_damaged(lambda n: self.images.decode(n, views), indices)
 
   def _past_damaged(self, read, indices):

@@ -16,50 +16,29 @@ _IN_MEMORY_BYTES = 1 << 30  # smaller splits are decoded once and kept
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Which data set, and how its images are read.
+  """Which data set, and how its images are read."""
 
-  Attributes:
-    name: its TFDS name, or "image_folder".
-    data_dir: of all prepared sets, "" where TFDS looks; or the image folder.
-    validation_images: how many are held out of `train`.
-    image_size: H = W of the images [pixels]; 0: as they are stored.
-    resize: their short side before H = W are cut out of them [pixels].
-    lighting: standard deviation of the augmentation "imagenet"'s colour noise.
-    damaged: "stop", or "skip": the next one stands in for a damaged image.
-    read_threads: threads that decode images.
-  """
-
-  name: str
-  data_dir: str = ""
-  validation_images: int = 0
-  image_size: int = 0
-  resize: int = 0
-  lighting: float = 0.0
-  damaged: str = "stop"
-  read_threads: int = 2
+  name: str  # of TFDS, or "image_folder"
+  data_dir: str = ""  # of all sets, "" where TFDS looks; or the image folder
+  validation_images: int = 0  # held out of `train`
+  image_size: int = 0  # H = W of the images [pixels]; 0: as they are stored
+  resize: int = 0  # their short side before H = W are cut out of them [pixels]
+  lighting: float = 0.0  # deviation of the colour noise of "imagenet"
+  damaged: str = "stop"  # or "skip": the next one stands in for a damaged image
+  read_threads: int = 2  # that decode images
 
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-  """A data set, ready to be read.
+  """A data set, ready to be read."""
 
-  Attributes:
-    name: its TFDS name, or "image_folder".
-    version: of the TFDS data set; "" of a folder.
-    train: what weights are learnt from; without the validation images.
-    validation: the images held out of `train`, for pretraining and search.
-    test: for the final figures only.
-    image_shape: (H, W, C).
-    num_classes: labels are 0 .. num_classes - 1.
-  """
-
-  name: str
-  version: str
-  train: sources.Source
-  validation: sources.Source
-  test: sources.Source
-  image_shape: tuple[int, int, int]
-  num_classes: int
+  name: str  # of TFDS, or "image_folder"
+  version: str  # of the TFDS data set; "" of a folder
+  train: sources.Source  # what weights are learnt from
+  validation: sources.Source  # held out of `train`, for pretraining and search
+  test: sources.Source  # for the final figures only
+  image_shape: tuple[int, int, int]  # (H, W, C)
+  num_classes: int  # labels are 0 .. num_classes - 1
 
   def facts(self) -> dict[str, Any]:
     """Returns what tells this data set from others of its name, as JSON can."""
@@ -88,9 +67,6 @@ def load(settings: Settings) -> Splits:
   `<data_dir>/<name>/<version>` in ArrayRecord files, or as an image folder:
   nothing is downloaded. Which images are held out depends on nothing but the
   size of `train`.
-
-  Args:
-    settings: or the section `data` of a configuration, which has them too.
 
   Raises:
     InputError: no such data set, not one of labelled uint8 images, of several

@@ -7,7 +7,6 @@ from hawis_jax.interop.netlist import spice_netlist
 from hawis_jax.interop.state_dicts import export_weights
 from hawis_jax.interop.state_dicts import from_torch_state_dict
 from hawis_jax.interop.state_dicts import load_state_dict
-from hawis_jax.interop.state_dicts import rename
 from hawis_jax.interop.state_dicts import to_torch_state_dict
 
 __all__ = (
@@ -16,7 +15,6 @@ __all__ = (
   "from_torch_state_dict",
   "load_faults",
   "load_state_dict",
-  "rename",
   "save_faults",
   "spice_netlist",
   "to_torch_state_dict",

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import os
 import pathlib
+import re
 from typing import Any
 import zipfile
 
@@ -39,6 +40,27 @@ def checked_path(
 
 
 @contextlib.contextmanager
+def read_errors(path: pathlib.Path) -> Iterator[None]:
+  """Turns what reading a missing or damaged file raises into InputError."""
+  if not path.is_file():
+    raise errors.InputError(f"{path}: no such file")
+  try:
+    yield
+  except ImportError as error:
+    raise errors.InputError(
+      f"{path}: needs the package {error.name}: install it, or convert the "
+      "file to .npz"
+    ) from error
+  except Exception as error:
+    # A damaged file makes its reader raise anything.
+    reason = re.split(r"\.\s|\n", str(error).strip())[0]  # PyTorch's are long
+    raise errors.InputError(
+      f"{path}: can't be read as {path.suffix}: {type(error).__name__}: "
+      f"{reason}"
+    ) from error
+
+
+@contextlib.contextmanager
 def opened(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
   """Yields {name: array, read when indexed}."""
   if path.suffix == ".npz":
@@ -65,11 +87,9 @@ def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
   Raises:
     InputError: the file can't be written.
   """
+  writer = _write_npz if path.suffix == ".npz" else _write_hdf5
   with replaced(path) as partial:
-    if path.suffix == ".npz":
-      _write_npz(partial, arrays)
-    else:
-      _write_hdf5(partial, arrays)
+    writer(partial, arrays)
 
 
 @contextlib.contextmanager
@@ -92,13 +112,8 @@ def replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
       partial.unlink()
 
 
-def text(value: Any) -> str:
-  """A scalar of text; HDF5 has it as bytes."""
-  return value.decode() if isinstance(value, bytes) else str(value)
-
-
 def _write_npz(path, arrays):
-  """As np.savez_compressed, which takes no layer called "file"."""
+  """Does what np.savez_compressed does, which takes no layer called "file"."""
   # Level 6, the usual one, takes twice as long for 7 % less.
   with zipfile.ZipFile(
     path, "w", zipfile.ZIP_DEFLATED, compresslevel=1

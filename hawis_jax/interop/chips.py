@@ -29,8 +29,8 @@ of the read-out, not in the file. `metadata`, JSON text in a scalar, has
 
 from collections.abc import Mapping
 import dataclasses
-import importlib.metadata
 import json
+import math
 import os
 from typing import Any
 
@@ -39,12 +39,13 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from hawis_jax.crossbar import cells as cells_lib
+import hawis_jax
+from hawis_jax.crossbar import cells
 from hawis_jax.crossbar import devices
 from hawis_jax.interop import array_files
 from hawis_jax.interop import fault_maps
 
-_cells = jax.jit(cells_lib.chip_cells, static_argnames="bits")
+_cells = jax.jit(cells.chip_cells, static_argnames="bits")
 
 
 def export_chip(
@@ -78,10 +79,12 @@ def export_chip(
   if faults is not None:
     faults = fault_maps.as_faults("faults", faults)
   layers = _cells(key, params, device, bits=bits, write=write, faults=faults)
+  kernels = traverse_util.flatten_dict(params["params"], sep="/")
+  shapes = {name: kernels[f"{name}/kernel"].shape for name in layers}
   metadata = {
     "format": fault_maps.FORMAT,
     "version": fault_maps.VERSION,
-    "hawis_jax": _package_version(),
+    "hawis_jax": hawis_jax.__version__,
     "bits": bits,
     "steps": int(next(iter(layers.values())).steps),
     "write": int(write),
@@ -93,11 +96,11 @@ def export_chip(
     "row_order": ["c_in", "kh", "kw"],
     "layers": {
       name: {
-        "kernel": shape,
-        "rows": int(np.prod(shape[:-1])),
+        "kernel": list(shape),
+        "rows": math.prod(shape[:-1]),
         "columns": shape[-1],
       }
-      for name, shape in _kernel_shapes(params, layers).items()
+      for name, shape in shapes.items()
     },
   }
   arrays = {
@@ -111,30 +114,14 @@ def export_chip(
 
 
 def _concrete(device):
-  """The device with numbers of Python, as of one of several chips' devices."""
+  """Makes the device's arrays, as of one of several chips, Python's numbers.
+
+  An effect that is None is absent, as at a severity of 0.
+  """
 
   def plain(value):
     if value is None:
       return 0.0
-    if isinstance(value, tuple):
-      return tuple(map(plain, value))
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
-  return devices.Device(
-    **{
-      field.name: plain(getattr(device, field.name))
-      for field in dataclasses.fields(device)
-    }
-  )
-
-
-def _kernel_shapes(variables, layers):
-  flat = traverse_util.flatten_dict(variables["params"], sep="/")
-  return {name: list(flat[f"{name}/kernel"].shape) for name in layers}
-
-
-def _package_version():
-  try:
-    return importlib.metadata.version("hawis_jax")
-  except importlib.metadata.PackageNotFoundError:
-    return "not installed"
+  return jax.tree.map(plain, device, is_leaf=lambda value: value is None)

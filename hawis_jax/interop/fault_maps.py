@@ -34,26 +34,14 @@ def load_faults(path: str | os.PathLike) -> dict[str, np.ndarray]:
       holds what is no fault map; no h5py.
   """
   path = array_files.checked_path(path, array_files.SUFFIXES)
-  if not path.is_file():
-    raise errors.InputError(f"{path}: no such file")
-  try:
-    with array_files.opened(path) as arrays:
-      metadata = None
-      if METADATA in arrays:
-        metadata = array_files.text(arrays[METADATA][()])
-      end = "" if metadata is None else FAULTS
-      faults = {
-        name.removesuffix(end): np.asarray(arrays[name][()])
-        for name in arrays
-        if name.endswith(end)
-      }
-  except Exception as error:
-    # A damaged file makes its reader raise anything.
-    reason = str(error).strip().partition("\n")[0]
-    raise errors.InputError(
-      f"{path}: can't be read as {path.suffix}: {type(error).__name__}: "
-      f"{reason}"
-    ) from error
+  with array_files.read_errors(path), array_files.opened(path) as arrays:
+    metadata = arrays[METADATA][()] if METADATA in arrays else None
+    end = "" if metadata is None else FAULTS
+    faults = {
+      name.removesuffix(end): np.asarray(arrays[name][()])
+      for name in arrays
+      if name.endswith(end)
+    }
   if metadata is not None:
     for name in _layers_of(metadata, path):
       if name not in faults:
@@ -67,11 +55,7 @@ def load_faults(path: str | os.PathLike) -> dict[str, np.ndarray]:
 def save_faults(
   path: str | os.PathLike, faults: Mapping[str, np.ndarray]
 ) -> None:
-  """Writes a fault map, for `load_faults`.
-
-  Args:
-    path: .npz, .hdf5 or .h5; replaced if it is there.
-    faults: as `load_faults` returns them.
+  """Writes a fault map, for `load_faults`: .npz, .hdf5 or .h5.
 
   Raises:
     InputError: another suffix; no fault map; no h5py; the file can't be
@@ -89,7 +73,7 @@ def save_faults(
 def as_faults(
   source: str, faults: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-  """{layer: int8}, checked; `source` is for errors."""
+  """Returns {layer: int8}, checked; `source` is for errors."""
   if not faults:
     raise errors.InputError(f"{source}: got no layer, needed is one or more")
   return {
@@ -120,7 +104,7 @@ def _layer_faults(source, array):
 
 
 def _layers_of(metadata, path):
-  """Names of an exported chip's layers."""
+  """Reads the names of an exported chip's layers; HDF5's text is bytes."""
   try:
     metadata = json.loads(metadata)
     got = (metadata.get("format"), metadata.get("version"))

@@ -85,10 +85,8 @@ def _check(g, voltages, wire_resistance, load_resistance, dialect):
     raise errors.InputError(
       f"g[{i}, {j}]: got {g[i, j]}, needed is a finite number >= 0 [S]"
     )
-  for name, value in (
-    ("wire_resistance", wire_resistance),
-    ("load_resistance", load_resistance),
-  ):
+  both = dict(wire_resistance=wire_resistance, load_resistance=load_resistance)
+  for name, value in both.items():
     if not (np.isfinite(value) and value >= 0):
       raise errors.InputError(
         f"{name}: got {value!r}, needed is a finite number >= 0 [ohm]"

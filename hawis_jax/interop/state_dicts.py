@@ -9,7 +9,6 @@ for a linear layer on a whole map.
 
 from collections.abc import Mapping
 import os
-import pathlib
 import re
 from typing import Any
 
@@ -26,6 +25,7 @@ from hawis_jax.networks import net_variables
 # What a published code wraps its model or its state dict in.
 _PREFIX = re.compile(r"((module|_orig_mod)\.)*")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_SUFFIXES = (".npz", ".safetensors", ".th", ".t7", ".pt", ".pth")
 
 _FIELDS = {
   "kernel": "weight",
@@ -47,7 +47,7 @@ _SCOPES = {
   "bn_skip": "downsample.1",
 }
 _STEMS = ("conv1.weight", "conv1_1.weight")
-_BLOCK = re.compile(r"stage(\d+)_block(\d+)")
+_BLOCK = re.compile(r"stage(\d+)_block(\d+)")  # of a group of blocks
 
 
 def load_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -64,62 +64,29 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     InputError: the file is missing, damaged, of another kind, or its package is
       not installed.
   """
-  path = pathlib.Path(path)
-  if path.suffix not in _READERS:
-    raise errors.InputError(
-      f"{path}: got suffix {path.suffix!r}, allowed are {', '.join(_READERS)}"
-    )
-  if not path.is_file():
-    raise errors.InputError(f"{path}: no such file")
-  try:
-    state = _READERS[path.suffix](path)
+  path = array_files.checked_path(path, _SUFFIXES)
+  with array_files.read_errors(path):
+    state = _read(path)
     while inner := _unwrapped(state):
       state = inner
     if not isinstance(state, Mapping):
       raise TypeError(f"holds a {type(state).__name__}, not a state dict")
     return {str(name): _as_array(value) for name, value in state.items()}
-  except ImportError as error:
-    raise errors.InputError(
-      f"{path}: needs the package {error.name}: install it, or convert the "
-      "file to .npz"
-    ) from error
-  except Exception as error:
-    # A damaged file makes its reader raise anything.
-    reason = re.split(r"\.\s|\n", str(error).strip())[0]  # PyTorch's are long
-    raise errors.InputError(
-      f"{path}: can't be read as {path.suffix}: {type(error).__name__}: "
-      f"{reason}"
-    ) from error
 
 
-def _read_npz(path):
-  # np.load leaves a damaged file open if it opened it.
-  with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-    return dict(arrays)
-
-
-def _read_safetensors(path):
-  return safetensors.load_file(path)
-
-
-def _read_torch(path):
-  import torch
+def _read(path):
+  if path.suffix == ".npz":
+    with array_files.opened(path) as arrays:
+      return dict(arrays)
+  if path.suffix == ".safetensors":
+    return safetensors.load_file(path)
+  import torch  # optional
 
   return torch.load(path, map_location="cpu", weights_only=True)
 
 
-_READERS = {
-  ".npz": _read_npz,
-  ".safetensors": _read_safetensors,
-  ".th": _read_torch,
-  ".t7": _read_torch,
-  ".pt": _read_torch,
-  ".pth": _read_torch,
-}
-
-
 def _unwrapped(state):
-  """The mapping under a wrapper's key; None where there is none."""
+  """Returns the mapping under a wrapper's key; None where there is none."""
   if isinstance(state, Mapping):
     for key in _WRAPPERS:
       if isinstance(state.get(key), Mapping):
@@ -142,6 +109,20 @@ def from_torch_state_dict(
 
   Of an 8-bit reference net, import the float one and then `quantize` it: only
   its own exports hold the activations' ranges.
+
+  >>> import hawis_jax as hx
+  >>> import jax
+  >>> net = hx.cifar_resnet(8, (4, 4, 4, 6, 6, 8, 8), num_classes=10, levels=8)
+  >>> make = jax.jit(lambda key: hx.init_variables(net, key, (8, 8, 1)))
+  >>> published = to_torch_state_dict(make(jax.random.key(0)))
+  >>> published["layer1.0.conv1.weight"].shape  # or torch.load("published.th")
+  (4, 4, 3, 3)
+  >>> variables = hx.from_torch_state_dict(published, net)
+  >>> variables["params"]["stage1_block0"]["conv1"]["kernel"].shape
+  (3, 3, 4, 4)
+
+  The names are those of the HAWIS code (ASP-DAC 2022), of torchvision, and of
+  akamaster's pytorch_resnet_cifar10.
 
   Args:
     state: {published name: array or tensor in the published layout}, with or
@@ -180,34 +161,10 @@ def from_torch_state_dict(
   return traverse_util.unflatten_dict(flat)
 
 
-def rename(
-  state: Mapping[str, np.ndarray], module: nn.Module
-) -> dict[tuple[str, ...], np.ndarray]:
-  """Published names and layouts -> ours, of some of a network's entries.
-
-  Args:
-    state: as for `from_torch_state_dict`; parameters, statistics, gradients.
-    module: the network.
-
-  Returns:
-    {our path: array in our layout}.
-
-  Raises:
-    KeyError: a name that the network has not.
-  """
-  found, _ = _shorten(state)
-  expected = _expected(found, module)
-  return {
-    expected[name][0]: _to_ours(array, *expected[name])
-    for name, array in found.items()
-  }
-
-
 def to_torch_state_dict(variables: Mapping) -> dict[str, np.ndarray]:
   """Returns all `params` and `batch_stats` under published names and layouts.
 
-  Args:
-    variables: of any network; only one of the two collections will do.
+  Only one of the two collections of `variables` will do.
   """
   flat = {
     path: np.asarray(leaf)
@@ -215,12 +172,7 @@ def to_torch_state_dict(variables: Mapping) -> dict[str, np.ndarray]:
     if path[0] in ("params", "batch_stats")
   }
   names = _published_names(flat)
-  return {
-    names[path]: _reorder(leaf, path).reshape(
-      _published_shape(path, leaf.shape)
-    )
-    for path, leaf in flat.items()
-  }
+  return {names[path]: _to_published(leaf, path) for path, leaf in flat.items()}
 
 
 def export_weights(path: str | os.PathLike, variables: Mapping) -> None:
@@ -249,7 +201,7 @@ def export_weights(path: str | os.PathLike, variables: Mapping) -> None:
 
 
 def _shorten(state):
-  """({name without prefixes: array}, [problem]); ignores what is not ours."""
+  """Returns ({name without prefixes: array}, [problem]) of what is ours."""
   found, problems = {}, []
   for name, value in state.items():
     short = _PREFIX.sub("", name, count=1)
@@ -262,7 +214,7 @@ def _shorten(state):
 
 
 def _misfits(name, array, shape):
-  """Problems of an entry whose needed shape, if there is one, is `shape`."""
+  """Lists problems of an entry of needed shape `shape`; None: not needed."""
   if shape is None:
     return [f"unexpected {name} {array.shape}"]
   if array.shape != shape:
@@ -275,7 +227,7 @@ def _misfits(name, array, shape):
 
 
 def _expected(found, module):
-  """{published name: (our path, our shape)} of the network's variables.
+  """Returns {published name: (our path, our shape)} of a network's variables.
 
   Images have the channels that the found stem reads, else 3; their size does
   not matter but to networks that name it.
@@ -291,21 +243,19 @@ def _expected(found, module):
 
 
 def _published_names(paths):
-  """{our path: published name}; an optional part keeps our name.
+  """Returns {our path: published name}; an optional part keeps our name.
 
-  The published ImageNet nets, those of four stages, call their head "fc".
+  The published ImageNet nets, those of four groups, call their head "fc".
   """
-  four_stages = any("stage4_block0" in path for path in paths)
-  scopes = {**_SCOPES, "head": "fc" if four_stages else "linear"}
-
-  def name(path):
+  four_groups = any("stage4_block0" in path for path in paths)
+  scopes = {**_SCOPES, "head": "fc" if four_groups else "linear"}
+  names = {}
+  for path in paths:
     _, *scope, field = path
-    scope = [
-      _BLOCK.sub(r"layer\1.\2", scopes.get(part, part)) for part in scope
-    ]
-    return ".".join([*scope, _FIELDS.get(field, field)])
-
-  return {path: name(path) for path in paths}
+    scope = [scopes.get(part, part) for part in scope]
+    name = ".".join([*scope, _FIELDS.get(field, field)])
+    names[path] = _BLOCK.sub(r"layer\1.\2", name)
+  return names
 
 
 def _published_shape(path, shape):
@@ -317,16 +267,17 @@ def _published_shape(path, shape):
   return (c_out, c_in, *taps)
 
 
-def _reorder(leaf, path):
-  """A kernel `[k, k, C_in, C_out]` -> `[C_out, C_in, k, k]`."""
+def _to_published(array, path):
+  """Reorders a kernel `[k, k, C_in, C_out]` -> `[C_out, C_in, k, k]`."""
   if path[-1] != "kernel":
-    return leaf
-  *taps, c_in, c_out = range(leaf.ndim)
-  return leaf.transpose(c_out, c_in, *taps)
+    return array
+  *taps, c_in, c_out = range(array.ndim)
+  reordered = array.transpose(c_out, c_in, *taps)
+  return reordered.reshape(_published_shape(path, array.shape))
 
 
 def _to_ours(array, path, shape):
-  """From the published layout to `shape`, ours."""
+  """Reorders a published kernel to `shape`, ours."""
   if path[-1] != "kernel":
     return array
   *taps, c_in, c_out = shape

@@ -52,8 +52,6 @@ class BatchNorm(nn.Module):
 
   Training normalises with the batch's biased variance; where `batch_stats` is
   mutable, running averages are updated with the unbiased one, as in PyTorch.
-  A variable in `scales` is the gain, where it is known (see
-  `variables.with_scales`).
 
   Attributes:
     momentum: weight of the old running average; 0 keeps the batch's moments,
@@ -70,50 +68,62 @@ class BatchNorm(nn.Module):
     bias = self.param("bias", nn.initializers.zeros, (size,))
     update = self.is_mutable_collection("batch_stats")
     if update or not train:
-      mean = self.variable("batch_stats", "mean", jnp.zeros, (size,))
-      var = self.variable("batch_stats", "var", jnp.ones, (size,))
-    if not train:
-      if self.has_variable("scales", "gain"):
-        gain = self.get_variable("scales", "gain")
-      else:
-        gain = self._gain(scale, var.value)
-        if _records_scales(self):
-          self.put_variable("scales", "gain", gain)
-      return self._normalize(x, mean.value, gain, bias)
-    axes = tuple(range(x.ndim - 1))
-    batch_mean = x.mean(axes)
-    batch_var = jnp.square(x - batch_mean.reshape((1,) * len(axes) + (-1,)))
-    batch_var = batch_var.mean(axes)
-    if update and not self.is_initializing():
-      count = x.size // size
-      keep = self.momentum
-      unbiased = batch_var * (count / max(count - 1, 1) if keep else 1)
-      mean.value = keep * mean.value + (1 - keep) * batch_mean
-      var.value = keep * var.value + (1 - keep) * unbiased
-    gain = self._gain(scale, batch_var)
-    return self._normalize(x, batch_mean, gain, bias)
+      old_mean = self.variable("batch_stats", "mean", jnp.zeros, (size,))
+      old_var = self.variable("batch_stats", "var", jnp.ones, (size,))
 
-  def _gain(self, scale, var):
-    return scale * jax.lax.rsqrt(var + BN_EPSILON)
+    def gain_of(var):
+      return scale * jax.lax.rsqrt(var + BN_EPSILON)
 
-  def _normalize(self, x, mean, gain, bias):
-    return (x - _as_channels(mean, x)) * _as_channels(gain, x) + _as_channels(
-      bias, x
-    )
+    if train:
+      axes = tuple(range(x.ndim - 1))
+      mean = x.mean(axes)
+      var = jnp.square(x - _as_channels(mean, x)).mean(axes)
+      if update and not self.is_initializing():
+        count = x.size // size
+        keep = self.momentum
+        unbiased = var * (count / max(count - 1, 1) if keep else 1)
+        old_mean.value = keep * old_mean.value + (1 - keep) * mean
+        old_var.value = keep * old_var.value + (1 - keep) * unbiased
+      gain = gain_of(var)
+    else:
+      mean = old_mean.value
+      gain = _known_scale(self, "gain", size, lambda: gain_of(old_var.value))
+    mean, gain, bias = (_as_channels(v, x) for v in (mean, gain, bias))
+    return (x - mean) * gain + bias
 
 
-def _records_scales(layer):
-  """Whether this is `variables.with_scales`; `init` must make none."""
-  mutable = layer.is_mutable_collection("scales")
-  return mutable and not layer.is_initializing()
+def _known_scale(layer, name, size, compute):
+  """What `scales` knows of a layer (see `net_variables.with_scales`).
+
+  Else what `compute` returns, recorded where the collection is mutable, as it
+  is for `with_scales`; `init` must make none.
+  """
+  if layer.has_variable("scales", name):
+    return layer.get_variable("scales", name)
+  value = compute()
+  if layer.is_mutable_collection("scales") and not layer.is_initializing():
+    # One a channel in any case: XLA's loops are slow with a scalar operand.
+    layer.put_variable("scales", name, jnp.broadcast_to(value, (size,)))
+  return value
+
+
+def he_kernel(layer: nn.Module, inputs: int) -> chex.Array:
+  """Returns a layer's kernel `[k, k, C_in, C_out]`; linear: `[C_in, C_out]`.
+
+  Args:
+    layer: has `size` k, 0 where it is linear, and `features` C_out.
+    inputs: C_in.
+  """
+  taps = (layer.size, layer.size) if layer.size else ()
+  he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+  return layer.param("kernel", he_normal, (*taps, inputs, layer.features))
 
 
 class BinaryConv(nn.Module):
   """1-bit convolution of bits; `size` 0 is a linear layer on `[B, C]`.
 
   Variables in the collection `crossbar` (see `crossbar.program`) replace the
-  signs by one chip: its effective weights, its bit planes or its tiles. One in
-  `scales` is alpha, where it is known (see `variables.with_scales`).
+  signs by one chip: its effective weights, its bit planes or its tiles.
 
   Attributes:
     features: C_out.
@@ -136,35 +146,27 @@ class BinaryConv(nn.Module):
     in_mask: chex.Array | None,
     out_mask: chex.Array | None,
   ) -> chex.Array:
-    """Bits `[B, H, W, C_in]` or `[B, C_in]` -> sums times alpha.
+    """Returns sums times alpha of bits `[B, H, W, C_in]` or `[B, C_in]`.
 
-    Args:
-      bits: input, 0 on masked channels.
-      in_mask: mask of the input's and
-      out_mask: of the output's channels, for alpha.
+    Bits are 0 on masked channels; the masks, of the input's and of the output's
+    channels, are for alpha.
     """
-    taps = (self.size, self.size) if self.size else ()
-    kernel = self.param(
-      "kernel", he_normal, (*taps, bits.shape[-1], self.features)
-    )
-    if self.has_variable("scales", "alpha"):
-      alpha = self.get_variable("scales", "alpha")
-    else:
-      alpha = binary.weight_scale(
+    kernel = he_kernel(self, bits.shape[-1])
+    alpha = _known_scale(
+      self,
+      "alpha",
+      self.features,
+      lambda: binary.weight_scale(
         kernel, in_mask, out_mask, self.options.channel_scale
-      )
-      if _records_scales(self):
-        # One a channel in any case: XLA's loops are slow with a scalar operand.
-        whole = jnp.broadcast_to(alpha, (self.features,))
-        self.put_variable("scales", "alpha", whole)
+      ),
+    )
     window = {}
     if self.size:
       padding = self.size // 2 if self.padding is None else self.padding
       window = dict(strides=self.strides, padding=padding)
     if self.has_variable("crossbar", "used"):
-      planes = [
-        self.get_variable("crossbar", name) for name in ("used", "negative")
-      ]
+      chip = self.variables["crossbar"]
+      planes = [chip["used"], chip["negative"]]
       product = popcount.convolve if window else popcount.multiply
       return binary.scale(product(bits, planes, **window), alpha)
     product = binary.multiply
@@ -192,17 +194,13 @@ def read_tiles(
   x: chex.Array,
   alpha: chex.Array | None = None,
 ) -> chex.Array:
-  """A layer's product on its chip, tile by tile (see `crossbar.readout`).
+  """Returns a layer's product of x on its chip, see `crossbar.readout`.
 
   Where the collection `converters` is mutable, it gets the layer's `range`: the
   percentile `percentile` that it holds already, of what its converters see.
 
-  Args:
-    layer: has the chip's variables.
-    product: of the layer.
-    x: its input.
-    alpha: what the result will be multiplied by, to be kept out of the weights'
-      gradients as in `binary.scaled_product`; None: nothing is kept out.
+  The result will be multiplied by `alpha`, which is to be kept out of the
+  weights' gradients as in `binary.scaled_product`; None keeps nothing out.
   """
   chip, product = layer.variables["crossbar"], products.on_chips(product)
   if alpha is not None:
@@ -216,18 +214,15 @@ def read_tiles(
   return readout.read(product, x, chip)
 
 
-he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
 class RPReLU(nn.Module):
-  """PReLU(x - shift) + offset, a parameter each a channel.
+  """ReActNet's PReLU(x - shift) + offset (Liu et al., ECCV 2020).
 
-  ReActNet: Liu et al., ECCV 2020.
+  Each of its three parameters is one a channel.
   """
 
   @nn.compact
   def __call__(self, x: chex.Array) -> chex.Array:
-    """Any `[..., C]`."""
+    """Activates any `[..., C]`."""
     size = x.shape[-1:]
     shift = self.param("shift", nn.initializers.zeros, size)
     slope = self.param("slope", nn.initializers.constant(0.25), size)
@@ -242,27 +237,21 @@ class Thermometer(nn.Module):
 
   A threshold's gradient is that of a clipped line of slope 1 around it, one
   level step to either side.
-
-  Attributes:
-    levels: thresholds a channel; divides 128.
   """
 
-  levels: int
+  levels: int  # thresholds a channel; divides 128
 
   @nn.compact
   def __call__(self, images: chex.Array) -> chex.Array:
     """`[B, H, W, C]` in [0, 1] -> bits `[B, H, W, levels * C]`, level-major."""
-    channels = images.shape[-1]
 
-    def fixed(key, shape, dtype=jnp.float32):
-      del key
-      levels = jnp.asarray(binary.thermometer_thresholds(self.levels), dtype)
-      return jnp.broadcast_to(levels[:, None] / 255, shape)
+    def fixed(_):
+      levels = binary.thermometer_thresholds(self.levels)
+      levels = jnp.asarray(levels, jnp.float32)[:, None] / 255
+      return jnp.repeat(levels, images.shape[-1], 1)
 
-    thresholds = self.param("thresholds", fixed, (self.levels, channels))
-    distance = images[..., None, :] - thresholds.reshape(
-      1, 1, 1, self.levels, channels
-    )
+    thresholds = self.param("thresholds", fixed)
+    distance = images[..., None, :] - thresholds[None, None, None]
     bits = jax.lax.stop_gradient((distance > 0).astype(distance.dtype))
     near = jax.lax.stop_gradient(jnp.abs(distance) <= 1 / self.levels)
     line = jnp.where(near, distance, 0)
@@ -271,14 +260,14 @@ class Thermometer(nn.Module):
 
 
 def apply_mask(x: chex.Array, mask: chex.Array | None) -> chex.Array:
-  """`[..., C]` with 0 on masked channels."""
+  """Sets masked channels of `[..., C]` to 0."""
   if mask is None:
     return x
   return x * _as_channels(mask, x).astype(x.dtype)
 
 
 def average_pool(x: chex.Array) -> chex.Array:
-  """3x3 average, stride 2, of `[B, H, W, C]`; the zero padding counts."""
+  """Averages 3x3 of `[B, H, W, C]`, stride 2; the zero padding counts."""
   return nn.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 

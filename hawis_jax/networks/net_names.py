@@ -18,15 +18,10 @@ _SUFFIXES = {"_int8": INT8, "_float": FLOAT}
 
 
 class Net(NamedTuple):
-  """What a name says.
+  """A name, taken apart."""
 
-  Attributes:
-    widths: name of the width vector.
-    kind: BINARY, INT8 or FLOAT.
-  """
-
-  widths: str
-  kind: str
+  widths: str  # name of the width vector
+  kind: str  # BINARY, INT8 or FLOAT
 
 
 def parse(name: str) -> Net:
@@ -38,8 +33,7 @@ def parse(name: str) -> Net:
 
 
 def vector_names(depth: int) -> list[str]:
-  """The width vectors that a network of `depth` can be trained with."""
-  presets = [
-    p for p in width_vectors.PRESETS if p.startswith(f"resnet{depth}_")
-  ]
+  """Names the width vectors that a network of `depth` can be trained with."""
+  of_depth = f"resnet{depth}_"
+  presets = (p for p in width_vectors.PRESETS if p.startswith(of_depth))
   return [*SEARCHED, BASELINE, *presets]

@@ -18,22 +18,22 @@ from hawis_jax import crossbar
 def init(
   module: nn.Module, key: chex.PRNGKey, image_shape: tuple[int, int, int]
 ) -> dict:
-  """Returns fresh variables: those of `module.init`, kernels He normal.
+  """Returns fresh variables of a network for images (H, W, C).
 
-  The fan is fan-out. All kernels come from one draw, because a draw a layer
+  They are those of `module.init`, but kernels are He normal by their fan-out
+  (He et al., ICCV 2015). All come from one draw, because a draw a layer
   multiplies the compile time (those of `module.init` are never computed).
 
-  Args:
-    module: a network with `encode`.
-    key: consumed.
-    image_shape: (H, W, C) of the images.
+  >>> import hawis_jax as hx
+  >>> net = hx.cifar_resnet(8, (4, 4, 4, 6, 6, 8, 8), num_classes=10, levels=8)
+  >>> make = jax.jit(lambda key: hx.init_variables(net, key, (8, 8, 1)))
+  >>> make(jax.random.key(0))["params"]["stem"]["kernel"].shape
+  (3, 3, 8, 4)
   """
-
-  def fresh(key):
-    images = jnp.zeros((1, *image_shape), jnp.uint8)
-    return module.init(key, module.encode(images), train=False)
-
-  flat = traverse_util.flatten_dict(fresh(key))
+  images = jnp.zeros((1, *image_shape), jnp.uint8)
+  flat = traverse_util.flatten_dict(
+    module.init(key, module.encode(images), train=False)
+  )
   kernels = [path for path in sorted(flat) if path[-1] == "kernel"]
   sizes = [flat[path].size for path in kernels]
   normal = jax.random.normal(key, (sum(sizes),))
@@ -79,8 +79,7 @@ def with_scales(
     widths: int `[L]`; None: the net's own.
   """
   code = module.encode(jnp.zeros((1, *image_shape), jnp.uint8))
-  names = ("params", "batch_stats")
-  net = {name: variables[name] for name in names}
+  net = {name: variables[name] for name in ("params", "batch_stats")}
   _, found = module.apply(net, code, widths, train=False, mutable=["scales"])
   return {**variables, **found}
 
@@ -114,8 +113,7 @@ def recalibrate(
     return updated["batch_stats"]
 
   first = jnp.arange(inputs.shape[0]) * inputs.shape[1]
-  batches = jax.lax.map(moments, (first, inputs))
-  flat = traverse_util.flatten_dict(batches)
+  flat = traverse_util.flatten_dict(jax.lax.map(moments, (first, inputs)))
   pooled = {path: value.mean(0) for path, value in flat.items()}
   for path, value in flat.items():
     if path[-1] == "mean":

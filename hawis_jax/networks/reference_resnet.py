@@ -19,14 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from hawis_jax import errors
+from hawis_jax.arithmetic import binary
+from hawis_jax.arithmetic import integer
 from hawis_jax.networks import layers
-from hawis_jax.networks.quantized_layers import QuantConv
+from hawis_jax.networks import products
+from hawis_jax.networks import resnet
 
 # Of the images' channels, over the training sets.
 CIFAR_NORM = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 IMAGENET_NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-# depth: (blocks of each stage, convolutions of a block)
+# {depth: (blocks of each group, convolutions of a block)}
 _IMAGENET = {
   18: ((2, 2, 2, 2), 2),
   34: ((3, 4, 6, 3), 2),
@@ -36,24 +39,93 @@ _IMAGENET = {
 }
 
 
+class QuantConv(nn.Module):
+  """Convolution of float or of quantised operands; `size` 0 is linear.
+
+  Quantised: the latent weights' step follows from their maximum. That of the
+  activations follows from the batch's maximum in training, else from its
+  running average `max_abs` in `batch_stats`. `max_abs` starts at 0, which
+  stands for "none yet": the first batch that is seen takes its place, and sets
+  it where `batch_stats` is mutable.
+
+  Variables in the collection `crossbar` (see `crossbar.program`) replace the
+  integer weights by one chip: its effective weights, or its tiles.
+
+  Attributes:
+    features: C_out.
+    size: k of the k x k kernel, padded by k // 2; a linear layer has a bias.
+    strides: of both axes.
+    bits: of weights and activations; None: float.
+    momentum: weight of the old running average.
+  """
+
+  features: int
+  size: int = 3
+  strides: int = 1
+  bits: int | None = None
+  momentum: float = 0.9
+
+  @nn.compact
+  def __call__(self, x: chex.Array, train: bool) -> chex.Array:
+    """`[B, H, W, C_in]` -> `[B, H', W', C_out]`; linear: without H, W."""
+    kernel = layers.he_kernel(self, x.shape[-1])
+    product = binary.multiply
+    if self.size:
+      product = functools.partial(
+        binary.convolve, strides=self.strides, padding=self.size // 2
+      )
+    x = x.astype(kernel.dtype)
+    if self.bits is None:
+      y = product(x, kernel)
+    else:
+      step_x = integer.scale(self._max_abs(x, train), self.bits)
+      largest = jax.lax.stop_gradient(jnp.abs(kernel).max())
+      step_w = integer.scale(largest, self.bits)
+      x = integer.quantize(x, step_x, self.bits)
+      if self.has_variable("crossbar", "kernels"):
+        sums = layers.read_tiles(self, product, x)
+      elif self.has_variable("crossbar", "weight"):
+        weights = self.get_variable("crossbar", "weight")
+        sums = products.on_chips(product)(x, weights)
+      else:
+        sums = product(x, integer.quantize(kernel, step_w, self.bits))
+      y = sums * (step_x * step_w)
+    if not self.size:
+      bias = self.param("bias", nn.initializers.zeros, (self.features,))
+      y = y + bias.reshape(1, -1)
+    return y
+
+  def _max_abs(self, x, train):
+    """Returns the range of the activations; updates its running average."""
+    batch = jax.lax.stop_gradient(jnp.abs(x).max())
+    update = self.is_mutable_collection("batch_stats")
+    if train and not update:
+      return batch
+    average = self.variable("batch_stats", "max_abs", jnp.zeros, (), x.dtype)
+    known = jnp.where(average.value > 0, average.value, batch)
+    if update and not self.is_initializing():
+      keep = self.momentum if train else 1
+      average.value = keep * known + (1 - keep) * batch
+    return batch if train else known
+
+
 class Block(nn.Module):
   """Convolutions with BN and ReLU between, + shortcut, ReLU.
+
+  A shortcut that changes the shape is a 1x1 convolution and BN (`projection`);
+  else it subsamples, and pads or slices channels (option A).
 
   Attributes:
     features: output channels of its two (3x3, 3x3) or three (1x1, 3x3, 1x1)
       convolutions.
     strides: of the first 3x3 convolution and the shortcut.
-    projection: a shortcut that changes the shape is a 1x1 convolution and BN;
-      else it subsamples, and pads or slices channels (option A).
-    bn_momentum: weight of the old running averages.
-    bits: see `QuantConv`.
   """
 
   features: tuple[int, ...]
   strides: int
   projection: bool
   bn_momentum: float
-  bits: int | None
+  bits: int | None  # see `QuantConv`
 
   @nn.compact
   def __call__(self, x: chex.Array, train: bool) -> chex.Array:
@@ -71,20 +143,14 @@ class Block(nn.Module):
       y = norm(name=f"bn{i + 1}")(y, train)
     out = self.features[-1]
     if not self.projection:
-      x = _shortcut_a(x, out, self.strides)
+      # As many zero channels before as after: checkpoints of the usual PyTorch
+      # implementation (akamaster's) need it so.
+      before = max(out - x.shape[-1], 0) // 2
+      x = jnp.roll(layers.shortcut_a(x, out, self.strides), before, -1)
     elif self.strides > 1 or x.shape[-1] != out:
       x = conv(out, 1, self.strides, name="skip")(x, train)
       x = norm(name="bn_skip")(x, train)
     return nn.relu(x + y)
-
-
-def _shortcut_a(x, features, strides):
-  """Option A with as many zero channels before as after.
-
-  Checkpoints of the usual PyTorch implementation (akamaster's) need it so.
-  """
-  before = max(features - x.shape[-1], 0) // 2
-  return jnp.roll(layers.shortcut_a(x, features, strides), before, -1)
 
 
 class ResNet(nn.Module):
@@ -93,7 +159,7 @@ class ResNet(nn.Module):
   Attributes:
     max_widths: output channels of every convolution of the main path: `[L]`.
     num_classes: logits.
-    blocks: of each stage.
+    blocks: of each group.
     imagenet: stem of a 7x7/2 convolution and 3x3/2 maximum pooling, projection
       shortcuts; else a 3x3 stem and option A.
     mean: of the images' channels in [0, 1].
@@ -113,13 +179,10 @@ class ResNet(nn.Module):
 
   @nn.nowrap
   def encode(self, images: chex.Array) -> chex.Array:
-    """The network's input: images `[B, H, W, C]`, normalised.
+    """Normalises images `[B, H, W, C]`, uint8 or in [0, 1], as the input.
 
     Images of another number of channels than `mean` get mean and standard
     deviation 0.5.
-
-    Args:
-      images: uint8, or floating point in [0, 1].
     """
     chex.assert_rank(images, 4)
     if jnp.issubdtype(images.dtype, jnp.integer):
@@ -136,15 +199,12 @@ class ResNet(nn.Module):
   def __call__(
     self, x: chex.Array, widths: None = None, *, train: bool
   ) -> chex.Array:
-    """Returns logits.
+    """Returns logits `[B, num_classes]`.
 
     Args:
       x: `[B, H, W, C]`, from `encode`.
       widths: None, since the widths are fixed.
       train: use the batch's statistics and ranges; update them where mutable.
-
-    Returns:
-      `[B, num_classes]`.
     """
     if widths is not None:
       raise errors.InputError(
@@ -160,25 +220,17 @@ class ResNet(nn.Module):
     y = nn.relu(layers.BatchNorm(self.bn_momentum, name="bn_stem")(y, train))
     if self.imagenet:
       y = nn.max_pool(y, (3, 3), (2, 2), ((1, 1), (1, 1)))
-    y = self._stages(y, train).mean((1, 2))
-    return conv(self.num_classes, 0, name="head")(y, train)
-
-  def _stages(self, y, train):
-    """All blocks; the first one of each stage but the first strides."""
     convolutions = (len(self.max_widths) - 1) // sum(self.blocks)
-    layer = 1
-    for stage, count in enumerate(self.blocks):
-      for block in range(count):
-        y = Block(
-          self.max_widths[layer : layer + convolutions],
-          strides=2 if stage and not block else 1,
-          projection=self.imagenet,
-          bn_momentum=self.bn_momentum,
-          bits=self.weight_bits,
-          name=f"stage{stage + 1}_block{block}",
-        )(y, train)
-        layer += convolutions
-    return y
+    for name, strides, layer in resnet.block_places(self.blocks, convolutions):
+      y = Block(
+        self.max_widths[layer : layer + convolutions],
+        strides,
+        projection=self.imagenet,
+        bn_momentum=self.bn_momentum,
+        bits=self.weight_bits,
+        name=name,
+      )(y, train)
+    return conv(self.num_classes, 0, name="head")(y.mean((1, 2)), train)
 
 
 def cifar_reference(
@@ -199,15 +251,12 @@ def cifar_reference(
   Raises:
     InputError: a depth, widths or bits that are not allowed.
   """
-  if depth < 8 or (depth - 2) % 6:
-    raise errors.InputError(
-      f"network depth: got {depth}, allowed are 8, 14, 20, ... (6 n + 2)"
-    )
+  resnet.check_depth(depth)
   blocks = (depth - 2) // 6
   if max_widths is None:
     max_widths = (16, *np.repeat((16, 32, 64), 2 * blocks))
   return ResNet(
-    _checked_widths(max_widths, depth - 1),
+    resnet.checked_widths(max_widths, depth - 1),
     num_classes,
     (blocks,) * 3,
     False,
@@ -240,26 +289,16 @@ def imagenet_reference(
     raise errors.InputError(f"network depth: got {depth}, allowed are {depths}")
   blocks, convolutions = _IMAGENET[depth]
   if max_widths is None:
-    of_stage = [64 * 2**s for s in range(len(blocks))]
-    of_block = [[c, c, 4 * c][:convolutions] for c in of_stage]
+    of_block = [[c, c, 4 * c][:convolutions] for c in (64, 128, 256, 512)]
     max_widths = (64, *np.concatenate(np.repeat(of_block, blocks, axis=0)))
   return ResNet(
-    _checked_widths(max_widths, 1 + convolutions * sum(blocks)),
+    resnet.checked_widths(max_widths, 1 + convolutions * sum(blocks)),
     num_classes,
     blocks,
     True,
     *IMAGENET_NORM,
     weight_bits=_checked_bits(bits),
   )
-
-
-def _checked_widths(max_widths, layers_needed):
-  if len(max_widths) != layers_needed or min(max_widths) < 1:
-    raise errors.InputError(
-      f"width vector: got {tuple(max_widths)}, needed are {layers_needed} "
-      "widths of at least 1 channel"
-    )
-  return tuple(int(width) for width in max_widths)
 
 
 def _checked_bits(bits):
@@ -274,15 +313,13 @@ def quantize(module: ResNet, variables: dict, images: chex.Array) -> dict:
   """Quantises a trained net: finds the ranges of its activations.
 
   Batches go through the quantised net, normalised by its running averages; a
-  range is the mean of the batches' maxima, as in training.
+  range is the mean of the batches' maxima, as in training. Returned are the
+  `params`, unchanged, and `batch_stats` with every layer's `max_abs`.
 
   Args:
     module: the 8-bit reference net.
     variables: `params` and `batch_stats` of the float one of equal widths.
     images: `[N, B, H, W, C]` to calibrate on, as for `encode`.
-
-  Returns:
-    `params`, unchanged, and `batch_stats` with every layer's `max_abs`.
   """
   flat = traverse_util.flatten_dict(variables["batch_stats"])
   norms = {path: x for path, x in flat.items() if path[-1] != "max_abs"}

@@ -12,6 +12,8 @@ Axes: B images, H rows, W columns, C channels, L layers: the convolutions that
 a width vector sets, stem first.
 """
 
+from collections.abc import Iterator
+
 import chex
 from flax import linen as nn
 import jax.numpy as jnp
@@ -27,17 +29,12 @@ STEMS = ("7x7", "3x3")  # of the ImageNet network
 class BasicBlock(nn.Module):
   """conv1 -> BN -> conv2 -> + shortcut -> BN, on real-valued input.
 
-  Attributes:
-    features: output channels of conv1 and conv2.
-    strides: of conv1 and the shortcut.
-    projection: the shortcut is a binary 1x1 convolution and BN; else it
-      subsamples the block's input and pads or slices its channels (option A).
-    bn_momentum: weight of the old BN running average.
-    options: see `layers.Options`.
+  The shortcut is a binary 1x1 convolution and BN (`projection`); else it
+  subsamples the block's input and pads or slices its channels (option A).
   """
 
-  features: tuple[int, int]
-  strides: int
+  features: tuple[int, int]  # output channels of conv1 and conv2
+  strides: int  # of conv1 and the shortcut
   projection: bool
   bn_momentum: float
   options: Options
@@ -51,10 +48,8 @@ class BasicBlock(nn.Module):
   ) -> chex.Array:
     """Real-valued `[B, H, W, C_in]` -> `[B, H', W', C_out]`.
 
-    Args:
-      x: input, 0 on masked channels.
-      masks: of the input's, conv1's and conv2's channels.
-      train: normalise with batch statistics.
+    The masks are of the input's, conv1's and conv2's channels; x is 0 on its
+    masked ones.
     """
     in_mask, mid_mask, out_mask = masks
     middle, out = self.features
@@ -87,7 +82,7 @@ def _activate(y, mask, options, name):
 
 
 class BinaryResNet(nn.Module):
-  """What the binary ResNets share; not a network itself.
+  """Base of the binary ResNets; not a network itself.
 
   Attributes:
     max_widths: output channels of every 3x3 convolution, stem first: `[L]`.
@@ -107,12 +102,10 @@ class BinaryResNet(nn.Module):
 
   @nn.nowrap
   def encode(self, images: chex.Array) -> chex.Array:
-    """The network's input: images `[B, H, W, C]` as thermometer code.
+    """Codes images `[B, H, W, C]`, uint8 or in [0, 1], as the network's input.
 
-    With learnt thresholds the network codes them itself: images in [0, 1].
-
-    Args:
-      images: uint8, or floating point in [0, 1].
+    It is thermometer code. With learnt thresholds the network codes the images
+    itself: then the input is images in [0, 1].
     """
     if not self.options.learned_thresholds:
       return binary.thermometer_code(images, self.levels)
@@ -121,58 +114,69 @@ class BinaryResNet(nn.Module):
     return images
 
   def _bits(self, x):
-    """Bits of what `encode` returned."""
+    """Makes bits of what `encode` returned."""
     chex.assert_rank(x, 4)
     if self.options.learned_thresholds:
       return layers.Thermometer(self.levels, name="thermometer")(x)
     return x
 
   def _masks(self, widths):
-    """A mask a layer, `[L]`."""
+    """Makes a mask a layer, `[L]`."""
     if widths is None:
       return [None] * len(self.max_widths)
     chex.assert_shape(jnp.asarray(widths), (len(self.max_widths),))
     return [jnp.arange(m) < widths[i] for i, m in enumerate(self.max_widths)]
 
-  def _stages(self, y, masks, blocks, projection, train):
-    """All blocks; `blocks[s]` of stage s, the first one of a stage strides."""
-    layer = 1
-    for stage, count in enumerate(blocks):
-      for block in range(count):
-        y = BasicBlock(
-          self.max_widths[layer : layer + 2],
-          strides=2 if stage and not block else 1,
-          projection=projection,
-          bn_momentum=self.bn_momentum,
-          options=self.options,
-          name=f"stage{stage + 1}_block{block}",
-        )(y, tuple(masks[layer - 1 : layer + 2]), train)
-        layer += 2
+  def _groups(self, y, masks, blocks, projection, train):
+    """Applies all blocks; `blocks` holds the number of each group."""
+    for name, strides, layer in block_places(blocks):
+      y = BasicBlock(
+        self.max_widths[layer : layer + 2],
+        strides,
+        projection=projection,
+        bn_momentum=self.bn_momentum,
+        options=self.options,
+        name=name,
+      )(y, tuple(masks[layer - 1 : layer + 2]), train)
     return y
 
 
-class CifarResNet(BinaryResNet):
-  """ResNet of depth 6 n + 2 with maskable widths; any input size.
+def block_places(
+  blocks: tuple[int, ...], convolutions: int = 2
+) -> Iterator[tuple[str, int, int]]:
+  """Yields the name, strides and first layer of every block.
 
-  Attributes:
-    depth: 6 n + 2; L = 6 n + 1.
+  The first block of each group but the first strides by 2.
+
+  Args:
+    blocks: of each group.
+    convolutions: of each block.
   """
+  layer = 1  # after the stem
+  for group, count in enumerate(blocks):
+    for block in range(count):
+      # Groups are "stage" in the parameters' names alone: checkpoints depend on
+      # them, and so do the draws of initial weights and of chips.
+      name = f"stage{group + 1}_block{block}"
+      yield name, 2 if group and not block else 1, layer
+      layer += convolutions
 
-  depth: int = 20
+
+class CifarResNet(BinaryResNet):
+  """ResNet of depth 6 n + 2 with maskable widths; any input size."""
+
+  depth: int = 20  # 6 n + 2; L = 6 n + 1
 
   @nn.compact
   def __call__(
     self, x: chex.Array, widths: chex.Array | None = None, *, train: bool
   ) -> chex.Array:
-    """Returns logits.
+    """Returns logits `[B, num_classes]`.
 
     Args:
       x: `[B, H, W, C]`, from `encode`.
       widths: int `[L]`, 1 to `max_widths`; None: `max_widths`.
       train: normalise with batch statistics; update them where mutable.
-
-    Returns:
-      `[B, num_classes]`.
     """
     masks = self._masks(widths)
     y = layers.BinaryConv(
@@ -181,7 +185,7 @@ class CifarResNet(BinaryResNet):
     y = layers.BatchNorm(self.bn_momentum, name="bn_stem")(y, train)
     y = _activate(y, masks[0], self.options, "act_stem")
     blocks = ((self.depth - 2) // 6,) * 3
-    y = self._stages(y, masks, blocks, False, train)
+    y = self._groups(y, masks, blocks, False, train)
     y = jnp.maximum(y, 0).mean((1, 2))
     y = layers.BatchNorm(self.bn_momentum, name="bn_head")(y, train)
     y = _activate(y, masks[-1], self.options, "act_head")
@@ -206,20 +210,11 @@ class ImageNetResNet18(BinaryResNet):
   def __call__(
     self, x: chex.Array, widths: chex.Array | None = None, *, train: bool
   ) -> chex.Array:
-    """Returns logits.
-
-    Args:
-      x: `[B, image_size, image_size, C]`, from `encode`.
-      widths: int `[17]`, 1 to `max_widths`; None: `max_widths`.
-      train: normalise with batch statistics; update them where mutable.
-
-    Returns:
-      `[B, num_classes]`.
-    """
+    """Returns logits `[B, num_classes]`; arguments as of `CifarResNet`."""
     chex.assert_shape(x, (None, self.image_size, self.image_size, None))
     masks = self._masks(widths)
     y = self._stem(self._bits(x), masks[0], train)
-    y = self._stages(y, masks, (2, 2, 2, 2), True, train)
+    y = self._groups(y, masks, (2, 2, 2, 2), True, train)
     # A product of the flattened map, written so that channels can be masked.
     y = layers.BinaryConv(
       self.num_classes,
@@ -267,6 +262,14 @@ def cifar_resnet(
 ) -> CifarResNet:
   """Returns the masked binary ResNet of `depth` 6 n + 2.
 
+  It is that of HAWIS (ASP-DAC 2022), for small images of any size.
+
+  >>> import hawis_jax as hx
+  >>> import numpy as np
+  >>> net = hx.cifar_resnet(8, (4, 4, 4, 6, 6, 8, 8), num_classes=10, levels=8)
+  >>> net.encode(np.zeros((2, 8, 8, 3), np.uint8)).shape  # thermometer code
+  (2, 8, 8, 24)
+
   Args:
     depth: 8, 14, 20, 26, 32, ...
     max_widths: `[depth - 1]` channels, the upper limit of every width vector.
@@ -277,11 +280,8 @@ def cifar_resnet(
   Raises:
     InputError: a depth that is not 6 n + 2, or widths that do not fit it.
   """
-  if depth < 8 or (depth - 2) % 6:
-    raise errors.InputError(
-      f"network depth: got {depth}, allowed are 8, 14, 20, ... (6 n + 2)"
-    )
-  max_widths = _checked(max_widths, depth - 1)
+  check_depth(depth)
+  max_widths = checked_widths(max_widths, depth - 1)
   return CifarResNet(
     max_widths, num_classes, levels, options=options, depth=depth
   )
@@ -296,7 +296,13 @@ def imagenet_resnet18(
   levels: int = 32,
   options: Options = layers.PUBLISHED,
 ) -> ImageNetResNet18:
-  """Returns the masked binary ResNet-18.
+  """Returns the masked binary ResNet-18 of HAWIS (ASP-DAC 2022).
+
+  >>> import hawis_jax as hx
+  >>> widths = hx.WIDTHS["resnet18_1x"]
+  >>> net = hx.imagenet_resnet18(widths, num_classes=100, image_size=64)
+  >>> len(net.max_widths), net.stem
+  (17, '7x7')
 
   Args:
     max_widths: `[17]` channels, the upper limit of every width vector.
@@ -313,9 +319,8 @@ def imagenet_resnet18(
     raise errors.InputError(
       f"network stem: got {stem!r}, allowed are {', '.join(STEMS)}"
     )
-  max_widths = _checked(max_widths, 17)
   return ImageNetResNet18(
-    max_widths,
+    checked_widths(max_widths, 17),
     num_classes,
     levels,
     options=options,
@@ -324,7 +329,18 @@ def imagenet_resnet18(
   )
 
 
-def _checked(max_widths, num_layers):
+def check_depth(depth: int) -> None:
+  """Raises an InputError unless `depth` is 6 n + 2."""
+  if depth < 8 or (depth - 2) % 6:
+    raise errors.InputError(
+      f"network depth: got {depth}, allowed are 8, 14, 20, ... (6 n + 2)"
+    )
+
+
+def checked_widths(
+  max_widths: tuple[int, ...], num_layers: int
+) -> tuple[int, ...]:
+  """Returns widths `[num_layers]` as integers, or raises an InputError."""
   if len(max_widths) != num_layers or min(max_widths) < 1:
     raise errors.InputError(
       f"width vector: got {tuple(max_widths)}, needed are {num_layers} widths "

@@ -12,8 +12,13 @@ import numpy as np
 
 from hawis_jax import errors
 
-# Published width vectors (HAWIS, ASP-DAC 2022), and its baselines: "1x", and
-# "4x", the uniformly scaled net that costs about what HAWIS-A does.
+# Published width vectors (HAWIS, ASP-DAC 2022), and its baselines: "1x" (He et
+# al., CVPR 2016), and "4x", the uniformly scaled net that costs about what
+# HAWIS-A does. They are public as `hawis_jax.WIDTHS`:
+#
+# >>> import hawis_jax as hx
+# >>> hx.WIDTHS["resnet20_hawis_a"][:8]
+# (64, 80, 80, 80, 80, 80, 80, 112)
 PRESETS = {
   "resnet20_1x": (16,) * 7 + (32,) * 6 + (64,) * 6,
   "resnet20_4x": (64,) * 7 + (128,) * 6 + (256,) * 6,
@@ -36,13 +41,9 @@ PRESETS = {
 
 @dataclasses.dataclass(frozen=True)
 class WidthSpace:
-  """The width choices of every layer.
+  """The width choices of every layer."""
 
-  Attributes:
-    choices: `[L]` tuples of ascending widths [channels].
-  """
-
-  choices: tuple[tuple[int, ...], ...]
+  choices: tuple[tuple[int, ...], ...]  # `[L]`, ascending widths [channels]
 
   @property
   def max_widths(self) -> tuple[int, ...]:
@@ -56,14 +57,14 @@ class WidthSpace:
 
   @property
   def table(self) -> np.ndarray:
-    """int64 `[L, C]` widths; short rows repeat their last choice."""
+    """Widths, int64 `[L, C]`; short rows repeat their last choice."""
     size = max(len(layer) for layer in self.choices)
     rows = [layer + layer[-1:] * (size - len(layer)) for layer in self.choices]
     return np.array(rows, np.int64)
 
   @property
   def valid(self) -> np.ndarray:
-    """Bool `[L, C]`, False on the padding of `table`."""
+    """Where a choice is, bool `[L, C]`: False on the padding of `table`."""
     sizes = np.array([len(layer) for layer in self.choices])
     return np.arange(sizes.max()) < sizes[:, None]
 
@@ -85,12 +86,9 @@ class WidthSpace:
     return np.array(widths, np.int64)
 
   def choices_of(self, widths: chex.Array) -> np.ndarray:
-    """Indices int64 `[..., L]` of the choices of width vectors `[..., L]`."""
-    indices = [
-      np.searchsorted(layer, np.asarray(widths)[..., index])
-      for index, layer in enumerate(self.choices)
-    ]
-    return np.stack(indices, -1)
+    """Finds the choices of widths `[..., L]`: int64 indices `[..., L]`."""
+    columns = np.moveaxis(np.asarray(widths), -1, 0)
+    return np.stack(list(map(np.searchsorted, self.choices, columns)), -1)
 
   def floor(self, widths: np.ndarray) -> tuple[int, ...]:
     """Snaps every width to its layer's largest choice below it (or least)."""
@@ -103,10 +101,24 @@ class WidthSpace:
 def width_space(
   choices: tuple[tuple[int, ...], ...],
   num_layers: int,
-  stages: int = 3,
+  num_groups: int = 3,
   name: str = "choices",
 ) -> WidthSpace:
-  """Returns the space from choices a stage (stem with the first) or a layer.
+  """Returns the space of width vectors from choices a group, or a layer.
+
+  The stem has those of the first group. HAWIS (ASP-DAC 2022) searches such
+  spaces.
+
+  >>> import hawis_jax as hx
+  >>> space = hx.width_space(((4, 8), (8, 16), (16, 32)), num_layers=7)
+  >>> space.max_widths
+  (8, 8, 8, 16, 16, 32, 32)
+
+  Args:
+    choices: ascending widths [channels] of every group or layer.
+    num_layers: L.
+    num_groups: of blocks.
+    name: of `choices` in errors.
 
   Raises:
     InputError: wrong number of tuples, or one that does not ascend from 1.
@@ -116,12 +128,12 @@ def width_space(
       f"{name}: got {choices}, needed are tuples of widths"
     )
   choices = tuple(tuple(layer) for layer in choices)
-  if len(choices) == stages and num_layers != stages:
+  if len(choices) == num_groups and num_layers != num_groups:
     choices = spread(choices, num_layers)
   if len(choices) != num_layers:
     raise errors.InputError(
-      f"{name}: got {len(choices)} tuples, needed are {stages} (one a stage) "
-      f"or {num_layers} (one a layer)"
+      f"{name}: got {len(choices)} tuples, needed are {num_groups} (one a "
+      f"group) or {num_layers} (one a layer)"
     )
   for index, layer in enumerate(choices):
     integers = all(type(width) is int and width > 0 for width in layer)
@@ -133,10 +145,10 @@ def width_space(
   return WidthSpace(choices)
 
 
-def spread(per_stage: tuple, num_layers: int) -> tuple:
-  """One item a stage -> one a layer `[L]`; the stem has the first stage's."""
-  size = (num_layers - 1) // len(per_stage)
-  return (per_stage[0], *(item for item in per_stage for _ in range(size)))
+def spread(per_group: tuple, num_layers: int) -> tuple:
+  """Makes one item a layer `[L]` of one a group; the stem has the first's."""
+  size = (num_layers - 1) // len(per_group)
+  return (per_group[0], *(item for item in per_group for _ in range(size)))
 
 
 def uniform_widths(
@@ -164,19 +176,12 @@ def uniform_widths(
   factors = sorted({c / b for layer, b in layers for c in layer})
   best = None
   for factor in factors:
+    # A little more, or rounding loses the choice that gave the factor.
     widths = space.floor(np.array(base) * factor * (1 + 1e-9))
     if cost(widths) <= budget:
       best = widths
   while best is not None and cost(best) < (1 - slack) * budget:
-    wider = [
-      best[:layer]
-      + (choices[choices.index(best[layer]) + 1],)
-      + best[layer + 1 :]
-      for layer, choices in sorted(
-        enumerate(space.choices), key=lambda item: best[item[0]] / base[item[0]]
-      )
-      if best[layer] != choices[-1]
-    ]
+    wider = _one_wider(space, base, best)
     following = next((w for w in wider if cost(w) <= budget), None)
     if following is None:
       break
@@ -184,7 +189,18 @@ def uniform_widths(
   return best
 
 
+def _one_wider(space, base, widths):
+  """Yields the vectors with one wider layer, the narrowest for its base first.
+
+  Layers have the next choice; equally narrow ones come in their order.
+  """
+  for layer in np.argsort(np.divide(widths, base), kind="stable"):
+    wider = [c for c in space.choices[layer] if c > widths[layer]]
+    if wider:
+      yield (*widths[:layer], wider[0], *widths[layer + 1 :])
+
+
 def take(table: chex.Array, choices: chex.Array) -> chex.Array:
-  """Widths int32 `[..., L]` of choice indices `[..., L]`; `table` `[L, C]`."""
+  """Takes choices `[..., L]` from `table` `[L, C]`: widths int32 `[..., L]`."""
   table = jnp.asarray(table, jnp.int32)
   return table[jnp.arange(table.shape[0]), choices]

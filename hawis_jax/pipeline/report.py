@@ -150,7 +150,7 @@ def collect(experiment: Experiment, workdir: pathlib.Path) -> dict:
 
 def _group_starts(config):
   """First layer of every group of blocks, from 1; the first has the stem."""
-  groups = settings.num_stages(config)
+  groups = settings.num_groups(config)
   size = (config.network.depth - 2) // groups
   return [1, *(2 + group * size for group in range(1, groups))]
 

@@ -88,7 +88,7 @@ def method_settings(experiment: Experiment) -> method.Settings:
   return method.Settings(
     updates=config.updates,
     proposals=config.proposals,
-    groups=settings.num_stages(experiment.config),
+    groups=settings.num_groups(experiment.config),
     hidden=config.hidden,
     learning_rate=config.learning_rate,
     epochs=config.epochs,

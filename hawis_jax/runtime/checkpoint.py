@@ -10,20 +10,30 @@ share the file system.
 from collections.abc import Iterator
 import contextlib
 import functools
+import gc
 import logging
 import os
+import sys
+import textwrap
 from typing import Any, Self
 import warnings
 
+from etils import epath
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from hawis_jax import errors
+from hawis_jax.runtime import distributed
 from hawis_jax.runtime import storage
 
 _SHOWN = 3  # differing entries named in an error
+_LONGEST = 200  # characters of what Orbax says in an error
+_MAX_STEP = 2**31 - 1
+_PARTIAL = "orbax-checkpoint-tmp"  # after a step's name, while it is written
+_COMPLETE = "commit_success.txt"  # of a step in gs:// storage, written last
+_CLOSED = "Event loop is closed"
 _ARRAYS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray)
 
 _log = logging.getLogger(__name__)
@@ -39,23 +49,26 @@ class Checkpoints:
     directory: of the stage; one object at a time may write to it.
   """
 
-  def __init__(self, directory: os.PathLike, keep: int = 2):
+  def __init__(self, directory: str | os.PathLike, keep: int = 2):
     """Creates the directory and removes what interrupted saves left there.
 
     Args:
-      directory: of the stage.
+      directory: of the stage. What else lies there is left alone, except
+        folders that are named like a step.
       keep: how many of the newest checkpoints stay.
 
     Raises:
       InputError: the directory can't be created or written to.
     """
-    self.directory = directory
+    self.directory = epath.Path(directory)
     self._damaged = []
     with storage.write_errors(directory):
+      distributed.on_first(lambda: _clear(self.directory))
       self._orbax = ocp.training.Checkpointer(
         os.fspath(directory),
         preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-        cleanup_tmp_directories=True,
+        step_name_format=_Names(),
+        lightweight_initialize=True,  # damaged metadata would end the start
       )
 
   def save(self, step: int, state: Any) -> None:
@@ -93,8 +106,7 @@ class Checkpoints:
   def latest_step(self) -> int | None:
     """Returns the newest checkpoint's step, None where there is none."""
     self.wait()
-    latest = self._orbax.latest
-    return latest and latest.step
+    return max(_steps(self.directory), default=None)
 
   def restore(self, like: Any) -> tuple[int, Any] | None:
     """Reads the newest good checkpoint; logs those it has to skip.
@@ -112,21 +124,21 @@ class Checkpoints:
     """
     self.wait()
     self._damaged = []
-    for checkpoint in reversed(self._orbax.checkpoints):
-      folder = self.directory / f"{checkpoint.step}"
+    for step in sorted(_steps(self.directory), reverse=True):
+      folder = self.directory / f"{step}"
       state, fault = None, None
       try:
-        state = self._load(checkpoint.step, folder, like)
+        state = _load(folder, like)
       except errors.InputError:
         raise
       except Exception as error:  # Orbax's for damaged files are of any type
-        fault = " ".join(str(error).split()) or type(error).__name__
+        fault = textwrap.shorten(f"{type(error).__name__}: {error}", _LONGEST)
       # Another process may have met what this one has not.
       fine = multihost_utils.process_allgather(np.int32(fault is None))
       if fine.all():
-        return checkpoint.step, state
+        return step, state
       _log.warning("skipping a damaged checkpoint: %s: %s", folder, fault)
-      self._damaged.append(checkpoint.step)
+      self._damaged.append(step)
     if not self._damaged:
       return None
     raise errors.InputError(
@@ -150,22 +162,67 @@ class Checkpoints:
   def __exit__(self, *_) -> None:
     self.close()
 
-  def _load(self, step, folder, like):
-    """The state of a step, which is proven to be what was saved."""
-    saved = self._orbax.metadata(step).custom_metadata
-    if saved["digest"] != storage.record_digest(
-      [saved["leaves"], saved["checksums"]]
-    ):
-      raise ValueError("got other metadata than was saved")
-    _check_leaves(
-      folder, saved["leaves"], {n: _type(n, leaf) for n, leaf in _named(like)}
-    )
-    loaded = self._orbax.load(step, jax.tree.map(_abstract, like))
-    state = jax.tree.map(_own, like, loaded)
-    for name, leaf in _named(state):
-      if _checksum(leaf) != saved["checksums"][name]:
-        raise ValueError(f"{name}: got another content than was saved")
-    return state
+
+def _load(folder, like):
+  """The state in a step's folder, which is proven to be what was saved."""
+  saved = ocp.metadata(folder).custom_metadata
+  if saved["digest"] != storage.record_digest(
+    [saved["leaves"], saved["checksums"]]
+  ):
+    raise ValueError("got other metadata than was saved")
+  _check_leaves(
+    folder, saved["leaves"], {n: _type(n, leaf) for n, leaf in _named(like)}
+  )
+  loaded = ocp.load(folder, jax.tree.map(_abstract, like))
+  state = jax.tree.map(_own, like, loaded)
+  for name, leaf in _named(state):
+    if _checksum(leaf) != saved["checksums"][name]:
+      raise ValueError(f"{name}: got another content than was saved")
+  return state
+
+
+def _steps(directory):
+  """All complete steps, damaged ones as well."""
+  return [
+    int(path.name)
+    for path in directory.iterdir()
+    if _is_step(path.name) and path.is_dir() and _is_complete(path)
+  ]
+
+
+class _Names:
+  """Orbax's names of steps; what has another name is no step."""
+
+  def __init__(self):
+    standard = ocp.path.step.standard_name_format()
+    self.build_name = standard.build_name
+    self.find_step = standard.find_step
+
+  def find_all(self, folder):
+    for step in _steps(folder):
+      yield ocp.training.CheckpointMetadata(
+        step, path=folder / self.build_name(step), metadata=None
+      )
+
+
+def _is_step(name):
+  return name.isdecimal() and str(int(name)) == name and int(name) <= _MAX_STEP
+
+
+def _is_complete(path):
+  """Whether a folder named like a step was written to its end."""
+  return not storage.is_remote(path) or (path / _COMPLETE).exists()
+
+
+def _clear(directory):
+  """Removes saves that were cut off: Orbax would take more for such ones."""
+  if not directory.exists():
+    return
+  for path in directory.iterdir():
+    name, _, rest = path.name.partition(".")
+    partial = rest.startswith(_PARTIAL) or not (rest or _is_complete(path))
+    if _is_step(name) and partial and path.is_dir():
+      path.rmtree()
 
 
 @contextlib.contextmanager
@@ -174,23 +231,35 @@ def without_leftovers() -> Iterator[None]:
 
   The error that it raises becomes our one line.
   """
+  of_orbax = f"{os.sep}orbax{os.sep}"
   filters = {
-    "absl": lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname,
+    "absl": lambda record: of_orbax not in record.pathname,
+    "root": lambda record: of_orbax not in record.pathname,
     "asyncio": lambda record: (
       not any(word in record.getMessage() for word in ("orbax", "tensorstore"))
     ),
   }
   for name, keep in filters.items():
     logging.getLogger(name).addFilter(keep)
+  hook = sys.unraisablehook
+
+  def without_orbax(what):
+    """Of coroutines that nobody waits for any more."""
+    code = getattr(what.object, "cr_code", None)
+    closed = what.object is None and str(what.exc_value) == _CLOSED
+    if not (closed or code and of_orbax in code.co_filename):
+      hook(what)
+
+  sys.unraisablehook = without_orbax
   try:
     with warnings.catch_warnings():
       warnings.filterwarnings(
-        "ignore",
-        "coroutine '(OrbaxLayout|async_serialize).*' was never awaited",
-        RuntimeWarning,
+        "ignore", "coroutine '.*' was never awaited", RuntimeWarning
       )
       yield
+      gc.collect()  # what would be told when it is found later
   finally:
+    sys.unraisablehook = hook
     for name, keep in filters.items():
       logging.getLogger(name).removeFilter(keep)
 

@@ -20,11 +20,8 @@ from hawis_jax import errors
 def thermometer_thresholds(levels: int = 32) -> tuple[int, ...]:
   """Returns the grey levels (of 255) above which each level's bit is 1.
 
-  Args:
-    levels: number of levels; divides 128 (the thresholds are integers).
-
   Raises:
-    InputError: `levels` does not divide 128.
+    InputError: `levels` does not divide 128: the thresholds are integers.
   """
   if levels < 1 or 128 % levels:
     raise errors.InputError(
@@ -37,15 +34,18 @@ def thermometer_thresholds(levels: int = 32) -> tuple[int, ...]:
 def thermometer_code(images: chex.Array, levels: int = 32) -> chex.Array:
   """Codes grey levels as bit planes: bit = pixel > threshold (strict).
 
-  Args:
-    images: `[B, H, W, C]`, uint8, or floating point in [0, 1].
-    levels: number of thresholds a channel.
+  Returns float32 bits `[B, H, W, levels * C]`, level-major: plane = C * level +
+  c, of images `[B, H, W, C]`, uint8, or floating point in [0, 1]. As in HAWIS
+  (ASP-DAC 2022).
 
-  Returns:
-    float32 bits `[B, H, W, levels * C]`, level-major: plane = C * level + c.
+  >>> import hawis_jax as hx, jax.numpy as jnp
+  >>> pixel = jnp.full((1, 1, 1, 1), 100, jnp.uint8)
+  >>> hx.thermometer_code(pixel, 4).ravel().tolist()  # thresholds 32, 96, ...
+  [1.0, 1.0, 0.0, 0.0]
   """
   chex.assert_rank(images, 4)
   thresholds = jnp.asarray(thermometer_thresholds(levels))
+  # Integers are compared as such: their division by 255 would be rounded.
   if jnp.issubdtype(images.dtype, jnp.integer):
     thresholds = thresholds.astype(jnp.int32)
     images = images.astype(jnp.int32)
@@ -66,10 +66,9 @@ def binarize_activations(x: chex.Array) -> chex.Array:
 def binarize_weights(w: chex.Array, zero: int = 1) -> chex.Array:
   """Returns signs {-1, +1}; identity gradient. NaN stays NaN.
 
-  Args:
-    w: latent weights.
-    zero: the sign of an exact 0; the published code takes 0.
+  `zero` is the sign of an exact 0; the published code takes 0.
   """
+  # Not jnp.sign, which keeps 0; the last term carries NaN, as w - w is NaN.
   sign = jnp.where(w == 0, zero, jnp.where(w > 0, 1, -1)).astype(w.dtype)
   return jax.lax.stop_gradient(sign) + (w - jax.lax.stop_gradient(w))
 
@@ -121,14 +120,10 @@ def scaled_product(
 
   Scaling after the product keeps its sums exact integers, and leaves the
   weights without a batch axis when alpha is vmapped over width vectors. The
-  gradients are those of product(bits, alpha * weights) with alpha a part of
-  the weight binariser: dL/dbits holds alpha, dL/dweights does not.
-
-  Args:
-    product: bilinear, e.g. a convolution; its last axis is the output channel.
-    bits: left operand.
-    weights: right operand.
-    alpha: scalar, or one an output channel; gets no gradient.
+  gradients are those of product(bits, alpha * weights) with alpha a part of the
+  weight binariser: dL/dbits holds alpha, dL/dweights does not; alpha, a scalar
+  or one an output channel, gets none. `product` is bilinear, e.g. a
+  convolution; its last axis is the output channel.
   """
   return scale(product(bits, weights), alpha)
 
@@ -153,22 +148,10 @@ def _scaled_product_backward(product, saved, g):
 scaled_product.defvjp(_scaled_product_forward, _scaled_product_backward)
 
 
-@jax.custom_vjp
+@jax.custom_gradient
 def divide_gradient(x: chex.Array, factor: chex.Array) -> chex.Array:
   """Returns `x`, whose gradient is divided by `factor` (no gradient itself)."""
-  del factor
-  return x
-
-
-def _divide_gradient_forward(x, factor):
-  return x, factor
-
-
-def _divide_gradient_backward(factor, g):
-  return g / factor, jnp.zeros_like(factor)
-
-
-divide_gradient.defvjp(_divide_gradient_forward, _divide_gradient_backward)
+  return x, lambda g: (g / factor, jnp.zeros_like(factor))
 
 
 def in_bfloat16(
@@ -176,12 +159,10 @@ def in_bfloat16(
 ) -> Callable[[chex.Array, chex.Array], chex.Array]:
   """Returns `product` with bfloat16 operands and float32 sums.
 
-  Bits and signs are exact in bfloat16 and the sums are accumulated in float32,
-  so a binary product is the same exact integer. Gradients are products of
-  bfloat16 operands too, and so are rounded.
-
-  Args:
-    product: `convolve` or `multiply`, the former with its strides and padding.
+  `product` is `convolve` or `multiply`, the former with its strides and
+  padding. Bits and signs are exact in bfloat16 and the sums are accumulated in
+  float32, so a binary product is the same exact integer. Gradients are products
+  of bfloat16 operands too, and so are rounded.
   """
 
   def to_bfloat16(x):
@@ -211,7 +192,7 @@ def in_bfloat16(
 def multiply(
   bits: chex.Array, weights: chex.Array, sums: chex.ArrayDType | None = None
 ) -> chex.Array:
-  """Matrix product `[..., C_in]` x `[C_in, C_out]`; `sums` as in `convolve`."""
+  """Returns `[..., C_out]` of `[..., C_in]` x `[C_in, C_out]`."""
   return jnp.matmul(
     bits, weights, preferred_element_type=sums or _sum_type(bits, weights)
   )
@@ -224,7 +205,9 @@ def convolve(
   padding: int,
   sums: chex.ArrayDType | None = None,
 ) -> chex.Array:
-  """Cross-correlation with zero padding; an exact integer for binary operands.
+  """Returns the cross-correlation with zero padding, `[B, H', W', C_out]`.
+
+  It is an exact integer for binary operands.
 
   Args:
     bits: `[B, H, W, C_in]`.
@@ -232,16 +215,13 @@ def convolve(
     strides: of both axes.
     padding: zeros on every side.
     sums: type of the result; None: that of the operands, at least float32.
-
-  Returns:
-    `[B, H', W', C_out]`.
   """
   size = weights.shape[0]
   height, width = (
     (n + 2 * padding - size) // strides + 1 for n in bits.shape[1:3]
   )
   if height * width <= _SMALL_MAP:
-    columns = _patches(bits, size, strides, padding, (height, width))
+    columns = patches(bits, size, strides, padding, (height, width))
     return multiply(columns, weights.reshape(-1, weights.shape[-1]), sums)
   return jax.lax.conv_general_dilated(
     bits,
@@ -262,14 +242,23 @@ def _sum_type(*operands):
 _SMALL_MAP = 4
 
 
-def _patches(x, size, strides, padding, out):
-  """`[B, H, W, C]` -> `[B, *out, size * size * C]`, ordered (kh, kw, c)."""
-  pad = (padding, padding)
-  x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
+def patches(
+  x: chex.Array,
+  size: int,
+  strides: int,
+  padding: int,
+  out: tuple[int, int],
+) -> chex.Array:
+  """Returns `[..., *out, size * size * C]`, ordered (kh, kw, c).
+
+  Of `x` `[..., H, W, C]`, zero-padded, and a kernel of `size` x `size`.
+  """
+  pad = [(0, 0)] * (x.ndim - 3) + [(padding, padding)] * 2 + [(0, 0)]
+  x = jnp.pad(x, pad)
   rows, columns = (strides * (n - 1) + 1 for n in out)
   return jnp.concatenate(
     [
-      x[:, i : i + rows : strides, j : j + columns : strides]
+      x[..., i : i + rows : strides, j : j + columns : strides, :]
       for i in range(size)
       for j in range(size)
     ],

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 
 def largest(bits: int) -> int:
-  """Returns L, the largest integer: 127 at 8 bits, 1 at 2 bits and at 1 bit."""
+  """Returns L, the largest integer: 127 at 8 bits, 1 at 2 bits and at 1."""
   return max(2 ** (bits - 1) - 1, 1)
 
 
@@ -24,14 +24,10 @@ def scale(max_abs: chex.Array, bits: int) -> chex.Array:
 
 
 def quantize(x: chex.Array, step: chex.Array, bits: int) -> chex.Array:
-  """Returns the integers of `x`, in its own type; NaN stays NaN.
+  """Returns integers of `x`, of 2 to 8 bits, in its own type; NaN stays NaN.
 
-  The gradient is that of x / step where the clip changes nothing, else 0.
-
-  Args:
-    x: any shape.
-    step: scalar, from `scale`; gets no gradient.
-    bits: 2 to 8.
+  The gradient is that of x / step where the clip changes nothing, else 0; the
+  scalar `step`, from `scale`, gets none.
   """
   limit = largest(bits)
   scaled = x / jax.lax.stop_gradient(step)

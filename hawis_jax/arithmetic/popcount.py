@@ -21,17 +21,15 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from hawis_jax.arithmetic import binary
+
 _WORD = 32
 # Words of a product that are unrolled; more are looped over, for compile time.
 _UNROLLED = 128
 
 
 def pack(bits: chex.Array) -> chex.Array:
-  """Packs channels `[..., C]`: uint32 `[..., ceil(C / 32)]`, first one lowest.
-
-  Args:
-    bits: 1 where greater than 0.5, else 0.
-  """
+  """Packs channels `[..., C]`, first one lowest; uint32 `[..., words]`."""
   bits = (bits > 0.5).astype(jnp.uint32)
   pad = [(0, 0)] * (bits.ndim - 1) + [(0, -bits.shape[-1] % _WORD)]
   bits = jnp.pad(bits, pad).reshape(*bits.shape[:-1], -1, _WORD)
@@ -41,10 +39,9 @@ def pack(bits: chex.Array) -> chex.Array:
 
 
 def weight_planes(weights: chex.Array) -> tuple[chex.Array, chex.Array]:
-  """(used, negative): uint32 `[..., ceil(C_in / 32), C_out]` each.
+  """Returns (used, negative): uint32 `[..., ceil(C_in / 32), C_out]` each.
 
-  Args:
-    weights: -1, 0 or 1, `[..., C_in, C_out]`.
+  Weights are -1, 0 or 1, `[..., C_in, C_out]`.
   """
   by_column = jnp.moveaxis(weights, -1, 0)
   used, negative = (
@@ -57,7 +54,7 @@ def weight_planes(weights: chex.Array) -> tuple[chex.Array, chex.Array]:
 def multiply(
   bits: chex.Array, planes: tuple[chex.Array, chex.Array]
 ) -> chex.Array:
-  """Product of bits `[B, C_in]` and planes `[words, C_out]`: `[B, C_out]`."""
+  """Returns the product of bits `[B, C_in]` and planes: `[B, C_out]`."""
   planes = tuple(plane[None, None] for plane in planes)
   return convolve(bits[:, None, None], planes, 1, 0)[:, 0, 0]
 
@@ -68,27 +65,22 @@ def convolve(
   strides: int,
   padding: int,
 ) -> chex.Array:
-  """`binary.convolve` of bits `[B, H, W, C_in]`, the same float32 integers.
+  """Returns `binary.convolve` of bits `[B, H, W, C_in]`, the same integers.
 
-  Vmapped over chips, work on a batch of images that they share is done once.
-
-  Args:
-    bits: 0 or 1.
-    planes: from `weight_planes` of `[k, k, C_in, C_out]`.
-    strides: of both axes.
-    padding: zeros on every side.
+  They are float32. Planes are those of `weight_planes` of `[k, k, C_in,
+  C_out]`. Vmapped over chips, work on a batch of images that they share is done
+  once.
   """
   return _counter(strides, padding)(pack(bits), *planes)
 
 
 @functools.cache
 def _counter(strides: int, padding: int) -> Callable[..., chex.Array]:
-  """The convolution of packed words; leading axes of all three are batches."""
+  """Returns the convolution of packed words; leading axes are batches."""
 
   @jax.custom_batching.custom_vmap
   def count(words, used, negative):
     size = used.shape[-4]
-    shape = (*words.shape[:-3], 0, 0, used.shape[-1])
     height, width = (
       (n + 2 * padding - size) // strides + 1 for n in words.shape[-3:-1]
     )
@@ -96,7 +88,7 @@ def _counter(strides: int, padding: int) -> Callable[..., chex.Array]:
     shape = (*batch, words.shape[-4], height, width, used.shape[-1])
 
     def product():
-      columns = _patches(words, size, strides, padding, (height, width))
+      columns = binary.patches(words, size, strides, padding, (height, width))
       flat = (*used.shape[:-4], 1, 1, 1, -1, used.shape[-1])
       return _sums(columns, used.reshape(flat), negative.reshape(flat), shape)
 
@@ -120,7 +112,7 @@ def _counter(strides: int, padding: int) -> Callable[..., chex.Array]:
 
 
 def _sums(columns, used, negative, shape):
-  """Counts of `columns` `[..., words]`, planes `[..., words, C_out]`."""
+  """Returns counts of `[..., words]` and of planes `[..., words, C_out]`."""
 
   def add(total, columns, used, negative):
     for word in range(columns.shape[-1]):
@@ -133,40 +125,26 @@ def _sums(columns, used, negative, shape):
   if columns.shape[-1] <= _UNROLLED:
     total = add(total, columns, used, negative)
   else:
-    operands = (columns, used, negative)
+    # Words of 0 pad the last part: they count nothing.
     pad = -columns.shape[-1] % _UNROLLED
-    axes = (-1, -2, -2)
-    parts = [
-      _split(x, axis, pad) for x, axis in zip(operands, axes, strict=True)
-    ]
-    total, _ = jax.lax.scan(
-      lambda total, part: (add(total, *part), None), total, tuple(parts)
+    parts = (
+      _split(columns, -1, pad),
+      _split(used, -2, pad),
+      _split(negative, -2, pad),
     )
-  return total.astype(jnp.int32).astype(jnp.float32) - offset.astype(
-    jnp.int32
-  ).astype(jnp.float32)
+    total, _ = jax.lax.scan(
+      lambda total, part: (add(total, *part), None), total, parts
+    )
+  # By way of int32: accelerators convert no unsigned integers fast.
+  total, offset = total.astype(jnp.int32), offset.astype(jnp.int32)
+  return total.astype(jnp.float32) - offset.astype(jnp.float32)
 
 
 def _split(x, axis, pad):
-  """Words of an axis -> `[parts, ...]` of `_UNROLLED` words."""
+  """Returns `[parts, ...]` of `_UNROLLED` words of an axis."""
   axis %= x.ndim
   widths = [(0, 0)] * x.ndim
   widths[axis] = (0, pad)
   x = jnp.pad(x, widths)
   shape = (*x.shape[:axis], -1, _UNROLLED, *x.shape[axis + 1 :])
   return jnp.moveaxis(x.reshape(shape), axis, 0)
-
-
-def _patches(words, size, strides, padding, out):
-  """`[..., H, W, words]` -> `[..., *out, K * words]`."""
-  pad = [(0, 0)] * (words.ndim - 3) + [(padding, padding)] * 2 + [(0, 0)]
-  words = jnp.pad(words, pad)
-  rows, columns = (strides * (n - 1) + 1 for n in out)
-  return jnp.concatenate(
-    [
-      words[..., i : i + rows : strides, j : j + columns : strides, :]
-      for i in range(size)
-      for j in range(size)
-    ],
-    axis=-1,
-  )

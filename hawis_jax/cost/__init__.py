@@ -12,8 +12,9 @@ keeps it as witness, so nobody gets stuck; and since it is the way of least
 cost, a single limit excludes no vector that meets it.
 """
 
+# ruff: noqa: F401  These names are gathered for those outside of this folder.
+
 from hawis_jax.cost.arrays import stored_weights
-from hawis_jax.cost.arrays import Utilisation
 from hawis_jax.cost.arrays import utilisation
 from hawis_jax.cost.budgets import cost_bands
 from hawis_jax.cost.budgets import cost_unit
@@ -21,7 +22,6 @@ from hawis_jax.cost.budgets import feasible_set
 from hawis_jax.cost.budgets import Limit
 from hawis_jax.cost.feasible import cost_range
 from hawis_jax.cost.feasible import FeasibleSet
-from hawis_jax.cost.feasible import Prefix
 from hawis_jax.cost.feasible import slowest_entry
 from hawis_jax.cost.feasible import vector_cost
 from hawis_jax.cost.geometry import cifar_geometry
@@ -36,7 +36,6 @@ from hawis_jax.cost.model import COMPONENTS
 from hawis_jax.cost.model import components
 from hawis_jax.cost.model import Cost
 from hawis_jax.cost.model import COUNTS
-from hawis_jax.cost.model import Kind
 from hawis_jax.cost.model import KINDS
 from hawis_jax.cost.model import layer_costs
 from hawis_jax.cost.model import network_cost
@@ -45,41 +44,4 @@ from hawis_jax.cost.technology import TECHNOLOGIES
 from hawis_jax.cost.technology import Technology
 from hawis_jax.cost.technology import technology
 from hawis_jax.cost.technology import technology_from_json
-from hawis_jax.cost.technology import validate as validate_technology
-
-__all__ = (
-  "COMPONENTS",
-  "COUNTS",
-  "KINDS",
-  "TECHNOLOGIES",
-  "Amount",
-  "Cost",
-  "FeasibleSet",
-  "Geometry",
-  "Hardware",
-  "Kind",
-  "Layer",
-  "Limit",
-  "Prefix",
-  "Product",
-  "Technology",
-  "Utilisation",
-  "cifar_geometry",
-  "components",
-  "cost_bands",
-  "cost_range",
-  "cost_unit",
-  "feasible_set",
-  "hardware",
-  "imagenet_geometry",
-  "layer_costs",
-  "network_cost",
-  "slowest_entry",
-  "stored_weights",
-  "tables",
-  "technology",
-  "technology_from_json",
-  "utilisation",
-  "validate_technology",
-  "vector_cost",
-)
+from hawis_jax.cost.technology import validate_technology

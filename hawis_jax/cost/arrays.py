@@ -1,7 +1,6 @@
 """How well arrays are used, and how many any net's kernels take.
 
-Axes: L layers (convolutions that a width vector sets, stem first), P matrix
-products (more than L: head and shortcuts).
+Axes: L layers that a width vector sets, P matrix products.
 """
 
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from hawis_jax.cost.geometry import Layer
 
 
 class Utilisation(NamedTuple):
-  """Used shares of a product's arrays, `[..., P]`: rows, columns, cells."""
+  """Holds used shares of a product's arrays, `[..., P]`."""
 
   rows: np.ndarray
   columns: np.ndarray
@@ -23,11 +22,9 @@ class Utilisation(NamedTuple):
 
 
 def utilisation(widths: chex.Array, geometry: Geometry) -> Utilisation:
-  """Used shares of every product's arrays; their names are `geometry.names`.
+  """Returns used shares of every product's arrays, named `geometry.names`.
 
-  Args:
-    widths: int `[..., L]`, leading axes allowed.
-    geometry: of the network.
+  Widths are int `[..., L]`, leading axes allowed.
   """
   widths = np.asarray(widths, np.int64)
   tile_rows, tile_columns = geometry.tile_shape
@@ -48,11 +45,9 @@ def utilisation(widths: chex.Array, geometry: Geometry) -> Utilisation:
 
 
 def stored_weights(params: dict, tile_shape: tuple[int, int]) -> dict[str, int]:
-  """`arrays` and `weights` of any net's kernels, one pair of cells a weight.
+  """Returns `arrays` and `weights` of any net's kernels, in pairs of cells.
 
-  Args:
-    params: of a network, with its `kernel`s.
-    tile_shape: cells of one array (rows, columns).
+  `tile_shape` are the cells of one array (rows, columns).
   """
   flat = traverse_util.flatten_dict(params)
   shapes = [leaf.shape for path, leaf in flat.items() if path[-1] == "kernel"]

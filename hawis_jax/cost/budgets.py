@@ -24,7 +24,7 @@ _LIMIT_UNITS = 2**22  # sums of 2^8 such entries fit in int32
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-  """An upper limit on a further cost.
+  """Sets an upper limit on a further cost.
 
   Attributes:
     costs: `[L, A, C, C]`, from `cost.tables`.
@@ -56,13 +56,8 @@ def feasible_set(
   `high`; vectors within L units below it may be left out, and as far below
   `low` some may be in. Limited costs are counted likewise, in 2^22 units.
 
-  Args:
-    space: of the vectors.
-    costs: `[L, A, C, C]`, from `cost.tables`; of sums.
-    ranges: (low, high) of each.
-    limits: further ones, see `Limit`; the same for all ranges.
-    name: of the budget, and
-    limits_name: of the limits, for errors.
+  `costs` are `[L, A, C, C]`, from `cost.tables`; of sums. `ranges` are (low,
+  high) each, `limits` the same for all. Names are for errors.
 
   Raises:
     InputError: not even the narrowest net meets a limit; or no vector lies in a
@@ -92,13 +87,13 @@ def feasible_set(
 
 
 def _spread(costs, axis):
-  """`[L, A, C, C]` with a given A."""
+  """Returns `[L, A, C, C]` with a given A."""
   shape = (len(costs), axis, *costs.shape[2:])
   return np.broadcast_to(costs, shape)
 
 
 def _beyond_cheapest(costs):
-  """(costs less each layer's least, their sum: the cheapest vector's cost).
+  """Returns costs less each layer's least, and their sum: the cheapest's.
 
   No cost falls with a width, so the least of all layers are of one vector. What
   is counted is only what vectors differ in, and the cheapest one exactly.
@@ -108,7 +103,7 @@ def _beyond_cheapest(costs):
 
 
 def _limit_tables(limits, shape, name):
-  """(allowed entries, units `[M, L, A, C, C]`, the most of each `[M]`)."""
+  """Returns (allowed entries, units `[M, L, A, C, C]`, the most `[M]`)."""
   allowed, tables, most = np.ones(shape, bool), [], []
   for limit in limits:
     costs = _spread(limit.costs, shape[1])
@@ -131,7 +126,7 @@ def _limit_tables(limits, shape, name):
 
 
 def cost_unit(costs: np.ndarray, high: float) -> float:
-  """The unit that `feasible_set` counts a budget `high` in; see there."""
+  """Returns the unit that `feasible_set` counts a budget `high` in."""
   most = _MAX_UNITS if costs.shape[1] == 1 else _MAX_UNITS_SKIPPING
   free, cheapest = _beyond_cheapest(costs)
   return _unit(free, high - cheapest, most)
@@ -146,7 +141,7 @@ def _unit(free, span, most):
 
 
 def _floor(units):
-  """Whole units, though rounding errors may have taken a little of the last."""
+  """Returns whole units, though rounding may have taken some of the last."""
   return int(units * (1 + 1e-12) + 1e-9)
 
 
@@ -165,14 +160,9 @@ def cost_bands(
 ) -> FeasibleSet:
   """Cuts the space into bands of equal cost range, to draw cost-uniformly.
 
-  Args:
-    space: of the vectors.
-    costs: `[L, A, C, C]`, from `cost.tables`.
-    bands: number of bands between the cheapest and the dearest vector.
-    resolution: about the number of units of the dearest vector's cost.
-
-  Returns:
-    The non-empty bands, as ranges.
+  Returns the non-empty ones, as ranges, of `bands` between the cheapest and the
+  dearest vector, whose cost has about `resolution` units. `costs` are `[L, A,
+  C, C]`, from `cost.tables`.
   """
   dearest = cost_range(space, costs)[1]
   unit = dearest / resolution
@@ -192,18 +182,12 @@ def cost_bands(
 
 
 def _completions(space, units, ends, limited, most):
-  """Counts and witnesses of one budget range.
+  """Returns counts and witnesses of one budget range.
 
-  Args:
-    space: of the vectors.
-    units: int64 `[L, A, C, C]`.
-    ends: bool `[U + 1]`, total costs inside.
-    limited: int64 `[M, L, A, C, C]`.
-    most: int64 `[M]`, the limits.
-
-  Returns:
-    float64 `[L, B, C, U + 1]` number of completions, and int64 `[M, L, B, C,
-    U + 1]` the rest of the witness.
+  They are float64 `[L, B, C, U + 1]`, the number of completions, and int64 `[M,
+  L, B, C, U + 1]`, the rest of the witness, of `units`, int64 `[L, A, C, C]`,
+  `ends`, bool `[U + 1]`, total costs inside, `limited`, int64 `[M, L, A, C,
+  C]`, and `most`, int64 `[M]`, the limits.
   """
   size, choices, last = units.shape[1], units.shape[-1], len(ends) - 1
   num, valid = len(limited), space.valid
@@ -244,27 +228,25 @@ def _take_witness(kept, offered, weights, most):
 
 
 def _reachable(counts, units, witness, limited, most):
-  """Whether any vector is left."""
-  first = units[0, 0, 0]
-  for choice, spent in enumerate(first):
-    if spent >= counts.shape[-1] or not counts[0, 0, choice, spent]:
-      continue
-    rest = witness[:, 0, 0, choice, spent] + limited[:, 0, 0, 0, choice]
-    if (rest <= most).all():
-      return True
-  return False
+  """Returns whether any vector is left."""
+  last = counts.shape[-1] - 1
+  spent = np.minimum(units[0, 0, 0], last)
+  choice = np.arange(len(spent))
+  inside = (units[0, 0, 0] <= last) & (counts[0, 0, choice, spent] > 0)
+  rest = witness[:, 0, 0, choice, spent] + limited[:, 0, 0, 0]
+  return (inside & (rest <= most[:, None]).all(0)).any()
 
 
 def _nothing_inside(space, costs, budget_range, unit, limits, name):
   cheapest, dearest = cost_range(space, costs)
+  message = f"{name}: got a range of {budget_range[0]:g} to {budget_range[1]:g}"
   if cheapest == dearest:
     return (
-      f"{name}: got a range of {budget_range[0]:g} to {budget_range[1]:g}, but "
-      f"all vectors of the space cost {cheapest:g}: this cost is no budget here"
+      f"{message}, but all vectors of the space cost {cheapest:g}: this cost "
+      "is no budget here"
     )
-  message = (
-    f"{name}: got a range of {budget_range[0]:g} to {budget_range[1]:g} in "
-    f"which no width vector was found, counted in units of {unit:g}; the "
+  message += (
+    f" in which no width vector was found, counted in units of {unit:g}; the "
     f"space's vectors cost {cheapest:g} to {dearest:g}"
   )
   if limits:
@@ -274,7 +256,7 @@ def _nothing_inside(space, costs, budget_range, unit, limits, name):
 
 
 def _stack(parts, limited, most):
-  """Budget ranges of one space, which may differ in their number of units."""
+  """Returns budget ranges as one; they may differ in their number of units."""
   last = max(counts.shape[-1] for counts, _, _ in parts)
 
   def padded(x, value):

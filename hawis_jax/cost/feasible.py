@@ -17,7 +17,7 @@ _TRIES = 64  # draws of which one that meets the limits is taken
 
 
 class Space(Protocol):
-  """What is counted of a width space, as `networks.width_vectors` has it.
+  """Describes what is counted of a space of `networks.width_vectors`.
 
   Attributes:
     choices: `[L]` tuples of ascending widths.
@@ -31,24 +31,22 @@ class Space(Protocol):
 
 
 def vector_cost(costs: chex.Array, choices: chex.Array) -> chex.Array:
-  """Cost of vectors of choice indices `[..., L]`: `[...]`.
+  """Returns the cost `[...]` of vectors of choice indices `[..., L]`.
 
-  Args:
-    costs: `[L, A, C, C]`, NumPy or JAX.
-    choices: int, of the same kind.
+  `costs` are `[L, A, C, C]`, NumPy or JAX as the indices are.
   """
   layer, before, previous = _chain(choices, costs.shape[1])
   return costs[layer, before, previous, choices].sum(-1)
 
 
 def slowest_entry(costs: np.ndarray, choices: np.ndarray) -> np.ndarray:
-  """The greatest entry of each vector of `[..., L]`, see `Limit.slowest`."""
+  """Returns the greatest entry of each vector, see `Limit.slowest`."""
   layer, before, previous = _chain(choices, costs.shape[1])
   return costs[layer, before, previous, choices].max(-1)
 
 
 def _chain(choices, skipping):
-  """Indices of the entries of vectors `[..., L]` but for their own choice."""
+  """Returns indices of the entries of vectors, but for their own choice."""
   module = jnp if isinstance(choices, jax.Array) else np
   start = module.zeros_like(choices[..., :1])
   previous = module.concatenate([start, choices[..., :-1]], -1)
@@ -58,12 +56,7 @@ def _chain(choices, skipping):
 
 
 def cost_range(space: Space, costs: np.ndarray) -> tuple[float, float]:
-  """Returns the cheapest and the dearest vector's cost.
-
-  Args:
-    space: of the vectors.
-    costs: `[L, A, C, C]`, from `cost.tables`.
-  """
+  """Returns the cheapest and the dearest vector's cost."""
   bounds = []
   for best, worst in ((np.min, np.inf), (np.max, -np.inf)):
     # Of every (choice before, own choice): `[1 or C, C]`.
@@ -79,7 +72,7 @@ def cost_range(space: Space, costs: np.ndarray) -> tuple[float, float]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FeasibleSet:
-  """Width vectors inside ranges of cost, as tables to draw from.
+  """Holds width vectors inside ranges of cost, as tables to draw from.
 
   Attributes:
     completions: float32 `[K, L, B, C, U + 1]`, log of the number of ways to
@@ -102,11 +95,11 @@ class FeasibleSet:
 
   @property
   def ranges(self) -> int:
-    """K."""
+    """Returns K."""
     return self.completions.shape[0]
 
   def start(self) -> "Prefix":
-    """The empty beginning."""
+    """Returns the empty beginning."""
     zero = jnp.zeros((), jnp.int32)
     used = jnp.zeros(self.limit_units.shape[0], jnp.int32)
     return Prefix(zero, zero, zero, zero, used)
@@ -114,27 +107,22 @@ class FeasibleSet:
   def marginal(
     self, budget_range: chex.Numeric, prefix: "Prefix"
   ) -> chex.Array:
-    """Cost of each choice of the next layer, `[C]`, in the range's units."""
+    """Returns the cost `[C]` of each choice of the next layer, in units."""
     before = jnp.minimum(prefix.before, self.units.shape[2] - 1)
     return self.units[budget_range, prefix.layer, before, prefix.previous]
 
   def log_counts(
     self, budget_range: chex.Numeric, prefix: "Prefix", limited: bool = True
   ) -> chex.Array:
-    """Log number of completions of each choice of the next layer, `[C]`.
+    """Returns the log number `[C]` of completions of each next choice.
 
-    -inf where there is none, or none known that meets all limits.
-
-    Args:
-      budget_range: index.
-      prefix: the beginning.
-      limited: False: limits don't matter.
+    -inf where there is none, or none known that meets all limits, unless
+    `limited` is False.
     """
-    layer, spent = (
-      prefix.layer,
-      prefix.spent + self.marginal(budget_range, prefix),
-    )
+    layer = prefix.layer
+    spent = prefix.spent + self.marginal(budget_range, prefix)
     previous = jnp.minimum(prefix.previous, self.completions.shape[2] - 1)
+    # What is beyond the table reads its end, and is ruled out below.
     last = self.completions.shape[-1] - 1
     choice, total = jnp.arange(len(spent)), jnp.minimum(spent, last)
     counts = self.completions[budget_range, layer, previous, choice, total]
@@ -148,7 +136,7 @@ class FeasibleSet:
   def extend(
     self, budget_range: chex.Numeric, prefix: "Prefix", choice: chex.Numeric
   ) -> "Prefix":
-    """The beginning with one more choice."""
+    """Returns the beginning with one more choice."""
     return Prefix(
       layer=prefix.layer + 1,
       before=prefix.previous,
@@ -158,7 +146,7 @@ class FeasibleSet:
     )
 
   def _limited(self, prefix):
-    """`[M, C]` units of the limited costs of each choice."""
+    """Returns units `[M, C]` of the limited costs of each choice."""
     before = jnp.minimum(prefix.before, self.limit_units.shape[2] - 1)
     return self.limit_units[:, prefix.layer, before, prefix.previous]
 
@@ -193,7 +181,7 @@ class FeasibleSet:
   def contains(
     self, budget_range: chex.Numeric, choices: chex.Array
   ) -> chex.Array:
-    """Whether vectors `[..., L]` lie in a budget range and meet all limits."""
+    """Returns whether vectors `[..., L]` lie inside and meet all limits."""
     spent = vector_cost(self.units[budget_range], choices)
     last = self.completions.shape[-1] - 1
     previous = jnp.minimum(choices[..., -2], self.completions.shape[2] - 1)
@@ -205,7 +193,7 @@ class FeasibleSet:
   def affords(
     self, budget_range: chex.Numeric, choices: chex.Array
   ) -> chex.Array:
-    """`contains`, but vectors may cost less than the budget range's low end."""
+    """Returns `contains`, but vectors may cost less than the range allows."""
     spent = vector_cost(self.units[budget_range], choices)
     # The dearest total that ends a vector inside.
     ends = jnp.isfinite(self.completions[budget_range, -1]).any((0, 1))
@@ -222,7 +210,7 @@ class FeasibleSet:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-  """The beginning of a width vector.
+  """Holds the beginning of a width vector.
 
   Attributes:
     layer: of the next choice.

@@ -12,7 +12,7 @@ _DEVICE = crossbar.Device()
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-  """A device, the circuits around it, and how it is used.
+  """Holds a device, the circuits around it, and how it is used.
 
   Attributes:
     tile_shape: (rows, columns) of one array.
@@ -52,7 +52,7 @@ class Hardware:
 
   @property
   def converter_bits(self) -> int:
-    """Bits of the converters where no sense amplifier reads.
+    """Returns the bits of the converters where no sense amplifier reads.
 
     The sum of n driven cells of +-1 has the parity of n: given n, which a
     counter knows, a pair of columns of R rows has at most R + 1 values.
@@ -62,7 +62,7 @@ class Hardware:
     return self.tile_shape[0].bit_length()  # ceil(log2(R + 1))
 
   def may_sense(self, binarized: bool) -> bool:
-    """Whether a sense amplifier may read a column that fits one tile.
+    """Returns whether a sense amplifier may read a column that fits one tile.
 
     As the device says, or, where it has ideal converters, if the result is only
     compared with a threshold.
@@ -70,7 +70,7 @@ class Hardware:
     return self.adc_bits == 1 or (self.adc_bits == 0 and binarized)
 
   def copies(self, layer: int, positions: int) -> int:
-    """Copies of a product's arrays; more than its positions would idle."""
+    """Returns copies of a product's arrays; more than its positions idle."""
     copies = self.duplication
     if isinstance(copies, tuple):
       copies = copies[layer]

@@ -23,7 +23,7 @@ from hawis_jax.cost.hardware import Hardware
 
 
 class Cost(NamedTuple):
-  """Cost of one image's inference.
+  """Holds the cost of one image's inference.
 
   Attributes:
     arrays: differential pairs of crossbar arrays that hold the weights, copies
@@ -51,12 +51,10 @@ COUNTS = ("arrays", "macs", "weights")
 
 
 class Kind(NamedTuple):
-  """A cost that budgets and reports can ask for.
+  """Names a cost that budgets and reports can ask for.
 
-  Attributes:
-    field: of `Cost`.
-    unit: for display.
-    additive: a network's is the sum of its layers'; else the greatest.
+  `field` is that of `Cost`, `unit` for display. Where it is `additive` a
+  network's is the sum of its layers'; else the greatest.
   """
 
   field: str
@@ -64,7 +62,7 @@ class Kind(NamedTuple):
   additive: bool = True
 
   def of(self, cost: Cost) -> chex.Numeric:
-    """This cost of all."""
+    """Returns this cost of all."""
     return getattr(cost, self.field)
 
 
@@ -90,7 +88,7 @@ COMPONENTS = (
 
 
 class Amount(NamedTuple):
-  """A component's energy of one image and its area."""
+  """Holds a component's energy of one image and its area."""
 
   energy_joule: chex.Numeric
   area_m2: chex.Numeric
@@ -99,13 +97,10 @@ class Amount(NamedTuple):
 def product_costs(
   inputs: chex.Array, outputs: chex.Array, product: Product, hardware: Hardware
 ) -> tuple[Cost, dict[str, Amount]]:
-  """Cost of one product at many widths, and its components.
+  """Returns the cost of one product at many widths, and its components.
 
-  Args:
-    inputs: channels read; integer array, broadcast with `outputs`.
-    outputs: channels made.
-    product: its widths are not read.
-    hardware: that computes it.
+  `inputs`, channels read, and `outputs`, channels made, are integer arrays that
+  broadcast; the product's own widths are not read.
   """
   xp = jnp if isinstance(inputs, jax.Array) else np
   tech, (tile_rows, tile_columns) = hardware.technology, hardware.tile_shape
@@ -185,10 +180,7 @@ def product_costs(
 
 
 def _each(widths, geometry):
-  """Costs of the products, one by one, `[...]` each, and their components.
-
-  Not as one array of all products: XLA makes one vectorised loop of these.
-  """
+  """Returns costs of the products, `[...]` each, and their components."""
   if not isinstance(widths, jax.Array):
     widths = np.asarray(widths, np.int64)
   xp = jnp if isinstance(widths, jax.Array) else np
@@ -198,29 +190,18 @@ def _each(widths, geometry):
       return widths[..., end.index]
     return xp.full(widths.shape[:-1], end, widths.dtype)
 
-  return zip(
-    *(
-      product_costs(
-        channels(product.inputs),
-        channels(product.outputs),
-        product,
-        geometry.hardware,
-      )
-      for product in geometry.products
-    ),
-    strict=True,
-  )
+  # Not as one array of all products: XLA makes one vectorised loop of these.
+  each = [
+    product_costs(channels(p.inputs), channels(p.outputs), p, geometry.hardware)
+    for p in geometry.products
+  ]
+  return zip(*each, strict=True)
 
 
 def layer_costs(widths: chex.Array, geometry: Geometry) -> Cost:
-  """Cost of every matrix product; their names are `geometry.names`.
+  """Returns the cost of every matrix product, arrays `[..., P]`.
 
-  Args:
-    widths: int `[..., L]`, leading axes allowed.
-    geometry: of the network.
-
-  Returns:
-    `Cost` of arrays `[..., P]`.
+  Widths are int `[..., L]`; the products' names are `geometry.names`.
   """
   costs, _ = _each(widths, geometry)
   xp = jnp if isinstance(widths, jax.Array) else np
@@ -228,16 +209,17 @@ def layer_costs(widths: chex.Array, geometry: Geometry) -> Cost:
 
 
 def network_cost(widths: chex.Array, geometry: Geometry) -> Cost:
-  """Cost of a whole network, head included.
+  """Returns the cost `[...]` of a whole network, head included.
 
-  Args:
-    widths: int `[..., L]`, leading axes allowed. NumPy gives exact integers of
-      `COUNTS` and float64 of the rest; JAX arrays give int32 arrays and
-      weights, and float32 of the rest, MACs too, which int32 could not hold.
-    geometry: of the network.
+  Widths are int `[..., L]`. NumPy gives exact integers of `COUNTS` and float64
+  of the rest; JAX arrays give int32 arrays and weights, and float32 of the
+  rest, MACs too, which int32 could not hold. Formulas and sources:
+  docs/cost.md.
 
-  Returns:
-    `Cost` of arrays `[...]`.
+  >>> import hawis_jax as hx
+  >>> geometry = hx.cifar_geometry(20, (32, 32, 3), 32, 10)
+  >>> int(hx.network_cost(hx.WIDTHS["resnet20_1x"], geometry).arrays)
+  111
   """
   costs, _ = _each(widths, geometry)
   total = Cost(*map(sum, zip(*costs, strict=True)))
@@ -247,14 +229,10 @@ def network_cost(widths: chex.Array, geometry: Geometry) -> Cost:
 
 
 def components(widths: chex.Array, geometry: Geometry) -> dict[str, Amount]:
-  """Energy and area of every component, by name; they sum to the network's.
+  """Returns energy and area of every component; they sum to the network's.
 
-  Args:
-    widths: int `[..., L]`, leading axes allowed.
-    geometry: of the network.
-
-  Returns:
-    `Amount` of arrays `[...]` for each of `COMPONENTS`.
+  Widths are int `[..., L]`: an `Amount` of arrays `[...]` for each of
+  `COMPONENTS`.
   """
   _, parts = _each(widths, geometry)
   return {

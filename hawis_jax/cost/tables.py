@@ -1,8 +1,7 @@
 """Cost of every layer by the choices it depends on, for budgets.
 
-Axes: L layers (convolutions that a width vector sets, stem first), C choices of
-a layer, A of the layer before the previous one: C, or 1 where no product skips
-a layer.
+Axes: L layers, C choices of a layer, A of the layer before the previous one: C,
+or 1 where no product skips a layer.
 """
 
 import numpy as np
@@ -13,17 +12,13 @@ from hawis_jax.cost.geometry import Geometry
 from hawis_jax.cost.geometry import Layer
 
 
-def span(geometry: Geometry) -> int:
-  """The most layers that a product reaches back: 1 for a chain.
-
-  Raises:
-    InputError: a product reads no layer before its own, or reaches back more
-      than two.
-  """
+def _span(geometry):
+  """Returns the most layers that a product reaches back: 1 for a chain."""
   longest = 1
   for p in geometry.products:
     if isinstance(p.inputs, Layer) and isinstance(p.outputs, Layer):
       reach = p.outputs.index - p.inputs.index
+      # A table has three layers' choices: a product may span no more.
       if reach not in (1, 2):
         raise errors.InputError(
           f"product {p.name}: got inputs of layer {p.inputs.index} and outputs "
@@ -34,20 +29,20 @@ def span(geometry: Geometry) -> int:
 
 
 def tables(choices: np.ndarray, geometry: Geometry, kind: str) -> np.ndarray:
-  """Tabulates one kind of cost for all choices of up to three layers.
+  """Tabulates one kind (of `KINDS`) of cost for the choices `[L, C]` of widths.
 
-  Args:
-    choices: int64 `[L, C]` widths.
-    geometry: of the network.
-    kind: one of `KINDS`.
+  Returns `[L, A, C, C]`, int64 for arrays and MACs, else float64. Entry [l, i,
+  j, k] is the cost of layer l when layer l - 2 takes choice i (layers without
+  one: any i), layer l - 1 choice j and layer l choice k. A product counts at
+  the later of its two layers; one of a fixed width at the layer of its other
+  end; one of two fixed widths at layer 0. A vector's cost is the sum of its L
+  entries, or their maximum where the kind is not additive. Formulas and
+  sources: docs/cost.md.
 
-  Returns:
-    `[L, A, C, C]`, int64 for arrays and MACs, else float64. Entry [l, i, j, k]
-    is the cost of layer l when layer l - 2 takes choice i (layers without one:
-    any i), layer l - 1 choice j and layer l choice k. A product counts at the
-    later of its two layers; one of a fixed width at the layer of its other end;
-    one of two fixed widths at layer 0. A vector's cost is the sum of its L
-    entries, or their maximum where the kind is not additive.
+  >>> import hawis_jax as hx, numpy as np
+  >>> geometry = hx.cifar_geometry(8, (32, 32, 3), 32, 10)
+  >>> hx.cost_tables(np.array([[16, 32]] * 7), geometry, "arrays").shape
+  (7, 1, 2, 2)
 
   Raises:
     InputError: no such kind, or a product that skips more than one layer.
@@ -58,7 +53,7 @@ def tables(choices: np.ndarray, geometry: Geometry, kind: str) -> np.ndarray:
     )
   choices = np.asarray(choices, np.int64)
   layers, count = choices.shape
-  back = count if span(geometry) == 2 else 1
+  back = count if _span(geometry) == 2 else 1
   dtype = np.int64 if kind in model.COUNTS else np.float64
   table = np.zeros((layers, back, count, count), dtype)
 

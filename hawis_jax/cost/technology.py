@@ -6,10 +6,10 @@ twentyfold for the same circuit, so that a cost says little without its name.
 
 import dataclasses
 import pathlib
-import sys
 from typing import Any
 
 from hawis_jax import errors
+from hawis_jax.crossbar.devices import is_finite
 
 _MOST_BITS = 24  # of a converter whose formulas are checked
 
@@ -83,15 +83,15 @@ class Technology:
   digital_area: float
 
   def convert_energy(self, bits: int) -> float:
-    """Energy of a conversion [J], without the columns' load."""
+    """Returns the energy of a conversion [J], without the columns' load."""
     return _polynomial(self.adc_energy, bits)
 
   def convert_time(self, bits: int) -> float:
-    """Time of a conversion [s]."""
+    """Returns the time of a conversion [s]."""
     return self.adc_time[0] + self.adc_time[1] * bits
 
   def converter_area(self, bits: int) -> float:
-    """Area of a converter [m^2]."""
+    """Returns the area of a converter [m^2]."""
     return _polynomial(self.adc_area, bits)
 
 
@@ -224,14 +224,10 @@ def technology(name: Any, field: str = "technology") -> Technology:
 
 
 def technology_from_json(text: str, name: str = "technology") -> Technology:
-  """Returns a technology of JSON: {"field": value}, and "preset" to start from.
+  """Returns a technology of JSON {"field": value}; "preset" to start from.
 
-  Without "preset" every field must be there, but for "name".
-
-  Args:
-    text: the JSON.
-    name: for errors, such as the path of the file; its stem is the default of
-      the field "name".
+  Without "preset" every field must be there, but for "name", whose default is
+  the stem of `name`, such as the path of the file.
 
   Raises:
     InputError: it is no such object, or a field of it is bad.
@@ -252,56 +248,51 @@ def technology_from_json(text: str, name: str = "technology") -> Technology:
     raise errors.InputError(
       f"{name}: got no {', '.join(missing)}, needed is every field, or a preset"
     )
-  return validate(Technology(**values), name)
+  return validate_technology(Technology(**values), name)
 
 
-def validate(tech: Technology, name: str = "technology") -> Technology:
+def validate_technology(
+  tech: Technology, name: str = "technology"
+) -> Technology:
   """Returns `tech` if its fields make sense together.
 
   Raises:
     InputError: names the field, what it got and what is allowed.
   """
 
-  def fail(field, allowed):
-    got = getattr(tech, field)
-    raise errors.InputError(
-      f"{name}.{field}: got {got!r}, allowed is {allowed}"
-    )
+  def check(field, is_good, allowed):
+    if not is_good:
+      raise errors.InputError(
+        f"{name}.{field}: got {getattr(tech, field)!r}, allowed is {allowed}"
+      )
 
   for field in _FIELDS:
     value = getattr(tech, field)
     if field == "name":
-      if not isinstance(value, str) or not value:
-        fail(field, "a name")
+      check(field, isinstance(value, str) and value, "a name")
     elif field == "overlapped":
-      if type(value) is not bool:
-        fail(field, "True or False")
+      check(field, type(value) is bool, "True or False")
     elif field in ("columns_per_converter", "value_bits"):
-      if type(value) is not int or not 1 <= value <= 2**16:
-        fail(field, "an integer from 1 to 65536")
+      is_good = type(value) is int and 1 <= value <= 2**16
+      check(field, is_good, "an integer from 1 to 65536")
     elif field in _LENGTHS:
       length = _LENGTHS[field]
-      if (
-        not isinstance(value, tuple)
-        or len(value) != length
-        or not all(map(_is_finite, value))
-      ):
-        fail(field, f"a tuple of {length} finite numbers")
-    elif not _is_finite(value) or value < 0:
-      fail(field, "a finite number of at least 0")
-  if tech.read_time == 0:
-    fail("read_time", "a time [s] above 0")
+      is_good = isinstance(value, tuple) and len(value) == length
+      is_good = is_good and all(map(is_finite, value))
+      check(field, is_good, f"a tuple of {length} finite numbers")
+    else:
+      is_good = is_finite(value) and value >= 0
+      check(field, is_good, "a finite number of at least 0")
+  check("read_time", tech.read_time > 0, "a time [s] above 0")
   # Costs must not fall where a column outgrows the sense amplifier.
   for field, sensed, converted in (
     ("adc_energy", tech.sense_energy, tech.convert_energy),
     ("adc_area", tech.sense_area, tech.converter_area),
     ("adc_time", tech.sense_time, tech.convert_time),
   ):
-    if any(converted(bits) < sensed for bits in range(1, _MOST_BITS + 1)):
-      fail(field, f"at least {sensed:g} of a sense amplifier at 1 bit or more")
+    check(
+      field,
+      all(converted(bits) >= sensed for bits in range(1, _MOST_BITS + 1)),
+      f"at least {sensed:g} of a sense amplifier at 1 bit or more",
+    )
   return tech
-
-
-def _is_finite(x):
-  number = isinstance(x, int | float) and not isinstance(x, bool)
-  return number and abs(x) <= sys.float_info.max

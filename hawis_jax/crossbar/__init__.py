@@ -1,13 +1,11 @@
 """Crossbar physics: devices, tiles, effects, wires, and the chips of them."""
+# ruff: noqa: F401  These names are gathered for those outside of this folder.
 
 from hawis_jax.crossbar.cells import cell_slices
-from hawis_jax.crossbar.cells import Cells
-from hawis_jax.crossbar.cells import chip_cells
 from hawis_jax.crossbar.cells import conductances
 from hawis_jax.crossbar.chip import check_readout
 from hawis_jax.crossbar.chip import effective_weights
 from hawis_jax.crossbar.chip import for_images
-from hawis_jax.crossbar.chip import FORMS
 from hawis_jax.crossbar.chip import is_ternary
 from hawis_jax.crossbar.chip import program
 from hawis_jax.crossbar.devices import DEFECTS
@@ -15,7 +13,6 @@ from hawis_jax.crossbar.devices import Device
 from hawis_jax.crossbar.devices import EFFECTS
 from hawis_jax.crossbar.devices import is_present
 from hawis_jax.crossbar.devices import needs_tiles
-from hawis_jax.crossbar.devices import only_sticks
 from hawis_jax.crossbar.devices import SCENARIO_FIELDS
 from hawis_jax.crossbar.devices import stack
 from hawis_jax.crossbar.devices import validate
@@ -27,33 +24,3 @@ from hawis_jax.crossbar.presets import preset
 from hawis_jax.crossbar.presets import PRESETS
 from hawis_jax.crossbar.presets import WIRE_RESISTANCES
 from hawis_jax.crossbar.wires import wire_transfer
-
-__all__ = (
-  "DEFECTS",
-  "EFFECTS",
-  "FORMS",
-  "PRESETS",
-  "SCENARIO_FIELDS",
-  "WIRE_RESISTANCES",
-  "Cells",
-  "Device",
-  "cell_slices",
-  "chip_cells",
-  "check_readout",
-  "conductances",
-  "effective_weights",
-  "for_images",
-  "from_json",
-  "is_present",
-  "is_ternary",
-  "needs_tiles",
-  "only_sticks",
-  "preset",
-  "program",
-  "stack",
-  "validate",
-  "wire_transfer",
-  "with_fields",
-  "without_defects",
-  "without_effects",
-)

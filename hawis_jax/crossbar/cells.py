@@ -1,10 +1,8 @@
 """Cells: what a net's weights program into the tiles of one chip.
 
-A weight is an integer q in [-L, L] on a differential pair of cells, each with
-L + 1 levels from g_off to g_on: G+ is at level max(q, 0), G- at max(-q, 0). Of
-1 bit: L = 1 and +1 -> (g_on, g_off), -1 -> (g_off, g_on); of 8 bits: L = 127.
-With `Device.cell_bits` = c, |q| is cut into slices of c bits, each a pair of
-cells of 2^c levels in tiles of its own.
+docs/crossbar.md has how weights of 1 and of several bits become levels of a
+differential pair of cells. With `Device.cell_bits` = c, |q| is cut into slices
+of c bits, each a pair of cells of 2^c levels in tiles of its own.
 
 Axes: T tiles of all slices of all layers, R rows and C columns of a tile.
 """
@@ -56,29 +54,33 @@ def conductances(
   bits: int = 1,
   write: chex.Numeric = 0,
 ) -> tuple[chex.Array, chex.Array]:
-  """Programs one layer into the tiles of one chip.
+  """Programs one layer into the tiles of one chip; returns (g_pos, g_neg).
+
+  Each is `[row_tiles, col_tiles, R, C]` [S]; of weights that are sliced,
+  `[slices, row_tiles, col_tiles, R, C]`, least significant first. Cells beyond
+  the matrix are programmed to g_off in both arrays.
+
+  >>> import hawis_jax as hx, jax, jax.numpy as jnp
+  >>> device = hx.Device(g_on=2e-5, g_off=1e-6, tile_shape=(2, 1))
+  >>> g_pos, _ = hx.conductances(jax.random.key(0), jnp.array([[1.0]]), device)
+  >>> (g_pos * 1e6).round().tolist()  # the second row holds no weight
+  [[[[20.0], [1.0]]]]
 
   Args:
     key: of one layer of one chip; consumed.
     weights: latent kernel `[kh, kw, C_in, C_out]` or `[C_in, C_out]`.
-    device: see `Device`.
+    device: severities may be traced.
     bits: 1: the weights' signs count (both cells of an exact 0 are off, as
-      those of padding); 2 to 8: their integers, as of
-      `quantization` with the kernel's own maximum.
+      those of padding); 2 to 8: their integers, as of `integer.quantize` with
+      the kernel's own maximum.
     write: number of the programming, see `defects.cell_conductances`.
-
-  Returns:
-    (g_pos, g_neg), each `[row_tiles, col_tiles, R, C]` [S]; of weights that are
-    sliced, `[slices, row_tiles, col_tiles, R, C]`, least significant first.
-    Cells beyond the matrix are programmed to g_off in both arrays.
 
   Raises:
     InputError: other bits.
   """
   cut = cut_kernel(weights, device, bits)
-  keys, integers = tile_keys([key], [cut]), stack_tiles([cut])
-  _, g = program_tiles(keys, integers, None, device, bits, write)
-  g = g.reshape(*cut.shape[:3], *g.shape[1:])
+  _, g = program_tiles(*stack_tiles([key], [cut]), device, bits, write)
+  (g,) = by_layer(g, [cut])
   if cut.shape[0] == 1:
     g = g[0]
   return g[..., 0, :, :], g[..., 1, :, :]
@@ -94,10 +96,7 @@ def chip_cells(
 ) -> dict[str, Cells]:
   """Returns the cells of the chip that `program` makes of the same arguments.
 
-  Args, as `program`.
-
-  Returns:
-    {"scope/layer": its cells}.
+  They are {"scope/layer": its cells}.
 
   Raises:
     InputError: other bits; faults that don't fit.
@@ -106,24 +105,19 @@ def chip_cells(
   keys = [jax.random.fold_in(key, layer) for layer in range(len(kernels))]
   names = ["/".join(path) for path in kernels]
   cuts = [cut_kernel(kernel, device, bits) for kernel in kernels.values()]
-  measured = measured_faults(faults, names, cuts)
-  keys, integers = tile_keys(keys, cuts), stack_tiles(cuts)
-  targets, g = program_tiles(keys, integers, measured, device, bits, write)
-  states = fault_states(keys, integers, measured, device)
+  stacked = stack_tiles(keys, cuts, faults, names)
+  targets, g = program_tiles(*stacked, device, bits, write)
+  states = fault_states(*stacked, device)
   _, steps = cell_slices(device, bits)
-  ends = np.cumsum([int(np.prod(cut.shape[:3])) for cut in cuts])[:-1]
-  parts = [jnp.split(array, ends) for array in (targets, g, states)]
+  parts = [by_layer(array, cuts) for array in (targets, g, states)]
   return {
-    name: Cells(
-      *(part.reshape(*cut.shape[:3], *part.shape[1:]) for part in layer),
-      steps,
-    )
-    for name, cut, *layer in zip(names, cuts, *parts, strict=True)
+    name: Cells(*layer, steps)
+    for name, *layer in zip(names, *parts, strict=True)
   }
 
 
 def kernels_of(params: Mapping) -> Mapping[tuple[str, ...], chex.Array]:
-  """{path of the layer: kernel}, sorted: a layer's place gives its key."""
+  """Returns {path: kernel} by layer, sorted: its place gives a layer's key."""
   if all(isinstance(path, tuple) for path in params):
     return params
   flat = traverse_util.flatten_dict(params)
@@ -133,7 +127,7 @@ def kernels_of(params: Mapping) -> Mapping[tuple[str, ...], chex.Array]:
 
 
 def cell_slices(device: devices.Device, bits: int) -> tuple[int, int]:
-  """(number of slices, steps of a cell from g_off to g_on)."""
+  """Returns (number of slices, steps of a cell from g_off to g_on)."""
   if bits == 1:
     return 1, 1
   if not device.cell_bits:
@@ -142,7 +136,7 @@ def cell_slices(device: devices.Device, bits: int) -> tuple[int, int]:
 
 
 def largest_digit(device: devices.Device, bits: int) -> int:
-  """Of one slice of a weight."""
+  """Returns the largest integer of one slice of a weight."""
   slices, steps = cell_slices(device, bits)
   return steps if slices > 1 else integer.largest(bits)
 
@@ -150,7 +144,7 @@ def largest_digit(device: devices.Device, bits: int) -> int:
 def cut_kernel(
   kernel: chex.Array, device: devices.Device, bits: int
 ) -> chex.Array:
-  """Integers `[slices, row_tiles, col_tiles, R, C]`; 0 where no weight is."""
+  """Returns integers `[slices, row_tiles, col_tiles, R, C]`; 0: no weight."""
   if bits not in range(1, 9):
     raise errors.InputError(
       f"bits of a crossbar's weights: got {bits}, allowed are 1 to 8"
@@ -163,6 +157,7 @@ def cut_kernel(
   matrix = tiles.kernel_to_matrix(integers)[None]
   slices, steps = cell_slices(device, bits)
   if slices > 1:
+    # Digits of the magnitude: both cells of a pair hold the same base.
     place = (steps + 1.0) ** np.arange(slices).reshape(-1, 1, 1)
     digit = jnp.floor(jnp.abs(matrix) / place) % (steps + 1)
     matrix = jnp.sign(matrix) * digit
@@ -177,18 +172,11 @@ def program_tiles(
   bits: int,
   write: chex.Numeric,
 ) -> tuple[chex.Array, chex.Array]:
-  """Returns (targets, conductances) of some tiles' cells, `[T, 2, R, C]`.
+  """Returns (targets, conductances) of some tiles' cells, `[T, 2, R, C]` [S].
 
   All layers' tiles can be drawn in one call: a draw a layer multiplies the
-  compile time of a deep net.
-
-  Args:
-    keys: `[T]`, from `tile_keys`.
-    integers: `[T, R, C]`, from `stack_tiles`.
-    faults: from `measured_faults`; None: none.
-    device: see `Device`.
-    bits: of the weights.
-    write: number of the programming, see `defects.cell_conductances`.
+  compile time of a deep net. `keys`, `integers` and `faults` are of
+  `stack_tiles`; `write` numbers the programming.
   """
   # Not a maximum, for its gradient at 0: the positive cell's, as published.
   positive = integers >= 0
@@ -209,9 +197,9 @@ def fault_states(
   faults: chex.Array | None,
   device: devices.Device,
 ) -> chex.Array:
-  """Which cells of some tiles are stuck, `[T, 2, R, C]`.
+  """Returns which cells of some tiles (of `stack_tiles`) are stuck.
 
-  int8: 1 stuck on, -1 stuck off, 0 healthy. Args, as `program_tiles`.
+  int8 `[T, 2, R, C]`: 1 stuck on, -1 stuck off, 0 healthy.
   """
   states = defects.fault_states(keys, (2, *integers.shape[1:]), device)
   return states if faults is None else jnp.where(faults, faults, states)
@@ -223,13 +211,14 @@ def ternary_weights(
   faults: chex.Array | None,
   device: devices.Device,
 ) -> chex.Array:
-  """1-bit weights of tiles whose cells are stuck at most, int8 `[T, R, C]`.
+  """Returns 1-bit weights of tiles whose cells stick at most, int8 `[T, R, C]`.
 
-  -1, 0 or 1: the integers that the conductances of `program_tiles` amount to.
-  Args, as there; no gradient.
+  -1, 0 or 1: the integers that the conductances of `program_tiles` amount to;
+  no gradient.
   """
   states = fault_states(keys, integers, faults, device)
   signs = integers[:, None]
+  # int8 throughout: float32 of all cells would be four times the memory.
   targets = jnp.concatenate([signs > 0, signs < 0], axis=1)
   is_on = jnp.where(states == 0, targets, states > 0).astype(jnp.int8)
   return is_on[:, 0] - is_on[:, 1]
@@ -243,15 +232,8 @@ def in_blocks(
 ) -> Any:
   """Computes a function of tiles, of a large net some tiles after the others.
 
-  Args:
-    function: (keys, integers, faults) of some tiles -> arrays `[T, ...]`; what
-      is computed of a tile depends on that tile alone.
-    keys: `[T]`, from `tile_keys`.
-    integers: `[T, R, C]`, from `stack_tiles`.
-    faults: from `measured_faults`.
-
-  Returns:
-    Of all tiles, what the function returns.
+  `function` maps (keys, integers, faults) of some tiles, as of `stack_tiles`,
+  to arrays `[T, ...]`; what it computes of a tile depends on that tile alone.
   """
   arguments = keys, integers, faults
   num, rows, columns = integers.shape
@@ -261,6 +243,7 @@ def in_blocks(
   size = -(-num // blocks)
 
   def cut(array):
+    # The last block repeats its last tile: all blocks run one program.
     last = jnp.repeat(array[-1:], blocks * size - num, axis=0)
     padded = jnp.concatenate([array, last])
     return padded.reshape(blocks, size, *array.shape[1:])
@@ -271,15 +254,36 @@ def in_blocks(
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], found)
 
 
-def measured_faults(
-  faults: Mapping[str, chex.Array] | None,
-  names: Sequence[str],
+def stack_tiles(
+  keys: Sequence[chex.PRNGKey],
   cuts: Sequence[chex.Array],
-) -> chex.Array | None:
-  """All layers' measured faults, int8 `[T, 2, R, C]`; None: none.
+  faults: Mapping[str, chex.Array] | None = None,
+  names: Sequence[str] = (),
+) -> tuple[chex.PRNGKey, chex.Array, chex.Array | None]:
+  """Returns all layers' tiles: keys `[T]`, integers `[T, R, C]` and faults.
 
-  A wider net's map serves a narrower one: its cells are the first ones.
+  The faults are the measured ones, int8 `[T, 2, R, C]`; None: none.
   """
+  tile_keys = [
+    defects.tile_keys(key, cut.shape[1:3], cell_slice)
+    for key, cut in zip(keys, cuts, strict=True)
+    for cell_slice in range(cut.shape[0])
+  ]
+  integers = [cut.reshape(-1, *cut.shape[3:]) for cut in cuts]
+  measured = _measured(faults, names, cuts)
+  return jnp.concatenate(tile_keys), jnp.concatenate(integers), measured
+
+
+def by_layer(array: chex.Array, cuts: Sequence[chex.Array]) -> list[chex.Array]:
+  """Returns each layer's part of `[T, ...]`, shaped as its cut kernel is."""
+  ends = np.cumsum([int(np.prod(cut.shape[:3])) for cut in cuts])[:-1]
+  return [
+    part.reshape(*cut.shape[:3], *part.shape[1:])
+    for part, cut in zip(jnp.split(array, ends), cuts, strict=True)
+  ]
+
+
+def _measured(faults, names, cuts):
   if faults is None:
     return None
   unknown = sorted(set(faults) - set(names))
@@ -298,24 +302,7 @@ def measured_faults(
         f"is at least {needed} (slices, row tiles, column tiles, 2, rows, "
         "columns)"
       )
-    slices, row_tiles, col_tiles = needed[:3]
-    array = jnp.sign(jnp.asarray(array)[:slices, :row_tiles, :col_tiles])
-    states.append(array.astype(jnp.int8).reshape(-1, *needed[3:]))
+    # A wider net's map serves a narrower one: its cells are the first ones.
+    array = jnp.asarray(array)[tuple(map(slice, needed[:3]))]
+    states.append(jnp.sign(array).astype(jnp.int8).reshape(-1, *needed[3:]))
   return jnp.concatenate(states)
-
-
-def stack_tiles(cuts: Sequence[chex.Array]) -> chex.Array:
-  """All layers' tiles, `[T, R, C]`."""
-  return jnp.concatenate([cut.reshape(-1, *cut.shape[3:]) for cut in cuts])
-
-
-def tile_keys(
-  keys: Sequence[chex.PRNGKey], cuts: Sequence[chex.Array]
-) -> chex.PRNGKey:
-  """Keys of all layers' tiles, `[T]`, from the layers'."""
-  found = [
-    defects.tile_keys(key, cut.shape[1:3], cell_slice)
-    for key, cut in zip(keys, cuts, strict=True)
-    for cell_slice in range(cut.shape[0])
-  ]
-  return jnp.concatenate(found)

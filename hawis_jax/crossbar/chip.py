@@ -1,12 +1,11 @@
 """Chips: a whole net, or a layer of it, on defective crossbars.
 
-Cells are ohmic and wires are linear, so between a weight and the current of its
-column all is one effective weight L (I+ - I-) / (V (g_on - g_off)). Where
-read-out is ideal too, one effective kernel a layer represents the chip exactly
-("fold"); converters, and noise drawn anew at every read, need its tiles one by
-one ("tiled", see `readout`). Where cells of a binary net stick and nothing else
-is wrong, the effective weights are -1, 0 and 1, and two bit planes hold them
-("planes", see `bitplanes`). What cells hold: see `cells`.
+A chip has one of three forms (docs/crossbar.md). "Fold": read-out is linear,
+and one effective kernel a layer represents the chip exactly. "Tiled":
+converters, and noise drawn anew at every read, need its tiles one by one (see
+`readout`). "Planes": cells of a binary net stick and nothing else is wrong; the
+effective weights are -1, 0 and 1, and two bit planes hold them (see
+`popcount`).
 
 All but the planes is differentiable: a cell passes its weight's gradient as its
 conductance depends on the weight, the binarisers' straight-through gradients
@@ -28,7 +27,7 @@ import numpy as np
 from hawis_jax import errors
 from hawis_jax.arithmetic import integer
 from hawis_jax.arithmetic import popcount
-from hawis_jax.crossbar import cells as cells_lib
+from hawis_jax.crossbar import cells
 from hawis_jax.crossbar import converters
 from hawis_jax.crossbar import defects
 from hawis_jax.crossbar import devices
@@ -52,7 +51,15 @@ def effective_weights(
 ) -> chex.Array:
   """Returns the weights that one chip multiplies by; ideal: the exact integers.
 
-  Args, as `conductances`; the result has the shape of `weights`.
+  Arguments are those of `conductances`; the result has the shape of `weights`.
+
+  >>> import hawis_jax as hx, jax, jax.numpy as jnp
+  >>> kernel = jnp.array([[0.3, -0.2]])
+  >>> hx.effective_weights(jax.random.key(0), kernel, hx.Device()).tolist()
+  [[1.0, -1.0]]
+  >>> stuck = hx.Device(stuck_off=1.0)
+  >>> hx.effective_weights(jax.random.key(0), kernel, stuck).tolist()
+  [[0.0, 0.0]]
 
   Raises:
     InputError: other bits; or read-out is not linear, so that no weights say
@@ -81,11 +88,17 @@ def program(
 ) -> dict:
   """Programs every kernel of a net into one chip.
 
+  >>> import hawis_jax as hx, jax, jax.numpy as jnp
+  >>> net = {"params": {"head": {"kernel": jnp.array([[0.3, -0.2]])}}}
+  >>> chip = hx.program(jax.random.key(0), net, hx.Device(stuck_on=0.1))
+  >>> chip["crossbar"]["head"]["weight"].shape
+  (1, 2)
+
   Args:
     key: of one chip; consumed.
     variables: of a network: `params` with its `kernel`s; `converters` where
       `device.adc_range` is "calibrated".
-    device: see `Device`.
+    device: severities may be traced.
     bits: of the network's weights, see `conductances`.
     write: number of the programming, see `defects.cell_conductances`.
     faults: of a measured chip, beside those drawn, {"scope/layer": int8
@@ -99,7 +112,7 @@ def program(
   Returns:
     `variables` with a collection `crossbar` that holds under each layer's path
     its effective kernel `weight`; or what `readout.read` needs; or the planes
-    `used` and `negative` (see `bitplanes`). `params` (hence scales and biases,
+    `used` and `negative` (see `popcount`). `params` (hence scales and biases,
     which are digital) are unchanged. Noise a read also needs `for_images`.
 
   Raises:
@@ -107,7 +120,7 @@ def program(
       for a column of several tiles; no calibrated range; faults that don't fit;
       no layer matches; a form that can't hold the weights.
   """
-  kernels = cells_lib.kernels_of(variables["params"])
+  kernels = cells.kernels_of(variables["params"])
   keys = {
     path: jax.random.fold_in(key, place) for place, path in enumerate(kernels)
   }
@@ -143,15 +156,10 @@ def program(
 
 
 def for_images(variables: dict, images: chex.Array) -> dict:
-  """Gives a chip's noise a read its images: noise depends on chip and image.
+  """Returns a chip of `program` whose noise a read follows from chip and image.
 
-  Args:
-    variables: from `program`.
-    images: int `[B]`, numbers of the images of the batch to be read, whatever
-      batch they are in.
-
-  Returns:
-    `variables`, ready for that batch.
+  `images` are the numbers, int `[B]`, of the batch to be read, whatever batch
+  they are in.
   """
   chip = traverse_util.flatten_dict(variables.get("crossbar", {}))
   keys = {
@@ -171,10 +179,8 @@ def check_readout(
 ) -> None:
   """Checks that a device can read all layers of a net.
 
-  Args:
-    params: of the network; or {path: kernel}.
-    device: see `Device`; nothing is checked if its converter is traced.
-    bits: of the network's weights.
+  `params` are the network's, or {path: kernel}. Nothing is checked if the
+  device's converter is traced.
 
   Raises:
     InputError: a sense amplifier would read a part of a column or of a weight.
@@ -186,7 +192,7 @@ def check_readout(
       f"adc_bits: got 1, a sense amplifier, allowed for {bits}-bit weights and "
       "inputs are 0 and 2 to 16: signs of bit planes don't add up"
     )
-  for path, kernel in cells_lib.kernels_of(params).items():
+  for path, kernel in cells.kernels_of(params).items():
     rows, most = kernel.size // kernel.shape[-1], device.tile_shape[0]
     if rows > most:
       raise errors.InputError(
@@ -197,12 +203,12 @@ def check_readout(
 
 
 def is_ternary(device: devices.Device, bits: int = 1) -> bool:
-  """Whether effective weights are -1, 0 or 1: 1-bit ones, cells that stick."""
+  """Returns whether effective weights are -1, 0 or 1: cells stick at most."""
   return bits == 1 and devices.only_sticks(device)
 
 
 def _matching(kernels, patterns):
-  """The kernels whose layers match one of some patterns."""
+  """Returns the kernels whose layers match one of some patterns."""
   if patterns is None:
     return kernels
   if not patterns:
@@ -224,53 +230,50 @@ def _matching(kernels, patterns):
 
 
 def _layers(
-  keys,
-  kernels,
-  device,
-  bits,
-  write,
-  faults=None,
-  names=(),
-  form="float32",
+  keys, kernels, device, bits, write, faults=None, names=(), form="float32"
 ):
-  """A dict a layer of what its cells amount to.
+  """Returns a dict a layer of what its cells amount to.
 
   `weights` and, with noise a read, its `variances`, times inputs, and the
   `thermal` one of whole columns: in units of a digit of 1, `[slices, row_tiles,
   R, C_out]` (R = 1 of the last); `place`: value of a digit, `[slices]`.
   """
-  cuts = [cells_lib.cut_kernel(kernel, device, bits) for kernel in kernels]
-  stacked = (
-    cells_lib.tile_keys(keys, cuts),
-    cells_lib.stack_tiles(cuts),
-    cells_lib.measured_faults(faults, names, cuts),
-  )
-  if form != "float32":
-    if form not in FORMS or not is_ternary(device, bits):
-      raise errors.InputError(
-        f"form: got {form!r}, allowed are {', '.join(FORMS)}; others than "
-        "float32 for 1-bit weights on a device of which stuck_on and stuck_off "
-        "are the only effects"
-      )
-    found = cells_lib.in_blocks(
-      lambda *part: {"weights": cells_lib.ternary_weights(*part, device)},
-      *stacked,
+  cuts = [cells.cut_kernel(kernel, device, bits) for kernel in kernels]
+  stacked = cells.stack_tiles(keys, cuts, faults, names)
+  ternary = is_ternary(device, bits)
+  if form not in FORMS or (form != "float32" and not ternary):
+    raise errors.InputError(
+      f"form: got {form!r}, allowed are {', '.join(FORMS)}; others than "
+      "float32 for 1-bit weights on a device of which stuck_on and stuck_off "
+      "are the only effects"
     )
-    return _by_layer(found, np.ones(1), cuts, kernels)
-  found = cells_lib.in_blocks(
-    lambda *part: _tile_weights(*part, device, bits, write), *stacked
-  )
-  slices, steps = cells_lib.cell_slices(device, bits)
+
+  def amounts(*part):
+    if form == "float32":
+      return _tile_weights(*part, device, bits, write)
+    # No conductances: of int8 signs a chip costs a fraction of the memory.
+    return {"weights": cells.ternary_weights(*part, device)}
+
+  slices, steps = cells.cell_slices(device, bits)
   place = (steps + 1.0) ** np.arange(slices)
-  return _by_layer(found, place, cuts, kernels)
+  found = cells.in_blocks(amounts, *stacked)
+  parts = {name: cells.by_layer(array, cuts) for name, array in found.items()}
+  return [
+    {
+      "place": jnp.asarray(place, kernel.dtype),
+      **{
+        name: _join_columns(part[layer], kernel.shape[-1])
+        for name, part in parts.items()
+      },
+    }
+    for layer, kernel in enumerate(kernels)
+  ]
 
 
 def _tile_weights(keys, integers, faults, device, bits, write):
-  """What some tiles amount to: a dict of arrays `[T, R, C]`, see `_layers`."""
-  targets, g = cells_lib.program_tiles(
-    keys, integers, faults, device, bits, write
-  )
-  _, steps = cells_lib.cell_slices(device, bits)
+  """Returns what some tiles amount to: arrays `[T, R, C]`, see `_layers`."""
+  targets, g = cells.program_tiles(keys, integers, faults, device, bits, write)
+  _, steps = cells.cell_slices(device, bits)
   unit = steps / (device.g_on - device.g_off)
   if any(
     map(devices.is_present, (device.wire_resistance, device.load_resistance))
@@ -301,24 +304,8 @@ def _tile_weights(keys, integers, faults, device, bits, write):
   return found
 
 
-def _by_layer(found, place, cuts, kernels):
-  """Arrays of all layers' tiles -> a dict a layer, see `_layers`."""
-  ends = np.cumsum([int(np.prod(cut.shape[:3])) for cut in cuts])[:-1]
-  parts = {name: jnp.split(array, ends) for name, array in found.items()}
-  return [
-    {
-      "place": jnp.asarray(place, kernel.dtype),
-      **{
-        name: _join_columns(part[layer], cut, kernel)
-        for name, part in parts.items()
-      },
-    }
-    for layer, (cut, kernel) in enumerate(zip(cuts, kernels, strict=True))
-  ]
-
-
 def _known_weights(g, targets, integers, device, steps):
-  """(integers, where they hold) of pairs on target or stuck, `[T, R, C]`."""
+  """Returns (integers, where they hold) of pairs on target or stuck."""
   digits = jnp.stack(
     [jnp.maximum(integers, 0), jnp.maximum(-integers, 0)], axis=1
   )
@@ -329,7 +316,7 @@ def _known_weights(g, targets, integers, device, steps):
 
 
 def _folded(layer, kernel):
-  """The effective kernel: slices by their significance."""
+  """Returns the effective kernel: slices by their significance."""
   weights = layer["weights"]
   place = layer["place"].reshape(-1, 1, 1, 1)
   matrix = (weights * place).sum(0) if len(weights) > 1 else weights
@@ -339,7 +326,7 @@ def _folded(layer, kernel):
 
 
 def _tiled(layer, kernel, one_read):
-  """What `readout.read` needs of a layer, but for its converter and keys.
+  """Returns what `readout.read` needs of a layer but its converter and keys.
 
   With `one_read` all row tiles are read at once: without converters their
   currents, and the variances of their noise, just add up.
@@ -365,7 +352,7 @@ def _tiled(layer, kernel, one_read):
 
 
 def _converter(path, variables, device, bits):
-  """The converter of a layer's tiles."""
+  """Returns the converter of a layer's tiles."""
   if device.adc_range == "calibrated":
     ranges = variables.get("converters", {})
     for scope in path:
@@ -376,16 +363,14 @@ def _converter(path, variables, device, bits):
         "range; use robustness.calibrate_converters, or 'full_scale'"
       )
     return converters.calibrated(device.adc_bits, ranges["range"])
-  most = device.tile_shape[0] * cells_lib.largest_digit(device, bits)
+  most = device.tile_shape[0] * cells.largest_digit(device, bits)
   if device.analog_inputs:
     most *= integer.largest(bits)
   return converters.full_scale(device.adc_bits, most)
 
 
-def _join_columns(stacked, cut, kernel):
-  """Tiles `[T, R, C]` of one layer -> `[slices, row_tiles, R, C_out]`."""
-  slices, row_tiles, col_tiles = cut.shape[:3]
-  rows, columns = stacked.shape[1:]
-  joined = stacked.reshape(slices, row_tiles, col_tiles, rows, columns)
-  joined = joined.transpose(0, 1, 3, 2, 4).reshape(slices, row_tiles, rows, -1)
-  return joined[..., : kernel.shape[-1]]
+def _join_columns(cut, columns):
+  """Returns `[slices, row_tiles, R, C_out]` of a cut kernel's tiles."""
+  slices, row_tiles, _, rows, _ = cut.shape
+  joined = cut.transpose(0, 1, 3, 2, 4).reshape(slices, row_tiles, rows, -1)
+  return joined[..., :columns]

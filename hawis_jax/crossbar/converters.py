@@ -3,8 +3,6 @@
 A converter sees the difference of the positive and the negative array's current
 of one column, here in units of one weight of 1 at one input of 1. Its numbers
 are data, not structure, so that a sweep over bits compiles once.
-
-Axes: any.
 """
 
 from typing import NamedTuple
@@ -33,26 +31,20 @@ class Converter(NamedTuple):
 
 
 def full_scale(bits: chex.Numeric, most: chex.Numeric) -> Converter:
-  """Two's complement over [-most, most): step 2 most / 2^b.
+  """Returns two's complement over [-most, most): step 2 most / 2^b.
 
-  Lossless on integers where 2^b exceeds 2 most.
-
-  Args:
-    bits: b; 1: a sense amplifier; 0: ideal.
-    most: the greatest sum that rows and weights allow.
+  Lossless on integers where 2^b exceeds 2 most, the greatest sum that rows and
+  weights allow. `bits` of 1: a sense amplifier; of 0: ideal.
   """
   half = 2.0 ** (jnp.asarray(bits) - 1)
   return _converter(bits, most / half, -half, half - 1)
 
 
 def calibrated(bits: chex.Numeric, most: chex.Numeric) -> Converter:
-  """Symmetric codes: -most and most are the ends of the range.
+  """Returns symmetric codes whose ends are -most and most; bits as above.
 
-  The step is at least 1: ideal sums are integers.
-
-  Args:
-    bits: as in `full_scale`.
-    most: the greatest sum to be told from greater ones.
+  Greater sums than `most` clip. The step is at least 1: ideal sums are
+  integers.
   """
   half = 2.0 ** (jnp.asarray(bits) - 1)
   ends = jnp.maximum(half - 1, 1)
@@ -70,15 +62,12 @@ def _converter(bits, step, low, high):
 
 
 def convert(sums: chex.Array, converter: Converter) -> chex.Array:
-  """Returns what a converter makes of partial sums.
+  """Returns what one converter makes of partial sums of any shape.
 
   Ties round to even codes. The gradient passes where the code does not clip.
-
-  Args:
-    sums: any shape.
-    converter: one for all of them.
   """
   step, low, high, middle = (jnp.asarray(x, sums.dtype) for x in converter)
+  # An ideal converter's step is 0, and a division by it has no gradient.
   code = jnp.round(sums / jnp.where(step == 0, 1, step) - middle)
   clipped = jnp.clip(code, low, high)
   passed = jnp.where(clipped == code, sums, 0)

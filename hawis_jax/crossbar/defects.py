@@ -1,19 +1,15 @@
 """Effects on cells: what random draws do to conductances, and the draws.
 
 Every effect is a pure function of conductances, draws and parameters;
-`cell_conductances` applies those that are present in this order:
-
-  target -> write error -> lognormal and Gaussian variation -> drift
-         -> legacy noise -> stuck cells -> dead lines
-
-With `Device.stuck_cells_vary`, cells are stuck right after the target instead,
-as in the published code. Draws are a function of (layer's key, slice, tile row,
-tile column) alone, each effect on a stream of its own. So nets of different
-widths on one chip share the defects of the cells they share, and nothing
-depends on batching or devices.
+`cell_conductances` applies those that are present, in the order of
+docs/crossbar.md. Draws are a function of (layer's key, slice, tile row, tile
+column) alone, each effect on a stream of its own. So nets of different widths
+on one chip share the defects of the cells they share, and nothing depends on
+batching or devices.
 
 Axes: T tiles of all layers, 2 = (positive, negative) array of the differential
-pair, R rows and C columns of a tile.
+pair, R rows and C columns of a tile. `normal` is n ~ N(0, 1) and `uniform` u in
+[0, 1), both of the shape of `g` [S].
 """
 
 import chex
@@ -41,10 +37,9 @@ def tile_keys(
 ) -> chex.Array:
   """Returns one key a tile, `[row_tiles * col_tiles]`, row-major.
 
-  Args:
-    layer_key: of one layer of one chip; consumed.
-    grid: (row tiles, column tiles). A tile's key does not depend on it.
-    cell_slice: of the weights, see `Device.cell_bits`.
+  They follow from the key of one layer of one chip, which is consumed, and from
+  the slice (see `Device.cell_bits`); a tile's does not depend on the grid (row
+  tiles, column tiles).
   """
   if cell_slice:
     layer_key = jax.random.fold_in(layer_key, _SLICES + cell_slice)
@@ -56,15 +51,9 @@ def tile_keys(
 def target_conductances(
   levels: chex.Array, steps: int, device: devices.Device
 ) -> chex.Array:
-  """Returns what cells are programmed to: evenly spaced from g_off to g_on.
+  """Returns what cells are programmed to [S]: evenly spaced from g_off to g_on.
 
-  Args:
-    levels: 0 (exactly g_off) to `steps` (exactly g_on), any shape.
-    steps: from g_off to g_on.
-    device: parameters; may be traced.
-
-  Returns:
-    Conductances [S].
+  `levels`, any shape, run from 0 (exactly g_off) to `steps` (exactly g_on).
   """
   step = (device.g_on - device.g_off) / steps
   # Sum first: were it a product plus g_off, compilers might fuse the two and
@@ -79,13 +68,7 @@ def target_conductances(
 def write_error(
   g: chex.Array, normal: chex.Array, device: devices.Device
 ) -> chex.Array:
-  """max(G + severity sigma(G) n, 0), sigma a measured polynomial.
-
-  Args:
-    g: targets [S].
-    normal: n ~ N(0, 1), of g's shape.
-    device: `write_error`, `write_sigma`.
-  """
+  """Returns max(G + severity sigma(G) n, 0), sigma a measured polynomial."""
   micro = g * 1e6
   sigma = jnp.zeros_like(micro)
   for coefficient in reversed(device.write_sigma):
@@ -97,27 +80,21 @@ def write_error(
 def lognormal_variation(
   g: chex.Array, normal: chex.Array, gamma: chex.Numeric
 ) -> chex.Array:
-  """G exp(-gamma n), n ~ N(0, 1)."""
+  """Returns G exp(-gamma n)."""
   return g * jnp.exp(-gamma * normal)
 
 
 def gaussian_variation(
   g: chex.Array, normal: chex.Array, sigma: chex.Numeric
 ) -> chex.Array:
-  """max(G (1 + s n), 0), n ~ N(0, 1)."""
+  """Returns max(G (1 + s n), 0)."""
   return g * jnp.maximum(1 + sigma * normal, 0)
 
 
 def drift(
   g: chex.Array, normal: chex.Array, device: devices.Device
 ) -> chex.Array:
-  """G (t / t_0)^-nu with nu = max(mu + sigma n, 0); G itself up to t_0.
-
-  Args:
-    g: conductances at t_0 [S].
-    normal: n ~ N(0, 1), of g's shape.
-    device: `drift_time`, `drift_start`, `drift_mean`, `drift_std`.
-  """
+  """Returns G (t / t_0)^-nu, nu = max(mu + sigma n, 0); G itself up to t_0."""
   log_share = jnp.log(jnp.maximum(g / device.g_on, 1e-9))
 
   def clipped_line(a, b, low, high):
@@ -136,14 +113,9 @@ def stick(
   stuck_off: chex.Numeric,
   device: devices.Device,
 ) -> chex.Array:
-  """Stuck cells sit at g_on where u < stuck_on, g_off where u >= 1 - stuck_off.
+  """Puts cells of u < stuck_on at g_on, of u >= 1 - stuck_off at g_off.
 
-  Args:
-    g: conductances [S].
-    uniform: u in [0, 1), of g's shape: one draw decides both faults.
-    stuck_on: rate.
-    stuck_off: rate.
-    device: `g_on`, `g_off`.
+  One draw decides both faults, whose rates these are.
   """
   is_on, is_off = _is_stuck(uniform, stuck_on, stuck_off)
   g = jnp.where(is_on, device.g_on, g)
@@ -153,15 +125,10 @@ def stick(
 def fault_states(
   keys: chex.Array, shape: tuple[int, ...], device: devices.Device
 ) -> chex.Array:
-  """Says which cells `cell_conductances` sticks.
+  """Returns which cells `cell_conductances` sticks, of the same keys.
 
-  Args:
-    keys: `[T]`, the same.
-    shape: of a tile's pair of arrays, (2, R, C).
-    device: `stuck_on`, `stuck_off`; may be traced.
-
-  Returns:
-    int8 `[T, 2, R, C]`: 1 stuck on, -1 stuck off, 0 healthy.
+  int8 `[T, *shape]`: 1 stuck on, -1 stuck off, 0 healthy; `shape` is that of a
+  tile's pair of arrays, (2, R, C).
   """
   rates = _stuck_rates(device)
   if rates is None:
@@ -179,7 +146,7 @@ def _fault_draw(tile_key, shape):
 
 
 def _stuck_rates(device):
-  """(on, off); None where neither fault is present."""
+  """Returns (on, off); None where neither fault is present."""
   rates = device.stuck_on, device.stuck_off
   if not any(map(devices.is_present, rates)):
     return None
@@ -187,21 +154,17 @@ def _stuck_rates(device):
 
 
 def _is_stuck(uniform, stuck_on, stuck_off):
-  """(on, off): where both, as for rates that add up to 1, off holds."""
+  """Returns (on, off): where both, as for rates that add up to 1, off holds."""
   return uniform < stuck_on, uniform >= 1 - stuck_off
 
 
 def read_noise_variances(
   g: chex.Array, device: devices.Device
 ) -> tuple[chex.Array, chex.Array]:
-  """Thermal and shot noise of a conductance: variances [S^2] of a read at V.
+  """Returns variances [S^2] of thermal and of shot noise, of a read at V.
 
   4 k T G df / V^2, which a cell has whether or not its row is driven, and
   2 q V G df / V^2 (Johnson; Schottky). Small negative G count as 0.
-
-  Args:
-    g: conductances [S].
-    device: `bandwidth`, `temperature`, `read_voltage`.
   """
   voltage = device.read_voltage
   scaled = jnp.maximum(g, 0) * device.bandwidth / voltage**2
@@ -234,19 +197,12 @@ def legacy_noise(
   step: chex.Numeric,
   device: devices.Device,
 ) -> chex.Array:
-  """The published test's noise, oddities included: for comparison only.
+  """Returns G with the published test's noise, oddities included.
 
-  G + sqrt(G df (4kT + 2qV) / V^2 + (step / 3)^2) n, plus dG where u < 1/2. Of
-  a binary net the step is the whole range, so that a quarter of the cells
-  become negative; dG is not kept from its pole. Where V is 0, no normal noise.
-
-  Args:
-    g: conductances [S].
-    normal: n ~ N(0, 1), of g's shape.
-    uniform: u in [0, 1), of g's shape.
-    voltage: V of the read [V].
-    step: conductance of one step of the weights [S].
-    device: constants of both noises.
+  For comparison only: G + sqrt(G df (4kT + 2qV) / V^2 + (step / 3)^2) n, plus
+  dG where u < 1/2. Of a binary net `step`, the conductance of one step of the
+  weights [S], is the whole range, so that a quarter of the cells become
+  negative; dG is not kept from its pole. Where V is 0, no normal noise.
   """
   there = voltage > 0
   safe = jnp.where(there, voltage, 1.0)
@@ -267,20 +223,17 @@ def cell_conductances(
   write: chex.Numeric = 0,
   faults: chex.Array | None = None,
 ) -> chex.Array:
-  """Draws the cells of some tiles and returns their conductances.
+  """Draws the cells of some tiles; returns conductances `[T, 2, R, C]` [S].
 
   Args:
     keys: `[T]`, from `tile_keys`.
     targets: `[T, 2, R, C]` [S], from `target_conductances`.
-    device: parameters; may be traced.
+    device: severities may be traced.
     steps: from g_off to g_on.
     write: number of the programming: another one has the same chip's defects,
       and write errors of its own.
     faults: measured ones beside those drawn, `[T, 2, R, C]`: 1 stuck on, -1
       stuck off, 0 healthy.
-
-  Returns:
-    Conductances `[T, 2, R, C]` [S].
   """
 
   def one_tile(key, g, faults):
@@ -295,8 +248,8 @@ def _tile_conductances(key, g, faults, device, steps, write):
   def stream(effect):
     return jax.random.fold_in(key, effect)
 
-  def normal(effect):
-    return draws.normal(draws.words(stream(effect), g.shape))
+  def normal(key):
+    return draws.normal(draws.words(key, g.shape))
 
   def stuck(g):
     rates = _stuck_rates(device)
@@ -311,24 +264,25 @@ def _tile_conductances(key, g, faults, device, steps, write):
     g = stuck(g)
   if devices.is_present(device.write_error):
     written = jax.random.fold_in(stream(_WRITE), write)
-    normals = draws.normal(draws.words(written, g.shape))
-    g = write_error(g, normals, device)
+    g = write_error(g, normal(written), device)
   if devices.is_present(device.variation):
-    g = lognormal_variation(g, normal(_VARIATION), device.variation)
+    g = lognormal_variation(g, normal(stream(_VARIATION)), device.variation)
   if devices.is_present(device.gaussian_variation):
-    g = gaussian_variation(g, normal(_GAUSSIAN), device.gaussian_variation)
+    normals = normal(stream(_GAUSSIAN))
+    g = gaussian_variation(g, normals, device.gaussian_variation)
   if devices.is_present(device.drift_time):
-    g = drift(g, normal(_DRIFT), device)
+    g = drift(g, normal(stream(_DRIFT)), device)
   if devices.is_present(device.legacy_noise):
+    # The stream's own key is that of the normal draw.
     other = jax.random.split(stream(_LEGACY))[1]
     uniform = draws.uniform(draws.words(other, g.shape))
     step = (device.g_on - device.g_off) / steps
-    noisy = legacy_noise(
-      g, normal(_LEGACY), uniform, device.read_voltage, step, device
-    )
+    normals = normal(stream(_LEGACY))
+    noisy = legacy_noise(g, normals, uniform, device.read_voltage, step, device)
     g = g + device.legacy_noise * (noisy - g)
   if not device.stuck_cells_vary:
     g = stuck(g)
+  # After stuck cells: whatever a cell is, its dead line carries nothing.
   for effect, severity, axis in (
     (_ROWS, device.dead_rows, 2),
     (_COLUMNS, device.dead_columns, 1),

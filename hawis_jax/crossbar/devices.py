@@ -1,4 +1,4 @@
-"""The memory device and the crossbar around it: parameters, checks, files.
+"""The memory device and the crossbar around it: parameters and checks.
 
 An effect has a *severity*, one number; at severity 0 it is absent and costs
 nothing. What else its formula needs are constants. docs/crossbar.md has the
@@ -27,7 +27,14 @@ def _static(default):
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """A ReRAM device and the crossbar tile it sits in; SI units.
+  """Holds a ReRAM device and the crossbar tile it sits in; SI units.
+
+  Defaults: the published HAWIS tolerance test (see `presets`), without effects.
+
+  >>> import hawis_jax as hx
+  >>> device = hx.Device(stuck_off=0.09, stuck_on=0.0175)
+  >>> device.tile_shape, device.adc_bits
+  ((64, 64), 0)
 
   Severities and most constants may be traced arrays, so that a sweep over
   severities compiles once; the rest is marked static below. An effect whose
@@ -81,7 +88,7 @@ class Device:
     adc_bits: of the converter that reads a tile's column; 1: a sense
       amplifier; 0: ideal.
     adc_range: "full_scale": all rows of a tile at the largest weight; or
-      "calibrated" from data (see `robustness.calibrate_converters`).
+      "calibrated" from data (see `robustness.calibration`).
     adc_percentile: of the magnitude of a layer's partial sums that the
       calibrated range covers.
   """
@@ -151,24 +158,23 @@ SCENARIO_FIELDS = tuple(
 
 
 def is_present(severity: Any) -> bool:
-  """Whether an effect may do anything: not where its severity is known as 0."""
-  if severity is None:
-    return False
-  return not (isinstance(severity, int | float) and severity == 0)
+  """Returns whether an effect may act: not where its severity is known as 0."""
+  # A traced severity counts as present: its value is not known here.
+  known = severity is None or isinstance(severity, int | float)
+  return not known or bool(severity)
 
 
 def _flatten(device):
-  """An absent effect's severity becomes None, which is structure, not a leaf.
+  """Returns leaves, where an absent effect's severity is None: structure.
 
   So a function that takes a device as an argument compiles what is present.
   """
-  leaves = [
-    getattr(device, name)
-    if name not in EFFECTS or is_present(getattr(device, name))
-    else None
-    for name in _LEAVES
-  ]
-  return leaves, tuple(getattr(device, name) for name in _STATIC)
+  fields = dict(vars(device))
+  for name in EFFECTS:
+    if not is_present(fields[name]):
+      fields[name] = None
+  static = [fields.pop(name) for name in _STATIC]
+  return list(fields.values()), tuple(static)
 
 
 def _unflatten(static, leaves):
@@ -182,17 +188,17 @@ jax.tree_util.register_pytree_node(Device, _flatten, _unflatten)
 
 
 def without_defects(device: Device) -> Device:
-  """`device` without random effects; with its wires and converters."""
+  """Returns `device` without random effects; with its wires and converters."""
   return dataclasses.replace(device, **dict.fromkeys(DEFECTS, 0.0))
 
 
 def without_effects(device: Device) -> Device:
-  """`device` with all effects at severity 0: ideal wires and converters too."""
+  """Returns `device` with all effects at 0, wires and converters too."""
   return dataclasses.replace(device, **dict.fromkeys(EFFECTS, 0.0))
 
 
 def stack(devices: Sequence[Device]) -> Device:
-  """Devices of several chips as one: every leaf float32 `[S]`.
+  """Returns devices of several chips as one: every leaf float32 `[S]`.
 
   An effect that is absent everywhere is None; where some have it, the others
   have it at severity 0.
@@ -224,13 +230,13 @@ def stack(devices: Sequence[Device]) -> Device:
 
 
 def needs_tiles(device: Device) -> bool:
-  """Whether read-out is not one linear map: converters, or noise a read."""
+  """Returns whether read-out is no linear map: converters, or noise a read."""
   severities = (device.adc_bits, device.read_noise, device.telegraph_noise)
   return any(map(is_present, severities))
 
 
 def only_sticks(device: Device) -> bool:
-  """Whether stuck cells are all that is wrong with its chips."""
+  """Returns whether stuck cells are all that is wrong with its chips."""
   return not any(
     is_present(getattr(device, field))
     for field in EFFECTS
@@ -262,6 +268,28 @@ _NUMBERS = {
   "adc_bits": (0, 16, "an integer from 0 (ideal) to 16"),
   "adc_percentile": (50, 100, "a percentile in [50, 100]"),
 }
+_BOOL = (lambda value: type(value) is bool, "True or False")
+_LINE = (lambda x: x[2] <= x[3], "(a, b, low, high) with low <= high")
+# {field: (whether a value is good, what is allowed)}.
+_RULES = {
+  "adc_bits": (lambda n: not (n or 0) % 1, _NUMBERS["adc_bits"][2]),
+  "cell_bits": (
+    # Not a bool, which equals 0 or 1.
+    lambda n: type(n) is int and n in (0, 1, 2),
+    "0 (one analog cell a weight), 1 or 2",
+  ),
+  "stuck_cells_vary": _BOOL,
+  "spare_level": _BOOL,
+  "analog_inputs": _BOOL,
+  "adc_range": (ADC_RANGES.__contains__, f"one of {', '.join(ADC_RANGES)}"),
+  "telegraph": (
+    lambda x: x[0] > 0 and 0 <= x[1] < 0.5,
+    "(a, b) with a > 0 and 0 <= b < 0.5",
+  ),
+  "write_range": (lambda x: x[0] <= x[1], "(least, greatest)"),
+  "drift_mean": _LINE,
+  "drift_std": _LINE,
+}
 _TUPLES = {  # lengths; None: one or more
   "write_sigma": None,
   "write_range": 2,
@@ -288,14 +316,15 @@ def validate(device: Device, name: str = "device") -> Device:
     value = getattr(device, field)
     if value is None and field in EFFECTS:
       value = 0
-    if not _is_finite(value) or not low <= value <= high:
+    if not is_finite(value) or not low <= value <= high:
       fail(field, allowed)
   for field, length in _TUPLES.items():
     value = getattr(device, field)
-    if not isinstance(value, tuple) or not all(map(_is_finite, value)):
+    if not isinstance(value, tuple) or not all(map(is_finite, value)):
       fail(field, "a tuple of finite numbers")
     if len(value) != length and (length or not value):
       fail(field, f"a tuple of {length or 'one or more'} numbers")
+  # From here on every number is finite, and every tuple of its length.
   if not 0 < device.g_off < device.g_on:
     raise errors.InputError(
       f"{name}.g_off, g_on: got {device.g_off:g}, {device.g_on:g} S, needed is "
@@ -306,23 +335,9 @@ def validate(device: Device, name: str = "device") -> Device:
       f"{name}.stuck_on + stuck_off: got {device.stuck_on:g} + "
       f"{device.stuck_off:g}, allowed is a sum of at most 1"
     )
-  adc_bits = device.adc_bits or 0
-  if adc_bits != int(adc_bits):
-    fail("adc_bits", "an integer from 0 (ideal) to 16")
-  if type(device.cell_bits) is not int or device.cell_bits not in (0, 1, 2):
-    fail("cell_bits", "0 (one analog cell a weight), 1 or 2")
-  for field in ("stuck_cells_vary", "spare_level", "analog_inputs"):
-    if type(getattr(device, field)) is not bool:
-      fail(field, "True or False")
-  if device.adc_range not in ADC_RANGES:
-    fail("adc_range", f"one of {', '.join(ADC_RANGES)}")
-  if not (device.telegraph[0] > 0 and 0 <= device.telegraph[1] < 0.5):
-    fail("telegraph", "(a, b) with a > 0 and 0 <= b < 0.5")
-  if device.write_range[0] > device.write_range[1]:
-    fail("write_range", "(least, greatest)")
-  for field in ("drift_mean", "drift_std"):
-    if getattr(device, field)[2] > getattr(device, field)[3]:
-      fail(field, "(a, b, low, high) with low <= high")
+  for field, (is_good, allowed) in _RULES.items():
+    if not is_good(getattr(device, field)):
+      fail(field, allowed)
   shape = device.tile_shape
   if (
     not isinstance(shape, tuple)
@@ -336,14 +351,15 @@ def validate(device: Device, name: str = "device") -> Device:
   return device
 
 
-def _is_finite(x):
+def is_finite(x: Any) -> bool:
+  """Returns whether `x` is a finite number, and no bool."""
   # Not math.isfinite, which fails on integers beyond all floats.
   number = isinstance(x, int | float) and not isinstance(x, bool)
   return number and abs(x) <= sys.float_info.max
 
 
 def _check_combinations(device, name):
-  """What the formulas do not cover is refused, with the reason."""
+  """Refuses what the formulas do not cover, and says why."""
   low, high = device.write_range
   if is_present(device.write_error) and not any(device.write_sigma):
     raise errors.InputError(
@@ -381,7 +397,7 @@ def with_fields(
   name: str,
   allowed: Sequence[str] = _FIELDS,
 ) -> Device:
-  """`device` with some fields replaced, checked; `name` is for errors.
+  """Returns `device` with some fields replaced, checked; `name` is for errors.
 
   Raises:
     InputError: a field that is none of `allowed`, or a bad value.

@@ -18,12 +18,10 @@ import numpy as np
 
 
 def words(key: chex.PRNGKey, shape: tuple[int, ...]) -> chex.Array:
-  """Returns 32 random bits a cell, uint32 of `shape`.
+  """Returns 32 random bits a cell, uint32 of `shape` = (2, R, C).
 
-  Args:
-    key: of any implementation; consumed.
-    shape: (2, R, C); a longer tile starts with the words of a shorter one of as
-      many columns.
+  A longer tile starts with the words of a shorter one of as many columns. `key`
+  is of any implementation, and consumed.
   """
   pair = jax.random.key_data(key)
   if pair.shape != (2,):  # no Threefry key
@@ -34,12 +32,13 @@ def words(key: chex.PRNGKey, shape: tuple[int, ...]) -> chex.Array:
 
 
 def uniform(bits: chex.Array) -> chex.Array:
-  """float32 in [0, 1), multiples of 2^-24, from uint32 `bits`."""
+  """Returns float32 in [0, 1), multiples of 2^-24, from uint32 `bits`."""
   return (bits >> 8).astype(jnp.float32) * np.float32(2**-24)
 
 
 def normal(bits: chex.Array) -> chex.Array:
-  """float32 of N(0, 1), symmetric, up to 5.4 in magnitude, from `bits`."""
+  """Returns float32 of N(0, 1), symmetric, up to 5.4 in magnitude."""
+  # Half a step off the integers, so that no draw is 0 or infinite.
   centred = (bits >> 8).astype(jnp.int32) - 2**23
   inside = centred.astype(jnp.float32) * np.float32(2**-23)
   return np.float32(math.sqrt(2)) * jax.lax.erf_inv(inside + np.float32(2**-24))

@@ -10,6 +10,7 @@ from hawis_jax import errors
 from hawis_jax.crossbar.devices import Device
 from hawis_jax.crossbar.devices import with_fields
 
+# hx.PRESETS["pcm"].g_on is 25e-6 [S]: devices to use, or to replace fields of.
 PRESETS = {
   # Conductances, voltage and tile: the published HAWIS tolerance test, whose
   # base is PytorX (its benchmark has the same). Fault rates: the test's
@@ -122,12 +123,9 @@ def preset(name: Any, field: str = "preset") -> Device:
 def from_json(text: str, name: str = "device") -> Device:
   """Returns a device of JSON: {"field": value}, and "preset" to start from.
 
-  Args:
-    text: the JSON.
-    name: for errors, such as the path of the file.
-
   Raises:
-    InputError: it is no such object, or a field of it is bad.
+    InputError: it is no such object, or a field of it is bad; `name`, such as
+      the path of the file, is for the message.
   """
   values = errors.parse_fields(text, name)
   base = Device()

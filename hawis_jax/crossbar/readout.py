@@ -3,9 +3,7 @@
 Where read-out is linear a chip is one effective weight matrix (`chip`), and
 none of this is needed. Else every tile is read on its own: a tile's rows are a
 few neighbouring input channels, so a read is a convolution of these channels
-with the tile's weights (its other taps 0). Reads follow each other in a scan,
-so that the partial sums of one tile are in memory at a time: the output's size
-twice, and a slice of the input.
+with the tile's weights (its other taps 0).
 
 Axes: N reads (slices of the weights x row tiles), R rows of a tile, B images,
 C channels, K taps of a kernel.
@@ -20,6 +18,9 @@ import numpy as np
 
 from hawis_jax.crossbar import converters
 
+# What a layer has once a read; its other entries serve all reads.
+_BY_READ = ("kernels", "starts", "factors", "variances", "thermal")
+
 Product = Callable[[chex.Array, chex.Array], chex.Array]
 
 
@@ -28,13 +29,10 @@ def read_kernels(
 ) -> tuple[chex.Array, np.ndarray]:
   """Rearranges a layer's tiles so that a convolution reads one of them.
 
-  Args:
-    tiles: `[slices, row_tiles, R, C_out]`, columns of all column tiles joined.
-    shape: of the layer's kernel, `[*taps, C_in, C_out]`.
-
-  Returns:
-    (kernels `[N, *taps, c, C_out]`, first input channel of each, int32 `[N]`).
-    A read covers c channels, the fewest that do for all tiles.
+  Returns kernels `[N, *taps, c, C_out]` and the first input channel of each,
+  int32 `[N]`, of tiles `[slices, row_tiles, R, C_out]` (the columns of all
+  column tiles joined) and the kernel's shape `[*taps, C_in, C_out]`. A read
+  covers c channels, the fewest that do for all tiles.
   """
   slices, row_tiles, rows, c_out = tiles.shape
   *taps, c_in, _ = shape
@@ -55,7 +53,7 @@ def read_kernels(
 
 
 def planes(bits: int) -> np.ndarray:
-  """Values of the bits of an integer in two's complement, `[bits]`."""
+  """Returns the values of an integer's bits in two's complement, `[bits]`."""
   values = 2.0 ** np.arange(bits)
   values[-1] *= -1
   return values
@@ -64,7 +62,9 @@ def planes(bits: int) -> np.ndarray:
 def read(
   product: Product, x: chex.Array, layer: Mapping[str, chex.Array]
 ) -> chex.Array:
-  """Reads all tiles of a layer and adds their digital partial sums.
+  """Reads all tiles of a layer and returns the sum of their digital sums.
+
+  It is in units of one weight of 1 at one input of 1.
 
   Args:
     product: of input and kernel, e.g. a convolution with its strides.
@@ -74,9 +74,6 @@ def read(
       applied one after the other; `variances` and `read_keys` (`[B]`, from
       `chip.for_images`) where there is noise a read; `thermal`, the variance of
       a column whatever its inputs.
-
-  Returns:
-    The layer's output, in units of one weight of 1 at one input of 1.
   """
 
   def accumulate(total, sums, factor):
@@ -95,13 +92,10 @@ def sums_percentile(
   layer: Mapping[str, chex.Array],
   percentile: chex.Numeric,
 ) -> chex.Array:
-  """Greatest percentile over all reads of the magnitude of partial sums.
+  """Returns the greatest percentile over all reads of partial sums' magnitude.
 
-  Args:
-    product: as in `read`.
-    x: as in `read`.
-    layer: as in `read`; its converter is not applied.
-    percentile: of each read's sums over images, positions and columns.
+  Arguments are those of `read`, whose converter is not applied; the percentile
+  is over a read's images, positions and columns.
   """
 
   def accumulate(greatest, sums, factor):
@@ -112,7 +106,7 @@ def sums_percentile(
 
 
 def _scan(product, x, layer, carry, accumulate):
-  """Folds accumulate(carry, sums, their factor) over planes and reads."""
+  """Returns the fold of accumulate(carry, sums, factor) over all reads."""
   if "planes" not in layer:
     return _scan_reads(product, x, layer, 0, 1.0, carry, accumulate)
   values = layer["planes"]
@@ -131,18 +125,15 @@ def _scan(product, x, layer, carry, accumulate):
 
 
 def _scan_reads(product, bits, layer, plane, value, carry, accumulate):
-  """The reads of one bit plane of the input."""
+  """Returns the fold over the reads of one bit plane of the input."""
   channels = layer["kernels"].shape[-2]
   number = jnp.arange(layer["kernels"].shape[0])
   reads = {
     "number": number + plane * number.size,
-    **{k: layer[k] for k in ("kernels", "starts", "factors")},
+    **{name: layer[name] for name in _BY_READ if name in layer},
   }
-  if "variances" in layer:
-    reads["variances"] = layer["variances"]
-  if "thermal" in layer:
-    reads["thermal"] = layer["thermal"]
 
+  # A scan: one tile's partial sums are in memory at a time.
   def step(carry, read):
     inputs = jax.lax.dynamic_slice_in_dim(
       bits, read["starts"], channels, bits.ndim - 1
@@ -165,6 +156,6 @@ def _scan_reads(product, bits, layer, plane, value, carry, accumulate):
 
 
 def _sqrt(x):
-  """Root, with gradient 0 at 0, where inputs of 0 leave no noise."""
+  """Returns the root, of gradient 0 at 0, where inputs of 0 leave no noise."""
   there = x > 0
   return jnp.where(there, jnp.sqrt(jnp.where(there, x, 1)), 0)

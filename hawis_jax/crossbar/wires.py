@@ -1,12 +1,8 @@
 """IR drop: what wires and loads leave of an array's currents, exactly.
 
-The array is a network of resistors. Input i drives its word line at column 0
-through the load resistance; column j is read at the last row, through the load
-resistance into virtual ground; every cell pitch of both lines has the wire
-resistance. Cells are ohmic, so that currents are linear in the input voltages:
-one matrix, the transfer matrix, says all, and takes the place of the
-conductances in whatever multiplies by them. It does not hold for gated word
-lines (1T1R) or cells whose conductance depends on their voltage.
+docs/crossbar.md has the network and what it does not hold for. Its currents are
+linear in the input voltages: one matrix, the transfer matrix, says all, and
+takes the place of the conductances in whatever multiplies by them.
 
 The nodal equations have 2 R C unknowns. They are solved row by row, from the
 far end of the bit lines to their read-out: Y, C x C, is the admittance of the
@@ -32,13 +28,24 @@ _LEAF = 32
 # no fewer rows than this: each is a program to compile.
 _FEWEST_ROWS = 32
 
+# Sums of small currents: an accelerator's default would drop half the digits.
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def wire_transfer(
   g: chex.Array, device: devices.Device, batch_size: int | None = None
 ) -> chex.Array:
-  """`transfer` with the wires and loads of a device."""
+  """Returns `transfer` with the wires and loads of a device.
+
+  The network is the one of PytorX and of the published HAWIS test.
+
+  >>> import hawis_jax as hx, jax.numpy as jnp
+  >>> g = jnp.full((2, 2), 1e-4)
+  >>> device = hx.Device(wire_resistance=1.0, load_resistance=1.0)
+  >>> current = hx.wire_transfer(g, device)
+  >>> bool((current < g).all())
+  True
+  """
   resistances = device.wire_resistance, device.load_resistance
   return transfer(
     g, *(0.0 if r is None else r for r in resistances), batch_size
@@ -53,6 +60,11 @@ def transfer(
 ) -> chex.Array:
   """Returns what arrays compute once wires and loads are counted.
 
+  That is the current at the read-out of column j per volt on row i, `[..., R,
+  C]` [S], equal to `g` where there is no resistance. Rounding: a few 1e-6 of
+  the largest in float32, 1e-12 in float64; with a load above 10 kohm more, in
+  proportion to the load.
+
   Cost: about 2.5 max(R, C) min(R, C)^3 multiply-adds an array, in matrix
   products. Memory, in numbers of g's dtype: about 8 R C for each array that is
   solved at the same time, and 4 R C min(R, C) more to reverse a gradient.
@@ -63,12 +75,6 @@ def transfer(
       scalar; may be traced.
     load_resistance: of a driver and of a read-out [ohm], >= 0, as above.
     batch_size: how many arrays are solved at the same time; None: all.
-
-  Returns:
-    Current at the read-out of column j per volt on row i, `[..., R, C]` [S],
-    equal to `g` where there is no resistance. Rounding: a few 1e-6 of the
-    largest in float32, 1e-12 in float64; with a load above 10 kohm more, in
-    proportion to the load.
   """
   solve = functools.partial(
     _transfer, wire=wire_resistance, load=load_resistance
@@ -135,23 +141,22 @@ def _largest(g):
 
 @_largest.def_vmap
 def _largest_of_batch(axis_size, in_batched, g):
-  """The batch's, so that `_series` need not stop at each array's own time."""
+  """Returns the batch's: `_series` need not stop at each array's own time."""
   del axis_size, in_batched
   return _largest(g), False
 
 
 def _word_line(g, wire, load):
-  """What `_word_line_admittance` needs of a word line, `[C]` each.
+  """Returns what `_word_line_admittance` needs of a word line, `[C]` each.
 
   A line is a ladder: series resistors, and cells to bit lines, which are
   grounded here. Nothing is divided by a conductance or a resistance, and
   nothing subtracted: both may be 0, or small without loss of digits.
 
-  Returns:
-    A dict. g: conductances. impedance: of a node to ground. depth: the voltage
-    of node k falls by exp(-(depth_k - depth_j)) from node j <= k, exp(-depth_k)
-    from the driver. own: admittance of a cell's bit line to ground by way of
-    the line. current: through a cell per volt of the driver.
+  g: conductances. impedance: of a node to ground. depth: the voltage of node k
+  falls by exp(-(depth_k - depth_j)) from node j <= k, exp(-depth_k) from the
+  driver. own: admittance of a cell's bit line to ground by way of the line.
+  current: through a cell per volt of the driver.
   """
 
   def backward(beyond, cell):
@@ -211,6 +216,7 @@ def _power_of_half(n):
   return jax.lax.bitcast_convert_type(exponent << info.nmant, n.dtype)
 
 
+# The derivative of an inverse is known; through the loop it would cost more.
 @jax.custom_jvp
 def _series(y, resistance, largest):
   """Puts a resistor in series with every port of a network.
@@ -220,14 +226,10 @@ def _series(y, resistance, largest):
   size. Nothing is subtracted that may cancel, so that S keeps its digits where
   the resistor is far larger than the network's own resistance.
 
-  Args:
-    y: symmetric admittances `[C, C]` [S].
-    resistance: scalar [ohm].
-    largest: scalar bound on resistance times the eigenvalues of y.
-
-  Returns:
-    Y S, the admittances from beyond the resistors, and S = (I + resistance
-    Y)^-1, the voltages of the old ports per volt at the new ones.
+  Of symmetric admittances y `[C, C]` [S], it returns Y S, the admittances from
+  beyond the resistors, and S = (I + resistance Y)^-1, the voltages of the old
+  ports per volt at the new ones. `largest` bounds resistance times the
+  eigenvalues of y.
   """
   size = y.shape[-1]
   if size <= _LEAF:
@@ -241,19 +243,15 @@ def _series(y, resistance, largest):
   f_b = _matmul(b_a, s_d)
   by_b = _matmul(f_b, resistance * b_a.T)
   s_b = -resistance * f_b
+  s_a = s_a + resistance * by_b
   return (
-    _blocks(f_a - by_b, f_b, f_d),
-    _blocks(s_a + resistance * by_b, s_b, s_d),
+    jnp.block([[f_a - by_b, f_b], [f_b.T, f_d]]),
+    jnp.block([[s_a, s_b], [s_b.T, s_d]]),
   )
 
 
-def _blocks(a, b, d):
-  """Returns the symmetric [[a, b], [b^T, d]]."""
-  return jnp.block([[a, b], [b.T, d]])
-
-
 def _series_polynomial(y, resistance, largest):
-  """`_series` by a polynomial of Y, whose degree `largest` tells.
+  """Returns `_series` by a polynomial of Y, whose degree `largest` tells.
 
   Of all x = u - v t, the chosen one makes e = 1 - (1 + t) x, a Chebyshev
   polynomial, smallest over 0 <= t <= largest. Then 1 / (1 + t) =

@@ -20,16 +20,11 @@ def calibrate_converters(
 ) -> dict:
   """Returns `variables` with `converters`: the range of each layer's.
 
-  The defect-free net is read tile by tile; a layer's range is the greatest,
-  over its tiles, of `device.adc_percentile` of the magnitude of partial sums.
-  The hardware is designed so: all chips have the same ranges.
-
-  Args:
-    module: the net.
-    variables: its `params` and `batch_stats`.
-    images: uint8 `[B, H, W, C]` to calibrate on.
-    device: its tiles and how weights lie in them; effects are ignored.
+  A layer's range is the greatest, over its tiles, of `device.adc_percentile` of
+  the magnitude of partial sums of images uint8 `[B, H, W, C]`.
   """
+  # The hardware is designed once, for the defect-free net: all chips have the
+  # same ranges, whatever the device's effects.
   ideal = dataclasses.replace(
     crossbar.without_effects(device),
     adc_bits=16,  # any: the tiles are read one by one, without the converters
@@ -45,15 +40,11 @@ def _calibrate(module, variables, images, device):
   )
   flat = traverse_util.flatten_dict(net["crossbar"])
   flat = {path: x for path, x in flat.items() if path[-1] != "converter"}
-  percentiles = {
-    (*path[:-1], "percentile"): jnp.float32(device.adc_percentile)
-    for path in flat
-  }
-  net = {
-    **net,
-    "crossbar": traverse_util.unflatten_dict(flat),
-    "converters": traverse_util.unflatten_dict(percentiles),
-  }
+  # A layer that holds a percentile measures its partial sums.
+  percentile = jnp.float32(device.adc_percentile)
+  asked = {(*path[:-1], "percentile"): percentile for path in flat}
+  net["crossbar"] = traverse_util.unflatten_dict(flat)
+  net["converters"] = traverse_util.unflatten_dict(asked)
   _, updated = module.apply(
     net, module.encode(images), train=False, mutable=["converters"]
   )

@@ -78,13 +78,9 @@ def evaluate_chips(
     InputError: the device can't read the net; a variable is not finite; one
       chip does not fit the memory.
   """
+  layers = None if layers is None else tuple(layers)  # to be hashed
   setting = monte_carlo.Setting(
-    module,
-    variables,
-    device,
-    faults,
-    None if layers is None else tuple(layers),
-    calibration,
+    module, variables, device, faults, layers, calibration
   )
   chunks = monte_carlo.classify(
     key,
@@ -102,12 +98,9 @@ def evaluate_chips(
 def ideal_accuracy(
   module: nn.Module, variables: dict, batches: Iterable[monte_carlo.Batches]
 ) -> float:
-  """Accuracy of one net on a defect-free chip.
+  """Returns the accuracy of one net on a defect-free chip.
 
-  Args:
-    module: the net.
-    variables: its `params` and `batch_stats`.
-    batches: one batch at a time, without the axis N.
+  Batches come one at a time, without the axis N.
   """
   correct, images = 0, 0
   for batch in batches:

@@ -34,57 +34,38 @@ from hawis_jax.runtime import sharding
 
 # Pixels and images of a block, at most: chosen on CPU. Accelerators' are a
 # guess that none has measured yet.
-_BLOCK_PIXELS = {"cpu": 16 * 32 * 32}
-_ACCELERATOR_PIXELS = 512 * 32 * 32
-_MOST_IMAGES = {"cpu": 128}
-_ACCELERATOR_IMAGES = 1024
+_BLOCK = {"cpu": (16 * 32 * 32, 128)}
+_ACCELERATOR_BLOCK = (512 * 32 * 32, 1024)
 _CHIPS = 4  # of a chunk, a device
 # Of chips that an accelerator computes at the same time: 256 MB of float32.
 _MOST_WEIGHTS = 2**26
 
 
 class Batches(NamedTuple):
-  """Images to evaluate on, the last batch padded.
+  """Images to evaluate on, the last batch padded."""
 
-  Attributes:
-    image: uint8 `[N, B, H, W, C]`.
-    label: int32 `[N, B]`.
-    mask: bool `[N, B]`, False on padding.
-  """
-
-  image: chex.Array
-  label: chex.Array
-  mask: chex.Array
+  image: chex.Array  # uint8 `[N, B, H, W, C]`
+  label: chex.Array  # int32 `[N, B]`
+  mask: chex.Array  # bool `[N, B]`, False on padding
 
 
 class Scores(NamedTuple):
-  """Of every chip and candidate.
+  """Of every chip and candidate."""
 
-  Attributes:
-    correct: images classified correctly, int32 `[S, P]`.
-    accuracy: their share, `[S, P]`; compiled division may round differently
-      in differently batched programs, so exact results divide `correct`.
-    cross_entropy: mean over images [nat], `[S, P]`.
-  """
-
-  correct: chex.Array
+  correct: chex.Array  # images classified correctly, int32 `[S, P]`
+  # Their share, `[S, P]`. Compiled division may round differently in
+  # differently batched programs, so exact results divide `correct`.
   accuracy: chex.Array
-  cross_entropy: chex.Array
+  cross_entropy: chex.Array  # mean over images [nat], `[S, P]`
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What a chunk may take; results don't depend on it.
+  """What a chunk may take; results don't depend on it."""
 
-  Attributes:
-    chips: of a chunk, a device; 0: as many as is fast.
-    images: that are on the devices at a time, about.
-    memory: of a device [bytes]; 0: all that it has.
-  """
-
-  chips: int = 0
-  images: int = 1024
-  memory: float = 0
+  chips: int = 0  # of a chunk, a device; 0: as many as is fast
+  images: int = 1024  # that are on the devices at a time, about
+  memory: float = 0  # of a device [bytes]; 0: all that it has
 
 
 FREE = Limits()
@@ -92,18 +73,7 @@ FREE = Limits()
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What all chips have in common.
-
-  Attributes:
-    module: the net.
-    variables: its `params` and `batch_stats`; `converters` where the device's
-      range is calibrated.
-    device: every chip's device.
-    faults: measured ones of all chips, see `crossbar.program`.
-    layers: patterns of the layers on chips, see `crossbar.program`.
-    calibration: uint8 `[M, B, H, W, C]`: recalibrate BN on every chip with
-      these batches, whose moments are pooled; None: keep `batch_stats`.
-  """
+  """What all chips have in common; see `evaluation.evaluate_chips`."""
 
   module: nn.Module
   variables: dict
@@ -124,17 +94,11 @@ def classify(
   devices: Sequence[jax.Device] | None = None,
   progress: Callable[[float], None] | None = None,
 ) -> Iterator[np.ndarray]:
-  """Yields a chunk of chips' correct at a time: bool `[K, N]`, in order.
+  """Yields which images a chunk of chips gets right, bool `[K, N]`, in order.
 
-  Args:
-    key: of the run; chip s is fold_in(key, s).
-    setting: the net and its chips.
-    images: uint8 `[N, H, W, C]`; they stay on the host.
-    labels: int `[N]`.
-    chips: numbers of the chips, e.g. range(64).
-    limits: see `Limits`.
-    devices: to run on; None: all.
-    progress: called with the chips that are done, parts of a chunk included.
+  Images, uint8 `[N, H, W, C]`, and labels, int `[N]`, stay on the host. Chip s
+  of `chips` is fold_in(key, s). `progress` is called with the number of chips
+  that are done, parts of a chunk included; `devices` None: all.
 
   Raises:
     InputError: the device can't read the net; a variable is not finite; one
@@ -168,6 +132,7 @@ def _check(setting):
   crossbar.check_readout(
     setting.variables["params"], setting.device, setting.module.weight_bits
   )
+  # A comparison with NaN is False: such a net would seem to be a bad one.
   flat = traverse_util.flatten_dict(dict(setting.variables), sep="/")
   for name, value in flat.items():
     if not np.isfinite(value).all():
@@ -178,13 +143,7 @@ def _check(setting):
 
 
 class Needs(NamedTuple):
-  """Of a device's memory, while a program runs, by XLA's account [bytes].
-
-  Attributes:
-    arguments: of the program.
-    outputs: that are not in the place of donated arguments.
-    temporary: in between.
-  """
+  """Of a device's memory, while a program runs, by XLA's account [bytes]."""
 
   arguments: int
   outputs: int
@@ -199,6 +158,7 @@ class Needs(NamedTuple):
 def needs(executable: Any) -> Needs:
   """Returns what `jax.jit(...).lower(...).compile()` takes of one device."""
   sizes = executable.memory_analysis()
+  # Outputs in the place of donated arguments are counted with those.
   return Needs(
     sizes.argument_size_in_bytes,
     sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
@@ -208,42 +168,32 @@ def needs(executable: Any) -> Needs:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """How chips are evaluated.
+  """How chips are evaluated."""
 
-  Attributes:
-    chunk: K.
-    block: B.
-    segment: images a call.
-    program: (key, numbers `[K]`) -> chips.
-    evaluate: (shared, chips, images, labels, numbers) -> correct.
-    executables: of both programs, by name.
-  """
-
-  chunk: int
-  block: int
-  segment: int
-  program: Callable[..., Any]
+  chunk: int  # K
+  block: int  # B
+  segment: int  # images a call
+  program: Callable[..., Any]  # (key, numbers `[K]`) -> chips
+  # (shared, chips, images, labels, numbers) -> correct
   evaluate: Callable[..., Any]
-  executables: dict[str, Any]
+  executables: dict[str, Any]  # of both programs, by name
 
 
 def block_size(image_shape: Sequence[int]) -> int:
-  """B, for images of (H, W, C)."""
-  platform = backend.platform()
-  pixels = _BLOCK_PIXELS.get(platform, _ACCELERATOR_PIXELS)
-  most = _MOST_IMAGES.get(platform, _ACCELERATOR_IMAGES)
+  """Returns B, for images of (H, W, C)."""
+  pixels, most = _BLOCK.get(backend.platform(), _ACCELERATOR_BLOCK)
   return max(1, min(pixels // (image_shape[0] * image_shape[1]), most))
 
 
 def weights_form(device: crossbar.Device, bits: int) -> str:
-  """The fastest exact form of a chip's weights on this backend."""
+  """Returns the fastest exact form of a chip's weights on this backend."""
   if not crossbar.is_ternary(device, bits):
     return "float32"
   return "planes" if backend.platform() == "cpu" else "bfloat16"
 
 
 def ideal_net(variables: dict) -> dict:
-  """A binary net's variables with its weights in the fastest exact form."""
+  """Returns a binary net with its weights in the fastest exact form."""
   device = crossbar.Device()
   form = weights_form(device, 1)
   return crossbar.program(jax.random.key(0), variables, device, form=form)
@@ -259,15 +209,8 @@ def make_plan(
 ) -> Plan:
   """Compiles for as many chips a chunk as fit, halving from the best.
 
-  Shapes are enough: of the variables of `setting`, `shared` and `images`.
-
-  Args:
-    setting: see `classify`.
-    shared: from `shared_variables`.
-    images: see `classify`.
-    num_chips: to be evaluated.
-    mesh: from `sharding.evaluation_mesh`.
-    limits: see `classify`.
+  Shapes are enough: of the variables of `setting`, `shared` (which are those of
+  `shared_variables`) and `images`. The mesh is `sharding.evaluation_mesh`'s.
 
   Raises:
     InputError: one chip does not fit the memory.
@@ -279,9 +222,12 @@ def make_plan(
   most = -(-len(images) // images_a_step) * images_a_step
   segment = min(-(-limits.images // images_a_step) * images_a_step, most)
   steps = (segment // block, block)
+  blocks = [np.empty(steps, np.int32)] * 2
+  blocks = [np.empty((*steps, *images.shape[1:]), images.dtype), *blocks]
   form = weights_form(setting.device, setting.module.weight_bits)
   chips = min(limits.chips or _CHIPS, -(-num_chips // sample))
   memory = limits.memory or sharding.memory_bytes(mesh)
+  # Severities are inputs: all devices of a sweep have one program.
   device = jax.tree.map(np.float32, setting.device)
   net = (setting.variables, device, setting.faults, setting.calibration)
   compile_ = functools.partial(
@@ -290,16 +236,7 @@ def make_plan(
   while True:
     numbers = np.empty(chips * sample, np.int32)
     program = compile_("program", *_abstract(jax.random.key(0), numbers, *net))
-    evaluate = compile_(
-      "evaluate",
-      *_abstract(
-        shared,
-        program.out,
-        np.empty((*steps, *images.shape[1:]), images.dtype),
-        np.empty(steps, np.int32),
-        np.empty(steps, np.int32),
-      ),
-    )
+    evaluate = compile_("evaluate", *_abstract(shared, program.out, *blocks))
     needed = max(program.needs.memory, evaluate.needs.memory)
     if needed <= memory:
       break
@@ -315,10 +252,7 @@ def make_plan(
     segment=segment,
     program=lambda key, numbers: program(key, numbers, *net),
     evaluate=evaluate,
-    executables={
-      "program": program.executable,
-      "evaluate": evaluate.executable,
-    },
+    executables=dict(program=program.executable, evaluate=evaluate.executable),
   )
 
 
@@ -332,25 +266,19 @@ def _abstract(*arguments):
 
 @dataclasses.dataclass(frozen=True)
 class _Compiled:
-  """The same local program on every device of a mesh.
-
-  Attributes:
-    executable: what XLA made of it.
-    shardings: of its arguments.
-    out: shapes and types of its result.
-    needs: of one device.
-  """
+  """The same local program on every device of a mesh."""
 
   executable: Any
-  shardings: tuple[NamedSharding, ...]
-  out: Any
-  needs: Needs
+  shardings: tuple[NamedSharding, ...]  # of its arguments
+  out: Any  # shapes and types of its result
+  needs: Needs  # of one device
 
   def __call__(self, *arguments):
     pairs = zip(arguments, self.shardings, strict=True)
     return self.executable(*(sharding.put(x, where) for x, where in pairs))
 
 
+# Kept, because scenarios of a sweep differ in values more than in shapes.
 @functools.lru_cache(maxsize=64)
 def _compile(function, leaves, structure, *, module, layers, form, mesh):
   """Compiles `_program` or `_evaluate` for arguments of `_abstract`."""
@@ -378,12 +306,11 @@ def _compile(function, leaves, structure, *, module, layers, form, mesh):
 def shared_variables(
   setting: Setting, images: np.ndarray | jax.ShapeDtypeStruct
 ) -> dict:
-  """The variables that all chips share; of shapes only in `jax.eval_shape`."""
+  """Returns the variables that all chips share; shapes in `eval_shape`."""
   form = weights_form(setting.device, setting.module.weight_bits)
   names = ("params", "batch_stats", "converters")
   shared = {k: v for k, v in setting.variables.items() if k in names}
-  shape = images.shape[1:]
-  shared = _with_scales(setting.module, shared, shape)
+  shared = _with_scales(setting.module, shared, images.shape[1:])
   if setting.calibration is not None:  # every chip has its own
     del shared["batch_stats"], shared["scales"]
   if form == "planes" and setting.layers is not None:
@@ -421,14 +348,13 @@ def _chip(key, setting, form):
 
 
 def _program(module, layers, form, key, numbers, *net):
-  """The chips of one device, `[K]` of every leaf."""
+  """Returns the chips of one device, `[K]` of every leaf."""
   variables, device, faults, calibration = net
   setting = Setting(module, variables, device, faults, layers, calibration)
-
-  def one(number):
-    return _chip(jax.random.fold_in(key, number), setting, form)
-
-  return jax.lax.map(one, numbers)
+  return jax.lax.map(
+    lambda number: _chip(jax.random.fold_in(key, number), setting, form),
+    numbers,
+  )
 
 
 def _blocks(images, labels, first, plan):
@@ -437,16 +363,11 @@ def _blocks(images, labels, first, plan):
   Padding has label -1, which no class has.
   """
   pad = plan.segment - len(images)
-  images = np.concatenate(
-    [images, np.zeros((pad, *images.shape[1:]), images.dtype)]
-  )
-  labels = np.concatenate([labels, np.full(pad, -1)]).astype(np.int32)
+  images = np.pad(images, [(0, pad), *[(0, 0)] * (images.ndim - 1)])
+  labels = np.pad(labels, (0, pad), constant_values=-1).astype(np.int32)
   numbers = np.arange(first, first + plan.segment, dtype=np.int32)
-  shape = (-1, plan.block)
-  return (
-    images.reshape(*shape, *images.shape[1:]),
-    labels.reshape(shape),
-    numbers.reshape(shape),
+  return tuple(
+    x.reshape(-1, plan.block, *x.shape[1:]) for x in (images, labels, numbers)
   )
 
 
@@ -458,8 +379,7 @@ def _evaluate(module, vmapped, shared, chips, images, labels, numbers):
     code = module.encode(images)
 
     def one(own):
-      logits = _logits(module, shared, own, code, numbers)
-      return logits.argmax(-1) == labels
+      return _logits(module, shared, own, code, numbers).argmax(-1) == labels
 
     return jax.vmap(one)(chips) if vmapped else jax.lax.map(one, chips)
 
@@ -485,18 +405,9 @@ def score_chips(
 ) -> Scores:
   """Scores P candidates of one super-net on S chips; pure, to be jitted.
 
-  Candidates share the chip's weights, so they fold into the batch. Chips are
-  looped over on CPU and vmapped elsewhere, as many as memory is likely to hold,
-  and are bit planes where they can be, as in `classify`.
-
-  Args:
-    module: a binary network.
-    variables: its `params`.
-    widths: int `[P, L]`.
-    batch_stats: of each candidate, leading axis P.
-    batches: images to score on.
-    chip_keys: `[S]`.
-    device: of all chips.
+  Candidates are their widths, int `[P, L]`, and `batch_stats` with a leading
+  axis P; they share a chip's weights, so they fold into the batch. Chips are
+  bit planes where they can be, as in `classify`.
   """
   params = {"params": variables["params"]}
   form = weights_form(device, module.weight_bits)
@@ -512,7 +423,7 @@ def score_chips(
     chip = _chip(key, Setting(module, params, device), form)
 
     def score_batch(carry, batch):
-      first, *sums = carry
+      first, correct, losses = carry
       size = batch.label.size
       inputs = module.encode(batch.image)
       numbers = first + jnp.arange(size)
@@ -526,19 +437,16 @@ def score_chips(
         jax.nn.log_softmax(logits), batch.label[None, :, None], -1
       )
       mask = batch.mask[None]
-      parts = (hit & mask, -picked[..., 0] * mask)
-      sums = [s + p.sum(-1) for s, p in zip(sums, parts, strict=True)]
-      return (first + size, *sums), None
+      correct += (hit & mask).sum(-1)
+      losses += (-picked[..., 0] * mask).sum(-1)
+      return (first + size, correct, losses), None
 
-    zeros = (
-      jnp.zeros((), jnp.int32),
-      jnp.zeros(num, jnp.int32),
-      jnp.zeros(num),
-    )
+    zeros = jnp.int32(0), jnp.zeros(num, jnp.int32), jnp.zeros(num)
     (_, correct, losses), _ = jax.lax.scan(score_batch, zeros, batches)
     count = batches.mask.sum()
     return Scores(correct, correct / count, losses / count)
 
+  # Looped over on CPU, vmapped elsewhere: as many as memory is likely to hold.
   together = 0
   if backend.platform() != "cpu":
     together = _MOST_WEIGHTS // sum(x.size for x in jax.tree.leaves(params))

@@ -30,46 +30,27 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclasses.dataclass(frozen=True)
 class Severity:
-  """One device of a scenario.
+  """One device of a scenario."""
 
-  Attributes:
-    value: of the scenario's first swept field; 0 of a fault map alone.
-    device: with all of the scenario's fields.
-    is_random: whether chips differ.
-    fault_map: file of measured faults; "": none.
-    layers: patterns of the layers on chips; None: all.
-  """
-
-  value: float
-  device: crossbar.Device
-  is_random: bool
-  fault_map: str = ""
-  layers: tuple[str, ...] | None = None
+  value: float  # of the first swept field; 0 of a fault map alone
+  device: crossbar.Device  # with all of the scenario's fields
+  is_random: bool  # whether chips differ
+  fault_map: str = ""  # file of measured faults; "": none
+  layers: tuple[str, ...] | None = None  # patterns of those on chips; None: all
 
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-  """A sweep.
-
-  Attributes:
-    key: "<effect>", or "<name>: <effect>", with the field that sets the
-      severities.
-    severities: in the order given.
-  """
+  """A sweep; its key is "<effect>" or "<name>: <effect>"."""
 
   key: str
-  severities: tuple[Severity, ...]
+  severities: tuple[Severity, ...]  # in the order given
 
 
 def parse(
   scenario: Mapping[str, Any], base: crossbar.Device, field: str
 ) -> Scenario:
   """Checks a scenario and makes its devices.
-
-  Args:
-    scenario: see the module.
-    base: device that it changes.
-    field: where it stands, for errors.
 
   Raises:
     InputError: names the field, what it got and what is allowed.
@@ -91,11 +72,7 @@ def parse(
     )
   layers = _layers(scenario.get("layers"), field)
   swept = {k: v for k, v in values.items() if isinstance(v, tuple | list)}
-  numbers = [
-    k
-    for k, v in values.items()
-    if isinstance(v, int | float) and not isinstance(v, bool)
-  ]
+  numbers = [k for k, v in values.items() if type(v) in (int, float)]
   if not swept and not numbers and not fault_map:
     raise errors.InputError(
       f"{field}: got {dict(scenario)!r}, needed is an effect with a severity"
@@ -104,8 +81,10 @@ def parse(
   if len(counts) > 1 or 0 in counts:
     raise errors.InputError(
       f"{field}: got {' and '.join(str(len(v)) for v in swept.values())} "
-      f"severities of {', '.join(swept)}, needed is one number of them, from 1"
+      f"severities of {', '.join(swept)}, needed is one number of them, at "
+      "least 1"
     )
+  # The effect whose severities are the figure's axis, so they must be numbers.
   effect = next(iter([*swept, *numbers]), "fault_map")
   for value in swept.get(effect, ()):
     if type(value) in (bool, str) or value is None:
@@ -117,12 +96,12 @@ def parse(
   for place in range(max(counts, default=1)):
     at = {k: v[place] if k in swept else v for k, v in values.items()}
     device = crossbar.with_fields(base, at, field, crossbar.SCENARIO_FIELDS)
-    is_random = any(
-      crossbar.is_present(getattr(device, k)) for k in crossbar.DEFECTS
-    )
+    defects = (getattr(device, k) for k in crossbar.DEFECTS)
+    is_random = any(map(crossbar.is_present, defects))
     severities.append(
       Severity(at.get(effect, 0.0), device, is_random, fault_map, layers)
     )
+  # Results are kept by severity: of two alike, one would be lost.
   if len({severity.value for severity in severities}) < len(severities):
     raise errors.InputError(
       f"{field}.{effect}: got {tuple(swept[effect])!r}, needed are distinct "

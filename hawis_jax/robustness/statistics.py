@@ -26,6 +26,7 @@ _MOST = 10_000
 def cvar(values: chex.Array, axis: int = 0) -> chex.Array:
   """Mean of the worst quarter (at least one) of `values` along `axis`."""
   count = math.ceil(CVAR_SHARE * values.shape[axis])
+  # Slices of a sort, not a quantile: the worst quarter is so many whole chips.
   worst = jnp.sort(values, axis=axis)
   return jax.lax.slice_in_dim(worst, 0, count, axis=axis).mean(axis)
 
@@ -55,24 +56,23 @@ def summarize(values: np.ndarray, low: float = 0.0, high: float = 1.0) -> dict:
   values = np.asarray(values, np.float64)
   count = len(values)
   spread = float(values.std(ddof=1)) if count > 1 else 0.0
-  summary = dict(
-    chips=count,
-    mean=float(values.mean()),
-    std=spread,
-    median=float(np.median(values)),
-    p5=float(np.percentile(values, 5)),
-    cvar=float(_cvar(values)),
-    worst=float(values.min()),
-    best=float(values.max()),
-    ci95=mean_interval(values, low, high),
-  )
-  intervals = {
-    "std": std_interval(values),
-    "median": quantile_interval(values, 0.5),
-    "p5": quantile_interval(values, 0.05),
-    "cvar": cvar_interval(values, low, high),
+  return {
+    "chips": count,
+    "mean": float(values.mean()),
+    "std": spread,
+    "median": float(np.median(values)),
+    "p5": float(np.percentile(values, 5)),
+    "cvar": float(_cvar(values)),
+    "worst": float(values.min()),
+    "best": float(values.max()),
+    "ci95": mean_interval(values, low, high),
+    "intervals": {
+      "std": std_interval(values),
+      "median": quantile_interval(values, 0.5),
+      "p5": quantile_interval(values, 0.05),
+      "cvar": cvar_interval(values, low, high),
+    },
   }
-  return {**summary, "intervals": intervals}
 
 
 def mean_interval(
@@ -85,11 +85,12 @@ def mean_interval(
     mean, error = _mean(values)
     half = error * stats.t.ppf(_TAILS[1], max(len(values) - 1, 1))
     ends = mean - half, mean + half
-  return tuple(float(min(max(end, low), high)) for end in ends)
+  return _within(ends, low, high)
 
 
 def std_interval(values: np.ndarray) -> tuple[float, float] | None:
   """95 % interval of the standard deviation; None: see `summarize`."""
+  # Logarithms: so no bound is below 0, and the quotient is less skewed.
   ends = _bootstrap(np.asarray(values, np.float64), _log_std)
   return None if ends is None else tuple(math.exp(end) for end in ends)
 
@@ -99,18 +100,19 @@ def cvar_interval(
 ) -> tuple[float, float] | None:
   """95 % interval of CVaR, within limits; None: see `summarize`."""
   ends = _bootstrap(np.asarray(values, np.float64), _cvar_estimate)
-  if ends is None:
-    return None
+  return None if ends is None else _within(ends, low, high)
+
+
+def _within(ends, low, high):
   return tuple(float(min(max(end, low), high)) for end in ends)
 
 
 def _bootstrap(values, estimate):
-  """Studentised bootstrap interval; None: too few chips, or too alike.
+  """Studentised bootstrap interval of `[S]`; None: too few, or too alike.
 
-  Args:
-    values: `[S]`.
-    estimate: `[..., S]` -> (estimates, their standard errors), `[...]` each.
+  An estimate is `[..., S]` -> (estimates, their standard errors), `[...]` each.
   """
+  # scipy.stats.bootstrap has no studentised interval, and others cover less.
   count = len(values)
   if count < FEWEST or np.ptp(values) < 1e-12:
     return None
@@ -122,7 +124,7 @@ def _bootstrap(values, estimate):
   # Always the same draws: the same chips have the same interval.
   rows = np.random.default_rng(0).integers(0, count, (_RESAMPLES, count))
   resampled, errors = estimate(values[rows])
-  usable = errors > 0
+  usable = errors > 0  # resamples of one chip alone say nothing
   if usable.mean() < 0.99:
     return None
   quotient = (resampled[usable] - found) / errors[usable]
@@ -130,8 +132,7 @@ def _bootstrap(values, estimate):
   return found - most * error, found - least * error
 
 
-# Standard deviations below are those of equal values, rounded.
-_ALIKE = 1e-9
+_ALIKE = 1e-9  # standard deviations below are those of equal values, rounded
 
 
 def _mean(values):
@@ -171,10 +172,8 @@ def _cvar_estimate(values):
 def quantile_interval(
   values: np.ndarray, share: float
 ) -> tuple[float | None, float | None]:
-  """95 % interval of a quantile: two of the values; None: beyond all of them.
-
-  Distribution-free, by ranks (Conover, 1999).
-  """
+  """95 % interval of a quantile: two of the values; None: beyond them all."""
+  # Distribution-free, by ranks (Conover, 1999).
   if len(values) < 2:
     return None, None
   test = stats.quantile_test(values, p=share)
@@ -183,78 +182,56 @@ def quantile_interval(
 
 
 def paired_difference(first: list[float], second: list[float]) -> dict:
-  """Mean of first - second over the chips that both were measured on.
+  """Returns first - second over the chips that both were measured on.
 
-  Args:
-    first: accuracies of chips 0, 1, ...
-    second: of the same chips; a longer list's last chips are left out.
-
-  Returns:
-    chips, difference, ci95 (see `summarize`), narrowing (how many times wider
-    Welch's interval of unpaired chips would be than the paired Student's; None:
-    no spread) and verdict: "ahead", "behind", or "undecided" where 0 is inside
-    the interval.
+  Chips 0, 1, ... are in order; a longer list's last ones are left out. There
+  are `chips`, the mean `difference`, its `ci95` (see `summarize`), `narrowing`
+  (how many times wider Welch's interval of unpaired chips would be than the
+  paired Student's; None: no spread) and a `verdict`: "ahead", "behind", or
+  "undecided" where 0 is inside the interval.
   """
   chips = min(len(first), len(second))
   first, second = (np.asarray(x[:chips], np.float64) for x in (first, second))
   low, high = mean_interval(first - second, -1, 1)
-  paired = _half_width(first - second)
-  narrowing = _unpaired_half_width(first, second) / paired if paired else None
+  paired = float(_mean(first - second)[1])
+  narrowing = None
+  if paired:
+    squares = np.square([_mean(first)[1], _mean(second)[1]])
+    freedom = (chips - 1) * squares.sum() ** 2 / np.square(squares).sum()
+    unpaired = math.sqrt(squares.sum()) * stats.t.ppf(_TAILS[1], freedom)
+    narrowing = float(unpaired / (paired * stats.t.ppf(_TAILS[1], chips - 1)))
+  verdict = "ahead" if low > 0 else "behind"
+  if chips < 2 or low <= 0 <= high:
+    verdict = "undecided"
   return {
     "chips": chips,
     "difference": float((first - second).mean()),
     "ci95": [low, high],
     "narrowing": narrowing,
-    "verdict": _verdict(chips, low, high),
+    "verdict": verdict,
   }
 
 
-def _verdict(chips, low, high):
-  if chips < 2 or low <= 0 <= high:
-    return "undecided"
-  return "ahead" if low > 0 else "behind"
-
-
-def _half_width(values):
-  """Of the mean's Student interval."""
-  count = len(values)
-  if count < 2:
-    return 0.0
-  return float(_mean(values)[1] * stats.t.ppf(_TAILS[1], count - 1))
-
-
-def _unpaired_half_width(first, second):
-  """Welch's, of as many different chips."""
-  squares = np.square([_mean(first)[1], _mean(second)[1]])
-  if not squares.any():
-    return 0.0
-  freedom = (len(first) - 1) * squares.sum() ** 2 / np.square(squares).sum()
-  return float(np.sqrt(squares.sum()) * stats.t.ppf(_TAILS[1], freedom))
-
-
-def standard_errors(chip_hits: np.ndarray, image_correct: np.ndarray) -> dict:
-  """Standard errors of the mean accuracy: of chips, of images, of both.
+def standard_errors(by_chip: np.ndarray, by_image: np.ndarray) -> dict:
+  """Returns standard errors of the mean accuracy: of chips, images, both.
 
   Chips and images are crossed random factors of a table of correct (two-way
   analysis of variance without replicates; Searle, Casella & McCulloch 1992):
   a chip's own error is what other chips would change on the same images, the
   images' what other test images would change on the same chips.
 
-  Args:
-    chip_hits: images that each chip classifies correctly, int `[S]`.
-    image_correct: chips that classify each image correctly, int `[N]`.
-
-  Returns:
-    chips, images, total; chips and total are None of one chip.
+  The table is given by its sums: images that each chip classifies correctly,
+  int `[S]`, and chips that classify each image correctly, int `[N]`. Returned
+  are chips, images and total; chips and total are None of one chip.
   """
-  chips, images = len(chip_hits), len(image_correct)
-  mean = float(np.sum(chip_hits)) / (chips * images)
-  by_image = np.asarray(image_correct, np.float64) / chips
+  chips, images = len(by_chip), len(by_image)
+  mean = float(np.sum(by_chip)) / (chips * images)
+  by_image = np.asarray(by_image, np.float64) / chips
   if chips < 2:
     # All of the images' spread, as of one binomial share.
     error = math.sqrt(mean * (1 - mean) / max(images - 1, 1))
     return {"chips": None, "images": error, "total": None}
-  by_chip = np.asarray(chip_hits, np.float64) / images
+  by_chip = np.asarray(by_chip, np.float64) / images
   squares_chip = images * np.square(by_chip - mean).sum()
   squares_image = chips * np.square(by_image - mean).sum()
   rest = chips * images * mean * (1 - mean) - squares_chip - squares_image
@@ -262,6 +239,7 @@ def standard_errors(chip_hits: np.ndarray, image_correct: np.ndarray) -> dict:
   mean_image = squares_image / max(images - 1, 1)
   mean_rest = max(rest, 0.0) / max((chips - 1) * (images - 1), 1)
   cells = chips * images
+  # No less than either alone: the estimate of the rest may be too large.
   total = max(mean_chip + mean_image - mean_rest, mean_chip, mean_image)
   return {
     "chips": math.sqrt(mean_chip / cells),
@@ -271,19 +249,12 @@ def standard_errors(chip_hits: np.ndarray, image_correct: np.ndarray) -> dict:
 
 
 def chips_needed(values: np.ndarray, target: float, most: int) -> int:
-  """How many chips a 95 % interval of half-width `target` takes.
+  """Returns how many chips a 95 % interval of half-width `target` takes.
 
-  Args:
-    values: of the chips so far, `[S]`, S >= 2.
-    target: half-width wanted.
-    most: never more chips than this.
-
-  Returns:
-    S, if they do already or `most` is reached; else more.
+  These are S if the values `[S]`, S >= 2, do already or `most` is reached.
   """
   low, high = mean_interval(values)
-  half = (high - low) / 2
-  count = len(values)
+  half, count = (high - low) / 2, len(values)
   if half <= target:
     return count
   # By the interval's width, and a little more: its estimate varies.

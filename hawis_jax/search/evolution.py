@@ -14,54 +14,44 @@ from hawis_jax.search import neighbours
 
 @flax.struct.dataclass
 class Population:
-  """The population of each budget.
+  """The population of each budget."""
 
-  Attributes:
-    choices: int32 `[K, S, L]`.
-    rewards: float32 `[K, S]`; -inf: not scored yet.
-    oldest: int32, the place that is overwritten next.
-  """
-
-  choices: chex.Array
-  rewards: chex.Array
-  oldest: chex.Array
+  choices: chex.Array  # int32 `[K, S, L]`
+  rewards: chex.Array  # float32 `[K, S]`; -inf, not scored yet, wins nothing
+  oldest: chex.Array  # int32, the place that is overwritten next
 
 
 def regularized_evolution(settings: method.Settings) -> method.Method:
-  """Regularised evolution (Real et al., AAAI 2019).
+  """Returns regularised evolution (Real et al., AAAI 2019).
 
-  The first S proposals are random. Then each has as parent the best of a random
-  tournament and is a mutation of it; the oldest leave the population.
+  Each proposal has as parent the best of a random tournament and is a mutation
+  of it; the oldest leave the population.
   """
 
   def init(key, context):
-    num, layers = context.feasible.ranges, len(context.widths)
+    # All proposals of an update have a place.
     size = max(settings.population, settings.proposals)
-    keys = jax.random.split(key, (num, size))
-    draw = jax.vmap(context.feasible.sample, (0, None))
-    return Population(
-      choices=jax.vmap(draw)(keys, jnp.arange(num)).reshape(num, size, layers),
-      rewards=jnp.full((num, size), -jnp.inf),
-      oldest=jnp.zeros((), jnp.int32),
-    )
+    choices = method.uniform_draws(key, context.feasible, size)
+    rewards = jnp.full(choices.shape[:2], -jnp.inf)
+    return Population(choices, rewards, jnp.zeros((), jnp.int32))
 
   def propose(key, state, context, step):
     size = state.rewards.shape[1]
     places = (state.oldest + jnp.arange(settings.proposals)) % size
     beginning = step * settings.proposals < size
 
-    def child(key, budget_range, choices, rewards):
+    def child(key, budget, choices, rewards):
       tournament_key, mutation_key = jax.random.split(key)
       entrants = jax.random.randint(
         tournament_key, (settings.tournament,), 0, size
       )
       parent = choices[entrants[rewards[entrants].argmax()]]
-      return neighbours.mutate(mutation_key, context, budget_range, parent)
+      return neighbours.mutate(mutation_key, context, budget, parent)
 
-    ranges = jnp.arange(context.feasible.ranges)
-    keys = jax.random.split(key, (len(ranges), settings.proposals))
+    budgets = jnp.arange(context.feasible.ranges)
+    keys = jax.random.split(key, (len(budgets), settings.proposals))
     each = jax.vmap(jax.vmap(child, (0, None, None, None)))
-    children = each(keys, ranges, state.choices, state.rewards)
+    children = each(keys, budgets, state.choices, state.rewards)
     # The first population is random, and scored before it has children.
     return jnp.where(beginning, state.choices[:, places], children), places
 
@@ -72,31 +62,30 @@ def regularized_evolution(settings: method.Settings) -> method.Method:
       rewards=state.rewards.at[:, places].set(rewards),
       oldest=(places[-1] + 1) % state.rewards.shape[1],
     )
+    # Places that were never scored would make the mean -inf.
     scored = ~jnp.isneginf(state.rewards)
     mean = jnp.where(scored, state.rewards, 0).sum() / scored.sum()
     return state, {"population": mean}
 
-  return method.Method(init, propose, learn)
+  return method.Method(propose, init, learn)
 
 
 def local_search(settings: method.Settings) -> method.Method:
-  """Hill climbing: the best vector meets its neighbours on the same chips.
+  """Returns hill climbing from a random vector, the incumbent.
 
-  An update scores the incumbent and P - 1 neighbours of it; the best of them is
-  the next incumbent. It starts from a random vector.
+  An update scores it and P - 1 neighbours; the best is the next incumbent.
   """
 
   def init(key, context):
-    ranges = jnp.arange(context.feasible.ranges)
-    keys = jax.random.split(key, len(ranges))
-    return jax.vmap(context.feasible.sample)(keys, ranges)
+    return method.uniform_draws(key, context.feasible, 1)[:, 0]
 
   def propose(key, state, context, step):
     del step
-    ranges = jnp.arange(context.feasible.ranges)
-    keys = jax.random.split(key, (len(ranges), settings.proposals - 1))
+    budgets = jnp.arange(context.feasible.ranges)
+    keys = jax.random.split(key, (len(budgets), settings.proposals - 1))
     mutate = jax.vmap(neighbours.mutate, (0, None, None, None))
-    tried = jax.vmap(mutate, (0, None, 0, 0))(keys, context, ranges, state)
+    tried = jax.vmap(mutate, (0, None, 0, 0))(keys, context, budgets, state)
+    # The incumbent meets the same chips: an old lucky score counts no more.
     return jnp.concatenate([state[:, None], tried], 1), ()
 
   def learn(key, state, context, step, notes, choices, rewards, advantages):
@@ -106,4 +95,4 @@ def local_search(settings: method.Settings) -> method.Method:
     moved = (incumbent != state).any(-1).mean()
     return incumbent, {"moved": moved}
 
-  return method.Method(init, propose, learn)
+  return method.Method(propose, init, learn)

@@ -19,31 +19,18 @@ from hawis_jax.networks import width_vectors
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How methods search; each takes what concerns it.
+  """How methods search; each takes what concerns it, see `methods`."""
 
-  Attributes:
-    updates: of the whole search.
-    proposals: P, of an update and budget.
-    groups: of the ResNet's blocks, for `per_stage`.
-    hidden: GRU units of the policy.
-    learning_rate: Adam's, of the policy.
-    epochs: of PPO, an update.
-    clip: of PPO's ratio.
-    entropy: weight of the entropy bonus, in the first and the last update.
-    population: of evolution, for each budget.
-    tournament: of evolution.
-  """
-
-  updates: int = 100
-  proposals: int = 64
-  groups: int = 3
-  hidden: int = 64
-  learning_rate: float = 1e-2
-  epochs: int = 4
-  clip: float = 0.2
-  entropy: tuple[float, float] = (0.05, 0.001)
-  population: int = 64
-  tournament: int = 16
+  updates: int = 100  # of the whole search
+  proposals: int = 64  # P, of an update and budget
+  groups: int = 3  # of the ResNet's blocks, for `per_stage`
+  hidden: int = 64  # GRU units of the policy
+  learning_rate: float = 1e-2  # Adam's, of the policy
+  epochs: int = 4  # of PPO, an update
+  clip: float = 0.2  # of PPO's ratio
+  entropy: tuple[float, float] = (0.05, 0.001)  # bonus at first, and at last
+  population: int = 64  # of evolution, for each budget
+  tournament: int = 16  # of evolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +38,9 @@ class Method:
   """A search method: pure functions, to be traced.
 
   Attributes:
-    init: (key, context) -> state.
     propose: (key, state, context, step) -> (choices int32 `[K, P, L]`, notes
       for `learn`).
+    init: (key, context) -> state.
     learn: (key, state, context, step, notes, choices, rewards, advantages) ->
       (state, scalar metrics). Rewards `[K, P]` are what to learn from,
       advantages what is to be great: robust scores. Both are less those of the
@@ -64,9 +51,11 @@ class Method:
     limits: {metric: value}: above it the method has gone astray.
   """
 
-  init: Callable[..., Any]
   propose: Callable[..., tuple[chex.Array, Any]]
-  learn: Callable[..., tuple[Any, dict[str, chex.Array]]]
+  init: Callable[..., Any] = lambda key, context: ()
+  learn: Callable[..., tuple[Any, dict[str, chex.Array]]] = (
+    lambda key, state, *_: (state, {})
+  )
   estimate: Callable[..., chex.Array] | None = None
   limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -74,25 +63,26 @@ class Method:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """What proposals depend on beside what a method has learnt.
+  """What proposals depend on beside what a method has learnt."""
 
-  Attributes:
-    feasible: the width vectors within each budget.
-    budget: beyond the cheapest vector in units of `feasible`, float32 `[K]`.
-    costs: float32 `[L, A, C, C]`, as shares of the dearest vector.
-    widths: int32 `[L, C]`.
-    valid: bool `[L, C]`, False on padding of `widths`.
-    layer_features: float32 `[L, F]` what is known of a layer beforehand.
-    budget_share: budget / cost of the dearest vector, float32 `[K]`.
-  """
-
-  feasible: cost.FeasibleSet
+  feasible: cost.FeasibleSet  # the width vectors within each budget
+  # Beyond the cheapest vector, in units of `feasible`, float32 `[K]`.
   budget: chex.Array
-  costs: chex.Array
-  widths: chex.Array
-  valid: chex.Array
-  layer_features: chex.Array
-  budget_share: chex.Array
+  costs: chex.Array  # float32 `[L, A, C, C]`, as shares of the dearest vector
+  widths: chex.Array  # int32 `[L, C]`
+  valid: chex.Array  # bool `[L, C]`, False on padding of `widths`
+  layer_features: chex.Array  # float32 `[L, F]`, of a layer beforehand
+  budget_share: chex.Array  # budget / cost of the dearest, float32 `[K]`
+
+
+def uniform_draws(
+  key: chex.PRNGKey, feasible: cost.FeasibleSet, num: int
+) -> chex.Array:
+  """Draws `num` vectors of each budget, int32 `[K, num, L]`."""
+  budgets = jnp.arange(feasible.ranges)
+  keys = jax.random.split(key, (len(budgets), num))
+  draw = jax.vmap(feasible.sample, (0, None))
+  return jax.vmap(draw)(keys, budgets)
 
 
 def make_context(
@@ -102,17 +92,14 @@ def make_context(
   positions: tuple[int, ...],
   amounts: Sequence[float],
 ) -> Context:
-  """Builds what methods see of a space and its budgets.
+  """Builds what methods see of a space and its budgets, `amounts` `[K]`.
 
-  Args:
-    space: of the vectors.
-    feasible: those within each budget.
-    costs: `[L, A, C, C]`, what budgets count.
-    positions: output positions (spatial size) of each layer, `[L]`.
-    amounts: the budgets, `[K]`.
+  These are in the unit of `costs`, `[L, A, C, C]`; `positions` `[L]` are the
+  output positions (spatial size) of each layer.
   """
   num_layers = len(space.choices)
   size = np.log2(np.array(positions, np.float64))[:, None]
+  # One-hot, because no order of the layers says what a width does in them.
   layer_features = np.concatenate(
     [np.eye(num_layers), size / size.max().clip(1)], axis=1
   )

@@ -17,8 +17,9 @@ class Choice:
   settings: Settings
 
 
-def _choose(name, **fields):
-  """A method whose counts, sizes and rates are positive."""
+def _choose(name, fields):
+  """Returns the choice; `fields` are the arguments of its constructor."""
+  # `entropy` alone may be 0; no count, size or rate may.
   for field, value in fields.items():
     if field != "entropy" and not value > 0:
       raise errors.InputError(
@@ -53,15 +54,7 @@ def ppo(
     clip: of the probability ratio.
     entropy: weight of the entropy bonus, in the first and the last update.
   """
-  return _choose(
-    "ppo",
-    proposals=proposals,
-    hidden=hidden,
-    learning_rate=learning_rate,
-    epochs=epochs,
-    clip=clip,
-    entropy=entropy,
-  )
+  return _choose("ppo", locals())
 
 
 def reinforce(
@@ -79,13 +72,7 @@ def reinforce(
   >>> hx.reinforce(hidden=32).settings.hidden
   32
   """
-  return _choose(
-    "reinforce",
-    proposals=proposals,
-    hidden=hidden,
-    learning_rate=learning_rate,
-    entropy=entropy,
-  )
+  return _choose("reinforce", locals())
 
 
 def predictor(proposals: int = 64) -> Choice:
@@ -99,7 +86,7 @@ def predictor(proposals: int = 64) -> Choice:
   >>> hx.predictor().name
   'predictor'
   """
-  return _choose("predictor", proposals=proposals)
+  return _choose("predictor", locals())
 
 
 def evolution(
@@ -118,12 +105,7 @@ def evolution(
     population: vectors that may be parents; so many first ones are random.
     tournament: vectors that meet for a child.
   """
-  return _choose(
-    "evolution",
-    proposals=proposals,
-    population=population,
-    tournament=tournament,
-  )
+  return _choose("evolution", locals())
 
 
 def local_search(proposals: int = 64) -> Choice:
@@ -136,7 +118,7 @@ def local_search(proposals: int = 64) -> Choice:
   >>> hx.local_search(proposals=8).name
   'local'
   """
-  return _choose("local", proposals=proposals)
+  return _choose("local", locals())
 
 
 def random_search(proposals: int = 64) -> Choice:
@@ -146,7 +128,7 @@ def random_search(proposals: int = 64) -> Choice:
   >>> hx.random_search(proposals=8).name
   'random'
   """
-  return _choose("random", proposals=proposals)
+  return _choose("random", locals())
 
 
 def per_stage(proposals: int = 64, *, groups: int = 3) -> Choice:
@@ -162,4 +144,4 @@ def per_stage(proposals: int = 64, *, groups: int = 3) -> Choice:
     proposals: vectors an update.
     groups: of blocks; all have as many layers, and the first has the stem too.
   """
-  return _choose("per_stage", proposals=proposals, groups=groups)
+  return _choose("per_stage", locals())

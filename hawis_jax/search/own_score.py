@@ -24,19 +24,12 @@ from hawis_jax.search.method import make_context
 
 
 class SearchResult(NamedTuple):
-  """What a search has found.
+  """What a search has found."""
 
-  Attributes:
-    widths: of the best vector [channels], `[L]`.
-    score: mean of its scores.
-    vectors: int64 `[N, L]`, all that were scored, in order.
-    scores: float64 `[N]`.
-  """
-
-  widths: tuple[int, ...]
-  score: float
-  vectors: np.ndarray
-  scores: np.ndarray
+  widths: tuple[int, ...]  # of the best vector [channels], `[L]`
+  score: float  # the mean of its scores
+  vectors: np.ndarray  # int64 `[N, L]`, all that were scored, in order
+  scores: np.ndarray  # float64 `[N]`
 
 
 def feasible_set(
@@ -70,6 +63,7 @@ def feasible_set(
   feasible = cost.feasible_set(
     space, costs, [budget_range], name="budget_range"
   )
+  # A cost of one's own says nothing of sizes: layers are told apart by place.
   positions = (1,) * len(space.choices)
   return make_context(space, feasible, costs, positions, budget_range[1:])
 
@@ -108,9 +102,8 @@ def search_widths(
     num_updates: calls of `score_fn`.
 
   Returns:
-    See `SearchResult`. The best vector has the highest score; where a vector
-    was scored differently another time, the highest mean, shrunk by the number
-    of its scores: one lucky score counts half.
+    The vector of the highest score; where scores are noisy, of the highest
+    mean, shrunk by the number of scores: one lucky score counts half.
 
   Raises:
     InputError: scores of another shape, or that are not finite.
@@ -132,6 +125,7 @@ def search_widths(
       raise errors.InputError(
         f"score_fn: got {got!r}, needed are {settings.proposals} finite scores"
       )
+    # What all scores of an update have in common tells no vector from another.
     reward = jnp.asarray(got - got.mean(), jnp.float32)[None]
     state, _ = learn(
       keys[1], state, feasible, step, notes, proposed, reward, reward

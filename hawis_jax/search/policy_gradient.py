@@ -3,8 +3,6 @@
 Axes: K budgets, P proposals for each, L layers.
 """
 
-import functools
-
 import chex
 import flax
 import jax
@@ -18,34 +16,29 @@ _BASELINE_DECAY = 0.9
 # Of one layer's choice [nat]: an update's own proposals, the good ones among
 # them, have become exp(10) times as rare by what was learnt of them. A learning
 # rate of 0.01 comes to about 1; 0.1, which still learns, to 5; 1, by which a
-# policy is stuck wherever it is thrown, beyond 20 (benchmarks/policy_limit.py).
+# policy is stuck wherever it is thrown, beyond 20 (benchmarks/search.py).
 _MOST_KL = 10.0
 
 
 @flax.struct.dataclass
 class State:
-  """What a policy-gradient method learns.
+  """What a policy-gradient method learns."""
 
-  Attributes:
-    params: of the policy.
-    opt_state: of its optimiser.
-    baseline: moving average of rewards, `[K]`, and
-    deviation: of their absolute distances from it. REINFORCE's; PPO ranks.
-  """
-
-  params: chex.ArrayTree
+  params: chex.ArrayTree  # of the policy
   opt_state: chex.ArrayTree
+  # REINFORCE's moving averages of rewards and of their absolute distances from
+  # that, `[K]`; PPO has none, for it ranks.
   baseline: chex.Array
   deviation: chex.Array
 
 
 def ppo(settings: method.Settings) -> method.Method:
-  """PPO on ranks within an update and budget (Schulman et al. 2017)."""
+  """Returns PPO on ranks within an update and budget (Schulman et al. 2017)."""
   return _method(settings, epochs=settings.epochs, ranks=True)
 
 
 def reinforce(settings: method.Settings) -> method.Method:
-  """REINFORCE (Williams 1992): one step an update, moving baseline."""
+  """Returns REINFORCE (Williams 1992): one step an update, moving baseline."""
   return _method(settings, epochs=1, ranks=False)
 
 
@@ -62,64 +55,68 @@ def _method(settings, epochs, ranks):
 
   def propose(key, state, context, step):
     del step
-    ranges = _ranges(context, settings.proposals)
     proposals = policy_network.propose(
-      key, network(context), state.params, context, ranges
+      key, network(context), state.params, context, budgets(context)
     )
     shape = context.feasible.ranges, settings.proposals, -1
     return proposals.choices.reshape(shape), proposals
 
+  def budgets(context):
+    """The budget of each proposal, `[K P]`."""
+    return jnp.repeat(jnp.arange(context.feasible.ranges), settings.proposals)
+
   def learn(key, state, context, step, proposals, choices, rewards, advantages):
     del key, choices, advantages
-    ranges = _ranges(context, settings.proposals)
     first, last = settings.entropy
+    # Exploration is bought at first; at the end the policy is to decide.
     progress = step / max(settings.updates - 1, 1)
     entropy = first + (last - first) * progress
     if ranks:
+      # Ranks have one size, whatever the chips of the update did to scores.
       advantages = jax.vmap(policy_network.rank_advantages)(rewards)
-      hyper = policy_network.PPOConfig(settings.clip, entropy)
-      loss = functools.partial(policy_network.ppo_loss, hyper=hyper)
     else:
       state, advantages = _against_baseline(state, step, rewards)
-      loss = functools.partial(policy_network.reinforce_loss, entropy=entropy)
+    advantages = advantages.reshape(-1)
+
+    def evaluate(params):
+      return policy_network.evaluate(
+        network(context), params, context, budgets(context), proposals.choices
+      )
+
+    def loss(params):
+      now = evaluate(params)
+      if ranks:  # PPO's clipped surrogate, with the ratio of each layer
+        ratio = jnp.exp(now.log_probs - proposals.log_probs)
+        clipped = jnp.clip(ratio, 1 - settings.clip, 1 + settings.clip)
+        advantage = jnp.minimum(
+          ratio * advantages[:, None], clipped * advantages[:, None]
+        )
+      else:
+        advantage = advantages * now.log_probs.sum(-1)
+      return -advantage.mean() - entropy * now.entropies.mean()
 
     def epoch(carry, _):
       params, opt_state = carry
-      grads = jax.grad(loss)(
-        params,
-        network(context),
-        context,
-        ranges,
-        proposals,
-        advantages.reshape(-1),
-      )
-      updates, opt_state = optimizer.update(grads, opt_state)
+      updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
       return (optax.apply_updates(params, updates), opt_state), None
 
     (params, opt_state), _ = jax.lax.scan(
       epoch, (state.params, state.opt_state), length=epochs
     )
-    now = policy_network.evaluate(
-      network(context), params, context, ranges, proposals.choices
-    )
-    moved = (proposals.log_probs - now.log_probs).mean(0).max()
+    moved = proposals.log_probs - evaluate(params).log_probs
     metrics = {
       "entropy": proposals.entropies.mean(),
-      "kl": moved,  # of the layer that moved most, before from after, estimated
+      # Of the layer that moved most, before from after, estimated.
+      "kl": moved.mean(0).max(),
       "policy_norm": optax.tree.norm(params),
     }
     return state.replace(params=params, opt_state=opt_state), metrics
 
-  return method.Method(init, propose, learn, limits={"kl": _MOST_KL})
-
-
-def _ranges(context, proposals):
-  """The budget of each proposal, `[K P]`."""
-  return jnp.repeat(jnp.arange(context.feasible.ranges), proposals)
+  return method.Method(propose, init, learn, limits={"kl": _MOST_KL})
 
 
 def _against_baseline(state, step, rewards):
-  """(state with the next baseline, advantages of about unit size)."""
+  """Returns (state with the next baseline, advantages of about unit size)."""
   mean = rewards.mean(1)
   first = step == 0
   baseline = jnp.where(first, mean, state.baseline)

@@ -26,23 +26,14 @@ _PRIOR = 1.0  # observations that the prior of a coefficient is worth
 
 @flax.struct.dataclass
 class State:
-  """Sums of the regression, and what it believes to be best.
+  """Sums of the regression, and what it believes to be best."""
 
-  Attributes:
-    gram: `[F, F]`, sum of outer products of centred features.
-    moment: `[F]`, of centred features times rewards.
-    advantage_moment: `[F]`, times advantages: to choose candidates by.
-    square: of centred rewards.
-    count: of observations, less one an update and budget.
-    elite: int32 `[K, E, L]`.
-  """
-
-  gram: chex.Array
-  moment: chex.Array
-  advantage_moment: chex.Array
-  square: chex.Array
-  count: chex.Array
-  elite: chex.Array
+  gram: chex.Array  # `[F, F]`, of outer products of centred features
+  moment: chex.Array  # `[F]`, of centred features times rewards
+  advantage_moment: chex.Array  # `[F]`, times advantages
+  square: chex.Array  # of centred rewards
+  count: chex.Array  # of observations, less one an update and budget
+  elite: chex.Array  # int32 `[K, E, L]`
 
 
 def predictor(settings: method.Settings) -> method.Method:
@@ -54,19 +45,10 @@ def predictor(settings: method.Settings) -> method.Method:
   """
 
   def init(key, context):
-    ranges = jnp.arange(context.feasible.ranges)
-    keys = jax.random.split(key, (len(ranges), _ELITE))
-    draw = jax.vmap(context.feasible.sample, (0, None))
-    elite = jax.vmap(draw)(keys, ranges)
+    elite = method.uniform_draws(key, context.feasible, _ELITE)
     size = _features(context, elite).shape[-1]
-    return State(
-      gram=jnp.zeros((size, size)),
-      moment=jnp.zeros(size),
-      advantage_moment=jnp.zeros(size),
-      square=jnp.zeros(()),
-      count=jnp.zeros(()),
-      elite=elite,
-    )
+    zeros = map(jnp.zeros, ((size, size), size, size, (), ()))
+    return State(*zeros, elite)
 
   def propose(key, state, context, step):
     del step
@@ -74,8 +56,7 @@ def predictor(settings: method.Settings) -> method.Method:
     size = max(_POOL, 4 * settings.proposals)
     pool = _pool(pool_key, state, context, size)
     mean, factor, noise = _posterior(state)
-    num = context.feasible.ranges
-    shape = (num, settings.proposals, len(mean))
+    shape = (context.feasible.ranges, settings.proposals, len(mean))
     normal = jax.random.normal(draw_key, shape) * jnp.sqrt(noise)
     solve = jax.scipy.linalg.solve_triangular
     spread = solve(factor.T, normal.reshape(-1, len(mean)).T, lower=False)
@@ -89,32 +70,34 @@ def predictor(settings: method.Settings) -> method.Method:
     features = _features(context, choices)
     features = features - features.mean(1, keepdims=True)
     features = features.reshape(-1, features.shape[-1])
-    means = len(rewards)
-    rewards, advantages = (
-      (x - x.mean(1, keepdims=True)).reshape(-1) for x in (rewards, advantages)
-    )
+    free = rewards.size - len(rewards)
+    told = (rewards, advantages)
+    rewards, advantages = ((x - x.mean(1, keepdims=True)).ravel() for x in told)
+    # Rewards, which are learnt from, may be cross-entropies; candidates are
+    # chosen by advantages, which are accuracies: so there are two moments.
     state = state.replace(
       gram=state.gram + features.T @ features,
       moment=state.moment + features.T @ rewards,
       advantage_moment=state.advantage_moment + features.T @ advantages,
       square=state.square + (rewards**2).sum(),
-      count=state.count + len(rewards) - means,
+      count=state.count + free,
     )
     mean, _, noise = _posterior(state)
     pool = _pool(key, state, context, _POOL)
+    # The old elite has to win again, by what is believed now.
     pool = jnp.concatenate([state.elite, choices, pool], 1)
     values = _features(context, pool) @ mean
     best = _best_distinct(pool, values)
     elite = jnp.take_along_axis(pool, best[..., None], 1)
     return state.replace(elite=elite), {"noise": jnp.sqrt(noise)}
 
-  def estimate(state, context, budget_range, choices):
+  def estimate(state, context, budget, choices):
     every = (context.feasible.ranges, *choices.shape)
     features = _features(context, jnp.broadcast_to(choices[None], every))
     advantages = state.replace(moment=state.advantage_moment)
-    return features[budget_range] @ _posterior(advantages)[0]
+    return features[budget] @ _posterior(advantages)[0]
 
-  return method.Method(init, propose, learn, estimate)
+  return method.Method(propose, init, learn, estimate)
 
 
 def _features(context: method.Context, choices: chex.Array) -> chex.Array:
@@ -136,15 +119,14 @@ def _features(context: method.Context, choices: chex.Array) -> chex.Array:
 
 
 def _posterior(state):
-  """(mean `[F]`, Cholesky factor of noise x precision, noise variance).
-
-  Ridge regression; the noise is the residual variance per degree of freedom.
-  """
+  """Returns (mean `[F]`, Cholesky factor of noise x precision, noise)."""
+  # Ridge regression; the noise is the residual variance per degree of freedom.
   size = len(state.moment)
   precision = state.gram + _PRIOR * jnp.eye(size)
   factor = jnp.linalg.cholesky(precision)
   mean = jax.scipy.linalg.cho_solve((factor, True), state.moment)
   residual = state.square - mean @ state.moment
+  # While scores are fewer than features, the prior leaves some of them free.
   free = jnp.maximum(state.count - size, state.count / 4)
   noise = jnp.maximum(residual, 0) / jnp.maximum(free, 1)
   return mean, factor, jnp.where(state.count > 0, noise, 1.0)
@@ -152,16 +134,15 @@ def _posterior(state):
 
 def _pool(key, state, context, size):
   """Feasible candidates of each budget, `[K, N, L]`."""
-  ranges = jnp.arange(context.feasible.ranges)
+  budgets = jnp.arange(context.feasible.ranges)
   uniform_key, parent_key, mutation_key = jax.random.split(key, 3)
-  shape = len(ranges), size // 2
-  draw = jax.vmap(context.feasible.sample, (0, None))
-  uniform = jax.vmap(draw)(jax.random.split(uniform_key, shape), ranges)
+  shape = len(budgets), size // 2
+  uniform = method.uniform_draws(uniform_key, context.feasible, size // 2)
   parents = jax.random.randint(parent_key, shape, 0, _ELITE)
   parents = jnp.take_along_axis(state.elite, parents[..., None], 1)
   mutate = jax.vmap(neighbours.mutate, (0, None, None, 0))
   mutations = jax.vmap(mutate, (0, None, 0, 0))(
-    jax.random.split(mutation_key, shape), context, ranges, parents
+    jax.random.split(mutation_key, shape), context, budgets, parents
   )
   return jnp.concatenate([uniform, mutations], 1)
 
@@ -169,6 +150,7 @@ def _pool(key, state, context, size):
 def _without_repeats(pool, values):
   """Of each draw in turn the best vector not yet taken, places `[K, P]`."""
 
+  # A second score on the same chips would be the first one again.
   def one_budget(pool, values):
     def pick(taken, row):
       best = jnp.where(taken, -jnp.inf, row).argmax()
@@ -181,7 +163,7 @@ def _without_repeats(pool, values):
 
 
 def _best_distinct(pool, values):
-  """Places of the best distinct vectors of `[K, N, L]`, `[K, E]`."""
+  """Places `[K, E]` of the best distinct vectors of `[K, N, L]`."""
 
   def one_budget(pool, values):
     order = jnp.argsort(-values)

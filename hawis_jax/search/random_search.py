@@ -1,6 +1,6 @@
 """Methods that learn nothing: random search, of all vectors or one a stage.
 
-Axes: K budgets, P proposals for each, L layers, C choices.
+Axes: K budgets, P proposals for each, N vectors, L layers.
 """
 
 import itertools
@@ -21,21 +21,16 @@ def random_search(settings: method.Settings) -> method.Method:
 
   def propose(key, state, context, step):
     del state, step
-    ranges = jnp.arange(context.feasible.ranges)
-    keys = jax.random.split(key, (len(ranges), settings.proposals))
-    draw = jax.vmap(context.feasible.sample, (0, None))
-    return jax.vmap(draw)(keys, ranges), ()
+    num = settings.proposals
+    return method.uniform_draws(key, context.feasible, num), ()
 
-  return method.Method(lambda key, context: (), propose, _learn_nothing)
+  return method.Method(propose)
 
 
 def per_stage(settings: method.Settings) -> method.Method:
   """Random search among the vectors of one scale a stage (stem with first).
 
-  A stage's layers take the choices of the same rank. There are few, so the
-  budget's low end does not matter: those are drawn that have less than `SPARE`
-  of the budget left, else all within it. Where none is, random vectors of the
-  range stand in.
+  A stage's layers take the choices of the same rank.
   """
 
   def vectors(context):
@@ -52,34 +47,30 @@ def per_stage(settings: method.Settings) -> method.Method:
 
   def init(key, context):
     del key
-    all_of_them = vectors(context)
-    ranges = jnp.arange(context.feasible.ranges)
-    within = jax.vmap(context.feasible.affords, (0, None))(ranges, all_of_them)
-    spent = cost.vector_cost(context.costs, all_of_them)[None]
+    every = vectors(context)
+    budgets = jnp.arange(context.feasible.ranges)
+    within = jax.vmap(context.feasible.affords, (0, None))(budgets, every)
+    spent = cost.vector_cost(context.costs, every)[None]
+    # They are few, so the budget's low end does not matter: those that leave
+    # little of it are drawn, else all within it.
     close = within & (spent >= (1 - SPARE) * context.budget_share[:, None])
     inside = jnp.where(close.any(1, keepdims=True), close, within)
-    return {"vectors": all_of_them, "inside": inside}
+    return {"vectors": every, "inside": inside}
 
   def propose(key, state, context, step):
     del step
 
-    def draw(key, budget_range, inside):
+    def draw(key, budget, inside):
       vector_key, other_key = jax.random.split(key)
       logits = jnp.where(inside, 0.0, -jnp.inf)
       pick = jax.random.categorical(vector_key, logits)
-      other = context.feasible.sample(other_key, budget_range)
+      # Where no vector is of the kind, any of the budget stands in.
+      other = context.feasible.sample(other_key, budget)
       return jnp.where(inside.any(), state["vectors"][pick], other)
 
-    ranges = jnp.arange(context.feasible.ranges)
-    keys = jax.random.split(key, (len(ranges), settings.proposals))
+    budgets = jnp.arange(context.feasible.ranges)
+    keys = jax.random.split(key, (len(budgets), settings.proposals))
     each = jax.vmap(jax.vmap(draw, (0, None, None)))
-    return each(keys, ranges, state["inside"]), ()
+    return each(keys, budgets, state["inside"]), ()
 
-  return method.Method(init, propose, _learn_nothing)
-
-
-def _learn_nothing(
-  key, state, context, step, notes, choices, rewards, advantages
-):
-  del key, context, step, notes, choices, rewards, advantages
-  return state, {}
+  return method.Method(propose, init)

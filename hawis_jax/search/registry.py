@@ -1,8 +1,7 @@
 """Search methods: what proposes width vectors and learns from their scores.
 
-All of them propose only what `budgets.FeasibleSet` holds, are scored by the
-same scorer on the same chips, and are pure functions, so that an update of the
-search is one compiled program.
+All propose only what `cost.FeasibleSet` holds, are scored by the same scorer on
+the same chips, and are pure functions, so that an update is one program.
 """
 
 from hawis_jax.search import evolution
@@ -10,7 +9,6 @@ from hawis_jax.search import method
 from hawis_jax.search import policy_gradient
 from hawis_jax.search import predictor
 from hawis_jax.search import random_search
-from hawis_jax.search.method import Method
 
 _BUILDERS = {
   "ppo": policy_gradient.ppo,
@@ -24,9 +22,6 @@ _BUILDERS = {
 NAMES = tuple(_BUILDERS)
 
 
-def build(name: str, settings: method.Settings) -> Method:
+def build(name: str, settings: method.Settings) -> method.Method:
   """Returns the method of one of `NAMES`."""
   return _BUILDERS[name](settings)
-
-
-__all__ = ["NAMES", "Method", "build"]

@@ -23,17 +23,11 @@ P = jax.sharding.PartitionSpec
 
 @flax.struct.dataclass
 class Scorer:
-  """What a score depends on beside width vectors and chips.
+  """What a score depends on beside width vectors and chips."""
 
-  Attributes:
-    params: of the super-net.
-    images: to score on.
-    calibration: uint8 `[N, B, H, W, C]`, for BN recalibration.
-  """
-
-  params: chex.ArrayTree
-  images: monte_carlo.Batches
-  calibration: chex.Array
+  params: chex.ArrayTree  # of the super-net
+  images: monte_carlo.Batches  # to score on
+  calibration: chex.Array  # uint8 `[N, B, H, W, C]`, for BN recalibration
 
 
 def make_score(
@@ -46,19 +40,14 @@ def make_score(
 
   `keys` are those of the chips of every device, `[S_i]` each; S is their sum,
   device-major. BN is recalibrated at every vector's widths before it is scored.
-  Vectors are shared out over the mesh.
-
-  Args:
-    module: the super-net.
-    devices: of the scenarios.
-    block: vectors that an accelerator scores at a time, for memory's sake.
-    mesh: all its accelerators take part; None: all there are.
+  Vectors are shared out over the mesh (None: all accelerators), each of which
+  scores `block` of them at a time, for memory's sake.
   """
   mesh = sharding.training_mesh() if mesh is None else mesh
 
   def score(scorer, widths, keys):
     num, shares = len(widths), mesh.size
-    # Equal shares of whole blocks; the last vector fills up.
+    # Equal shares of whole blocks, for one program; the last vector fills up.
     most = min(-(-num // shares), block)
     blocks = -(-num // (shares * most))
     size = shares * blocks * most
@@ -74,7 +63,7 @@ def make_score(
     return jax.tree.map(lambda x: x[:, :num], whole)
 
   def score_share(scorer, widths, keys, block):
-    """The vectors of one device."""
+    """Scores the vectors of one accelerator."""
     scores = jax.lax.map(
       lambda part: score_block(scorer, part, keys),
       widths.reshape(-1, block, widths.shape[-1]),
@@ -104,22 +93,17 @@ def make_score(
 def chip_keys(
   key: chex.PRNGKey, chips: int, scenarios: int
 ) -> list[chex.Array]:
-  """Keys of every scenario's chips; chip i has the same one in all of them."""
+  """Returns keys of every scenario's chips, the same in all of them."""
   return [jax.random.split(key, chips)] * scenarios
 
 
 def robust_score(
   values: chex.Array, scenarios: int, cvar_weight: float
 ) -> chex.Array:
-  """(1 - b) mean + b CVaR_25% over chips, averaged over scenarios.
+  """Returns (1 - b) mean + b CVaR_25% over chips, averaged over scenarios.
 
-  Args:
-    values: `[S, P]`, scenario-major; greater is better.
-    scenarios: their number.
-    cvar_weight: b.
-
-  Returns:
-    `[P]`.
+  Values are `[S, P]`, scenario-major, and the greater the better; scores `[P]`.
+  The mean alone would not see a few chips that fail: b = `cvar_weight` does.
   """
   values = values.reshape(scenarios, -1, values.shape[-1])
   mix = (1 - cvar_weight) * values.mean(1)

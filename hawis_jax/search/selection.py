@@ -14,22 +14,13 @@ def best_vectors(
   num: int,
   estimate: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> list[tuple[np.ndarray, float]]:
-  """The best distinct vectors of one method: [(choices, mean advantage)].
+  """Returns the best `num` distinct vectors: [(choices, mean advantage)].
 
   An advantage is a score less that of the update's references, which met the
-  same
-  chips: so an update with lucky chips has no advantage. The estimate of a
-  vector scored n times is the sum of its advantages over n + 1: one lucky score
-  counts half. A method that predicts advantages is asked first, and what the
-  scores say beyond is counted so. Returned is the plain mean of a vector's
-  advantages.
-
-  Args:
-    choices: int `[N, L]`, all evaluations; a vector may occur many times.
-    advantages: `[N]`.
-    num: at most so many.
-    estimate: distinct vectors `[D, L]` -> predicted advantages `[D]`, up to a
-      constant; None: nothing is predicted.
+  same chips: so an update with lucky chips has no advantage. Of all evaluations
+  `choices` is int `[N, L]`, `advantages` `[N]`. A method that predicts
+  advantages is asked first: `estimate`, distinct vectors `[D, L]` -> `[D]`, up
+  to a constant.
   """
   if not len(choices):
     return []
@@ -41,6 +32,7 @@ def best_vectors(
     predicted += np.mean(advantages - predicted[inverse])
   beyond = np.bincount(inverse, advantages - predicted[inverse])
   count = np.bincount(inverse)
+  # What n scores say beyond the prediction: one lucky score counts half.
   value = predicted + beyond / (count + 1)
   mean = np.bincount(inverse, advantages) / count
   order = np.argsort(-value, kind="stable")[:num]
@@ -48,21 +40,14 @@ def best_vectors(
 
 
 def front(candidates: dict[str, list[dict]]) -> list[dict]:
-  """The candidates that none beats in robust score at no more energy.
+  """Returns the candidates that none beats in score at no more energy.
 
-  Args:
-    candidates: {method: entries}.
-
-  Returns:
-    `method`, `budget`, `widths`, `score` and `energy_joule` of each, cheapest
-    first.
+  Candidates are {method: entries}; those returned are the cheapest first.
   """
   points = [
     {
       "method": name,
-      "budget": entry["budget"],
-      "widths": entry["widths"],
-      "score": entry["score"],
+      **{field: entry[field] for field in ("budget", "widths", "score")},
       "energy_joule": entry["cost"]["energy_joule"],
     }
     for name, entries in candidates.items()

@@ -19,20 +19,14 @@ from hawis_jax.training import optimization
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How a net is trained, beside its optimiser.
+  """How a net is trained, beside its optimiser."""
 
-  Attributes:
-    microbatches: parts a batch is split into; gradients are averaged, and BN
-      normalises and updates its statistics part by part.
-    label_smoothing: share of a label that goes to all classes.
-    weight_penalty: factor of `optimization.weight_penalty`.
-    ema: decay a step of the moving average; 0: none.
-  """
-
+  # Parts a batch is split into, for memory's sake: gradients are averaged, and
+  # BN normalises and updates its statistics part by part.
   microbatches: int = 1
-  label_smoothing: float = 0.0
-  weight_penalty: float = 0.0
-  ema: float = 0.0
+  label_smoothing: float = 0.0  # share of a label that goes to all classes
+  weight_penalty: float = 0.0  # factor of `optimization.weight_penalty`
+  ema: float = 0.0  # decay a step of the moving average; 0: none
 
 
 def train_step(
@@ -46,19 +40,11 @@ def train_step(
   teacher_module: nn.Module | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[optimization.TrainState, dict[str, chex.Array]]:
-  """One optimiser step of a fixed net.
+  """Takes one optimiser step of a fixed net.
 
-  Args:
-    state: before.
-    batch: image uint8 `[B, H, W, C]`, label int `[B]`.
-    teacher: variables of `teacher_module`, which then sets the loss, KL(teacher
-      || student); without `batch_stats`, it normalises with the batch's. None:
-      cross-entropy with the labels.
-    module: the net.
-    optimizer: of `state`.
-    recipe: see `Recipe`.
-    teacher_module: any network with `encode`.
-    mesh: whose `data` axis the batch is split on; None: one device's.
+  A batch has `image` uint8 `[B, H, W, C]` and `label` int `[B]`, and is split
+  on the `data` axis of a mesh (None: one device has it). The loss is KL(teacher
+  || student), with the variables of a teacher module, else cross-entropy.
   """
 
   def loss_function(params, batch_stats, part):
@@ -76,6 +62,7 @@ def train_step(
       target = teacher_module.apply(
         teacher,
         teacher_module.encode(part["image"]),
+        # One that was trained as a super-net has no statistics of its own.
         train="batch_stats" not in teacher,
       )
       loss = optimization.distillation(logits, target)
@@ -84,6 +71,7 @@ def train_step(
     correct = (logits.argmax(-1) == part["label"]).mean()
     return loss, (updated["batch_stats"], {"loss": loss, "accuracy": correct})
 
+  # Each device keeps a share of the state, and needs the whole to compute.
   teacher = sharding.gathered(teacher, mesh)
   grads, batch_stats, values = _mean_gradients(
     jax.grad(loss_function, has_aux=True),
@@ -95,13 +83,9 @@ def train_step(
   grads = sharding.gathered(grads, mesh)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  average = (
-    optax.incremental_update(
-      (params, batch_stats), state.average, 1 - recipe.ema
-    )
-    if recipe.ema
-    else ()
-  )
+  average, now = (), (params, batch_stats)
+  if recipe.ema:
+    average = optax.incremental_update(now, state.average, 1 - recipe.ema)
   values["weight_norm"] = optax.tree.norm(params)
   state = optimization.TrainState(params, batch_stats, opt_state, average)
   return state, values

@@ -16,19 +16,12 @@ from hawis_jax.runtime import sharding
 
 @flax.struct.dataclass
 class TrainState:
-  """What a training step changes.
-
-  Attributes:
-    params: of the network.
-    batch_stats: BN running averages; empty in super-net training.
-    opt_state: of the optimiser.
-    average: moving average of `params` and `batch_stats`; () without one.
-  """
+  """What a training step changes."""
 
   params: chex.ArrayTree
-  batch_stats: chex.ArrayTree
+  batch_stats: chex.ArrayTree  # BN running averages
   opt_state: chex.ArrayTree
-  average: chex.ArrayTree = ()
+  average: chex.ArrayTree = ()  # of `params` and `batch_stats`; (): none
 
   @property
   def variables(self) -> dict:
@@ -39,23 +32,15 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-  """An optimiser.
+  """An optimiser."""
 
-  Attributes:
-    name: "sgd" or "adam".
-    learning_rate: at its greatest.
-    schedule: "cosine", "multistep" or "constant".
-    milestones: shares of the steps at which "multistep" drops tenfold.
-    momentum: of "sgd".
-    weight_decay: L2, added to the gradient.
-  """
-
-  name: str = "sgd"
-  learning_rate: float = 0.1
-  schedule: str = "cosine"
+  name: str = "sgd"  # or "adam"
+  learning_rate: float = 0.1  # at its greatest
+  schedule: str = "cosine"  # "multistep" or "constant"
+  # Shares of the steps at which "multistep" drops tenfold.
   milestones: tuple[float, ...] = (0.5, 0.65, 0.8)
-  momentum: float = 0.9
-  weight_decay: float = 0.0
+  momentum: float = 0.9  # of "sgd"
+  weight_decay: float = 0.0  # L2, added to the gradient
 
 
 def init_state(
@@ -78,18 +63,14 @@ def make_init(
 ):
   """Returns a jitted function, key -> the state before step 0.
 
-  Args:
-    module: a network.
-    image_shape: (H, W, C) of its images.
-    optimizer: of the state.
-    averaging: whether the state has a moving average.
-    mesh: the state is made where it stays, see `sharding.split`; None: on one
-      device.
+  Images are (H, W, C). On a mesh the state is made where it stays, see
+  `sharding.split`: the whole of it may not fit one device.
   """
 
   def make(key):
     fresh = net_variables.init(module, key, image_shape)
     params, batch_stats = fresh["params"], fresh["batch_stats"]
+    # Copies: a donated state must not hold one buffer twice.
     average = jax.tree.map(jnp.copy, (params, batch_stats)) if averaging else ()
     return TrainState(params, batch_stats, optimizer.init(params), average)
 
@@ -102,12 +83,7 @@ def make_init(
 def make_optimizer(
   settings: OptimizerSettings, steps: int
 ) -> optax.GradientTransformation:
-  """Returns an optimiser; L2 decay as in PyTorch.
-
-  Args:
-    settings: see `OptimizerSettings`.
-    steps: length of the run, for the schedule.
-  """
+  """Returns an optimiser for a run of so many steps; L2 decay as in PyTorch."""
   rate = settings.learning_rate
   if settings.schedule == "cosine":
     rate = optax.cosine_decay_schedule(rate, steps)
@@ -129,12 +105,10 @@ def make_optimizer(
 def cross_entropy(
   logits: chex.Array, labels: chex.Array, smoothing: float = 0.0
 ) -> chex.Array:
-  """Mean cross-entropy [nat].
+  """Returns the mean cross-entropy [nat] of logits `[B, classes]`.
 
-  Args:
-    logits: `[B, classes]`.
-    labels: int `[B]`.
-    smoothing: share of a label that is spread over all classes.
+  A share `smoothing` of each of the labels, int `[B]`, is spread over all
+  classes.
   """
   if not smoothing:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -145,10 +119,8 @@ def cross_entropy(
 
 
 def distillation(logits: chex.Array, teacher: chex.Array) -> chex.Array:
-  """Mean KL(teacher || student) [nat], both logits `[B, classes]`.
-
-  No gradient flows to the teacher.
-  """
+  """Returns the mean KL(teacher || student) [nat] of logits `[B, classes]`."""
+  # No gradient flows to the teacher: in a sandwich, it is trained too.
   teacher = jax.lax.stop_gradient(jax.nn.log_softmax(teacher))
   return optax.losses.kl_divergence_with_log_targets(
     jax.nn.log_softmax(logits), teacher
@@ -156,7 +128,7 @@ def distillation(logits: chex.Array, teacher: chex.Array) -> chex.Array:
 
 
 def weight_penalty(params: chex.ArrayTree, target: float = 0.01) -> chex.Array:
-  """Sum of (|w| - target)^2 over all kernels.
+  """Returns the sum of (|w| - target)^2 over all kernels.
 
   It keeps latent weights near their threshold (published ImageNet recipe).
   """

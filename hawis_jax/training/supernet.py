@@ -33,16 +33,10 @@ def sample_widths(
   space: width_vectors.WidthSpace,
   num: int,
 ) -> chex.Array:
-  """Draws a sandwich: maximum, minimum, `num` vectors uniform in cost.
+  """Draws a sandwich, int32 `[2 + num, L]`: maximum, minimum, random widths.
 
-  Args:
-    key: consumed.
-    bands: ranges, from `cost.cost_bands`.
-    space: of the vectors.
-    num: random vectors.
-
-  Returns:
-    int32 `[2 + num, L]` widths.
+  Random vectors are uniform in cost: in one of the `bands`, from
+  `cost.cost_bands`, and uniform within it.
   """
 
   def draw(key):
@@ -50,6 +44,7 @@ def sample_widths(
     band = jax.random.randint(band_key, (), 0, bands.ranges)
     return width_vectors.take(space.table, bands.sample(vector_key, band))
 
+  # The rule's extremes bound what all others can do.
   ends = jnp.array([space.max_widths, space.min_widths], jnp.int32)
   return jnp.concatenate([ends, jax.vmap(draw)(jax.random.split(key, num))])
 
@@ -60,14 +55,8 @@ def sample_device(
   """Draws one of some devices, all its defects at a share of their severities.
 
   The share is uniform in [0, 1), so that training meets what scores do, from
-  the ideal net to the devices themselves, and nothing worse.
-
-  Args:
-    key: consumed.
-    devices: alike in their static fields, see `crossbar.stack`.
-
-  Returns:
-    A device with traced severities.
+  the ideal net to the devices themselves, and nothing worse. The devices are
+  alike in their static fields, see `crossbar.stack`; severities are traced.
   """
   choice_key, share_key = jax.random.split(key)
   choice = jax.random.randint(choice_key, (), 0, len(devices))
@@ -83,26 +72,16 @@ def sample_device(
 def sample_chip(
   key: chex.PRNGKey, params: dict, devices: Sequence[crossbar.Device]
 ) -> dict:
-  """Draws a chip of a device of `sample_device` and programs the super-net.
-
-  Returns:
-    The collection `crossbar` of `crossbar.program`.
-  """
+  """Returns the collection `crossbar` of a chip of `sample_device`."""
   device_key, chip_key = jax.random.split(key)
   device = sample_device(device_key, devices)
   return crossbar.program(chip_key, {"params": params}, device)["crossbar"]
 
 
 def on_chip(params: dict, chip: dict) -> dict:
-  """Variables of a net on a chip, to be trained.
-
-  The gradient of an effective weight is its latent weight's, as in the
-  binariser: that of a stuck cell's weight too, which another chip will need.
-
-  Args:
-    params: of the net, which the gradient is for.
-    chip: collection `crossbar` with their effective weights.
-  """
+  """Returns variables of a net on a chip of `sample_chip`, to be trained."""
+  # The gradient of an effective weight is its latent weight's, as in the
+  # binariser: that of a stuck cell's weight too, which another chip will need.
   latent = traverse_util.flatten_dict(params)
   weights = {}
   for path, weight in traverse_util.flatten_dict(chip).items():
@@ -123,22 +102,12 @@ def sandwich_loss(
   faulty: int = 0,
   looped: bool = False,
 ) -> tuple[chex.Array, chex.Array]:
-  """Summed loss of N width vectors; the first is the maximum net.
+  """Returns the summed loss of N width vectors, and logits `[N, B, classes]`.
 
-  Args:
-    params: of the super-net.
-    module: the super-net.
-    widths: int `[N, L]`.
-    inputs: `[B, H, W, C]`, from `module.encode`.
-    labels: int `[B]`.
-    distill: vectors after the first learn its softmax, not the labels.
-    chip: from `sample_chip`; None: `faulty` is 0.
-    faulty: so many vectors, the last, are on it.
-    looped: one vector after the other, for images on several devices: XLA
-      can't split the images of the weight gradients of all at once.
-
-  Returns:
-    (loss, logits `[N, B, classes]`).
+  Widths are int `[N, L]`, the first those of the maximum net; inputs `[B, H, W,
+  C]`, from `module.encode`; labels int `[B]`. With `distill`, vectors after the
+  first learn its softmax, not the labels; the last `faulty` are on a chip from
+  `sample_chip`.
   """
 
   def apply(variables, widths):
@@ -146,6 +115,8 @@ def sandwich_loss(
     def one(vector):
       return module.apply(variables, inputs, vector, train=True)
 
+    # Looped, for images on several devices: XLA can't split the images of the
+    # weight gradients of all vectors at once.
     return jax.lax.map(one, widths) if looped else jax.vmap(one)(widths)
 
   ideal = len(widths) - faulty
@@ -155,10 +126,11 @@ def sandwich_loss(
     logits = jnp.concatenate([logits, on_it])
   loss = optimization.cross_entropy(logits[0], labels)
   for student in logits[1:]:
-    if distill:
-      loss += optimization.distillation(student, logits[0])
-    else:
-      loss += optimization.cross_entropy(student, labels)
+    loss += (
+      optimization.distillation(student, logits[0])
+      if distill
+      else optimization.cross_entropy(student, labels)
+    )
   return loss, logits
 
 
@@ -174,39 +146,24 @@ def sandwich_step(
   faulty: int = 0,
   mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[optimization.TrainState, dict[str, chex.Array]]:
-  """One optimiser step on N width vectors, the maximum first.
+  """Takes one optimiser step on N width vectors `[N, L]`, the maximum first.
 
-  The maximum net uses every weight, so weight decay moves none that the step
-  did not train.
-
-  Args:
-    state: before.
-    widths: int `[N, L]`.
-    batch: image uint8 `[B, H, W, C]`, label int `[B]`.
-    chip: see `sandwich_loss`.
-    module: the super-net.
-    optimizer: of `state`.
-    distill: see `sandwich_loss`.
-    faulty: see `sandwich_loss`.
-    mesh: whose `data` axis the batch is split on; None: one device's.
+  A batch has `image` uint8 `[B, H, W, C]` and `label` int `[B]`, and is split
+  on the `data` axis of a mesh; for the rest see `sandwich_loss`.
   """
   inputs = module.encode(batch["image"])
   grad = jax.value_and_grad(sandwich_loss, has_aux=True)
+  params, labels = sharding.gathered(state.params, mesh), batch["label"]
+  looped = mesh is not None and mesh.size > 1
   (loss, logits), grads = grad(
-    sharding.gathered(state.params, mesh),
-    module,
-    widths,
-    inputs,
-    batch["label"],
-    distill,
-    chip,
-    faulty,
-    mesh is not None and mesh.size > 1,
+    params, module, widths, inputs, labels, distill, chip, faulty, looped
   )
   grads = sharding.gathered(grads, mesh)
+  # The maximum net uses every weight, so weight decay moves none that the step
+  # did not train.
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  correct = (logits.argmax(-1) == batch["label"][None]).mean(-1)
+  correct = (logits.argmax(-1) == labels[None]).mean(-1)
   values = {
     "loss": loss,
     "accuracy_max": correct[0],

@@ -135,7 +135,6 @@ def _sums(columns, used, negative, shape):
     total, _ = jax.lax.scan(
       lambda total, part: (add(total, *part), None), total, parts
     )
-  # By way of int32: accelerators convert no unsigned integers fast.
   total, offset = total.astype(jnp.int32), offset.astype(jnp.int32)
   return total.astype(jnp.float32) - offset.astype(jnp.float32)
 

@@ -93,8 +93,8 @@ def cifar_geometry(
 ) -> Geometry:
   """Returns the geometry of `resnet.cifar_resnet`, of depth 6 n + 2.
 
-  Its shape is that of He et al., CVPR 2016, section 4.2. `image_shape` is
-  (height, width, channels); a tile shape stands for the default hardware.
+  The network is that of HAWIS (ASP-DAC 2022). `image_shape` is (height, width,
+  channels); a tile shape stands for the default hardware.
 
   >>> import hawis_jax as hx
   >>> geometry = hx.cifar_geometry(8, (32, 32, 3), 32, 10)
@@ -131,9 +131,9 @@ def imagenet_geometry(
 ) -> Geometry:
   """Returns the geometry of `resnet.imagenet_resnet18`.
 
-  Its shape is that of He et al., CVPR 2016, table 1, with HAWIS's shortcuts.
-  `stem` is "7x7" or "3x3", `image_size` height and width of the RGB images
-  [pixels]; a tile shape stands for the default hardware.
+  The network is that of HAWIS (ASP-DAC 2022). `stem` is "7x7" or "3x3",
+  `image_size` height and width of the RGB images [pixels]; a tile shape stands
+  for the default hardware.
 
   >>> import hawis_jax as hx
   >>> geometry = hx.imagenet_geometry("7x7", 224, 32, 1000)

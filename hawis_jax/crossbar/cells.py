@@ -58,7 +58,8 @@ def conductances(
 
   Each is `[row_tiles, col_tiles, R, C]` [S]; of weights that are sliced,
   `[slices, row_tiles, col_tiles, R, C]`, least significant first. Cells beyond
-  the matrix are programmed to g_off in both arrays.
+  the matrix are programmed to g_off in both arrays. Formulas and sources:
+  docs/crossbar.md.
 
   >>> import hawis_jax as hx, jax, jax.numpy as jnp
   >>> device = hx.Device(g_on=2e-5, g_off=1e-6, tile_shape=(2, 1))
@@ -157,7 +158,7 @@ def cut_kernel(
   matrix = tiles.kernel_to_matrix(integers)[None]
   slices, steps = cell_slices(device, bits)
   if slices > 1:
-    # Digits of the magnitude: both cells of a pair hold the same base.
+    # Digits of the magnitude: all slices have the weight's sign.
     place = (steps + 1.0) ** np.arange(slices).reshape(-1, 1, 1)
     digit = jnp.floor(jnp.abs(matrix) / place) % (steps + 1)
     matrix = jnp.sign(matrix) * digit

@@ -52,6 +52,7 @@ def effective_weights(
   """Returns the weights that one chip multiplies by; ideal: the exact integers.
 
   Arguments are those of `conductances`; the result has the shape of `weights`.
+  Formulas and sources: docs/crossbar.md.
 
   >>> import hawis_jax as hx, jax, jax.numpy as jnp
   >>> kernel = jnp.array([[0.3, -0.2]])
@@ -86,7 +87,7 @@ def program(
   layers: Sequence[str] | None = None,
   form: str = "float32",
 ) -> dict:
-  """Programs every kernel of a net into one chip.
+  """Programs every kernel of a net into one chip, see docs/crossbar.md.
 
   >>> import hawis_jax as hx, jax, jax.numpy as jnp
   >>> net = {"params": {"head": {"kernel": jnp.array([[0.3, -0.2]])}}}

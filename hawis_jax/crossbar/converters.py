@@ -67,7 +67,7 @@ def convert(sums: chex.Array, converter: Converter) -> chex.Array:
   Ties round to even codes. The gradient passes where the code does not clip.
   """
   step, low, high, middle = (jnp.asarray(x, sums.dtype) for x in converter)
-  # An ideal converter's step is 0, and a division by it has no gradient.
+  # An ideal converter's step is 0: dividing by it would make gradients NaN.
   code = jnp.round(sums / jnp.where(step == 0, 1, step) - middle)
   clipped = jnp.clip(code, low, high)
   passed = jnp.where(clipped == code, sums, 0)

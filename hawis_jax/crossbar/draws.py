@@ -38,7 +38,7 @@ def uniform(bits: chex.Array) -> chex.Array:
 
 def normal(bits: chex.Array) -> chex.Array:
   """Returns float32 of N(0, 1), symmetric, up to 5.4 in magnitude."""
-  # Half a step off the integers, so that no draw is 0 or infinite.
+  # Half a step up: symmetric about 0, and never -1 or 1, which are infinite.
   centred = (bits >> 8).astype(jnp.int32) - 2**23
   inside = centred.astype(jnp.float32) * np.float32(2**-23)
   return np.float32(math.sqrt(2)) * jax.lax.erf_inv(inside + np.float32(2**-24))

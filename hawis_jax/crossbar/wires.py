@@ -28,7 +28,7 @@ _LEAF = 32
 # no fewer rows than this: each is a program to compile.
 _FEWEST_ROWS = 32
 
-# Sums of small currents: an accelerator's default would drop half the digits.
+# Accelerators round operands by default, and J sums currents row after row.
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -37,7 +37,7 @@ def wire_transfer(
 ) -> chex.Array:
   """Returns `transfer` with the wires and loads of a device.
 
-  The network is the one of PytorX and of the published HAWIS test.
+  The network, and its source, stand in docs/crossbar.md, under "IR drop".
 
   >>> import hawis_jax as hx, jax.numpy as jnp
   >>> g = jnp.full((2, 2), 1e-4)
@@ -216,7 +216,8 @@ def _power_of_half(n):
   return jax.lax.bitcast_convert_type(exponent << info.nmant, n.dtype)
 
 
-# The derivative of an inverse is known; through the loop it would cost more.
+# The polynomial's loop has no fixed length, hence no reverse derivative of its
+# own; that of an inverse is known.
 @jax.custom_jvp
 def _series(y, resistance, largest):
   """Puts a resistor in series with every port of a network.

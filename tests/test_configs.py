@@ -57,7 +57,7 @@ def test_the_tolerance_test_sweeps_what_was_published():
   config = _config("tolerance_resnet20", "hawis_a")
   settings.validate(config)
   assert config.train.nets[0] == "resnet20_hawis_a"
-  sweeps = {s.key: s.levels for s in settings.sweeps(config)}
+  sweeps = {s.key: s.severities for s in settings.sweeps(config)}
   for effect, most in (("stuck_on", 0.02), ("stuck_off", 0.1)):
     values = [level.value for level in sweeps[effect]]
     assert values[0] == 0 and values[-1] == most

@@ -315,12 +315,10 @@ def test_bad_readouts_are_refused(net):
   refused = "has 72 rows" if module.weight_bits == 1 else "bit planes don't"
   with pytest.raises(errors.InputError, match=refused):
     program(sense)
-  batches = monte_carlo.Batches(
-    images[None], np.zeros((1, 12), int), np.ones((1, 12), bool)
-  )
+  labels = np.zeros(12, int)
   with pytest.raises(errors.InputError, match="a sense amplifier"):
     evaluation.evaluate_chips(
-      jax.random.key(0), module, variables, batches, sense, 2
+      jax.random.key(0), module, variables, images, labels, sense, 2
     )
   with pytest.raises(errors.InputError, match="allowed for 8-bit weights"):
     crossbar.check_readout({}, sense, bits=8)
@@ -454,19 +452,22 @@ def test_noise_follows_the_image_and_the_chip_not_the_batch(net):
     return  # the same scoring
   labels = np.arange(12) % 10
 
-  def evaluate(batch, **kwargs):
-    batches = monte_carlo.Batches(
-      images.reshape(-1, batch, 8, 8, 3),
-      labels.reshape(-1, batch),
-      np.ones((12 // batch, batch), bool),
-    )
+  def evaluate(**limits):
+    limits = monte_carlo.Limits(**limits)
     return evaluation.evaluate_chips(
-      jax.random.key(3), module, variables, batches, device, 3, **kwargs
+      jax.random.key(3),
+      module,
+      variables,
+      images,
+      labels,
+      device,
+      3,
+      limits=limits,
     )
 
   # Nor do chips follow each other, where several are read at once.
-  several = monte_carlo.Limits(chips=3)
-  np.testing.assert_array_equal(evaluate(12), evaluate(4, limits=several))
+  whole = evaluate(images=12)
+  np.testing.assert_array_equal(whole, evaluate(images=4, chips=3))
 
 
 def test_memory_holds_one_tile_at_a_time():

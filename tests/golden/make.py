@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import pathlib
 import runpy
-import types
 
 from flax import traverse_util
 import jax
@@ -39,6 +38,7 @@ _BINARY = resnet.cifar_resnet(8, _WIDTHS, 10, levels=8)
 _INT8 = reference_resnet.cifar_reference(8, _WIDTHS, 10, bits=8)
 _MODULES = {"binary": _BINARY, "int8": _INT8}
 _SHAPE = (8, 8, 1)
+_CORRECT = "hits"  # the name on disk of what is classified right
 
 _DEVICE = crossbar.Device(tile_shape=(24, 16))
 _STUCK = {"stuck_off": 0.1, "stuck_on": 0.02}
@@ -75,7 +75,8 @@ _EFFECTS = {
 def nets():
   """{"net/collection/layer/variable": array}, images, and labels of a net.
 
-  Labels are the ideal net's, so that correct say what chips change.
+  Labels are the ideal net's: what is not classified right says what chips
+  change.
   """
   found = dict(np.load(_NETS))
   # Half precision, so that the file is small.
@@ -97,7 +98,7 @@ def _variables(found, net):
 
 
 def engine(name):
-  """Correct of the Monte Carlo engine, packed: uint8 `[chips, images / 8]`."""
+  """Images that chips classify right, packed: uint8 `[chips, images / 8]`."""
   found = nets()
   net, fields, layers = _CHIPS[name]
   module, variables = _MODULES[net], _variables(found, net)
@@ -113,29 +114,22 @@ def engine(name):
     found[f"labels_{net}"],
     range(6),
   )
-  return {"correct": np.packbits(np.concatenate(list(chunks)), axis=1)}
+  correct = np.packbits(np.concatenate(list(chunks)), axis=1)
+  return {_CORRECT: correct}
 
 
 def scorer():
-  """Correct and cross-entropies of width vectors in the search, `[S, P]`."""
+  """Correct images and cross-entropies of width vectors, `[S, P]`."""
   found = nets()
   scenarios = [
     dataclasses.replace(_DEVICE, **fields)
     for fields in (_STUCK, _VARIATION, _NOISE)
   ]
-  search = types.SimpleNamespace(vectors_per_step=3)
-  config = types.SimpleNamespace(search=search)
-  experiment = types.SimpleNamespace(supernet=_BINARY, config=config)
   blocks = found["images"].reshape(3, 16, *_SHAPE)
   labels = found["labels_binary"].reshape(3, 16)
   mask = np.arange(48).reshape(3, 16) < 41
-  scores = jax.jit(
-    reward.make_score(
-      experiment,
-      scenarios,
-      jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",)),
-    )
-  )(
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+  scores = jax.jit(reward.make_score(_BINARY, scenarios, 3, mesh))(
     reward.Scorer(
       params=_variables(found, "binary")["params"],
       images=monte_carlo.Batches(blocks, labels, mask),
@@ -153,7 +147,7 @@ def scorer():
     ),
     reward.chip_keys(jax.random.key(9), 4, len(scenarios)),
   )
-  return {"correct": scores.correct, "cross_entropy": scores.cross_entropy}
+  return {_CORRECT: scores.correct, "cross_entropy": scores.cross_entropy}
 
 
 def chips():
@@ -166,8 +160,8 @@ def chips():
   @jax.jit
   def program():
     found = {}
-    for name, level in _EFFECTS.items():
-      device = dataclasses.replace(base, **{name: level})
+    for name, severity in _EFFECTS.items():
+      device = dataclasses.replace(base, **{name: severity})
       net = crossbar.program(jax.random.key(3), params, device)
       layer = net["crossbar"]["layer"]
       entry = layer.get("variances", layer.get("kernels", layer.get("weight")))

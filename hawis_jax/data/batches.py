@@ -92,12 +92,10 @@ def _check(source, batch_size, augment, shard):
     allowed = f"1 to {len(source)} (the images there are)"
     refuse("batch_size", batch_size, allowed)
   if augment not in AUGMENTATIONS:
-    allowed = ", ".join(AUGMENTATIONS)
-    refuse("config.data.augment", f"'{augment}'", allowed)
+    refuse("config.data.augment", f"'{augment}'", ", ".join(AUGMENTATIONS))
   if not 0 <= process < processes:
-    refuse(
-      "shard", f"process {process} of {processes}", f"0 to {processes - 1}"
-    )
+    got = f"process {process} of {processes}"
+    refuse("shard", got, f"0 to {processes - 1}")
   if batch_size % processes:
     allowed = f"multiples of {processes} (the processes there are)"
     refuse("batch_size", batch_size, allowed)

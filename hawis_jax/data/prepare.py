@@ -52,15 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   command.add_argument("name", choices=NAMES)
+  place, two = "$TFDS_DATA_DIR or TFDS's default", "training, validation"
+  command.add_argument("--data_dir", default="", help=f"default: {place}")
+  help_text = f"of imagenet2012 two: {two}"
   command.add_argument(
-    "--data_dir", default="", help="default: $TFDS_DATA_DIR or TFDS's default"
-  )
-  command.add_argument(
-    "--archive",
-    nargs="+",
-    default=(),
-    metavar="PATH",
-    help="of imagenet2012 two: training, validation",
+    "--archive", nargs="+", default=(), metavar="PATH", help=help_text
   )
   options = parser.parse_args(arguments)
   try:
@@ -132,7 +128,7 @@ def _locate(name, data_dir, urls, archives):
 
 def _check_space(data_dir, size):
   parents = (data_dir, *data_dir.absolute().parents)
-  there = next(path for path in parents if path.exists())
+  there = next(filter(pathlib.Path.exists, parents))  # it may not be made yet
   free, needed = shutil.disk_usage(there).free, _DISK_SHARE * size
   if free < needed:
     raise errors.InputError(
@@ -242,31 +238,28 @@ def _imagenet(stock, train, validation):
 
     def _split_generators(self, dl_manager):
       return {
-        "train": self._generate_examples(_tar_of_tars(train)),
-        "validation": self._generate_examples(_flat_tar(validation)),
+        "train": _training_images(train),
+        "validation": _validation_images(validation),
       }
-
-    def _generate_examples(self, archive):
-      for name, label, image in archive:
-        yield name, {"file_name": name, "image": image, "label": label}
 
   return Imagenet
 
 
-def _tar_of_tars(path) -> Iterator[tuple[str, str, Any]]:
-  """Yields name, class and file of the images; a tar has those of a class."""
+def _training_images(path) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields key and record of the images; a tar in the tar has a class's."""
   with tarfile.open(path) as classes:
     for tar, file in _files(classes):
+      label = pathlib.PurePath(tar).stem
       with tarfile.open(fileobj=file) as images:
         for name, image in _files(images):
-          yield name, pathlib.PurePath(tar).stem, image
+          yield name, {"file_name": name, "image": image, "label": label}
 
 
-def _flat_tar(path) -> Iterator[tuple[str, str, Any]]:
+def _validation_images(path) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields the same; TFDS has the labels, in the order of the names."""
   file = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
   labels = file.read_text().split()
   with tarfile.open(path) as images:
     for name, image in _files(images):
-      number = int(name.removesuffix(".JPEG").split("_")[-1])
-      yield name, labels[number - 1], image
+      label = labels[int(name.removesuffix(".JPEG").split("_")[-1]) - 1]
+      yield name, {"file_name": name, "image": image, "label": label}

@@ -51,7 +51,7 @@ class Stored:
   num_classes: int  # labels are 0 .. num_classes - 1
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Images:
   """The labelled images of one split, by record. Threads may share it."""
 
@@ -68,13 +68,11 @@ class Images:
   in_memory: bool = True
   read_threads: int = 2  # that decode
   skip_damaged: bool = False  # damaged images matter to those who ask for them
-  _damaged: dict[int, DamagedError] = dataclasses.field(
-    default_factory=dict, init=False, repr=False
-  )
-  _kept: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
-  _lock: threading.Lock = dataclasses.field(
-    default_factory=threading.Lock, init=False, repr=False
-  )
+
+  def __post_init__(self):
+    self._damaged: dict[int, DamagedError] = {}
+    self._kept: dict[str, np.ndarray] = {}
+    self._lock = threading.Lock()
 
   def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
     """Returns `image` uint8 [B, H, W, C] and `label` int32 [B] of records.
@@ -85,8 +83,8 @@ class Images:
     if not self.in_memory:
       return self.decode(numbers)
     with self._lock:
-      if not self._kept:
-        self._kept.update(self._decode_all())
+      self._kept = self._kept or self._decode_all()
+    # Black images stand in for the damaged ones: see `_decode_chunk`.
     if self._damaged:
       for number in self._damaged.keys() & set(np.asarray(numbers).tolist()):
         raise self._damaged[number]
@@ -173,7 +171,8 @@ class Images:
 
   def _decode(self, number, record, view):
     image = record["image"]
-    if not (isinstance(image, np.ndarray) and view is None and not self.resize):
+    # Arrays as they are stored need no Pillow.
+    if not isinstance(image, np.ndarray) or view or self.resize:
       with self._errors(number, record):
         image = (view or self._view)(open_image(image, self.shape[-1]))
     if image.shape != self.shape:

@@ -86,9 +86,8 @@ def load(settings: Settings) -> Splits:
       f" {count - 1} (`train` of {name} has {count} images)"
     )
   skip = settings.damaged == "skip"
-
-  def images(records, skip_damaged):
-    return sources.Images(
+  train, test = (
+    sources.Images(
       records,
       stored.folder,
       shape,
@@ -97,8 +96,8 @@ def load(settings: Settings) -> Splits:
       read_threads=settings.read_threads,
       skip_damaged=skip_damaged,
     )
-
-  train, test = images(stored.train, skip), images(stored.test, False)
+    for records, skip_damaged in ((stored.train, skip), (stored.test, False))
+  )
   # RandomState: a stream that no version of NumPy changes. The order is kept:
   # the first so many images are then a random sample even of sorted files.
   order = np.random.RandomState(0).permutation(count)

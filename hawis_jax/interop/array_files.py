@@ -71,14 +71,10 @@ def opened(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
   import h5py
 
   with h5py.File(path, "r") as file:
-    arrays = {}
-
-    def visit(name, item):
-      if isinstance(item, h5py.Dataset):
-        arrays[name] = item
-
-    file.visititems(visit)
-    yield arrays
+    names = []
+    file.visit(names.append)  # of groups too
+    items = {name: file[name] for name in names}
+    yield {k: v for k, v in items.items() if isinstance(v, h5py.Dataset)}
 
 
 def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -77,13 +77,12 @@ def as_faults(
   if not faults:
     raise errors.InputError(f"{source}: got no layer, needed is one or more")
   return {
-    name: _layer_faults(f"{source}: layer {name}", array)
+    name: _layer_faults(f"{source}: layer {name}", np.asarray(array))
     for name, array in faults.items()
   }
 
 
 def _layer_faults(source, array):
-  array = np.asarray(array)
   if not np.issubdtype(array.dtype, np.integer):
     raise errors.InputError(
       f"{source}: got type {array.dtype}, allowed are integers: 1 stuck on, -1 "
@@ -94,7 +93,7 @@ def _layer_faults(source, array):
       f"{source}: got an array of shape {array.shape}, needed is (slices, row "
       "tiles, column tiles, 2, rows, columns)"
     )
-  wrong = array[(array != 0) & (array != 1) & (array != -1)]
+  wrong = array[~np.isin(array, (-1, 0, 1))]
   if wrong.size:
     raise errors.InputError(
       f"{source}: got {wrong[0]} in {wrong.size} of {array.size} cells, "

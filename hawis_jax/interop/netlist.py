@@ -74,14 +74,9 @@ def _check(g, voltages, wire_resistance, load_resistance, dialect):
       f"voltages: got shape {voltages.shape} of {voltages.dtype}, needed is a "
       f"number for each row, shape {g.shape[:1]}"
     )
-  if not np.isfinite(voltages).all():
-    raise errors.InputError(
-      f"voltages: got {voltages[~np.isfinite(voltages)][0]}, needed are finite "
-      "numbers [V]"
-    )
-  refused = ~(np.isfinite(g) & (g >= 0))
-  if refused.any():
-    i, j = np.argwhere(refused)[0]
+  for v in voltages[~np.isfinite(voltages)]:
+    raise errors.InputError(f"voltages: got {v}, needed are finite numbers [V]")
+  for i, j in np.argwhere(~(np.isfinite(g) & (g >= 0))):
     raise errors.InputError(
       f"g[{i}, {j}]: got {g[i, j]}, needed is a finite number >= 0 [S]"
     )

@@ -27,20 +27,17 @@ class Options:
   """Optional parts of a binary network; the defaults are the published one.
 
   Every matrix product stays 1-bit with all of them.
-
-  Attributes:
-    channel_scale: one weight scale alpha an output channel, not one a layer
-      (XNOR-Net, Rastegari et al., ECCV 2016).
-    rprelu: a PReLU with learnt shifts after every batch normalisation that an
-      activation binariser follows (ReActNet, Liu et al., ECCV 2020).
-    learned_thresholds: the thermometer's thresholds are parameters.
-    compute: "float32", or "bfloat16": type of the operands of the products
-      (sums are float32, so binary products stay exact).
   """
 
+  # One weight scale alpha an output channel, not one a layer (XNOR-Net,
+  # Rastegari et al., ECCV 2016).
   channel_scale: bool = False
+  # A PReLU with learnt shifts after every batch normalisation that an
+  # activation binariser follows (ReActNet, Liu et al., ECCV 2020).
   rprelu: bool = False
-  learned_thresholds: bool = False
+  learned_thresholds: bool = False  # of the thermometer: parameters
+  # Or "bfloat16": type of the operands of the products (sums are float32, so
+  # binary products stay exact).
   compute: str = "float32"
 
 
@@ -52,12 +49,10 @@ class BatchNorm(nn.Module):
 
   Training normalises with the batch's biased variance; where `batch_stats` is
   mutable, running averages are updated with the unbiased one, as in PyTorch.
-
-  Attributes:
-    momentum: weight of the old running average; 0 keeps the batch's moments,
-      with the biased variance, to be pooled over batches.
   """
 
+  # Weight of the old running average; 0 keeps the batch's moments, with the
+  # biased variance, to be pooled over batches.
   momentum: float = 0.9
 
   @nn.compact
@@ -110,9 +105,7 @@ def _known_scale(layer, name, size, compute):
 def he_kernel(layer: nn.Module, inputs: int) -> chex.Array:
   """Returns a layer's kernel `[k, k, C_in, C_out]`; linear: `[C_in, C_out]`.
 
-  Args:
-    layer: has `size` k, 0 where it is linear, and `features` C_out.
-    inputs: C_in.
+  The layer has `size` k, 0 where it is linear, and `features` C_out.
   """
   taps = (layer.size, layer.size) if layer.size else ()
   he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -124,19 +117,12 @@ class BinaryConv(nn.Module):
 
   Variables in the collection `crossbar` (see `crossbar.program`) replace the
   signs by one chip: its effective weights, its bit planes or its tiles.
-
-  Attributes:
-    features: C_out.
-    size: k of the k x k kernel.
-    strides: of both axes.
-    padding: zeros on every side; None: size // 2.
-    options: see `Options`.
   """
 
-  features: int
-  size: int = 3
-  strides: int = 1
-  padding: int | None = None
+  features: int  # C_out
+  size: int = 3  # k of the k x k kernel
+  strides: int = 1  # of both axes
+  padding: int | None = None  # zeros on every side; None: size // 2
   options: Options = PUBLISHED
 
   @nn.compact

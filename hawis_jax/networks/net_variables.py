@@ -115,6 +115,7 @@ def recalibrate(
   first = jnp.arange(inputs.shape[0]) * inputs.shape[1]
   flat = traverse_util.flatten_dict(jax.lax.map(moments, (first, inputs)))
   pooled = {path: value.mean(0) for path, value in flat.items()}
+  # The total variance: that within the batches and that between them.
   for path, value in flat.items():
     if path[-1] == "mean":
       pooled[(*path[:-1], "var")] += value.var(0)

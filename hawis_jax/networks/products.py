@@ -6,24 +6,18 @@ chips are looped over, each with the very convolution of a chip alone, so that
 its sums are the same to the last bit.
 """
 
-from collections.abc import Callable
-
-import chex
 import jax
 
 from hawis_jax import backend
+from hawis_jax.crossbar import readout
 
-Product = Callable[[chex.Array, chex.Array], chex.Array]
 
+def on_chips(product: readout.Product) -> readout.Product:
+  """Returns `product` of inputs `[B, ...]` with a chip's weights.
 
-def on_chips(product: Product) -> Product:
-  """Returns `product` with a chip's weights: full float32, its own vmap rule.
-
-  By default accelerators round operands to fewer bits, which bits and signs
-  survive and conductances do not.
-
-  Args:
-    product: of inputs `[B, ...]` and a kernel.
+  It is of full float32 and has a vmap rule of its own. By default accelerators
+  round operands to fewer bits, which bits and signs survive and conductances do
+  not.
   """
 
   def precise(left, right):
@@ -51,11 +45,8 @@ def on_chips(product: Product) -> Product:
   def differentiable(left, right):
     return looped(left, right)
 
-  def forward(left, right):
-    return looped(left, right), (left, right)
-
-  def backward(saved, g):
-    return jax.vjp(precise, *saved)[1](g)
-
-  differentiable.defvjp(forward, backward)
+  differentiable.defvjp(
+    lambda left, right: (looped(left, right), (left, right)),
+    lambda saved, g: jax.vjp(precise, *saved)[1](g),
+  )
   return differentiable

@@ -50,20 +50,13 @@ class QuantConv(nn.Module):
 
   Variables in the collection `crossbar` (see `crossbar.program`) replace the
   integer weights by one chip: its effective weights, or its tiles.
-
-  Attributes:
-    features: C_out.
-    size: k of the k x k kernel, padded by k // 2; a linear layer has a bias.
-    strides: of both axes.
-    bits: of weights and activations; None: float.
-    momentum: weight of the old running average.
   """
 
-  features: int
-  size: int = 3
-  strides: int = 1
-  bits: int | None = None
-  momentum: float = 0.9
+  features: int  # C_out
+  size: int = 3  # k of the k x k kernel, padded by k // 2; linear: has a bias
+  strides: int = 1  # of both axes
+  bits: int | None = None  # of weights and activations; None: float
+  momentum: float = 0.9  # weight of the old running average
 
   @nn.compact
   def __call__(self, x: chex.Array, train: bool) -> chex.Array:
@@ -114,15 +107,11 @@ class Block(nn.Module):
 
   A shortcut that changes the shape is a 1x1 convolution and BN (`projection`);
   else it subsamples, and pads or slices channels (option A).
-
-  Attributes:
-    features: output channels of its two (3x3, 3x3) or three (1x1, 3x3, 1x1)
-      convolutions.
-    strides: of the first 3x3 convolution and the shortcut.
   """
 
+  # Output channels of its two (3x3, 3x3) or three (1x1, 3x3, 1x1) convolutions.
   features: tuple[int, ...]
-  strides: int
+  strides: int  # of the first 3x3 convolution and the shortcut
   projection: bool
   bn_momentum: float
   bits: int | None  # see `QuantConv`
@@ -154,28 +143,18 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-  """Float or 8-bit ResNet of fixed widths, for small images or for ImageNet.
+  """Float or 8-bit ResNet of fixed widths, for small images or for ImageNet."""
 
-  Attributes:
-    max_widths: output channels of every convolution of the main path: `[L]`.
-    num_classes: logits.
-    blocks: of each group.
-    imagenet: stem of a 7x7/2 convolution and 3x3/2 maximum pooling, projection
-      shortcuts; else a 3x3 stem and option A.
-    mean: of the images' channels in [0, 1].
-    std: their standard deviations.
-    weight_bits: of all weights and activations; None: float.
-    bn_momentum: weight of the old running averages.
-  """
-
-  max_widths: tuple[int, ...]
-  num_classes: int
-  blocks: tuple[int, ...]
+  max_widths: tuple[int, ...]  # `[L]`, output channels of the main path
+  num_classes: int  # logits
+  blocks: tuple[int, ...]  # of each group
+  # Stem of a 7x7/2 convolution and 3x3/2 maximum pooling, projection shortcuts;
+  # else a 3x3 stem and option A.
   imagenet: bool
-  mean: tuple[float, ...]
-  std: tuple[float, ...]
-  weight_bits: int | None = None
-  bn_momentum: float = 0.9
+  mean: tuple[float, ...]  # of the images' channels in [0, 1]
+  std: tuple[float, ...]  # their standard deviations
+  weight_bits: int | None = None  # of all weights, activations; None: float
+  bn_momentum: float = 0.9  # weight of the old running averages
 
   @nn.nowrap
   def encode(self, images: chex.Array) -> chex.Array:
@@ -189,11 +168,8 @@ class ResNet(nn.Module):
       images = images.astype(jnp.float32) / 255
     if images.shape[-1] != len(self.mean):
       return (images - 0.5) / 0.5
-    mean, std = (
-      jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1)
-      for values in (self.mean, self.std)
-    )
-    return (images - mean) / std
+    mean, std = jnp.asarray((self.mean, self.std), images.dtype)
+    return (images - mean[None, None, None]) / std[None, None, None]
 
   @nn.compact
   def __call__(

@@ -13,6 +13,7 @@ a width vector sets, stem first.
 """
 
 from collections.abc import Iterator
+import functools
 
 import chex
 from flax import linen as nn
@@ -53,20 +54,15 @@ class BasicBlock(nn.Module):
     """
     in_mask, mid_mask, out_mask = masks
     middle, out = self.features
+    conv = functools.partial(layers.BinaryConv, options=self.options)
     bits = binary.binarize_activations(x)
-    y = layers.BinaryConv(
-      middle, strides=self.strides, options=self.options, name="conv1"
-    )(bits, in_mask, mid_mask)
+    y = conv(middle, 3, self.strides, name="conv1")(bits, in_mask, mid_mask)
     y = layers.BatchNorm(self.bn_momentum, name="bn1")(y, train)
     y = _activate(y, mid_mask, self.options, "act1")
     y = binary.binarize_activations(y)
-    y = layers.BinaryConv(out, options=self.options, name="conv2")(
-      y, mid_mask, out_mask
-    )
+    y = conv(out, name="conv2")(y, mid_mask, out_mask)
     if self.projection:
-      skip = layers.BinaryConv(
-        out, size=1, strides=self.strides, options=self.options, name="skip"
-      )(bits, in_mask, out_mask)
+      skip = conv(out, 1, self.strides, name="skip")(bits, in_mask, out_mask)
       y = y + layers.BatchNorm(self.bn_momentum, name="bn_skip")(skip, train)
     else:
       y = y + layers.shortcut_a(x, out, self.strides)
@@ -82,22 +78,14 @@ def _activate(y, mask, options, name):
 
 
 class BinaryResNet(nn.Module):
-  """Base of the binary ResNets; not a network itself.
-
-  Attributes:
-    max_widths: output channels of every 3x3 convolution, stem first: `[L]`.
-    num_classes: logits.
-    levels: thermometer levels.
-    bn_momentum: weight of the old BN running average.
-    options: see `layers.Options`.
-  """
+  """Base of the binary ResNets; not a network itself."""
 
   weight_bits = 1  # what one chip stores of a weight; not a field
 
-  max_widths: tuple[int, ...]
-  num_classes: int
-  levels: int = 32
-  bn_momentum: float = 0.9
+  max_widths: tuple[int, ...]  # `[L]`, output channels, stem first
+  num_classes: int  # logits
+  levels: int = 32  # of the thermometer
+  bn_momentum: float = 0.9  # weight of the old BN running average
   options: Options = layers.PUBLISHED
 
   @nn.nowrap
@@ -179,9 +167,8 @@ class CifarResNet(BinaryResNet):
       train: normalise with batch statistics; update them where mutable.
     """
     masks = self._masks(widths)
-    y = layers.BinaryConv(
-      self.max_widths[0], options=self.options, name="stem"
-    )(self._bits(x), None, masks[0])
+    conv = functools.partial(layers.BinaryConv, options=self.options)
+    y = conv(self.max_widths[0], name="stem")(self._bits(x), None, masks[0])
     y = layers.BatchNorm(self.bn_momentum, name="bn_stem")(y, train)
     y = _activate(y, masks[0], self.options, "act_stem")
     blocks = ((self.depth - 2) // 6,) * 3
@@ -189,22 +176,17 @@ class CifarResNet(BinaryResNet):
     y = jnp.maximum(y, 0).mean((1, 2))
     y = layers.BatchNorm(self.bn_momentum, name="bn_head")(y, train)
     y = _activate(y, masks[-1], self.options, "act_head")
-    return layers.BinaryConv(
-      self.num_classes, size=0, options=self.options, name="head"
-    )(binary.binarize_activations(y), masks[-1], None)
+    bits = binary.binarize_activations(y)
+    return conv(self.num_classes, 0, name="head")(bits, masks[-1], None)
 
 
 class ImageNetResNet18(BinaryResNet):
-  """ResNet-18 with binary projection shortcuts in every block; L = 17.
+  """ResNet-18 with binary projection shortcuts in every block; L = 17."""
 
-  Attributes:
-    stem: "7x7" or "3x3", its first convolution. Its channels are not searched:
-      as many as thermometer planes ("7x7"), or twice as many ("3x3").
-    image_size: H = W; the head reads the last map whole.
-  """
-
+  # Its first convolution, or "3x3". Its channels are not searched: as many as
+  # thermometer planes ("7x7"), or twice as many ("3x3").
   stem: str = "7x7"
-  image_size: int = 224
+  image_size: int = 224  # H = W [pixels]; the head reads the last map whole
 
   @nn.compact
   def __call__(
@@ -227,26 +209,21 @@ class ImageNetResNet18(BinaryResNet):
 
   def _stem(self, bits, mask, train):
     """`[B, H, W, planes]` -> `[B, H / 4, W / 4, max_widths[0]]`."""
-
-    def conv(features, size, strides, name):
-      return layers.BinaryConv(
-        features, size, strides, options=self.options, name=name
-      )
-
+    conv = functools.partial(layers.BinaryConv, options=self.options)
     planes = bits.shape[-1]
     if self.stem == "7x7":
-      y = conv(planes, 7, 2, "stem_conv1")(bits, None, None)
+      y = conv(planes, 7, 2, name="stem_conv1")(bits, None, None)
       y = y + layers.average_pool(bits)
     else:
-      y = conv(2 * planes, 3, 2, "stem_conv1")(bits, None, None)
-      skip = conv(2 * planes, 1, 1, "stem_skip1")(bits, None, None)
+      y = conv(2 * planes, 3, 2, name="stem_conv1")(bits, None, None)
+      skip = conv(2 * planes, 1, name="stem_skip1")(bits, None, None)
       y = y + layers.average_pool(skip)
     y = layers.BatchNorm(self.bn_momentum, name="bn_stem1")(y, train)
     y = _activate(y, None, self.options, "act_stem1")
     bits = binary.binarize_activations(y)
     width = self.max_widths[0]
-    y = conv(width, 3, 2, "stem_conv2")(bits, None, mask)
-    skip = conv(width, 1, 1, "stem_skip2")(bits, None, mask)
+    y = conv(width, 3, 2, name="stem_conv2")(bits, None, mask)
+    skip = conv(width, 1, name="stem_skip2")(bits, None, mask)
     y = y + layers.average_pool(skip)
     y = layers.BatchNorm(self.bn_momentum, name="bn_stem2")(y, train)
     return _activate(y, mask, self.options, "act_stem2")

@@ -1,7 +1,13 @@
 """Width search for binary neural networks on defective ReRAM crossbars.
 
 The names below are public, with the modules they come from; they are imported
-when they are first used.
+when they are first used. All but two have docstrings; these are tables:
+
+>>> import hawis_jax as hx
+>>> hx.PRESETS["pcm"].g_on  # devices by name; the conductance of one [S]
+2.5e-05
+>>> hx.WIDTHS["resnet20_hawis_a"][:3]  # published width vectors [channels]
+(64, 80, 80)
 """
 
 import importlib

@@ -22,36 +22,36 @@ _EXAMPLES = sorted((_ROOT / "examples").glob("*.py"))
 _NAMES = [name for name in hx.__all__ if name != "__version__"]
 
 
-def _documentation(name):
-  """The docstring of a name; of a table, the comment above it."""
-  value = getattr(hx, name)
-  if inspect.isroutine(value) or inspect.isclass(value):
-    return inspect.getdoc(value)
+def _module(name):
   module, _, attribute = hx._PUBLIC[name].partition(":")
-  module = importlib.import_module(f"hawis_jax.{module}")
-  sources = [pathlib.Path(module.__file__)]
-  if sources[0].name == "__init__.py":  # the room's module that defines it
-    sources = sorted(sources[0].parent.glob("*.py"))
-  pattern = rf"((?:^#.*\n)+){attribute or name}\b.* = "
-  found = (re.search(pattern, s.read_text(), re.MULTILINE) for s in sources)
-  comment = next(filter(None, found)).group(1)
-  return re.sub(r"^# ?", "", comment, flags=re.MULTILINE)
+  return importlib.import_module(f"hawis_jax.{module}"), attribute or name
 
 
 @pytest.mark.parametrize("name", _NAMES)
 def test_public_name_has_an_example_that_runs(name):
-  """And a docstring that begins with a sentence."""
-  documentation = _documentation(name)
-  assert re.match(r"\w.+\.", documentation, re.DOTALL)
-  (test,) = doctest.DocTestFinder(recurse=False).find(
-    type(name, (), {"__doc__": documentation}), name, module=False, globs={}
-  )
-  assert test.examples
-  output = io.StringIO()
-  # The examples of a user, who has not set what tests set.
+  """And a docstring that begins with a sentence; tables are in the package's."""
+  value = getattr(hx, name)
+  is_table = isinstance(value, dict)
+  documentation = hx.__doc__ if is_table else inspect.getdoc(value)
+  assert re.match(r"[A-Z].+?\.\s", documentation, re.DOTALL)
+  names = {} if is_table else dict(vars(_module(name)[0]))
+  parser, output = doctest.DocTestParser(), io.StringIO()
+  test = parser.get_doctest(documentation, names, name, None, None)
+  assert f"hx.{name}" in "".join(example.source for example in test.examples)
+  # The examples are a user's, who has not set what tests set.
   with jax.numpy_rank_promotion("allow"):
     doctest.DocTestRunner().run(test, out=output.write)
   assert not output.getvalue()
+
+
+@pytest.mark.parametrize("name", ["PRESETS", "WIDTHS"])
+def test_a_table_has_a_comment_above_it(name):
+  module, attribute = _module(name)
+  sources = pathlib.Path(module.__file__).parent.glob("*.py")
+  pattern = rf"^#.*\n{attribute}\b.* = \{{"
+  assert any(
+    re.search(pattern, path.read_text(), re.MULTILINE) for path in sources
+  )
 
 
 def test_dir_is_all_and_other_names_are_refused():

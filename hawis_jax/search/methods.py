@@ -43,8 +43,8 @@ def ppo(
   vectors uniformly.
 
   >>> import hawis_jax as hx
-  >>> hx.ppo(proposals=16).settings.proposals
-  16
+  >>> hx.ppo(proposals=16) == hx.policy(16)  # its other name
+  True
 
   Args:
     proposals: vectors an update, at least 2.

@@ -29,7 +29,7 @@ def _module(name):
 
 @pytest.mark.parametrize("name", _NAMES)
 def test_public_name_has_an_example_that_runs(name):
-  """And a docstring that begins with a sentence; tables are in the package's."""
+  """And a docstring that begins with a sentence; tables have the package's."""
   value = getattr(hx, name)
   is_table = isinstance(value, dict)
   documentation = hx.__doc__ if is_table else inspect.getdoc(value)

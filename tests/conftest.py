@@ -178,17 +178,37 @@ def run(data_dir, monkeypatch):
 
 
 @pytest.fixture
-def finished(run, tmp_path_factory, data_dir, tmp_path):
-  """A copy of the work directory of a finished run, which is run once."""
+def after(run, tmp_path_factory, tmp_path):
+  """Returns a function that copies a run's work directory after a stage.
+
+  All tests share what a stage left: it is run once, by itself.
+  """
   base = tmp_path_factory.getbasetemp()
   base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-  original = base / "finished"
-  with open(base / "finished.lock", "w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)  # the other worker may be running it
-    if not (original / "report" / "report.json").exists():
-      shutil.rmtree(original, ignore_errors=True)
-      assert run(original) == 0
-  return shutil.copytree(original, tmp_path / "finished")
+
+  def copy(stage, name="finished", stages=tuple(main.STAGES), **fields):
+    with open(base / f"{name}.lock", "w") as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX)  # the other worker may be running it
+      original = None
+      for each in stages[: stages.index(stage) + 1]:
+        before, original = original, base / f"{name}_{each}"
+        if original.exists():
+          continue
+        workdir = base / f"{name}_unfinished"
+        shutil.rmtree(workdir, ignore_errors=True)
+        if before:
+          shutil.copytree(before, workdir)
+        assert run(workdir, f"--stages={each}", **fields) == 0
+        workdir.rename(original)
+    return shutil.copytree(original, tmp_path / f"{name}_{stage}")
+
+  return copy
+
+
+@pytest.fixture
+def finished(after):
+  """A copy of the work directory of a finished run."""
+  return after("report")
 
 
 @pytest.fixture

@@ -58,6 +58,7 @@ def config(**fields):
 def same(workdir, other):
   """Asserts that two runs left the same."""
   got, expected = state(workdir), state(other)
+  assert got.keys() == expected.keys()
   for name in expected:
     assert got[name] == expected[name], name
 
@@ -84,7 +85,8 @@ def state(workdir):
     state[str(path.relative_to(workdir))] = path.read_text()
   for stage in ("pretrain", "search", "train/found", "train/uniform"):
     steps = sorted(int(p.name) for p in (workdir / stage).glob("[0-9]*"))
-    state[stage] = steps[-1], arrays(workdir / stage / str(steps[-1]))
+    if steps:
+      state[stage] = steps[-1], arrays(workdir / stage / str(steps[-1]))
   return state
 
 

@@ -1,6 +1,7 @@
 """The main job from end to end on digits, shortened: run, resume, refuse."""
 
 import ast
+import functools
 import io
 import json
 import pathlib
@@ -23,6 +24,24 @@ from hawis_jax.runtime.metrics import Progress
 from hawis_jax.search import update
 from hawis_jax.training import fixed_net
 from hawis_jax.training import supernet
+
+# What each stage leaves.
+_LEFT = {
+  "pretrain": "pretrain/8",
+  "search": "search/result.json",
+  "train": "train/uniform/8",
+  "robustness": "robustness/result.json",
+  "report": "report/index.html",
+}
+
+
+@pytest.mark.parametrize("stage", main.STAGES)
+def test_every_stage_runs_alone_on_what_those_before_left(after, stage):
+  workdir = after(stage)
+  there = [each for each in main.STAGES if (workdir / _LEFT[each]).exists()]
+  assert there == list(main.STAGES)[: len(there)] and there[-1] == stage
+  stages = {line["stage"].split("/")[0] for line in short_run.metrics(workdir)}
+  assert stages == set(there) - {"report"}
 
 
 def test_a_finished_run_has_its_results_and_repeats_nothing(
@@ -58,30 +77,8 @@ def test_a_finished_run_has_its_results_and_repeats_nothing(
   assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
-# Damaged checkpoints in tests/faults let pretraining and training go on, too.
-_STOPS = (
-  ("search", 2),
-  ("search/candidates", 8),
-  ("robustness", 3),  # half of a level's chips
-)
-_MORE_STOPS = (
-  ("pretrain", 4),
-  ("pretrain", 6),
-  *_STOPS[:2],
-  ("train/found", 4),
-  ("train/uniform", 6),
-  ("robustness", 3),
-  ("robustness", 8),
-)
-
-
-@pytest.mark.parametrize(
-  "stops", [_STOPS, pytest.param(_MORE_STOPS, marks=pytest.mark.slow)]
-)
-def test_interrupted_and_resumed_equals_uninterrupted(
-  run, finished, tmp_path, capsys, monkeypatch, stops
-):
-  """Cut off in every stage; results, metrics and weights equal to the bit."""
+def _run_with_stops(run, workdir, stops, monkeypatch, *arguments):
+  """Cuts a run off at every one of (progress, step), then lets it finish."""
   report, left = Progress.report, list(stops)
 
   def interrupted(self, done, values):
@@ -92,9 +89,48 @@ def test_interrupted_and_resumed_equals_uninterrupted(
   monkeypatch.setattr(Progress, "report", interrupted)
   while left:
     with pytest.raises(KeyboardInterrupt):
-      run(tmp_path / "run")
+      run(workdir, *arguments)
     left.pop(0)
-  assert run(tmp_path / "run") == 0
+  assert run(workdir, *arguments) == 0
+
+
+# Damaged checkpoints in tests/faults let pretraining and training go on, too.
+@pytest.mark.parametrize(
+  "before, stops, arguments",
+  [
+    (
+      "pretrain",
+      [("search", 2), ("search/candidates", 8)],
+      ["--stages=search"],
+    ),
+    # Half of a severity's chips; what is left to do runs in one go.
+    ("search", [("robustness", 3)], []),
+  ],
+)
+def test_interrupted_and_resumed_equals_uninterrupted(
+  run, after, monkeypatch, before, stops, arguments
+):
+  """Cut off in a stage; results, metrics and weights equal to the bit."""
+  workdir = after(before)
+  _run_with_stops(run, workdir, stops, monkeypatch, *arguments)
+  short_run.same(workdir, after("search" if arguments else "report"))
+
+
+@pytest.mark.slow
+def test_interrupted_in_every_stage_equals_uninterrupted(
+  run, finished, tmp_path, capsys, monkeypatch
+):
+  stops = [
+    ("pretrain", 4),
+    ("pretrain", 6),
+    ("search", 2),
+    ("search/candidates", 8),
+    ("train/found", 4),
+    ("train/uniform", 6),
+    ("robustness", 3),
+    ("robustness", 8),
+  ]
+  _run_with_stops(run, tmp_path / "run", stops, monkeypatch)
   assert "train/uniform  8/8" in capsys.readouterr().out
   short_run.same(tmp_path / "run", finished)
 
@@ -139,8 +175,8 @@ def test_chips_are_added_to_a_wanted_interval(run, finished):
   assert run(finished, "--stages=robustness", **fields) == 0
   after = json.loads(path.read_text())["nets"]["found"]["sweeps"]
   assert list(after) == list(before)
-  for scenario, levels in after.items():
-    for first, second in zip(before[scenario], levels, strict=True):
+  for scenario, entries in after.items():
+    for first, second in zip(before[scenario], entries, strict=True):
       spread = np.ptp(second["accuracy"][:16])
       random = len(first["accuracy"]) > 1
       assert second["chips"] == (18 if spread else 16 if random else 1)
@@ -392,29 +428,64 @@ def test_every_other_choice_runs_to_the_end(run, tmp_path, capsys):
   assert list(nets["nets"]) == ["found"]
 
 
-def test_counterparts_and_a_teacher_need_no_search(run, tmp_path, capsys):
-  """Float teacher, binary students of it, the 8-bit net quantised from it."""
-  fields = {
-    "train.nets": "('baseline_1x_float','baseline_1x','baseline_1x_int8')",
-    "train.loss": "teacher",
-    "train.teacher": "baseline_1x_float",
-    "train.int8": "quantized",
-    "train.ema": 0.5,
-    "train.microbatches": 2,
-    "train.label_smoothing": 0.1,
-    "train.weight_penalty": 1e-4,
-    "train.validate_every": 4,
-    "train.select": "best",
-    "robustness.scenarios": "({'variation':(0.0,)},)",
-    "robustness.calibration_images": 64,
-    "network.rprelu": True,
-    "network.channel_scale": True,
-    "network.learned_thresholds": True,
+# A float teacher, a binary student of it, and the 8-bit net quantised from it.
+_REFERENCES = {
+  "train.nets": "('baseline_1x_float','baseline_1x','baseline_1x_int8')",
+  "train.loss": "teacher",
+  "train.teacher": "baseline_1x_float",
+  "train.int8": "quantized",
+  "train.ema": 0.5,
+  "train.microbatches": 2,
+  "train.label_smoothing": 0.1,
+  "train.weight_penalty": 1e-4,
+  "train.validate_every": 4,
+  "train.select": "best",
+  "robustness.scenarios": "({'variation':(0.0,)},)",
+  "robustness.calibration_images": 64,
+  "network.rprelu": True,
+  "network.channel_scale": True,
+  "network.learned_thresholds": True,
+}
+
+
+@pytest.fixture
+def references(after):
+  """Returns a function: the work directory of reference nets after a stage."""
+  stages = "train", "robustness", "report"
+  return functools.partial(
+    after, name="references", stages=stages, **_REFERENCES
+  )
+
+
+def _scores(workdir):
+  """{(stage, step): accuracy on validation images}."""
+  return {
+    (line["stage"], line["step"]): line["values"]["accuracy_validation"]
+    for line in short_run.metrics(workdir)
+    if "accuracy_validation" in line["values"]
   }
-  assert run(tmp_path, **fields) == 0, capsys.readouterr().err
-  assert not (tmp_path / "search").exists()
-  nets = json.loads((tmp_path / "robustness" / "result.json").read_text())
-  nets = nets["nets"]
+
+
+def test_reference_nets_and_a_teacher_need_no_search(references):
+  workdir = references("train")
+  assert not (workdir / "search").exists()
+  scores, nets = _scores(workdir), ("baseline_1x_float", "baseline_1x")
+  assert list(scores) == [
+    (f"train/{net}", step) for net in nets for step in (4, 8)
+  ]
+  for net in nets:
+    place = f"train/{net}"
+    best = 4 if scores[place, 4] >= scores[place, 8] else 8
+    (kept,) = (workdir / place / "best").iterdir()
+    assert kept.name == str(best)
+
+
+def test_best_nets_are_measured_and_the_8_bit_one_is_the_teacher_quantised(
+  references,
+):
+  workdir = references("report")
+  nets = json.loads((workdir / "robustness" / "result.json").read_text())
+  nets, scores = nets["nets"], _scores(workdir)
   assert not nets["baseline_1x_float"]["sweeps"]
   bits = {name: net["weight_bits"] for name, net in nets.items()}
   assert bits == dict(zip(bits, (32, 1, 8), strict=True))
@@ -422,24 +493,12 @@ def test_counterparts_and_a_teacher_need_no_search(run, tmp_path, capsys):
     (ideal,) = nets[name]["sweeps"]["variation"]
     assert ideal["mean"] == pytest.approx(nets[name]["clean"], abs=0.0101)
     assert nets[name]["test_images"] == 100
-  scores = {
-    (line["stage"], line["step"]): line["values"]["accuracy_validation"]
-    for line in short_run.metrics(tmp_path)
-    if "accuracy_validation" in line["values"]
-  }
-  assert list(scores) == [
-    (f"train/{net}", step)
-    for net in ("baseline_1x_float", "baseline_1x")
-    for step in (4, 8)
-  ]
   for net in nets:
     source = "baseline_1x_float" if net.endswith("_int8") else net
     place = f"train/{source}"
     best = 4 if scores[place, 4] >= scores[place, 8] else 8
     assert nets[net]["step"] == best
-    (kept,) = (tmp_path / "train" / source / "best").iterdir()
-    assert kept.name == str(best)
-  page = (tmp_path / "report" / "index.html").read_text()
+  page = (workdir / "report" / "index.html").read_text()
   assert "8-bit" in page and "float" in page
 
 
@@ -499,17 +558,17 @@ def test_every_way_of_read_out_runs_to_the_end(run, tmp_path, capsys):
   assert run(workdir, **fields) == 0, capsys.readouterr().err
   result = json.loads((workdir / "robustness" / "result.json").read_text())
   for net in result["nets"].values():
-    levels = {key: entries for key, entries in net["sweeps"].items()}
-    assert list(levels) == [
+    sweeps = net["sweeps"]
+    assert list(sweeps) == [
       "load_resistance = 4.0: wire_resistance",
       "adc_range = calibrated: adc_bits",
       "adc_bits = 6: read_noise",
       "chip 7: fault_map",
     ]
-    chips = [[e["chips"] for e in entries] for entries in levels.values()]
+    chips = [[e["chips"] for e in entries] for entries in sweeps.values()]
     assert chips == [[1, 1], [1], [4], [1]]
     # A dead stem makes all images alike.
-    (dead,) = levels["chip 7: fault_map"]
+    (dead,) = sweeps["chip 7: fault_map"]
     assert dead["mean"] < 0.2
   page = (workdir / "report" / "index.html").read_text()
   assert "load_resistance = 4.0: wires of 5" in page

@@ -183,6 +183,8 @@ def _load(folder, like):
 
 def _steps(directory):
   """All complete steps, damaged ones as well."""
+  if not directory.is_dir():  # gs:// storage has no empty folders
+    return []
   return [
     int(path.name)
     for path in directory.iterdir()

@@ -20,11 +20,13 @@ import tempfile
 from typing import Any
 
 from etils import epath
+import fsspec
 import numpy as np
 
 from hawis_jax import errors
 
 _PREFIX = "gs://"
+_REQUEST = 30.0  # the most that a request may take [s]
 _DIGEST = "sha256"  # field of a record
 # Packages whose errors are those of requests to gs:// storage.
 _REQUESTS = ("aiohttp", "gcsfs", "google", "requests", "urllib3")
@@ -70,7 +72,14 @@ def folder_path(path: str, field: str) -> pathlib.Path:
       f"{field}: got {path!r}, for which gcsfs is missing: pip install "
       "'hawis_jax[gcs]'; or give a folder of this machine's file system"
     )
-  os.environ.setdefault("EPATH_USE_TF", "false")  # the one way that is tested
+  # For epath and gcsfs, when they are first used: the one way that is tested.
+  os.environ.setdefault("EPATH_USE_TF", "false")
+  os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+  fsspec.config.conf["gcs"] = {
+    # Else listings are kept, which others' writes do not change.
+    "use_listings_cache": False,
+    "requests_timeout": _REQUEST,
+  }
   return epath.Path(path.rstrip("/"))
 
 
@@ -126,7 +135,17 @@ def make_directory(path: pathlib.Path) -> None:
 
 def holds_files(folder: pathlib.Path) -> bool:
   """Returns whether any file lies in a folder, or in those within it."""
-  return folder.exists() and any(p.is_file() for p in folder.rglob("*"))
+  return bool(contents(folder))
+
+
+def contents(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns all files in a folder, and in those within it; none if missing."""
+  if not folder.is_dir():
+    return []
+  files = []
+  for path in folder.iterdir():  # epath has no recursive pattern for gs://
+    files += contents(path) if path.is_dir() else [path]
+  return files
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:

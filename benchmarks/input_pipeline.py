@@ -17,28 +17,24 @@ import os
 import pathlib
 import time
 
-from hawis_jax import backend
-
-backend.configure()
-
-# ruff: noqa: E402
 from absl import flags
 import grain
 import jax
 import jax.numpy as jnp
+import measure
 import numpy as np
 from PIL import Image
 
 from hawis_jax import data
-from hawis_jax.data import augment
+from hawis_jax.data import batches
 
 _CORES = len(os.sched_getaffinity(0))
-_BATCH = {"CIFAR-like": 128, "ImageNet-like": 64}
-_AUGMENT = {"CIFAR-like": "flip_crop", "ImageNet-like": "imagenet"}
-_MEASURED = {"CIFAR-like": 600, "ImageNet-like": 16}  # batches
+# name: (images a batch, augmentation, batches measured)
+_SETS = {
+  "CIFAR-like": (128, "flip_crop", 600),
+  "ImageNet-like": (64, "imagenet", 16),
+}
 _WARM_UP = 6  # batches, more than are read ahead
-_ROUNDS = 3
-_STEPS = 12
 
 
 class _Records:
@@ -86,45 +82,40 @@ def _jpeg(rng):
 
 def _read(name, indices, rng):
   """What `train_batches` does, for worker processes."""
-  if name == "CIFAR-like":
-    batch = _source(name).read(indices)
-    draws = augment.draw_flip_crop(rng, len(indices))
-    return batch | {"image": augment.flip_crop(batch["image"], draws)}
-  draws = augment.draw_crop_light(rng, len(indices), 0.1)
-  return _source(name).read_crops(indices, draws)
+  how = _SETS[name][1]
+  return batches._read(_source(name), how, slice(None), indices, rng)
 
 
 def _threads(name, count):
   return data.train_batches(
     _source(name),
     seed=0,
-    batch_size=_BATCH[name],
-    augment=_AUGMENT[name],
+    batch_size=_SETS[name][0],
+    augment=_SETS[name][1],
     read_threads=count,
   )
 
 
 def _processes(name, count):
   order = grain.MapDataset.range(10_000).seed(0).shuffle().repeat(1 << 20)
-  batches = order.batch(_BATCH[name], batch_fn=list).map(np.asarray)
-  batches = batches.random_map(functools.partial(_read, name))
+  rows = order.batch(_SETS[name][0], batch_fn=list).map(np.asarray)
+  read = rows.random_map(functools.partial(_read, name))
   reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
   workers = grain.MultiprocessingOptions(num_workers=count)
-  return iter(batches.to_iter_dataset(reading).mp_prefetch(workers))
+  return iter(read.to_iter_dataset(reading).mp_prefetch(workers))
 
 
-def _rates(name, batches):
+def _rates(name, stream, share):
   """Returns images a second, and a second of one core of this process."""
-  for _ in itertools.islice(batches, _WARM_UP):
+  size, _, count = _SETS[name]
+  count = max(1, int(share * count))
+  for _ in itertools.islice(stream, _WARM_UP):
     pass
   start, busy = time.perf_counter(), time.process_time()
-  for _ in itertools.islice(batches, _MEASURED[name]):
+  for _ in itertools.islice(stream, count):
     pass
-  images = _MEASURED[name] * _BATCH[name]
-  return (
-    images / (time.perf_counter() - start),
-    images / (time.process_time() - busy),
-  )
+  images, end = count * size, time.perf_counter()
+  return images / (end - start), images / (time.process_time() - busy)
 
 
 @jax.jit
@@ -146,7 +137,7 @@ def _step(kernels, images):
   return jax.tree.map(lambda k, g: k - 1e-3 * g, kernels, gradients)
 
 
-def _wait(name):
+def _wait(name, steps):
   """Returns seconds a step: (constant batch, pipeline, of it waited)."""
   keys = jax.random.split(jax.random.key(0), 3)
   channels = (3, 32, 64, 128)
@@ -154,15 +145,15 @@ def _wait(name):
     0.1 * jax.random.normal(key, (3, 3, *pair))
     for key, pair in zip(keys, itertools.pairwise(channels), strict=True)
   ]
-  batches = _threads(name, _CORES)
-  constant = next(batches)["image"]
+  stream = _threads(name, _CORES)
+  constant = next(stream)["image"]
   jax.block_until_ready(_step(kernels, constant))
   seconds = []
-  for _ in range(_STEPS):  # in turn
+  for _ in range(steps):  # in turn
     start = time.perf_counter()
     jax.block_until_ready(_step(kernels, constant))
     asked = time.perf_counter()
-    batch = next(batches)["image"]
+    batch = next(stream)["image"]
     got = time.perf_counter()
     jax.block_until_ready(_step(kernels, batch))
     seconds.append((asked - start, time.perf_counter() - asked, got - asked))
@@ -171,25 +162,33 @@ def _wait(name):
 
 def main() -> None:
   """Prints the table and the waiting."""
+  parser = measure.parser(__doc__)
+  parser.add_argument("--sets", nargs="+", choices=_SETS, default=[*_SETS])
+  parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("--share", type=float, default=1.0, help="of batches")
+  parser.add_argument("--steps", type=int, default=12)
+  options = parser.parse_args()
   flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for it
   heads = ("1 thread", "threads", "processes", "a core")
   print(
     f"{'images/s':14}", *(f"{head:>9}" for head in heads), f"  {_CORES} cores"
   )
-  for name in _BATCH:
-    pipelines = (
-      _threads(name, 1),
-      _threads(name, _CORES),
-      _processes(name, _CORES),
-    )
-    rounds = [[_rates(name, p) for p in pipelines] for _ in range(_ROUNDS)]
-    best = np.max(rounds, axis=0)  # [pipelines, 2]
+  for name in options.sets:
+    readers = (_threads, 1), (_threads, _CORES), (_processes, _CORES)
+    pipelines = [read(name, count) for read, count in readers]
+    best = np.max(
+      [
+        [_rates(name, p, options.share) for p in pipelines]
+        for _ in range(options.rounds)
+      ],
+      axis=0,
+    )  # [pipelines, 2]
     rates = [*best[:, 0], best[1, 1]]
     print(f"{name:14} " + " ".join(f"{rate:9,.0f}" for rate in rates))
   heads = ("constant", "pipeline", "ratio", "waiting")
   print(f"{'ms a step':14}", *(f"{head:>9}" for head in heads))
-  for name in _BATCH:
-    constant, pipeline, waited = _wait(name)
+  for name in options.sets:
+    constant, pipeline, waited = _wait(name, options.steps)
     print(
       f"{name:14} {1e3 * constant:9.1f} {1e3 * pipeline:9.1f}"
       f" {pipeline / constant:9.2f} {100 * waited / pipeline:7.1f} %"

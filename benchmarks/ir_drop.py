@@ -1,6 +1,6 @@
 """IR drop: our batched solve against direct solves of all nodes, in one run.
 
-python benchmarks/ir_drop.py
+python benchmarks/ir_drop.py [--cases 0 1 ...] [--rounds 7] [--no-dense]
 
 Time an array and temporary memory of `crossbar.wires.transfer`, float32 unless
 told, jitted, on batches of random binary arrays (published conductances and
@@ -16,27 +16,23 @@ the dense solve would gain up to twofold. "error" is our largest difference from
 sparse LU over the largest current, of the batch's first arrays.
 """
 
-import os
+import argparse
+import functools
+import math
 import time
-
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-# ruff: noqa: E402
-from hawis_jax import backend
-
-backend.configure()
 
 import jax
 import jax.numpy as jnp
+import measure
 import numpy as np
-import scipy.sparse
 import scipy.sparse.linalg
+import threadpoolctl
 
 from hawis_jax.crossbar import wires
+from hawis_jax.robustness import monte_carlo
 
 _G_ON, _G_OFF = 3.33e-4, 3.33e-7
 _WIRE, _LOAD = 1 / 0.0357, 1 / 0.25
-_ROUNDS = 7
 # (side, dtype, arrays a batch, of them also by sparse LU)
 _CASES = (
   (16, "float32", 512, 8),
@@ -46,6 +42,11 @@ _CASES = (
   (128, "float32", 8, 1),
 )
 _DENSE_SIDE = 64
+
+
+def _arrays(*shape):
+  bits = np.random.default_rng(0).random(shape) < 0.5
+  return np.where(bits, _G_ON, _G_OFF)
 
 
 def _nodal_system(g):
@@ -72,71 +73,72 @@ def _nodal_system(g):
   return scipy.sparse.csc_array((values, (i, j))), driven
 
 
-def _sparse(matrix, driven):
-  return scipy.sparse.linalg.splu(matrix).solve(driven)
+def _sparse(systems):
+  return [scipy.sparse.linalg.splu(a).solve(b) for a, b in systems]
 
 
-def _dense(matrix, driven):
-  return np.linalg.solve(matrix.toarray(), driven)
-
-
-def _seconds(run, *args):
-  start = time.perf_counter()
-  result = run(*args)
-  jax.block_until_ready(result)
-  return time.perf_counter() - start, result
-
-
-def _measure(side, dtype, count, checked):
+def _measure(side, dtype, count, checked, rounds):
   """Returns seconds an array (ours, sparse), bytes an array, and the error."""
-  rng = np.random.default_rng(0)
-  shape = (count, side, side)
-  g = np.where(rng.random(shape) < 0.5, _G_ON, _G_OFF)
+  g = _arrays(count, side, side)
+  systems = [_nodal_system(x) for x in g[:checked]]
   solve = jax.jit(wires.transfer)
   args = (jnp.asarray(g, dtype), _WIRE, _LOAD)
-  memory = solve.lower(*args).compile().memory_analysis()
+  memory = monte_carlo.needs(solve.lower(*args).compile()).temporary / count
+  calls = {"ours": functools.partial(solve, *args)}
+  calls["sparse"] = functools.partial(_sparse, systems)
+  times = measure.seconds(calls, rounds)
   got = np.asarray(solve(*args))[:checked]
-  systems = [_nodal_system(x) for x in g[:checked]]
-  ours, sparse = [], []
-  for _ in range(_ROUNDS):
-    ours.append(_seconds(solve, *args)[0] / count)
-    timed = [_seconds(_sparse, *system) for system in systems]
-    sparse.append(np.mean([seconds for seconds, _ in timed]))
-  voltages = np.stack([x for _, x in timed])[:, -side:]
-  exact = voltages.swapaxes(1, 2) / _LOAD
+  exact = np.stack(_sparse(systems))[:, -side:].swapaxes(1, 2) / _LOAD
   error = np.abs(got - exact).max() / np.abs(exact).max()
-  per_array = memory.temp_size_in_bytes / count
-  return np.median(ours), np.median(sparse), per_array, error
+  return times["ours"] / count, times["sparse"] / checked, memory, error
+
+
+def _dense():
+  """Seconds of a dense solve."""
+  matrix, driven = _nodal_system(_arrays(_DENSE_SIDE, _DENSE_SIDE))
+  matrix = matrix.toarray()
+  start = time.perf_counter()
+  np.linalg.solve(matrix, driven)
+  seconds = time.perf_counter() - start
+  print(
+    f"dense solve of {len(matrix)} unknowns, {_DENSE_SIDE}x{_DENSE_SIDE}: "
+    f"{seconds:.2f} s, matrix {matrix.nbytes / 1e6:.0f} MB"
+  )
+  return seconds
 
 
 def main() -> None:
   """Prints the table."""
-  print(
-    f"jax {jax.__version__}, {jax.devices()[0].device_kind}; wire "
-    f"{_WIRE:.4g} ohm, load {_LOAD:.4g} ohm"
+  parser = measure.parser(__doc__)
+  every = range(len(_CASES))
+  parser.add_argument("--cases", type=int, nargs="+", default=every)
+  parser.add_argument("--rounds", type=int, default=7)
+  parser.add_argument(
+    "--dense",
+    action=argparse.BooleanOptionalAction,
+    default=True,
+    help="takes 1 GB",
   )
-  rng = np.random.default_rng(0)
-  g = np.where(rng.random((_DENSE_SIDE,) * 2) < 0.5, _G_ON, _G_OFF)
-  matrix, driven = _nodal_system(g)
-  dense, _ = _seconds(_dense, matrix, driven)
-  print(
-    f"dense solve of {matrix.shape[0]} unknowns, {_DENSE_SIDE}x{_DENSE_SIDE}: "
-    f"{dense:.2f} s, matrix {8 * matrix.shape[0] ** 2 / 1e6:.0f} MB"
-  )
-  print(
-    f"{'array':>8} {'dtype':8} {'batch':>6} {'ours/ms':>9} {'MB/array':>9} "
-    f"{'sparse LU/ms':>13} {'ratio':>7} {'dense / ours':>13} {'error':>8}"
-  )
-  for side, dtype, count, checked in _CASES:
-    with jax.enable_x64(dtype == "float64"):
-      ours, sparse, memory, error = _measure(side, dtype, count, checked)
-    against_dense = f"{dense / ours:.0f}" if side == _DENSE_SIDE else "-"
+  options = parser.parse_args()
+  print(f"{measure.machine()}; wire {_WIRE:.4g} ohm, load {_LOAD:.4g} ohm")
+  with threadpoolctl.threadpool_limits(1, "blas"):
+    dense = _dense() if options.dense else math.nan
     print(
-      f"{side:4}x{side:<3} {dtype:8} {count:6} {1e3 * ours:9.3f} "
-      f"{memory / 1e6:9.3f} {1e3 * sparse:13.2f} {sparse / ours:7.1f} "
-      f"{against_dense:>13} {error:8.1e}",
-      flush=True,
+      f"{'array':>8} {'dtype':8} {'batch':>6} {'ours/ms':>9} {'MB/array':>9} "
+      f"{'sparse LU/ms':>13} {'ratio':>7} {'dense / ours':>13} {'error':>8}"
     )
+    for side, dtype, *counts in [_CASES[index] for index in options.cases]:
+      with jax.enable_x64(dtype == "float64"):
+        ours, sparse, memory, error = _measure(
+          side, dtype, *counts, options.rounds
+        )
+      against_dense = dense / ours if side == _DENSE_SIDE else math.nan
+      print(
+        f"{side:4}x{side:<3} {dtype:8} {counts[0]:6} {1e3 * ours:9.3f} "
+        f"{memory / 1e6:9.3f} {1e3 * sparse:13.2f} {sparse / ours:7.1f} "
+        f"{against_dense:13.0f} {error:8.1e}",
+        flush=True,
+      )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Seconds a chip and 100 images, the drawing of its defects included:
   (a)        a plain PyTorch loop that does what the published tolerance test
              does for either: unfold, 64 x 64 tiles, differential pairs, defects
              drawn at every forward pass
-  (b)        aihwkit's inference tiles, if it is installed
   (c)        the floor: the multiply-adds as one float32 matrix product at the
              peak measured here, the best of jax, NumPy and shapes
 
@@ -21,19 +20,13 @@ Then: cost against the number of chips (with the process's memory) and of
 images; and the ways to multiply by chips that the engine chooses from.
 """
 
-import argparse
 import functools
 import os
 import resource
-import time
 
-from hawis_jax import backend
-
-backend.configure()
-
-# ruff: noqa: E402
 import jax
 import jax.numpy as jnp
+import measure
 import numpy as np
 
 from hawis_jax import cost
@@ -43,7 +36,7 @@ from hawis_jax.arithmetic import popcount
 from hawis_jax.networks import net_variables
 from hawis_jax.networks import resnet
 from hawis_jax.networks import width_vectors
-from hawis_jax.robustness import monte_carlo
+from hawis_jax.robustness import evaluation
 
 try:
   import torch
@@ -58,17 +51,7 @@ _DEVICES = {
   "variation": crossbar.Device(**_STUCK, variation=0.5),
   "stuck": crossbar.Device(**_STUCK),
 }
-
-
-def _seconds(call, rounds=3):
-  """The least of some rounds, after one that compiles."""
-  call()
-  times = []
-  for _ in range(rounds):
-    start = time.perf_counter()
-    call()
-    times.append(time.perf_counter() - start)
-  return min(times)
+_PARTS = ("scaling", "nets", "products")
 
 
 def _images(count):
@@ -76,57 +59,48 @@ def _images(count):
   return rng.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
 
 
-def _ours(module, net, device, chips, count=_IMAGES):
-  """Evaluates some chips."""
-  setting = monte_carlo.Setting(module, net, device)
+def _net(name):
+  """(module, variables)."""
+  module = resnet.cifar_resnet(20, width_vectors.PRESETS[name], 10)
+  init = jax.jit(net_variables.init, static_argnums=(0, 2))
+  return module, init(module, jax.random.key(0), (32, 32, 3))
+
+
+def _ours(net, device, chips, count=_IMAGES):
+  """Returns a function that evaluates a net on some chips."""
   labels = np.zeros(count, np.int32)
-  key = jax.random.key(0)
-
-  def call():
-    for _ in monte_carlo.classify(
-      key, setting, _images(count), labels, range(chips)
-    ):
-      pass
-
-  return call
+  return functools.partial(
+    evaluation.evaluate_chips,
+    *(jax.random.key(0), *net, _images(count), labels, device, chips),
+  )
 
 
 def _peak():
   """Greatest float32 matrix product rate [FLOP/s]."""
   best = 0.0
-  product = jax.jit(jnp.matmul)
   for m, k, n in ((4096, 1152, 2048), (4096, 4096, 4096), (25600, 1008, 112)):
-    left, right = np.ones((m, k), np.float32), np.ones((k, n), np.float32)
-    on_device = jnp.asarray(left), jnp.asarray(right)
-    for call in (
-      lambda a=left, b=right: a @ b,
-      lambda ab=on_device: product(*ab).block_until_ready(),
+    pair = np.ones((m, k), np.float32), np.ones((k, n), np.float32)
+    for product, operands in (
+      (np.matmul, pair),
+      (jax.jit(jnp.matmul), jax.device_put(pair)),
     ):
-      best = max(best, 2 * m * k * n / _seconds(call, 7))
+      time = measure.least(functools.partial(product, *operands), 7)
+      best = max(best, 2 * m * k * n / time)
   return best
-
-
-def _macs(vector):
-  geometry = cost.cifar_geometry(20, (32, 32, 3), 32, 10, (_TILE, _TILE))
-  return int(cost.network_cost(np.array(vector, np.int64), geometry).macs)
 
 
 class _TorchNet:
   """Binary ResNet-20 on chips in plain PyTorch, forward only."""
 
-  def __init__(self, net, gamma):
-    self.gamma = gamma
-    params, stats = net["params"], net["batch_stats"]
+  def __init__(self, net, device):
+    def tensor(x):
+      order = (3, 2, 0, 1) if x.ndim == 4 else range(x.ndim)
+      return torch.from_numpy(np.array(x).transpose(order).copy())
 
-    def tensors(tree):
-      if isinstance(tree, dict):
-        return {k: tensors(v) for k, v in tree.items()}
-      array = np.array(tree)
-      if array.ndim == 4:
-        array = array.transpose(3, 2, 0, 1)
-      return torch.from_numpy(np.ascontiguousarray(array))
-
-    self.params, self.stats = tensors(params), tensors(stats)
+    self.params, self.stats = jax.tree.map(
+      tensor, (net["params"], net["batch_stats"])
+    )
+    self.device = device
 
   def _tiles(self, sign):
     """Conductances of both arrays of every tile, drawn anew."""
@@ -140,11 +114,11 @@ class _TorchNet:
     for polarity in (1, -1):
       on, off = 3.33e-4, 3.33e-7
       g = torch.where(grid * polarity > 0, on, off)
-      if self.gamma:
-        g = g * torch.exp(-self.gamma * torch.randn_like(g))
+      if self.device.variation:
+        g = g * torch.exp(-self.device.variation * torch.randn_like(g))
       draw = torch.rand_like(g)
-      g = torch.where(draw < _STUCK["stuck_on"], on, g)
-      arrays.append(torch.where(draw > 1 - _STUCK["stuck_off"], off, g))
+      g = torch.where(draw < self.device.stuck_on, on, g)
+      arrays.append(torch.where(draw > 1 - self.device.stuck_off, off, g))
     return arrays
 
   def _conv(self, scope, x, stride=1):
@@ -170,24 +144,20 @@ class _TorchNet:
     return sums.reshape(batch, c_out, out, out) * kernel.abs().mean()
 
   def _norm(self, name, x, scope, stats):
-    return torch.nn.functional.batch_norm(
-      x,
-      stats[name]["mean"],
-      stats[name]["var"],
-      scope[name]["scale"],
-      scope[name]["bias"],
-    )
+    moments = stats[name]["mean"], stats[name]["var"]
+    own = scope[name]["scale"], scope[name]["bias"]
+    return torch.nn.functional.batch_norm(x, *moments, *own)
 
   def __call__(self, images):
     levels = torch.arange(4, 256, 8).reshape(1, -1, 1, 1, 1)
     x = (images.unsqueeze(1) > levels).float().flatten(1, 2)
     p, s = self.params, self.stats
     x = self._norm("bn_stem", self._conv(p["stem"], x), p, s)
-    for stage in (1, 2, 3):
+    for group in (1, 2, 3):
       for block in range(3):
-        name = f"stage{stage}_block{block}"
+        name = f"stage{group}_block{block}"
         scope, stats = p[name], s[name]
-        stride = 2 if stage > 1 and block == 0 else 1
+        stride = 2 if group > 1 and block == 0 else 1
         y = self._conv(scope["conv1"], (x > 0.5).float(), stride)
         y = self._norm("bn1", y, scope, stats)
         y = self._conv(scope["conv2"], (y > 0.5).float())
@@ -195,77 +165,67 @@ class _TorchNet:
         pad = y.shape[1] - skip.shape[1]
         x = y + torch.nn.functional.pad(skip, (0, 0, 0, 0, 0, pad))
         x = self._norm("bn2", x, scope, stats)
-    x = torch.relu(x).mean((2, 3))
-    x = self._norm("bn_head", x, p, s)
+    x = self._norm("bn_head", torch.relu(x).mean((2, 3)), p, s)
     head = p["head"]["kernel"]
     scope = {"kernel": head.t().reshape(*head.t().shape, 1, 1)}
     return self._conv(scope, (x > 0.5).float()[..., None, None]).flatten(1)
 
 
-def _torch_seconds(net, gamma):
-  model = _TorchNet(net, gamma)
-  images = torch.from_numpy(_images(_IMAGES).transpose(0, 3, 1, 2).copy())
+def _torch_logits(net, device, images):
+  model = _TorchNet(net, device)
   with torch.no_grad():
-    return _seconds(lambda: model(images).argmax(1), 1)
+    return model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
 
 
 def _check_torch(module, net):
   """The PyTorch net without defects is ours: the same logits."""
-  stuck = dict(_STUCK)
-  _STUCK.update(stuck_on=0.0, stuck_off=0.0)
   images = _images(4)
-  with torch.no_grad():
-    theirs = _TorchNet(net, 0.0)(
-      torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    )
-  _STUCK.update(stuck)
+  theirs = _torch_logits(net, crossbar.Device(), images)
   ours = module.apply(net, module.encode(jnp.asarray(images)), train=False)
   np.testing.assert_allclose(theirs, ours, rtol=1e-2, atol=1e-2)
 
 
-def _aihwkit_version():
-  try:
-    import aihwkit
-  except ImportError:
-    return None
-  return aihwkit.__version__
-
-
-def _main_table(peak, chips):
+def _of_nets(names, chips):
+  geometry = cost.cifar_geometry(20, (32, 32, 3), 32, 10, (_TILE, _TILE))
+  peak = _peak()
+  print(f"\nfloat32 peak {peak / 1e9:.0f} GFLOP/s")
   print(
-    f"\n{'net':18} {'defects':10} {'ours s':>8} {'(c) s':>7} {'of peak':>8} "
+    f"{'net':18} {'defects':10} {'ours s':>8} {'(c) s':>7} {'of peak':>8} "
     f"{'(a) s':>8} {'(a)/ours':>9}"
   )
-  for name in _NETS:
-    vector = width_vectors.PRESETS[name]
-    module = resnet.cifar_resnet(20, vector, 10)
-    net = net_variables.init(module, jax.random.key(0), (32, 32, 3))
+  for name in names:
+    net = _net(name)
     if torch:
-      _check_torch(module, net)
+      _check_torch(*net)
+    widths = np.array(width_vectors.PRESETS[name], np.int64)
+    macs = int(cost.network_cost(widths, geometry).macs)
     for label, device in _DEVICES.items():
-      ours = _seconds(_ours(module, net, device, chips)) / chips
-      floor = 2 * _macs(vector) * _IMAGES / peak
+      ours = measure.least(_ours(net, device, chips)) / chips
+      floor = 2 * macs * _IMAGES / peak
       line = f"{name:18} {label:10} {ours:8.4f} {floor:7.4f} "
       line += f"{100 * floor / ours:7.0f}%"
       if torch:
-        theirs = _torch_seconds(net, device.variation)
+        call = functools.partial(
+          _torch_logits, net[1], device, _images(_IMAGES)
+        )
+        theirs = measure.least(lambda call=call: call().numpy(), 1)
         line += f" {theirs:8.3f} {theirs / ours:9.1f}"
       print(line, flush=True)
 
 
-def _scaling_table():
-  vector = width_vectors.PRESETS[_NETS[0]]
-  module = resnet.cifar_resnet(20, vector, 10)
-  net = net_variables.init(module, jax.random.key(0), (32, 32, 3))
+def _of_scaling(most):
+  net = _net(_NETS[0])
   print(f"{'chips':>6} {'images':>7} {'seconds a chip x 100':>21} {'MB':>7}")
   for chips, images in ((1, 512), (4, 512), (16, 512), (64, 512), (16, 2048)):
-    call = _ours(module, net, _DEVICES["variation"], chips, images)
-    seconds = _seconds(call, 1) / chips / images * 100
+    if chips > most:
+      continue
+    call = _ours(net, _DEVICES["variation"], chips, images)
+    seconds = measure.least(call, 1) / chips / images * 100
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     print(f"{chips:6} {images:7} {seconds:21.4f} {peak:7.0f}", flush=True)
 
 
-def _product_table(chips=8, images=16):
+def _of_products(chips=8, images=16):
   """Milliseconds a chip of ways to multiply by several chips' weights."""
   print(
     f"\n{'layer':14} {'vmap':>8} {'loop':>8} {'im2col':>8} {'planes':>8}   "
@@ -281,51 +241,49 @@ def _product_table(chips=8, images=16):
     w = jnp.moveaxis(w, 2, 0).reshape(-1, w.shape[-1])
     return columns @ w
 
+  def planes(x, p):
+    return popcount.convolve(x, p, 1, 1)
+
   for size, channels in ((32, 16), (32, 80), (16, 112), (8, 216)):
     x = rng.integers(0, 2, (chips, images, size, size, channels))
     w = rng.integers(-1, 2, (chips, 3, 3, channels, channels))
     x, w = jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32)
-    planes = jax.vmap(popcount.weight_planes)(w)
+    counted = jax.vmap(popcount.weight_planes)(w)
     ways = {
-      "vmap": (jax.vmap(conv), w),
-      "loop": (lambda x, w: jax.lax.map(lambda a: conv(*a), (x, w)), w),
-      "im2col": (jax.vmap(im2col), w),
-      "planes": (
-        jax.vmap(lambda x, p: popcount.convolve(x, p, 1, 1)),
-        planes,
-      ),
+      "vmap": (jax.vmap(conv), x, w),
+      "loop": (lambda x, w: jax.lax.map(lambda a: conv(*a), (x, w)), x, w),
+      "im2col": (jax.vmap(im2col), x, w),
+      "planes": (jax.vmap(planes), x, counted),
     }
-    cells = []
-    for function, weights in ways.values():
-      call = functools.partial(_finish, jax.jit(function), x, weights)
-      cells.append(1e3 * _seconds(call) / chips)
-    label = f"{size}x{size}x{channels}"
-    print(f"{label:14} " + " ".join(f"{c:8.3f}" for c in cells), flush=True)
+    calls = {
+      name: functools.partial(jax.jit(function), *operands)
+      for name, (function, *operands) in ways.items()
+    }
+    times = measure.seconds(calls, 3, np.min)
+    cells = " ".join(f"{1e3 * t / chips:8.3f}" for t in times.values())
+    print(f"{f'{size}x{size}x{channels}':14} {cells}", flush=True)
 
 
-def _finish(function, *arguments):
-  jax.block_until_ready(function(*arguments))
-
-
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main() -> None:
+  parser = measure.parser(__doc__)
   parser.add_argument("--chips", type=int, default=8)
+  parser.add_argument("--most-chips", type=int, default=64, help="of scaling")
+  parser.add_argument("--nets", nargs="+", choices=_NETS, default=_NETS)
+  parser.add_argument("--parts", nargs="+", choices=_PARTS, default=_PARTS)
   options = parser.parse_args()
-  peak = _peak()
-  print(
-    f"jax {jax.__version__}, {jax.devices()[0].device_kind}, "
-    f"{os.cpu_count()} cores; float32 peak {peak / 1e9:.0f} GFLOP/s"
-  )
   tuned = "MALLOC_MMAP_THRESHOLD_" in os.environ
+  print(f"{measure.machine()}, {os.cpu_count()} cores")
   print(f"allocator: {'tuned' if tuned else 'default'}")
   if torch:
     print(f"(a) torch {torch.__version__}, {torch.get_num_threads()} threads")
   else:
     print("(a) torch is not installed")
-  print(f"(b) aihwkit: {_aihwkit_version() or 'not installed'}")
-  _scaling_table()  # first: memory is the greatest so far
-  _main_table(peak, options.chips)
-  _product_table()
+  if "scaling" in options.parts:  # first: memory is the greatest so far
+    _of_scaling(options.most_chips)
+  if "nets" in options.parts:
+    _of_nets(options.nets, options.chips)
+  if "products" in options.parts:
+    _of_products()
 
 
 if __name__ == "__main__":

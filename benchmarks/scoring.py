@@ -2,62 +2,37 @@
 
 python benchmarks/scoring.py [--vectors 32] [--chips 4] [--images 256]
 
-The super-net of configs/digits.py, with random weights, scores random width
-vectors on the chips of an update, BN recalibration included. For every scenario
-alone and for those of the default reward together: vectors a second, median of
-interleaved rounds; and the ratio to the same scenario with its chips' weights
-in float32.
+The super-net of ResNet-8 on the digits with the default widths, and random
+weights, scores random width vectors on the chips of an update, BN recalibration
+included. For every scenario alone and for those of the default reward together:
+vectors a second, median of interleaved rounds; and the ratio to the same
+scenario with its chips' weights in float32.
 """
 
-import argparse
 import dataclasses
-import time
+import functools
 
-from hawis_jax import backend
-from hawis_jax.pipeline import candidates
-from hawis_jax.search import reward
-
-backend.configure()
-
-# ruff: noqa: E402
 import jax
 import jax.numpy as jnp
+import measure
 import numpy as np
 
 from hawis_jax.config import settings
 from hawis_jax.networks import net_variables
-from hawis_jax.pipeline.experiment import prepare
+from hawis_jax.pipeline import candidates
+from hawis_jax.search import reward
 
 _ROUNDS = 3
 
 
-def _experiment(images):
-  config = settings.default()
-  config.network.depth = 8
-  config.search.images = images
-  settings.validate(config)
-  return prepare(config)
-
-
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--vectors", type=int, default=32)
-  parser.add_argument("--chips", type=int, default=4)
-  parser.add_argument("--images", type=int, default=256)
-  options = parser.parse_args()
-  experiment = _experiment(options.images)
-  shape = experiment.splits.image_shape
-  net = net_variables.init(experiment.supernet, jax.random.key(0), shape)
+def _calls(experiment, vectors, chips):
+  """{case: call}."""
+  config, shape = experiment.config, experiment.splits.image_shape
+  init = jax.jit(net_variables.init, static_argnums=(0, 2))
+  net = init(experiment.supernet, jax.random.key(0), shape)
   scorer = candidates.make_scorer(experiment, net["params"])
-  table = np.random.default_rng(0)
-  vectors = jnp.array(
-    [
-      [table.choice(layer) for layer in experiment.space.choices]
-      for _ in range(options.vectors)
-    ]
-  )
-  faults, variation = settings.search_devices(experiment.config)[:-1]
-  # Levels of 1e-30 change nothing, and need weights in float32.
+  faults, variation = settings.search_devices(config)[:-1]
+  # Severities of 1e-30 change nothing, and need weights in float32.
   dense = dataclasses.replace(faults, variation=1e-30)
   cases = {
     "stuck cells": [faults],
@@ -68,21 +43,38 @@ def main():
   }
   calls = {}
   for name, devices in cases.items():
-    keys = reward.chip_keys(jax.random.key(1), options.chips, len(devices))
-    score = jax.jit(reward.make_score(experiment, devices))
-    calls[name] = lambda score=score, keys=keys: score(scorer, vectors, keys)
-    jax.block_until_ready(calls[name]())
-  times = {name: [] for name in calls}
-  for _ in range(_ROUNDS):
-    for name, call in calls.items():
-      start = time.perf_counter()
-      jax.block_until_ready(call())
-      times[name].append(time.perf_counter() - start)
-  rate = {k: options.vectors / np.median(v) for k, v in times.items()}
-  print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}")
+    keys = reward.chip_keys(jax.random.key(1), chips, len(devices))
+    score = reward.make_score(
+      experiment.supernet, devices, config.search.vectors_per_step
+    )
+    calls[name] = functools.partial(jax.jit(score), scorer, vectors, keys)
+  return calls
+
+
+def main() -> None:
+  """Prints a line for each case."""
+  parser = measure.parser(__doc__)
+  parser.add_argument("--vectors", type=int, default=32)
+  parser.add_argument("--chips", type=int, default=4)
+  parser.add_argument("--images", type=int, default=256)
+  options = parser.parse_args()
+  experiment = measure.prepare(
+    None, network__depth=8, search__images=options.images
+  )
+  rng, choices = np.random.default_rng(0), experiment.space.choices
+  vectors = jnp.array(
+    [[rng.choice(layer) for layer in choices] for _ in range(options.vectors)]
+  )
+  calls = _calls(experiment, vectors, options.chips)
+  rate = {
+    name: options.vectors / time
+    for name, time in measure.seconds(calls, _ROUNDS).items()
+  }
+  height, width, _ = experiment.splits.image_shape
+  print(measure.machine())
   print(
     f"{options.vectors} vectors, {options.chips} chips a scenario, "
-    f"{options.images} images of {shape[0]} x {shape[1]}"
+    f"{options.images} images of {height} x {width}"
   )
   for name, vectors_a_second in rate.items():
     ratio = ""

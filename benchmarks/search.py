@@ -3,20 +3,21 @@
 python benchmarks/search.py --seeds 32   # on the stored table of 1,024 nets
 python benchmarks/search.py --runs runs/search_benchmark   # of searches made
 python benchmarks/search.py --faulty 0 1 2 --seeds 8   # of super-nets
+python benchmarks/search.py --rates 0.01 0.1 1 10 --seeds 3   # of policies
 
-On the table (see digits_1024.py) every net's robust accuracy is known from its
-own training, and so is regret: the best net's score less that of the net a
-method would hand over after n evaluations, that is, the best on 16 chips of its
-4 candidates. (The best of noisy scores is too good by a constant, the same for
+On the table (see table.py) every net's robust accuracy is known from its own
+training, and so is regret: the best net's score less that of the net a method
+would hand over after n evaluations, that is, the best on 16 chips of its 4
+candidates. (The best of noisy scores is too good by a constant, the same for
 all methods.) Scores that a search sees are of 4 chips a scenario, drawn anew
 for every update from those 16; the truth is of 16 others. Mean over seeds with
-the 95 % t-interval, and the two-sided Mann-Whitney p against random search.
+its 95 % interval, and the two-sided Mann-Whitney p against random search.
 
 Of searches (configs/search_benchmark.py, one work directory a seed) it prints
 what they found: robust score of each method's best vector, on chips that did
 not choose it, and the hypervolume of its best of all budgets in robust score
 and budgeted energy. Seeds are pairs: the difference from random search has a
-paired t-interval; Mann-Whitney's p ignores pairs, and none is corrected for the
+paired interval; Mann-Whitney's p ignores pairs, and none is corrected for the
 number of methods.
 
 Of super-nets whose random width vectors were so many trained on defective chips
@@ -24,137 +25,146 @@ Of super-nets whose random width vectors were so many trained on defective chips
 settings of configs/digits.py in the table's space and the budget above, and
 prints what the found nets score trained alone: means of all chips and both
 training seeds. Searches of one seed are pairs.
+
+Of policies on the table it prints, for each learning rate and seed, the
+furthest that an update moves one: why the limit of `kl` is 10 nat
+(hawis_jax/search/policy_gradient.py). And the regret.
 """
 
-import argparse
 import functools
 import pathlib
 
-from hawis_jax import backend
-from hawis_jax.pipeline import results
-from hawis_jax.search import reward
-from hawis_jax.search import selection
-
-backend.configure()
-
-# ruff: noqa: E402
-import digits_1024
 import jax
 import jax.numpy as jnp
+import measure
 import numpy as np
 from scipy import stats
+import table
 
 from hawis_jax.config import settings
 from hawis_jax.pipeline import pretrain
+from hawis_jax.pipeline import results
 from hawis_jax.pipeline import search
 from hawis_jax.pipeline.experiment import prepare
 from hawis_jax.runtime import storage
 from hawis_jax.runtime.metrics import Metrics
+from hawis_jax.search import method
 from hawis_jax.search import registry
+from hawis_jax.search import reward
+from hawis_jax.search import selection
 
 _CANDIDATES = 4
 _BASELINE = "random"
+_CHIPS, _REFERENCES = 4, 4  # of a scenario and update; of an update
+_CVAR_WEIGHT = 0.5
 
 
-def _config(options):
-  config = settings.default().search
-  config.proposals = options.proposals
-  config.updates = -(-max(options.evaluations) // options.proposals)
-  config.population = min(config.population, max(options.evaluations) // 4)
-  config.tournament = max(2, config.population // 4)
-  return config
+def _settings(options, **fields):
+  most = max(options.evaluations)
+  population = min(method.Settings.population, most // 4)
+  return method.Settings(
+    updates=-(-most // options.proposals),
+    proposals=options.proposals,
+    population=population,
+    tournament=max(2, population // 4),
+    **fields,
+  )
 
 
-def _search(problem, name, config):
-  """Returns a compiled key -> (choices, advantages, states), of all updates."""
-  method = registry.build(name, config, 3)
-  context, chips = problem.context, config.chips
+def _search(problem, built, updates):
+  """Returns a compiled (key, accuracy) -> what all updates of a method leave.
+
+  It is (choices, advantages, states, metrics), all with the axis of updates.
+  """
+  context = problem.context
 
   @jax.jit
   def run(key, accuracy):
     key, init_key, reference_key = jax.random.split(key, 3)
-    keys = jax.random.split(reference_key, config.references)
+    keys = jax.random.split(reference_key, _REFERENCES)
     references = jax.vmap(context.feasible.sample)(keys)
 
     def update(state, step):
       propose, learn, chip_key = jax.random.split(
         jax.random.fold_in(key, step), 3
       )
-      choices, notes = method.propose(propose, state, context, step)
-      drawn = jax.random.choice(
-        chip_key, digits_1024.SEEN, (chips,), replace=False
-      )
+      choices, notes = built.propose(propose, state, context, step)
+      drawn = jax.random.choice(chip_key, table.SEEN, (_CHIPS,), replace=False)
       seen = accuracy[:, drawn]
 
       def score(vectors):
         values = seen[:, :, problem.place(vectors)]
-        flat = values.reshape(len(accuracy) * chips, -1)
-        mixed = reward.robust_score(flat, len(accuracy), config.cvar_weight)
+        flat = values.reshape(len(accuracy) * _CHIPS, -1)
+        mixed = reward.robust_score(flat, len(accuracy), _CVAR_WEIGHT)
         return mixed.reshape(vectors.shape[:-1])
 
       advantages = score(choices) - score(references).mean()
-      state, _ = method.learn(
+      state, said = built.learn(
         learn, state, context, step, notes, choices, advantages, advantages
       )
-      return state, (choices[0], advantages[0], state)
+      return state, (choices[0], advantages[0], state, said)
 
-    state = method.init(init_key, context)
-    return jax.lax.scan(update, state, jnp.arange(config.updates))[1]
+    state = built.init(init_key, context)
+    return jax.lax.scan(update, state, jnp.arange(updates))[1]
 
-  return method, run
+  return run
 
 
-def _regret(problem, method, outcome, updates):
+def _regret(problem, built, outcome, updates):
   """Regret of what a method hands over after some updates."""
-  choices, advantages, states = outcome
+  choices, advantages, states, _ = outcome
   choices = np.asarray(choices[:updates])
   choices = choices.reshape(-1, choices.shape[-1])
   advantages = np.asarray(advantages[:updates]).reshape(-1)
   estimate = None
-  if method.estimate:
+  if built.estimate:
     state = jax.tree.map(lambda x: x[updates - 1], states)
-    estimate = functools.partial(method.estimate, state, problem.context, 0)
-
+    estimate = functools.partial(built.estimate, state, problem.context, 0)
   best = selection.best_vectors(choices, advantages, _CANDIDATES, estimate)
   places = [int(problem.place(vector)) for vector, _ in best]
   handed_over = max(places, key=lambda place: problem.known[place])
   return problem.truth[problem.inside].max() - problem.truth[handed_over]
 
 
-def on_table(options):
+def _regrets(problem, name, options, **fields):
+  """(Regrets `[evaluations, seeds]`, metrics of every seed) of a method."""
+  chosen = _settings(options, **fields)
+  built = registry.build(name, chosen)
+  run, accuracy = (
+    _search(problem, built, chosen.updates),
+    jnp.asarray(problem.accuracy),
+  )
+  outcomes = [run(jax.random.key(n), accuracy) for n in range(options.seeds)]
+  counts = [n // options.proposals for n in options.evaluations]
+  regrets = [
+    [_regret(problem, built, outcome, count) for outcome in outcomes]
+    for count in counts
+  ]
+  return np.array(regrets), [outcome[-1] for outcome in outcomes]
+
+
+def on_table(problem, options) -> None:
   """Prints regret after numbers of evaluations."""
-  problem, config = digits_1024.Problem(options.quantile), _config(options)
   truth = problem.truth[problem.inside]
   print(
     f"{problem.inside.sum()} of {len(problem.inside)} nets within the budget; "
     f"robust score {truth.min():.4f} to {truth.max():.4f}, median "
-    f"{np.median(truth):.4f}; {options.seeds} seeds, {config.proposals} "
-    f"proposals an update, {config.chips} chips a scenario"
+    f"{np.median(truth):.4f}; {options.seeds} seeds, {options.proposals} "
+    f"proposals an update, {_CHIPS} chips a scenario"
   )
-  regrets = {}
-  for name in options.methods:
-    method, run = _search(problem, name, config)
-    regrets[name] = np.empty((len(options.evaluations), options.seeds))
-    for seed in range(options.seeds):
-      outcome = run(jax.random.key(seed), jnp.asarray(problem.accuracy))
-      for row, evaluations in enumerate(options.evaluations):
-        updates = evaluations // config.proposals
-        regrets[name][row, seed] = _regret(problem, method, outcome, updates)
+  regrets = {
+    name: _regrets(problem, name, options)[0] for name in options.methods
+  }
   head = "".join(f"{n:>22}" for n in options.evaluations)
   print(f"regret, points of accuracy, after evaluations\n{'':12}{head}")
   for name, values in regrets.items():
     cells = ""
-    for row in range(len(options.evaluations)):
-      mean, half = _interval(100 * values[row])
-      p = _p_value(values[row], regrets.get(_BASELINE, [values[row]])[row])
-      cells += f"{mean:7.2f} +- {half:4.2f} p {p:5.3f}"
+    for row, baseline in zip(
+      values, regrets.get(_BASELINE, values), strict=True
+    ):
+      mean, half = measure.interval(100 * row)
+      cells += f"{mean:7.2f} +- {half:4.2f} p {_p_value(row, baseline):5.3f}"
     print(f"{name:12}{cells}")
-
-
-def _interval(values):
-  """(mean, half-width of its 95 % t-interval)."""
-  half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-  return values.mean(), half
 
 
 def _p_value(values, baseline):
@@ -163,41 +173,48 @@ def _p_value(values, baseline):
   return stats.mannwhitneyu(values, baseline).pvalue
 
 
-def of_runs(folders):
+def of_rates(problem, options) -> None:
+  """Prints how far an update moves policies, by learning rate."""
+  print("method     rate   greatest kl [nat] of each seed     regret [points]")
+  for name in ("ppo", "reinforce"):
+    for rate in options.rates:
+      regrets, said = _regrets(problem, name, options, learning_rate=rate)
+      furthest = " ".join(f"{float(each['kl'].max()):6.2f}" for each in said)
+      last = " ".join(f"{100 * regret:5.2f}" for regret in regrets[-1])
+      print(f"{name:9} {rate:5}   {furthest}   {last}", flush=True)
+
+
+def of_runs(folder: pathlib.Path) -> None:
   """Prints what finished searches found, one folder a seed."""
-  results = [storage.read_json(f / "search" / "result.json") for f in folders]
-  names = list(results[0]["candidates"])
-  main = results[0]["main_budget"]
-  best = {
-    name: np.array([_score(r["best"][name][main]) for r in results])
-    for name in names
-  }
-  volume = {
-    name: np.array([_hypervolume(r, name) for r in results]) for name in names
-  }
+  found = sorted(folder.rglob("search/result.json"))
+  runs = [results.load_search(path.parents[1]) for path in found]
+  main = runs[0]["main_budget"]
   print(
-    f"{len(results)} seeds, {results[0]['evaluations']} evaluations a method "
-    f"and budget; budgets of {results[0]['cost']}, {results[0]['technology']}"
+    f"{len(runs)} seeds, {runs[0]['evaluations']} evaluations a method and "
+    f"budget; budgets of {runs[0]['cost']}, {runs[0]['technology']}"
   )
   print(
     f"{'':12}{'best robust score, %':>24}{'- random':>18}{'p':>7}"
     f"{'hypervolume, %':>20}{'p':>7}"
   )
-  for name in names:
-    mean, half = _interval(100 * best[name])
-    advantage, half_width = _interval(100 * (best[name] - best[_BASELINE]))
-    space, space_half = _interval(100 * volume[name])
+
+  def measured(name):
+    """Best scores and hypervolumes of a method, `[seeds]` each."""
+    best = [run["best"][name][main] for run in runs]
+    scores = [entry["score"] if entry else np.nan for entry in best]
+    return np.array([scores, [_hypervolume(run, name) for run in runs]])
+
+  baseline = measured(_BASELINE)
+  for name in runs[0]["candidates"]:
+    values = measured(name)
+    rows = 100 * values[0], 100 * (values - baseline)[0], 100 * values[1]
+    score, gap, volume = map(measure.interval, rows)
+    p, p_volume = map(_p_value, values, baseline)
     print(
-      f"{name:12}{mean:15.2f} +- {half:4.2f}"
-      f"{advantage:+11.2f} +- {half_width:4.2f}"
-      f"{_p_value(best[name], best[_BASELINE]):7.3f}"
-      f"{space:12.2f} +- {space_half:4.2f}"
-      f"{_p_value(volume[name], volume[_BASELINE]):7.3f}"
+      f"{name:12}{score[0]:15.2f} +- {score[1]:4.2f}"
+      f"{gap[0]:+11.2f} +- {gap[1]:4.2f}{p:7.3f}"
+      f"{volume[0]:12.2f} +- {volume[1]:4.2f}{p_volume:7.3f}"
     )
-
-
-def _score(entry):
-  return entry["score"] if entry else np.nan
 
 
 def _hypervolume(result, name):
@@ -216,21 +233,18 @@ def _hypervolume(result, name):
   return area
 
 
-def of_supernets(options):
+def of_supernets(problem, options) -> None:
   """Searches with super-nets and prints what the found nets score trained."""
-  problem, workdir = (
-    digits_1024.Problem(options.quantile),
-    pathlib.Path(options.workdir),
-  )
+  workdir = pathlib.Path(options.workdir)
   found = np.array(
     [
       [
-        _found(problem, faulty, seed, workdir / f"{faulty}_{seed}")
-        for faulty in options.faulty
+        _found(problem, faulty, seed, workdir / f"{faulty}_{seed}", options)
+        for seed in range(options.seeds)
       ]
-      for seed in range(options.seeds)
+      for faulty in options.faulty
     ]
-  ).swapaxes(0, 1)
+  )
   places = problem.place(problem.space.choices_of(found))
   print(f"{options.seeds} seeds; {problem.inside.sum()} nets within the budget")
   for quantity, trained in problem.trained.items():
@@ -240,79 +254,69 @@ def of_supernets(options):
       f"{within.mean():.2f} on average, {within.max():.2f} at best"
     )
     for faulty, mine in zip(options.faulty, values, strict=True):
-      mean, half = _interval(mine)
-      advantage, half_width = _interval(mine - values[0])
+      mean, half = measure.interval(mine)
+      gap, half_gap = measure.interval(mine - values[0])
       print(
         f"  found with {faulty} faulty: {mean:.2f} +- {half:.2f}, less those "
-        f"with {options.faulty[0]}: {advantage:+.2f} +- {half_width:.2f}"
+        f"with {options.faulty[0]}: {gap:+.2f} +- {half_gap:.2f}"
       )
   for faulty, vectors in zip(options.faulty, found, strict=True):
     print(f"{len(np.unique(vectors, axis=0))} nets found with {faulty} faulty")
 
 
-def _found(problem, faulty, seed, folder):
+def _found(problem, faulty, seed, folder, options):
   """Width vector `[L]` that the search finds, or what is stored of it."""
-  path = folder / "search" / "result.json"
-  if not path.exists():
-    config = _supernet_config(problem, faulty, seed)
-    storage.make_directory(folder)
-    results.settle(config, folder)
-    experiment = prepare(config)
-    with Metrics(folder) as metrics:
-      pretrain.run(experiment, folder, metrics)
-      search.run(experiment, folder, metrics)
-  return storage.read_json(path)["found"]
-
-
-def _supernet_config(problem, faulty, seed):
-  c = digits_1024.get_config(seed)
+  c = table.get_config(seed)
   c.space.cost = "macs"
-  c.pretrain.steps = 1000
-  c.pretrain.warmup_steps = 200
+  c.pretrain.steps = options.steps
+  c.pretrain.warmup_steps = options.steps // 5
   c.pretrain.batch_size = 64
   c.pretrain.faulty_widths = faulty
   c.search.budget = problem.budget
-  c.search.budget_slack = digits_1024.SLACK
+  c.search.budget_slack = table.SLACK
   c.search.methods = ("predictor",)
-  c.search.updates = 30
+  c.search.updates = options.updates
   c.search.images = 128
   c.search.proposals = 16
-  c.search.chips = 4
+  c.search.chips = _CHIPS
   c.search.vectors_per_step = 32
   c.search.batch_size = 64
   c.search.candidates = 8
   settings.validate(c)
-  return c
+  storage.make_directory(folder)
+  results.settle(c, folder)
+  experiment = prepare(c)
+  with Metrics(folder) as metrics:
+    pretrain.run(experiment, folder, metrics)
+    return search.run(experiment, folder, metrics)["found"]
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--seeds", type=int, default=32)
-  parser.add_argument("--proposals", type=int, default=10)
-  parser.add_argument("--quantile", type=float, default=0.6)
-  parser.add_argument(
-    "--evaluations", type=int, nargs="+", default=[50, 100, 200]
-  )
-  parser.add_argument(
-    "--methods", nargs="+", default=["random", *registry.NAMES]
-  )
-  parser.add_argument("--runs", type=pathlib.Path)
-  parser.add_argument("--faulty", type=int, nargs="+")
-  parser.add_argument("--workdir", default="runs/faulty_widths")
+def main() -> None:
+  parser = measure.parser(__doc__)
+  add = parser.add_argument
+  add("--seeds", type=int, default=32)
+  add("--proposals", type=int, default=10)
+  add("--quantile", type=float, default=0.6, help="of MACs: the budget")
+  add("--evaluations", type=int, nargs="+", default=[50, 100, 200])
+  methods = list(dict.fromkeys([_BASELINE, *registry.NAMES]))
+  add("--methods", nargs="+", default=methods)
+  add("--runs", type=pathlib.Path)
+  add("--rates", type=float, nargs="+", help="of learning")
+  add("--faulty", type=int, nargs="+", help="random vectors on chips")
+  add("--steps", type=int, default=1000, help="of a super-net")
+  add("--updates", type=int, default=30, help="of its search")
+  add("--workdir", default="runs/faulty_widths")
   options = parser.parse_args()
-  options.methods = list(dict.fromkeys(options.methods))
+  if options.runs:
+    of_runs(options.runs)
+    return
+  problem = table.Problem(options.quantile)
   if options.faulty:
-    of_supernets(options)
-  elif options.runs:
-    of_runs(
-      sorted(
-        p.parent.parent
-        for p in options.runs.rglob("result.json")
-        if p.parent.name == "search"
-      )
-    )
+    of_supernets(problem, options)
+  elif options.rates:
+    of_rates(problem, options)
   else:
-    on_table(options)
+    on_table(problem, options)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hawis_jax.pipeline import nets
 from hawis_jax.pipeline.experiment import Experiment
 from hawis_jax.training import fixed_net
 from hawis_jax.training import optimization
@@ -44,7 +45,9 @@ def make_fit(experiment: Experiment, steps: int):
   same batches and start from the same draws.
   """
   config, module = experiment.config.train, experiment.supernet
-  optimizer = optimization.make_optimizer(config.optimizer, steps)
+  optimizer = optimization.make_optimizer(
+    nets.optimizer_settings(config.optimizer), steps
+  )
   images, labels = experiment.unpadded(experiment.splits.train)
 
   @jax.jit
@@ -101,8 +104,8 @@ def narrowed(params: dict, module: nn.Module, widths: chex.Array) -> dict:
   """
   flat = traverse_util.flatten_dict(params)
   kernels = [path for path in sorted(flat) if path[-1] == "kernel"]
-  stages = [path for path in kernels if path[0].startswith("stage")]
-  layers = [("stem", "kernel"), *stages]
+  blocks = [path for path in kernels if path[0].startswith("stage")]
+  layers = [("stem", "kernel"), *blocks]
   for index, path in enumerate(layers):
     widest = module.max_widths[index]
     flat[path] *= jnp.sqrt(widest / widths[index]).astype(jnp.float32)

@@ -1,6 +1,7 @@
-"""Training steps of the configurations against the same products alone.
+"""Training steps against their products alone; ways to do small maps.
 
 python benchmarks/train_step.py [net ...]
+python benchmarks/train_step.py --small-maps
 
 For each net: time of one step (thermometer code, forward, backward, update) on
 a constant batch, and of its products alone: the convolutions of that step,
@@ -8,20 +9,19 @@ forward and both gradients, one after the other on random operands. Their ratio
 says what all else costs. "masks" is the ratio of the step without masks, which
 a fixed net is trained with, to one with the masks' code taken out; "super-net"
 that of a step with all masks, at the net's own widths.
+
+--small-maps: a forward pass of the digits super-net, with maps up to 2x2 by
+XLA's convolution, and by patches and a matrix product.
+
+All are medians of calls in turn.
 """
 
 import functools
-import sys
-import time
 from unittest import mock
 
-from hawis_jax import backend
-
-backend.configure()
-
-# ruff: noqa: E402
 import jax
 import jax.numpy as jnp
+import measure
 import numpy as np
 
 from hawis_jax.arithmetic import binary
@@ -31,7 +31,6 @@ from hawis_jax.networks import resnet
 from hawis_jax.networks import width_vectors
 from hawis_jax.training import optimization
 
-_ROUNDS = 7
 # name: (width vector, images a step, classes)
 _NETS = {
   "cifar10_resnet20:1x": ("resnet20_1x", 128, 10),
@@ -39,13 +38,7 @@ _NETS = {
   "cifar10_resnet32:1x": ("resnet32_1x", 128, 10),
   "imagenet_resnet18:1x": ("resnet18_1x", 2, 1000),
 }
-
-
-def _network(vector, classes):
-  """(module, image size)."""
-  if len(vector) == 17:
-    return resnet.imagenet_resnet18(vector, classes), 224
-  return resnet.cifar_resnet(len(vector) + 1, vector, classes), 32
+_init = jax.jit(net_variables.init, static_argnums=(0, 2))
 
 
 def _gradient_step(module, params, images, labels, vector):
@@ -62,8 +55,8 @@ def _gradient_step(module, params, images, labels, vector):
     grads = jax.grad(loss)(params)
     return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
 
-  jax.block_until_ready(step(params))  # traced with the code of this moment
-  return functools.partial(step, params)
+  # Traced with the code of this moment.
+  return functools.partial(step.lower(params).compile(), params)
 
 
 def _products(module, params, images):
@@ -96,7 +89,6 @@ def _products(module, params, images):
       results.append(by_weights.sum() + (by_bits.sum() if index else 0))
     return results
 
-  jax.block_until_ready(run(operands))
   return functools.partial(run, operands)
 
 
@@ -110,49 +102,74 @@ def _without_masks():
   )
 
 
-def _measure(name):
-  """Median seconds of every variant, measured in turn."""
-  preset, count, classes = _NETS[name]
-  vector = width_vectors.PRESETS[preset]
-  module, size = _network(vector, classes)
+def _calls(vector, count, classes):
+  """{variant: call} of one net."""
+  module, size = resnet.imagenet_resnet18, 224
+  if len(vector) != 17:
+    module = functools.partial(resnet.cifar_resnet, len(vector) + 1)
+    size = 32
+  module, shape = module(vector, classes), (size, size, 3)
   rng = np.random.default_rng(0)
-  shape = (size, size, 3)
   images = jnp.asarray(rng.integers(0, 256, (count, *shape)), jnp.uint8)
   labels = jnp.asarray(rng.integers(0, classes, count))
-  init = jax.jit(net_variables.init, static_argnums=(0, 2))
-  params = init(module, jax.random.key(0), shape)["params"]
+  params = _init(module, jax.random.key(0), shape)["params"]
   make = functools.partial(_gradient_step, module, params, images, labels)
-  variants = {"step": make(None), "masked": make(jnp.array(vector))}
+  calls = {"step": make(None), "masked": make(jnp.array(vector))}
   apply_mask, weight_scale = _without_masks()
   with apply_mask, weight_scale:
-    variants["maskless"] = make(None)
-  variants["products"] = _products(module, params, images)
-  seconds = {variant: [] for variant in variants}
-  for _ in range(_ROUNDS):
-    for variant, run in variants.items():
-      start = time.perf_counter()
-      jax.block_until_ready(run())
-      seconds[variant].append(time.perf_counter() - start)
-  return {k: float(np.median(v)) for k, v in seconds.items()}, count
+    calls["maskless"] = make(None)
+  return calls | {"products": _products(module, params, images)}
 
 
-def main(names: list[str]) -> None:
-  """Prints the table."""
-  print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}")
+def of_nets(names: list[str], rounds: int) -> None:
+  """Prints a line for each net."""
   print(
     f"{'net':26} {'images/s':>9} {'step/s':>8} {'step / products':>16} "
     f"{'masks':>7} {'super-net':>10}"
   )
-  for name in names or _NETS:
-    times, count = _measure(name)
-    step = times["step"]
+  for name in names:
+    preset, count, classes = _NETS[name]
+    calls = _calls(width_vectors.PRESETS[preset], count, classes)
+    times = measure.seconds(calls, rounds)
+    step, maskless = times["step"], times["maskless"]
     print(
       f"{name:26} {count / step:9.1f} {1 / step:8.3f} "
-      f"{step / times['products']:16.2f} {step / times['maskless']:7.2f} "
-      f"{times['masked'] / times['maskless']:10.2f}",
+      f"{step / times['products']:16.2f} {step / maskless:7.2f} "
+      f"{times['masked'] / maskless:10.2f}",
       flush=True,
     )
 
 
+def of_small_maps(rounds: int) -> None:
+  """Prints times of a forward pass of both ways."""
+  experiment, images = measure.prepare(), 256
+  module, shape = experiment.supernet, experiment.splits.image_shape
+  net = _init(module, jax.random.key(0), shape)
+  code = module.encode(jnp.zeros((images, *shape), jnp.uint8))
+  calls = {}
+  for name, small_map in (("convolution", 0), ("patches", 4)):
+    apply = jax.jit(lambda net, code: module.apply(net, code, train=False))
+    with mock.patch.object(binary, "_SMALL_MAP", small_map):
+      compiled = apply.lower(net, code).compile()
+    calls[name] = functools.partial(compiled, net, code)
+  times = measure.seconds(calls, rounds)
+  for name, time in times.items():
+    print(f"{name:12} {1e3 * time:7.2f} ms ({images} images)")
+  print(f"ratio        {times['convolution'] / times['patches']:7.2f}")
+
+
+def main() -> None:
+  parser = measure.parser(__doc__)
+  parser.add_argument("nets", nargs="*", metavar="net", default=list(_NETS))
+  parser.add_argument("--small-maps", action="store_true")
+  parser.add_argument("--rounds", type=int, default=9)
+  options = parser.parse_args()
+  print(measure.machine())
+  if options.small_maps:
+    of_small_maps(options.rounds)
+  else:
+    of_nets(options.nets, options.rounds)
+
+
 if __name__ == "__main__":
-  main(sys.argv[1:])
+  main()

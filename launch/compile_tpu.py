@@ -132,12 +132,12 @@ def _on_chips(step, experiment, devices):
   config, shape = experiment.config.robustness, experiment.splits.image_shape
   count = config.images or len(experiment.splits.test)
   images = jax.ShapeDtypeStruct((count, *shape), np.uint8)
-  module, level = nets.module(step.net, experiment), step.severity
+  module, severity = nets.module(step.net, experiment), step.severity
   net = jax.eval_shape(
-    lambda net: robustness.calibrated(experiment, level, module, net),
+    lambda net: robustness.calibrated(experiment, severity, module, net),
     net_variables.shapes(module, shape),
   )
-  setting = robustness.make_setting(experiment, level, module, net)
+  setting = robustness.make_setting(experiment, severity, module, net)
   shared = jax.eval_shape(lambda: monte_carlo.shared_variables(setting, images))
   mesh = sharding.evaluation_mesh(config.chips, devices)
   memory = config.memory_gb * 1e9 or math.inf  # the compiler minds a device's

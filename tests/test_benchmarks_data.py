@@ -1,5 +1,6 @@
-"""The table of every net of a small space (benchmarks/exhaustive.py)."""
+"""The table of every net of a small space (benchmarks/table.py)."""
 
+import importlib
 import itertools
 import json
 import os
@@ -56,13 +57,25 @@ def test_costs_are_those_of_the_nets(table):
     np.testing.assert_array_equal(table[kind], getattr(expected, kind))
 
 
+def test_every_script_starts(monkeypatch):
+  """Imported, each finds what it takes of the package."""
+  folder = _ROOT / "benchmarks"
+  monkeypatch.syspath_prepend(str(folder))
+  monkeypatch.setattr(sys, "modules", dict(sys.modules))
+  scripts = sorted(path.stem for path in folder.glob("*.py"))
+  assert len(scripts) > 10
+  for script in scripts:
+    module = importlib.import_module(script)
+    assert module.__doc__ and pathlib.Path(module.__file__).parent == folder
+
+
 @pytest.mark.slow
 def test_nets_come_back(table):
   numbers = np.random.default_rng(0).integers(_NETS, size=2)
   result = subprocess.run(
     [
       sys.executable,
-      _ROOT / "benchmarks" / "exhaustive.py",
+      _ROOT / "benchmarks" / "table.py",
       "--retrain",
       *map(str, numbers),
     ],

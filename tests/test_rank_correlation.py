@@ -27,14 +27,14 @@ def benchmarks():
 
 
 def test_tau_is_scipys_and_ignores_a_vector_drawn_twice(rng):
-  import kendall
+  import rank_correlation
 
   x, y = rng.integers(0, 6, (2, 20))
   # Distinct vectors twice each: the same signs four times, the same tau.
   counts = np.stack(
     [np.ones(20), np.full(20, 2), np.r_[np.ones(9), np.zeros(11)]]
   )
-  whole, twice, part = kendall.tau(x, y, counts)
+  whole, twice, part = rank_correlation.tau(x, y, counts)
   assert whole == pytest.approx(stats.kendalltau(x, y).statistic)
   assert twice == pytest.approx(whole)
   assert part == pytest.approx(stats.kendalltau(x[:9], y[:9]).statistic)

@@ -238,7 +238,7 @@ def _sum_type(*operands):
 
 
 # XLA's CPU convolution is slow on maps of up to 2x2: a matrix product of their
-# patches makes a whole digits net about 2x faster (benchmarks/small_maps.py).
+# patches makes a whole digits net about 2x faster (benchmarks/train_step.py).
 _SMALL_MAP = 4
 
 

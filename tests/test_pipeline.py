@@ -96,23 +96,20 @@ def _run_with_stops(run, workdir, stops, monkeypatch, *arguments):
 
 # Damaged checkpoints in tests/faults let pretraining and training go on, too.
 @pytest.mark.parametrize(
-  "before, stops, arguments",
+  "before, place, step, arguments",
   [
-    (
-      "pretrain",
-      [("search", 2), ("search/candidates", 8)],
-      ["--stages=search"],
-    ),
+    ("pretrain", "search", 2, ["--stages=search"]),
+    ("pretrain", "search/candidates", 8, ["--stages=search"]),
     # Half of a severity's chips; what is left to do runs in one go.
-    ("search", [("robustness", 3)], []),
+    ("search", "robustness", 3, []),
   ],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(
-  run, after, monkeypatch, before, stops, arguments
+  run, after, monkeypatch, before, place, step, arguments
 ):
   """Cut off in a stage; results, metrics and weights equal to the bit."""
   workdir = after(before)
-  _run_with_stops(run, workdir, stops, monkeypatch, *arguments)
+  _run_with_stops(run, workdir, [(place, step)], monkeypatch, *arguments)
   short_run.same(workdir, after("search" if arguments else "report"))
 
 

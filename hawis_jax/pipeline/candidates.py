@@ -4,7 +4,7 @@ Axes: U updates, M methods, K budgets, P proposals, L layers, S chips of all
 scenarios.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import json
 import pathlib
@@ -18,6 +18,7 @@ from hawis_jax import errors
 from hawis_jax.config import settings
 from hawis_jax.networks import net_variables
 from hawis_jax.pipeline.experiment import Experiment
+from hawis_jax.robustness import monte_carlo
 from hawis_jax.robustness import statistics
 from hawis_jax.runtime import distributed
 from hawis_jax.runtime import preemption
@@ -69,11 +70,12 @@ def choose(
   for budget_range, widths in enumerate(experiment.uniforms):
     groups[UNIFORM, budget_range] = [(widths, None)] if widths else []
   key, fresh_key = jax.random.split(experiment.key("candidates"))
+  score = make_score(experiment)  # one program for both times
 
   def scored(vectors, key, name):
     distinct = sorted(set(vectors))
     entries = score_vectors(
-      experiment, scorer, distinct, key, metrics, folder / name
+      experiment, scorer, distinct, key, metrics, folder / name, score
     )
     return dict(zip(distinct, entries, strict=True))
 
@@ -227,6 +229,21 @@ def make_scorer(
   )
 
 
+def make_score(experiment: Experiment) -> Callable[..., monte_carlo.Scores]:
+  """Returns the jitted score of the scenarios, and of the ideal device, last.
+
+  Its arguments are those of `reward.make_score`'s result.
+  """
+  mesh = sharding.training_mesh()
+  score = reward.make_score(
+    experiment.supernet,
+    settings.search_devices(experiment.config),
+    experiment.config.search.vectors_per_step,
+    mesh,
+  )
+  return jax.jit(score, out_shardings=sharding.replicated(mesh))
+
+
 def score_vectors(
   experiment: Experiment,
   scorer: reward.Scorer,
@@ -234,6 +251,7 @@ def score_vectors(
   key: chex.PRNGKey,
   metrics: Metrics,
   path: pathlib.Path,
+  score: Callable[..., monte_carlo.Scores] | None = None,
 ) -> Iterator[dict]:
   """Yields each vector's clean and robust score, on `candidate_chips` chips.
 
@@ -247,6 +265,7 @@ def score_vectors(
     metrics: of the run, for progress.
     path: of the file that scores are saved to, and taken up from if they are
       of the same vectors, chips and super-net.
+    score: from `make_score`, where several calls share it; None: its own.
 
   Raises:
     Preempted: the run was asked to stop; the scores so far are saved.
@@ -260,15 +279,8 @@ def score_vectors(
       experiment.splits.validation, config.batch_size
     )
   )
-  devices = settings.search_devices(experiment.config)
-  mesh = sharding.training_mesh()
-  score = jax.jit(
-    reward.make_score(
-      experiment.supernet, devices, config.vectors_per_step, mesh
-    ),
-    out_shardings=sharding.replicated(mesh),
-  )
-  scorer, keys = sharding.place((scorer, keys), mesh)
+  score = score or make_score(experiment)
+  scorer, keys = sharding.place((scorer, keys), sharding.training_mesh())
   padded = list(vectors) + [vectors[-1]] * (-len(vectors) % _VECTORS_PER_CALL)
   accuracy = _score_parts(
     lambda part: np.asarray(score(scorer, part, keys).accuracy),

@@ -325,8 +325,8 @@ def test_only_fields_that_are_free_may_change_in_a_begun_run(tmp_path):
 def test_configurations_start_from_others(tmp_path):
   path = tmp_path / "mine.py"
   path.write_text(
-    "from hawis_jax import config\n"
-    f"def get_config(seed=1):\n  c = config.load({str(_FILE)!r})\n"
+    "from hawis_jax.config import load\n"
+    f"def get_config(seed=1):\n  c = load.load({str(_FILE)!r})\n"
     "  c.seed = int(seed)\n  return c\n"
   )
   loaded = load.load(path, "7")

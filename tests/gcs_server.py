@@ -5,6 +5,7 @@ import http
 import logging
 import os
 import socket
+import socketserver
 import threading
 
 from gcp_storage_emulator import exceptions
@@ -41,9 +42,13 @@ def running():
     "TENSORSTORE_GCS_HTTP_URL": f"http://localhost:{port}",
   }
   os.environ |= variables
+  # Of clients that were killed, or that need no more of an answer.
+  handle_error = socketserver.BaseServer.handle_error
+  socketserver.BaseServer.handle_error = lambda *_: None
   try:
     yield variables
   finally:
+    socketserver.BaseServer.handle_error = handle_error
     for name in variables:
       del os.environ[name]
     serving.stop()

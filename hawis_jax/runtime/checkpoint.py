@@ -61,7 +61,7 @@ class Checkpoints:
       InputError: the directory can't be created or written to.
     """
     self.directory = epath.Path(directory)
-    self._damaged = []
+    self._saving, self._damaged = None, []
     with storage.write_errors(directory):
       distributed.on_first(lambda: _clear(self.directory))
       self._orbax = ocp.training.Checkpointer(
@@ -91,7 +91,7 @@ class Checkpoints:
     with storage.write_errors(self.directory / f"{step}"):
       while self._damaged:  # else they would count among the newest
         self._orbax.delete(self._damaged.pop())
-      self._orbax.save_async(
+      self._saving = self._orbax.save_async(
         step,
         state,
         force=True,
@@ -148,13 +148,19 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Waits for the last save; raises what made it fail."""
+    saving, self._saving = self._saving, None
     with storage.write_errors(self.directory):
+      if saving:  # a thread that may hold the error, and speaks of it
+        saving.result()
       self._orbax.wait()
 
   def close(self) -> None:
     """Waits for the last save and lets go of the directory."""
-    with storage.write_errors(self.directory):
-      self._orbax.close()
+    try:
+      self.wait()
+    finally:
+      with storage.write_errors(self.directory):
+        self._orbax.close()
 
   def __enter__(self) -> Self:
     return self
@@ -231,7 +237,8 @@ def _clear(directory):
 def without_leftovers() -> Iterator[None]:
   """Drops what Orbax prints, with long tracebacks, where it also raises.
 
-  The error that it raises becomes our one line.
+  The error that it raises becomes our one line. After an error threads of a
+  failed save may still be writing: what they leave is dropped to the end.
   """
   of_orbax = f"{os.sep}orbax{os.sep}"
   filters = {
@@ -260,8 +267,8 @@ def without_leftovers() -> Iterator[None]:
       )
       yield
       gc.collect()  # what would be told when it is found later
-  finally:
     sys.unraisablehook = hook
+  finally:
     for name, keep in filters.items():
       logging.getLogger(name).removeFilter(keep)
 

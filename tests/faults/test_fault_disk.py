@@ -17,22 +17,24 @@ pytestmark = pytest.mark.filterwarnings(
 _FAILING_SAVES = """
 import contextlib, pathlib, shutil, sys, time
 import numpy as np
-from hawis_jax import checkpoint, errors
+from hawis_jax import errors
+from hawis_jax.runtime import checkpoint
 
 folder = pathlib.Path(sys.argv[1])
 failed = 0
-for left in np.random.default_rng(int(sys.argv[2])).integers(0, 12288, 30):
-  filler = folder / "filler"
-  filler.unlink(missing_ok=True)
-  with contextlib.suppress(OSError):  # what was deleted may not be free yet
-    filler.write_bytes(bytes(shutil.disk_usage(folder).free - left))
-  try:
-    with checkpoint.Checkpoints(folder / "stage") as checkpoints:
-      checkpoints.save(1, {str(i): np.ones(1000) for i in range(80)})
-  except errors.InputError:
-    failed += 1
-  shutil.rmtree(folder / "stage", ignore_errors=True)
-time.sleep(1)
+with checkpoint.without_leftovers():
+  for left in np.random.default_rng(int(sys.argv[2])).integers(0, 12288, 30):
+    filler = folder / "filler"
+    filler.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # what was deleted may not be free yet
+      filler.write_bytes(bytes(shutil.disk_usage(folder).free - left))
+    try:
+      with checkpoint.Checkpoints(folder / "stage") as checkpoints:
+        checkpoints.save(1, {str(i): np.ones(1000) for i in range(80)})
+    except errors.InputError:
+      failed += 1
+    shutil.rmtree(folder / "stage", ignore_errors=True)
+  time.sleep(1)
 print(failed)
 """
 
@@ -85,6 +87,20 @@ def test_failed_saves_print_nothing(disk, rng):
     timeout=300,
   )
   assert (ended.stdout, ended.stderr) == ("30\n", "")
+
+
+@pytest.mark.slow
+def test_a_command_on_a_full_disk_prints_one_line(start, disk):
+  """Also what comes when the process ends."""
+  folder, remount = disk
+  for size in ("400k", "700k", "900k"):
+    remount(f"size={size}")
+    process = start(folder / "run", stderr=subprocess.PIPE)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert error.startswith(f"error: can't write {folder}/run"), error
+    assert "No space left on device" in error and error.count("\n") == 1
+    shutil.rmtree(folder / "run")
 
 
 def test_a_disk_that_becomes_read_only(run, finished, disk, capsys):

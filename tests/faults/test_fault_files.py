@@ -6,11 +6,13 @@ import shutil
 import pytest
 import short_run
 
+from hawis_jax.pipeline import results
 from hawis_jax.runtime import storage
 
 
 def _steps(folder):
-  return sorted(folder.glob("[0-9]*"), key=lambda path: int(path.name))
+  steps = (path for path in folder.iterdir() if path.name.isdecimal())
+  return sorted(steps, key=lambda path: int(path.name))
 
 
 def _largest(folder):
@@ -30,7 +32,9 @@ def _flip(path, rng):
 
 
 @pytest.mark.exact
-def test_what_is_damaged_or_lost_is_made_again(run, finished, tmp_path, rng):
+def test_what_is_damaged_or_lost_is_made_again(
+  run, finished, tmp_path, rng, capsys, caplog
+):
   """Ends with the same results, metrics and weights, to the bit."""
   workdir = shutil.copytree(finished, tmp_path / "run")
   _cut(_largest(_steps(workdir / "pretrain")[-1]))
@@ -40,14 +44,18 @@ def test_what_is_damaged_or_lost_is_made_again(run, finished, tmp_path, rng):
   (workdir / "robustness" / "result.json").unlink()
   metrics = workdir / "metrics.jsonl"
   metrics.write_bytes(metrics.read_bytes()[:-20])
+  capsys.readouterr()
   assert run(workdir) == 0
   short_run.same(workdir, finished)
+  assert capsys.readouterr().err == ""
+  told = [record.getMessage() for record in caplog.records]
+  assert all(m.startswith("skipping a damaged checkpoint: ") for m in told)
 
 
 def test_what_was_left_behind_or_put_in_is_cleared(run, finished, tmp_path):
   """By a run that was killed, or by someone else; the report is lost."""
   workdir = shutil.copytree(finished, tmp_path / "run")
-  for name in ("9.part", "9.part.orbax-checkpoint-tmp", "6.part-old"):
+  for name in ("9.orbax-checkpoint-tmp", "9.part", "notes"):
     (workdir / "pretrain" / name).mkdir()
     (workdir / "pretrain" / name / "leaves.json").write_text("{")
   (workdir / "lock").write_text("4711\n")
@@ -59,9 +67,12 @@ def test_what_was_left_behind_or_put_in_is_cleared(run, finished, tmp_path):
   metrics.write_bytes(first + odd + b"".join(rest))
   shutil.rmtree(workdir / "report")
   assert run(workdir) == 0
-  short_run.same(workdir, finished)
   assert (workdir / "report" / "index.html").exists()
-  assert not list(workdir.rglob("*.part*"))
+  assert not list(workdir.rglob("*.orbax-checkpoint-tmp"))
+  for name in ("9.part", "notes"):  # no run's: they may be the user's
+    (workdir / "pretrain" / name / "leaves.json").unlink()
+    (workdir / "pretrain" / name).rmdir()
+  short_run.same(workdir, finished)
 
 
 def _cut_all_checkpoints(workdir):
@@ -99,7 +110,7 @@ def _earlier_revision(workdir):
   result = storage.read_record(path)
   del result["format"]
   storage.write_record(path, result)
-  return "got results of format 1, allowed is 2"
+  return f"got results of format 1, allowed is {results.ROBUSTNESS_FORMAT}"
 
 
 def _change_partial(workdir):

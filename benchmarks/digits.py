@@ -1,13 +1,12 @@
-"""What configs/digits.py shows, over seeds: accuracy, robustness, search.
+"""What configs/digits.py shows, over seeds: accuracy and robustness.
 
 python benchmarks/digits.py --workdir runs/digits_seeds [--config.<field>=...]
 
-Runs the main job with seeds 0 to 4 (the last two only as far as the search),
-resuming what is there, and prints three tables with 95 % intervals over seeds
-(of so few, Student's): clean test accuracy; paired robust accuracy of the found
-net minus its reference nets; the method's best vector against random search's.
-All seeds share one split of the data, so the intervals hold none of its
-variance.
+Runs the main job with some seeds, resuming what is there, and prints tables
+with 95 % intervals over seeds (of so few, Student's): clean test accuracy; and
+paired robust accuracy of the found net minus others. All seeds share one split
+of the data, so the intervals hold none of its variance. What the searches found
+is told by search.py --runs.
 """
 
 import pathlib
@@ -16,18 +15,10 @@ import sys
 
 import measure
 import numpy as np
-from scipy import stats
 
 from hawis_jax.pipeline import results
 
 _SEVERITIES = (("stuck_off", 0.1), ("stuck_on", 0.02), ("variation", 0.5))
-
-
-def _run(seed, workdir, stages, fields):
-  command = [sys.executable, "-m", "hawis_jax.main"]
-  command += [f"--config={measure.DIGITS}", f"--config.seed={seed}", *fields]
-  command += [f"--workdir={workdir}", f"--stages={stages}"]
-  subprocess.run(command, cwd=measure.ROOT, check=True)
 
 
 def _percent(values, unit="%"):
@@ -69,41 +60,19 @@ def robustness(runs: list[dict]) -> None:
         print(f"    seed {seed}, paired over chips  {gap}")
 
 
-def search(runs: list[dict]) -> None:
-  """Prints scores: runs are results of the search."""
-  print(
-    f"\nsearch, {len(runs)} seeds, {runs[0]['evaluations']} evaluations a "
-    "method: best candidate's robust score on fresh chips"
-  )
-  own = runs[0]["method"]
-  best = {
-    method: [run["candidates"][method][0]["score"] for run in runs]
-    for method in (own, "random", "uniform")
-    if all(run["candidates"].get(method) for run in runs)
-  }
-  for method, scores in best.items():
-    print(f"  {method:16} {_percent(scores)}")
-  if "random" in best and own != "random":
-    gap = _percent(np.subtract(best[own], best["random"]), "points")
-    p = stats.ttest_rel(best[own], best["random"]).pvalue
-    print(f"  {own + ' - random':16} {gap}  paired t-test p = {p:.2g}")
-
-
 def main() -> None:
   """Runs every seed and prints the tables."""
   parser = measure.parser(__doc__)
   parser.add_argument("--workdir", default="runs/digits_seeds")
-  parser.add_argument("--seeds", type=int, default=3, help="of all stages")
-  parser.add_argument("--searches", type=int, default=5, help="seeds of those")
+  parser.add_argument("--seeds", type=int, default=3)
   options, fields = parser.parse_known_args()
   workdir = pathlib.Path(options.workdir).absolute()
-  folders = [workdir / str(seed) for seed in range(options.searches)]
+  folders = [workdir / str(seed) for seed in range(options.seeds)]
   for seed, folder in enumerate(folders):
-    stages = "all" if seed < options.seeds else "pretrain,search"
-    _run(seed, folder, stages, fields)
-  whole = folders[: options.seeds]
-  robustness([results.load_robustness(folder)["nets"] for folder in whole])
-  search([results.load_search(folder) for folder in folders])
+    command = [sys.executable, "-m", "hawis_jax.main", f"--workdir={folder}"]
+    command += [f"--config={measure.DIGITS}", f"--config.seed={seed}", *fields]
+    subprocess.run(command, cwd=measure.ROOT, check=True)
+  robustness([results.load_robustness(folder)["nets"] for folder in folders])
 
 
 if __name__ == "__main__":

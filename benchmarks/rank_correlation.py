@@ -135,9 +135,9 @@ def report(found) -> None:
   for truth, sets in found.items():
     for name, rows in sets.items():
       print(f"\ntruth: {truth} images; width vectors: {name}")
-      print(f"{'':28}{'clean':46}robust")
+      print(f"{'':28}{'clean':48}robust")
       for variant, summaries in rows.items():
-        cells = (f"{_show(summary):46}" for summary in summaries.values())
+        cells = (f"{_show(summary):48}" for summary in summaries.values())
         print(f"{variant:28}" + "".join(cells).rstrip())
 
 

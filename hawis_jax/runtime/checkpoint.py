@@ -237,8 +237,8 @@ def _clear(directory):
 def without_leftovers() -> Iterator[None]:
   """Drops what Orbax prints, with long tracebacks, where it also raises.
 
-  The error that it raises becomes our one line. After an error threads of a
-  failed save may still be writing: what they leave is dropped to the end.
+  The error that it raises becomes our one line. After an error it goes on to
+  the process's end: threads of a failed save may still be writing.
   """
   of_orbax = f"{os.sep}orbax{os.sep}"
   filters = {
@@ -248,8 +248,6 @@ def without_leftovers() -> Iterator[None]:
       not any(word in record.getMessage() for word in ("orbax", "tensorstore"))
     ),
   }
-  for name, keep in filters.items():
-    logging.getLogger(name).addFilter(keep)
   hook = sys.unraisablehook
 
   def without_orbax(what):
@@ -259,18 +257,19 @@ def without_leftovers() -> Iterator[None]:
     if not (closed or code and of_orbax in code.co_filename):
       hook(what)
 
+  undo = contextlib.ExitStack()
+  undo.enter_context(warnings.catch_warnings())
+  warnings.filterwarnings(
+    "ignore", "coroutine '.*' was never awaited", RuntimeWarning
+  )
+  for name, keep in filters.items():
+    logging.getLogger(name).addFilter(keep)
+    undo.callback(logging.getLogger(name).removeFilter, keep)
   sys.unraisablehook = without_orbax
-  try:
-    with warnings.catch_warnings():
-      warnings.filterwarnings(
-        "ignore", "coroutine '.*' was never awaited", RuntimeWarning
-      )
-      yield
-      gc.collect()  # what would be told when it is found later
-    sys.unraisablehook = hook
-  finally:
-    for name, keep in filters.items():
-      logging.getLogger(name).removeFilter(keep)
+  undo.callback(setattr, sys, "unraisablehook", hook)
+  yield
+  gc.collect()  # what would be told when it is found later
+  undo.close()
 
 
 def _named(state):

@@ -99,7 +99,8 @@ def test_a_command_on_a_full_disk_prints_one_line(start, disk):
     _, error = process.communicate(timeout=300)
     assert process.returncode == 2
     assert error.startswith(f"error: can't write {folder}/run"), error
-    assert "No space left on device" in error and error.count("\n") == 1
+    assert "No space left on device" in error
+    assert error.count("\n") == 1, error
     shutil.rmtree(folder / "run")
 
 

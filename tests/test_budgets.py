@@ -115,7 +115,7 @@ def _probed(feasible, keys, budget_range, choices):  # constants compile slowly
   st.sampled_from(_KINDS),
 )
 @settings(max_examples=15)
-def test_feasible_set_holds_exactly_the_window(seed, family, kind):
+def test_feasible_set_holds_exactly_the_budget_range(seed, family, kind):
   """Every completion count, hence every drawn vector, against enumeration."""
   rng = np.random.default_rng(seed)
   space, geometry = _random_space(rng, *family)

@@ -205,7 +205,7 @@ def test_hardware_of_a_device():
   assert got == cost.Hardware(
     (128, 128), 1 / 3e4, 1 / 1.5e5, 0.5, 6, tech, (2, 3), 1.0
   )
-  # An absent effect's level may be None.
+  # An absent effect's severity may be None.
   device = dataclasses.replace(device, adc_bits=None)
   assert cost.hardware(device).converter_bits == 8
 

@@ -22,7 +22,7 @@ _TILE = (64, 64)
 _SHAPE = (384, 256)  # of the weights: 24 tiles
 _GRID = (6, 4)
 # Effects on cells.
-_LEVELS = tuple(
+_SEVERITIES = tuple(
   name
   for name in crossbar.DEFECTS
   if name not in ("read_noise", "telegraph_noise")
@@ -94,14 +94,14 @@ def _targets(q, device, steps=127):
 def _traced(device):
   """The same device with all effects on cells in its program, absent or not.
 
-  One compilation serves all levels; a test says that nothing else changes.
+  One compilation serves all severities; a test says that nothing else changes.
   """
-  levels = {name: np.float32(getattr(device, name)) for name in _LEVELS}
+  severities = {name: np.float32(getattr(device, name)) for name in _SEVERITIES}
   padding = (0.0,) * (4 - len(device.write_sigma))
   constants = dict(
     write_sigma=device.write_sigma + padding, write_range=(0.0, 1.0)
   )
-  return dataclasses.replace(device, **levels, **constants)
+  return dataclasses.replace(device, **severities, **constants)
 
 
 def _chip(q, device, key, bits=8, write=0):
@@ -152,14 +152,14 @@ def test_write_error_is_the_measured_polynomial(rng):
   for name in _MEASURED:
     device = crossbar.PRESETS[name]
     q = _integers(rng)
-    for level in (device.write_error, 3.0):
-      scaled = dataclasses.replace(device, write_error=level)
+    for severity in (device.write_error, 3.0):
+      scaled = dataclasses.replace(device, write_error=severity)
       g = _chip(q, _traced(scaled), _key(rng))
       targets = _targets(q, device)
       sigma = _sigma(scaled, targets)
       assert sigma.min() > 0 and g.min() >= 0
       z = (g - targets) / sigma
-      assert _are_normal(z, -targets / sigma, g == 0), (name, level)
+      assert _are_normal(z, -targets / sigma, g == 0), (name, severity)
 
 
 def test_gaussian_variation(rng):
@@ -292,7 +292,7 @@ def test_legacy_noise_is_the_published_formula(rng):
     g, targets = _chip(q, _traced(device), key), _targets(q, device)
     step = (device.g_on - device.g_off) / 127
     assert _are_uniform(_legacy_shares(g, targets, device, step))
-    # A level is a factor of all that it adds.
+    # A severity is a factor of all that it adds.
     half = dataclasses.replace(device, legacy_noise=0.5)
     half = _chip(q, _traced(half), key) - targets
     atol = 1e-6 * device.g_on
@@ -437,7 +437,7 @@ def _compose(levels, draws, device):
       (draws["faults"] == -1) & there["stuck_off"], device.g_off, g
     )
 
-  there = {name: getattr(device, name) > 0 for name in _LEVELS}
+  there = {name: getattr(device, name) > 0 for name in _SEVERITIES}
   g = stuck(levels) if device.stuck_cells_vary else levels
   g = g + _sigma(device, g) * draws["write_error"]
   g = g * np.exp(-device.variation * draws["variation"])
@@ -463,9 +463,9 @@ def drawn():
   targets = _targets(q, device)
 
   def alone(effect, **constants):
-    levels = dict.fromkeys(_LEVELS, 0.0)
-    levels[effect] = getattr(device, effect)
-    one = dataclasses.replace(device, **{**levels, **constants})
+    severities = dict.fromkeys(_SEVERITIES, 0.0)
+    severities[effect] = getattr(device, effect)
+    one = dataclasses.replace(device, **{**severities, **constants})
     return _chip(q, _traced(one), key)
 
   exponent = -np.log(alone("drift_time") / targets)
@@ -526,7 +526,7 @@ def test_every_effect_has_draws_of_its_own(drawn):
 
 @pytest.mark.parametrize("vary", [False, True])
 @settings(max_examples=15)
-@given(there=st.sets(st.sampled_from(_LEVELS)))
+@given(there=st.sets(st.sampled_from(_SEVERITIES)))
 def test_effects_keep_their_draws_and_their_order(drawn, vary, there):
   """Any effects together are the formulas, with the draws of each alone."""
   q, key, draws = drawn
@@ -534,14 +534,14 @@ def test_effects_keep_their_draws_and_their_order(drawn, vary, there):
     _ALL,
     stuck_cells_vary=vary,
     telegraph=(0.0, 0.3),
-    **dict.fromkeys(set(_LEVELS) - there, 0.0),
+    **dict.fromkeys(set(_SEVERITIES) - there, 0.0),
   )
   expected = _compose(_targets(q, device), draws, device)
   got = _chip(q, _traced(device), key)
   np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * device.g_on)
 
 
-def test_an_absent_effect_is_one_of_level_0(rng):
+def test_an_absent_effect_is_one_of_severity_0(rng):
   """Bit for bit, though one is in the program and the other is not."""
   q, key = _integers(rng), _key(rng)
   # As users compile: with less, programs that differ round in their own way.
@@ -550,7 +550,7 @@ def test_an_absent_effect_is_one_of_level_0(rng):
     static_argnames="bits",
     compiler_options={"xla_backend_optimization_level": 3},
   )
-  names = rng.permutation(_LEVELS)
+  names = rng.permutation(_SEVERITIES)
   # Some are absent, then the others, then all.
   for absent in (names[::2], names[1::2], names):
     zeros = dict(zip(absent, (0, 0.0, None) * 3, strict=False))
@@ -640,7 +640,7 @@ def x64():
     yield
 
 
-def test_weights_have_gradients_with_respect_to_levels(rng, x64):
+def test_weights_have_gradients_with_respect_to_severities(rng, x64):
   """Against finite differences, all effects together."""
   q, key = _integers(rng, (8, 8)).astype(np.float64), _key(rng)
   direction = rng.normal(size=(8, 8))
@@ -656,28 +656,31 @@ def test_weights_have_gradients_with_respect_to_levels(rng, x64):
 
   @jax.jit
   @functools.partial(jax.value_and_grad, has_aux=True)
-  def loss(levels):
-    device = dataclasses.replace(smooth, **levels)
+  def loss(severities):
+    device = dataclasses.replace(smooth, **severities)
     terms = crossbar.effective_weights(key, q, device, bits=8) * direction
     return terms.sum(), abs(terms).sum()
 
-  levels = {name: np.float64(getattr(_ALL, name)) for name in _DIFFERENTIABLE}
-  (_, terms), slopes = jax.device_get(loss(levels))
-  for name, level in levels.items():
-    step = 1e-5 * level
+  severities = {
+    name: np.float64(getattr(_ALL, name)) for name in _DIFFERENTIABLE
+  }
+  (_, terms), slopes = jax.device_get(loss(severities))
+  for name, severity in severities.items():
+    step = 1e-5 * severity
     ends = [
-      np.asarray(loss({**levels, name: level + s})[0][0]) for s in (step, -step)
+      np.asarray(loss({**severities, name: severity + s})[0][0])
+      for s in (step, -step)
     ]
     expected = (ends[0] - ends[1]) / (2 * step)
     assert abs(slopes[name]) > 0, name
     # Terms of either sign may leave a slope far below their rounding errors.
-    atol = 1e-9 * terms / level
+    atol = 1e-9 * terms / severity
     np.testing.assert_allclose(
       slopes[name], expected, rtol=1e-7, atol=atol, err_msg=name
     )
 
 
-def test_weights_have_gradients_at_level_0(rng):
+def test_weights_have_gradients_at_severity_0(rng):
   """d/dgamma (G+ - G-) = G- n- - G+ n+, from the first bit of variation."""
   q, key = _integers(rng, _TILE, bits=1), _key(rng)
 

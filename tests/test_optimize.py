@@ -120,10 +120,10 @@ _program = jax.jit(crossbar.program)
 
 
 def _chip(rng, params, stuck_on=0.0, stuck_off=0.0, variation=0.0):
-  """A chip; traced levels, so that one program makes all."""
-  levels = {"stuck_on": stuck_on, "stuck_off": stuck_off}
-  levels = {k: np.float32(v) for k, v in levels.items()}
-  device = crossbar.Device(**levels, variation=np.float32(variation))
+  """A chip; traced severities, so that one program makes all."""
+  severities = {"stuck_on": stuck_on, "stuck_off": stuck_off}
+  severities = {k: np.float32(v) for k, v in severities.items()}
+  device = crossbar.Device(**severities, variation=np.float32(variation))
   return _program(_key(rng), {"params": params}, device)["crossbar"]
 
 
@@ -261,7 +261,7 @@ def test_latent_weights_of_a_chip_learn_whether_stuck_or_not(wide_net, rng):
     assert (got[kernel][stuck] != 0).mean() > 0.2
 
 
-def test_drawn_devices_have_a_uniform_share_of_their_levels(rng):
+def test_drawn_devices_have_a_uniform_share_of_their_severities(rng):
   draw = jax.jit(
     jax.vmap(lambda key: supernet.sample_device(key, _DEVICES)),
   )

@@ -65,7 +65,7 @@ _LEVELS = st.lists(st.floats(0, 0.5), min_size=1, max_size=5, unique=True)
 
 
 @given(_LEVELS, st.sampled_from([tuple, list]), st.floats(0, 1))
-def test_levels_are_zipped_in_their_order_and_the_rest_is_fixed(
+def test_severities_are_zipped_in_their_order_and_the_rest_is_fixed(
   severities, kind, fixed
 ):
   others = tuple(1 - x for x in severities)
@@ -95,7 +95,7 @@ def test_levels_are_zipped_in_their_order_and_the_rest_is_fixed(
     )
 
 
-def test_a_number_is_one_level():
+def test_a_number_is_one_severity():
   (severity,) = _parse({"variation": 0.3, "stuck_on": 0.1}).severities
   assert severity.value == 0.3
   assert severity.device == dataclasses.replace(
@@ -153,8 +153,8 @@ def test_measured_faults(tmp_path):
       for no_mapping in (0.1, None, "stuck_off", [("stuck_off", 0.1)])
     ),
     *(
-      (no_level, f"got {no_level!r}, needed is an effect with a severity")
-      for no_level in (
+      (no_severity, f"got {no_severity!r}, needed is an effect with a severity")
+      for no_severity in (
         {},
         {"name": "only"},
         {"stuck_cells_vary": True, "adc_range": "calibrated"},

@@ -216,9 +216,9 @@ def test_the_penalty_is_on_what_exceeds_the_budget():
 def run(tmp_path, monkeypatch):
   """Returns a function: (search fields) -> (work directory, traced vectors).
 
-  It runs the whole search but for the net: accuracy is a function of widths,
-  which gains less and less from more. `traced` has the number of vectors of
-  every time that the score of the updates was traced.
+  It runs the whole search but for the net: accuracy is a function of widths
+  that saturates. `traced` has the number of vectors of every time that the score
+  of the updates was traced.
   """
   monkeypatch.setattr(results, "load_supernet", lambda experiment, workdir: {})
 
@@ -265,7 +265,7 @@ def test_updates_are_traced_and_compiled_once(run, caplog):
   assert sum(compiled in message for message in caplog.messages) == 1
 
 
-def test_a_signal_that_is_not_finite_stops_the_search(run, monkeypatch):
+def test_a_reward_that_is_not_finite_stops_the_search(run, monkeypatch):
   robust = reward.robust_score
   monkeypatch.setattr(
     reward, "robust_score", lambda *args: robust(*args) * np.nan

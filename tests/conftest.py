@@ -151,8 +151,15 @@ def shared() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-  return tmp_path_factory.mktemp("tfds")
+def session_dir(tmp_path_factory):
+  """A folder of all workers: a run's config.json names its data's folder."""
+  base = tmp_path_factory.getbasetemp()
+  return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def data_dir(session_dir):
+  return session_dir / "tfds"
 
 
 @pytest.fixture
@@ -178,13 +185,12 @@ def run(data_dir, monkeypatch):
 
 
 @pytest.fixture
-def after(run, tmp_path_factory, tmp_path):
+def after(run, session_dir, tmp_path):
   """Returns a function that copies a run's work directory after a stage.
 
   All tests share what a stage left: it is run once, by itself.
   """
-  base = tmp_path_factory.getbasetemp()
-  base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+  base = session_dir
 
   def copy(stage, name="finished", stages=tuple(main.STAGES), **fields):
     with open(base / f"{name}.lock", "w") as lock:

@@ -264,6 +264,22 @@ def test_budgets_at_both_ends_of_the_range(kind, rng):
   assert (cost.vector_cost(costs, drawn) <= cheapest * (1 + 1e-9)).all()
 
 
+@pytest.mark.parametrize("scale", [1, 1.0], ids=["integer", "float"])
+def test_costs_beyond_the_finest_unit_are_rounded_up(rng, scale):
+  """Counted in units of 1 / 2^14, no vector above a budget is ever inside."""
+  space = width_vectors.WidthSpace(((1, 2, 3),) * 4)
+  costs = np.zeros((4, 1, 3, 3), np.int64)
+  costs[:] = np.sort(rng.integers(1, 10**9, (4, 1, 1, 3)), -1)
+  costs = costs * scale
+  choices = np.array(list(itertools.product(range(3), repeat=4)))
+  spent = cost.vector_cost(costs, choices)
+  for high in np.sort(spent)[40:60]:  # just too little for one of them
+    feasible = cost.feasible_set(space, costs, [(0, high - 1)])
+    inside = np.asarray(feasible.contains(0, jnp.asarray(choices)))
+    assert inside.sum() > 20
+    assert not inside[spent >= high].any(), high
+
+
 def test_infeasible_budget_names_the_range():
   space = width_vectors.WidthSpace(((64, 128),) * 3)
   geometry = _geometry(8, (1,) * 3)

@@ -379,6 +379,16 @@ def test_a_resumed_run_sees_what_it_would_have_seen(
     assert_equal(batch, next(rest))
 
 
+def test_the_order_of_a_seed_is_that_of_earlier_revisions(data_dir):
+  """So that a run that goes on with a later one sees what it would have."""
+  train = data.load(data.Settings("digits", str(data_dir))).train
+  batch = next(iter(data.train_batches(train, seed=0, batch_size=24)))
+  assert batch["label"].tolist() == (
+    [9, 4, 1, 0, 1, 1, 4, 7, 3, 0, 5, 4, 8, 5, 4, 8, 3, 7, 8, 3, 4, 9, 4, 4]
+  )
+  assert int(batch["image"].sum()) == 119170
+
+
 def test_resume_after_a_billion_images():
   far, near = (
     data.train_batches(

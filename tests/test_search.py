@@ -1,5 +1,6 @@
 """The reward, the chips behind it, and the choice of candidates."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -217,8 +218,8 @@ def run(tmp_path, monkeypatch):
   """Returns a function: (search fields) -> (work directory, traced vectors).
 
   It runs the whole search but for the net: accuracy is a function of widths
-  that saturates. `traced` has the number of vectors of every time that the score
-  of the updates was traced.
+  that saturates. `traced` has the number of vectors of every time that the
+  score of the updates was traced.
   """
   monkeypatch.setattr(results, "load_supernet", lambda experiment, workdir: {})
 
@@ -287,6 +288,31 @@ def test_a_policy_that_runs_away_stops_the_search(run, rng, method):
     run(**fields, learning_rate=3.0, experiment_seed=seed)
   assert f"search: {method}_kl is " in str(error.value), seed
   assert ", above 10 at step " in str(error.value)
+
+
+def test_every_update_meets_new_chips(tmp_path):
+  """Which all vectors of the update share."""
+  config = _config(tmp_path)
+  config.search.update(methods=("random",), updates=3, proposals=2)
+  experiment = prepare(config)
+  built = search.build_methods(experiment)
+  context = search.make_context(experiment)
+
+  def score(scorer, vectors, keys):
+    chips = jax.vmap(jax.random.uniform)(jnp.concatenate(keys))
+    accuracy = jnp.tile(chips[:, None], (1, len(vectors)))
+    return monte_carlo.Scores(accuracy, accuracy, accuracy)
+
+  step_function = jax.jit(
+    functools.partial(search.make_step(experiment, built, score), scorer=None)
+  )
+  state = search.init(experiment, built, context)
+  for step in range(3):
+    key = jax.random.key(4)
+    state, _ = step_function(state, step, context=context, key=key)
+  scores = np.asarray(state.reference_scores)
+  assert len(np.unique(scores)) == 3
+  np.testing.assert_array_equal(np.ptp(scores, axis=(1, 2)), 0)
 
 
 def test_a_state_keeps_its_types(tmp_path):

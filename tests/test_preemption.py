@@ -5,8 +5,11 @@ import signal
 import subprocess
 import sys
 
+from jax.experimental import multihost_utils
+import numpy as np
 import pytest
 
+from hawis_jax.runtime import checkpoint
 from hawis_jax.runtime import preemption
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -49,6 +52,19 @@ def test_what_is_ignored_stays_ignored():
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
   finally:
     signal.signal(signal.SIGHUP, before)
+
+
+def test_saves_leave_the_count_of_calls_alone(tmp_path, monkeypatch):
+  """Processes agree by it on where to stop; Orbax would count its own steps."""
+  counts = []
+  monkeypatch.setattr(
+    multihost_utils, "reached_preemption_sync_point", counts.append
+  )
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(3, {"x": np.arange(3.0)})
+    checkpoints.save(4, {"x": np.arange(3.0)})
+    assert checkpoints.latest_step() == 4
+  assert not counts
 
 
 _ON_A_TERMINAL = """

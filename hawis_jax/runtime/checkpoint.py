@@ -70,6 +70,10 @@ class Checkpoints:
         step_name_format=_Names(),
         lightweight_initialize=True,  # damaged metadata would end the start
       )
+      # JAX's runtime agrees on where to stop by one count of calls, which
+      # `preemption.reached` keeps. Orbax would ask it with a step in between,
+      # and no process would ever stop; no option of its keeps it from that.
+      self._orbax._manager.reached_preemption = lambda step: False
 
   def save(self, step: int, state: Any) -> None:
     """Starts to save `state`; returns as soon as it may be donated.

@@ -30,7 +30,8 @@ _SHORT = short_run.SHORT | {
   "pretrain.warmup_steps": 0,
   "pretrain.random_widths": 1,
   "search.methods": "('random',)",
-  "search.updates": 2,
+  # Processes take a second to agree on where to stop.
+  "search.updates": 12,
   "search.candidates": 2,
   "search.candidate_chips": 2,
   "train.nets": "('found',)",
@@ -87,12 +88,14 @@ import jax
 import numpy as np
 import optax
 
-from hawis_jax import optimize, pretrain, resnet, sharding, train
+from hawis_jax.networks import resnet
+from hawis_jax.runtime import sharding
+from hawis_jax.training import fixed_net, optimization, supernet
 
 sharding._SPLIT_BYTES = 1024
 module = resnet.cifar_resnet(8, (8, 8, 8, 16, 16, 32, 32), 10, levels=4)
 optimizer = optax.sgd(0.01, 0.9)
-state = optimize.init_state(module, jax.random.key(0), (8, 8, 1), optimizer)
+state = optimization.init_state(module, jax.random.key(0), (8, 8, 1), optimizer)
 rng = np.random.default_rng(0)
 # Fresh shifts of 0 put dead channels exactly on the binariser's edge, where
 # the last bit of a sum decides.
@@ -154,7 +157,7 @@ for name, make in steps.items():
     np.testing.assert_allclose(a, b, atol=1e-3 * max(1, np.abs(a).max()))
 # A state is made where it stays, the same one.
 make = functools.partial(
-  optimize.make_init, module, (8, 8, 1), optimizer
+  optimization.make_init, module, (8, 8, 1), optimizer
 )
 whole = make()(jax.random.key(0))
 split = make(mesh=mesh)(jax.random.key(0))

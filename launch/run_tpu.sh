@@ -6,7 +6,7 @@ set -euo pipefail
 usage="usage: launch/run_tpu.sh NAME --zone=ZONE [--setup=COMMAND] [--dry-run]
          [--stop | -- --workdir=FOLDER FLAGS]
 
-Copies the tracked files of this checkout to all workers of the slice NAME,
+Copies hawis_jax, configs and launch to all workers of the slice NAME,
 installs them, runs COMMAND there (it may mount a share), then hawis_jax.main
 with FLAGS; all must see FOLDER, e.g. gs://... The run outlives the connection;
 --stop tells it to save and end. Ends with its status, or 75 where the machines
@@ -40,7 +40,7 @@ if "$stopping"; then tpu ssh "$name" --command="$stop" && exit; fi
 archive=$(mktemp -d)/hawis_jax.tgz
 trap 'rm -r "${archive%/*}"' EXIT
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-git ls-files -z | tar -czf "$archive" --null --files-from=-
+tar -czf "$archive" hawis_jax configs launch LICENSE ./*.{md,cfg,toml,txt}
 tpu scp "$archive" "$name:"
 # The machines' own Python is older than 3.11.
 tpu ssh "$name" --command="$pids"' ! kill -0 $pids 2>/dev/null ||

@@ -26,6 +26,10 @@ _CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# An entry that another process is still writing is compiled anew.
+os.environ["PYTHONWARNINGS"] = (
+  "ignore:Error reading persistent compilation cache entry"
+)
 
 from hawis_jax import backend  # noqa: E402
 

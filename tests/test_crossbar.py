@@ -36,10 +36,10 @@ def _signs(rng, shape):
 
 
 def _integers(rng, shape, bits=8):
-  """Random integer weights, the largest one among them, as a kernel."""
+  """Random integer weights, the largest one in every column, as a kernel."""
   top = integer.largest(bits)
   weights = rng.integers(-top, top + 1, shape).astype(np.float32)
-  weights.flat[0] = top
+  weights.reshape(-1, shape[-1])[0] = top
   return weights
 
 

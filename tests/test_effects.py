@@ -67,12 +67,12 @@ def _key(rng):
 
 
 def _integers(rng, shape=_SHAPE, bits=8):
-  """Random integer weights, the largest one among them."""
+  """Random integer weights, the largest one in every column."""
   if bits == 1:
     return rng.choice(np.float32([-1, 1]), shape)
   top = 2 ** (bits - 1) - 1
   weights = rng.integers(-top, top + 1, shape).astype(np.float32)
-  weights.flat[0] = top
+  weights.reshape(-1, shape[-1])[0] = top
   return weights
 
 

@@ -34,13 +34,13 @@ def _key(rng):
 
 
 def _integers(rng, bits):
-  """{layer: integers}, the largest one among them."""
+  """{layer: integers}, the largest one in every column."""
   top = max(2 ** (bits - 1) - 1, 1)
   integers = {
     name: rng.integers(-top, top + 1, shape) for name, shape in _SHAPES.items()
   }
   for layer in integers.values():
-    layer.flat[0] = top
+    layer.reshape(-1, layer.shape[-1])[0] = top
   return integers
 
 

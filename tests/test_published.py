@@ -59,7 +59,10 @@ def _product(layer, kernel):
 
 def _cells(draw, kernel, device, bits=1, step=1.0):
   """Conductances `[2, row, col, R, C]`; `draw(name)` is None or an array."""
-  g = jnp.stack(crossbar.conductances(jax.random.key(0), kernel, device, bits))
+  pair = crossbar.conductances(
+    jax.random.key(0), kernel, device, bits, scales="tensor"
+  )
+  g = jnp.stack(pair)
   if draw("p_state_pos") is not None and draw("p_SA") is not None:
     uniform = jnp.stack([_ours(draw(f"p_state_{s}")) for s in ("pos", "neg")])
     g = defects.stick(g, uniform, *draw("p_SA"), device)
@@ -184,7 +187,7 @@ def test_8_bit_layers(shared, layer, x64):
   step_g = (device.g_on - device.g_off) / 128
   step_v = device.read_voltage / 255
   kernel = _kernel(golden[f"{layer}/w"])
-  step_w = integer.scale(jnp.abs(kernel).max(), 8)
+  step_w = integer.weight_step(kernel, 8, "tensor")
   product = _product(layer, kernel)
   cases = [c for c in _cases(golden, layer) if not c.endswith("ec")]
   cases.remove("ec_without_saf")

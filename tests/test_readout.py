@@ -142,7 +142,7 @@ def test_sliced_cells_hold_the_digits_of_the_integers(rng):
   """|q| = sum of digits times powers of the base; sign by polarity."""
   device = crossbar.Device(cell_bits=2, stuck_off=np.float32(0))
   q = rng.integers(-127, 128, (50, 60)).astype(np.float32)
-  q.flat[0] = 127
+  q[0] = 127
   pair = _conductances(_key(rng), q, device, bits=8)
   pair = np.stack(pair).astype(np.float64)
   assert pair.shape == (2, 4, 1, 1, 64, 64)
@@ -397,7 +397,7 @@ def test_bit_serial_inputs_have_the_gradient_of_the_product(rng):
   slope = jax.jit(
     jax.grad(lambda x: _read(key, kernel, x, device, bits=8).sum())
   )
-  q = np.round(kernel / (np.abs(kernel).max() / 127))
+  q = np.round(kernel / (np.abs(kernel).max(0) / 127))
   np.testing.assert_allclose(slope(x), np.tile(q.sum(1), (5, 1)), rtol=1e-4)
 
 

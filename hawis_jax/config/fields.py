@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from hawis_jax import cost
 from hawis_jax import crossbar
+from hawis_jax.arithmetic import integer
 from hawis_jax.networks import resnet
 from hawis_jax.search import registry
 
@@ -438,6 +439,12 @@ _TRAIN = dict(
   reference_optimizer=_optimizer("sgd", 0.1, "cosine", 1e-4),
   int8=_choice(
     ("trained", "quantized"), "or from the float net, earlier in nets"
+  ),
+  int8_scales=_choice(
+    integer.SCALES,
+    "of 8-bit nets: a weight scale an output channel, activations clipped at "
+    "the 99.99th percentile; tensor: a layer's largest weight and activation, "
+    "as published",
   ),
 )
 _ROBUSTNESS = dict(

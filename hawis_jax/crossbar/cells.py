@@ -53,6 +53,7 @@ def conductances(
   device: devices.Device,
   bits: int = 1,
   write: chex.Numeric = 0,
+  scales: str = "channel",
 ) -> tuple[chex.Array, chex.Array]:
   """Programs one layer into the tiles of one chip; returns (g_pos, g_neg).
 
@@ -73,13 +74,15 @@ def conductances(
     device: severities may be traced.
     bits: 1: the weights' signs count (both cells of an exact 0 are off, as
       those of padding); 2 to 8: their integers, as of `integer.quantize` with
-      the kernel's own maximum.
+      the kernel's own steps.
     write: number of the programming, see `defects.cell_conductances`.
+    scales: of several bits: a step an output channel, or "tensor": one in all,
+      see `integer.weight_step`.
 
   Raises:
-    InputError: other bits.
+    InputError: other bits or scales.
   """
-  cut = cut_kernel(weights, device, bits)
+  cut = cut_kernel(weights, device, bits, scales)
   _, g = program_tiles(*stack_tiles([key], [cut]), device, bits, write)
   (g,) = by_layer(g, [cut])
   if cut.shape[0] == 1:
@@ -94,18 +97,21 @@ def chip_cells(
   bits: int = 1,
   write: chex.Numeric = 0,
   faults: Mapping[str, chex.Array] | None = None,
+  scales: str = "channel",
 ) -> dict[str, Cells]:
   """Returns the cells of the chip that `program` makes of the same arguments.
 
   They are {"scope/layer": its cells}.
 
   Raises:
-    InputError: other bits; faults that don't fit.
+    InputError: other bits or scales; faults that don't fit.
   """
   kernels = kernels_of(variables["params"])
   keys = [jax.random.fold_in(key, layer) for layer in range(len(kernels))]
   names = ["/".join(path) for path in kernels]
-  cuts = [cut_kernel(kernel, device, bits) for kernel in kernels.values()]
+  cuts = [
+    cut_kernel(kernel, device, bits, scales) for kernel in kernels.values()
+  ]
   stacked = stack_tiles(keys, cuts, faults, names)
   targets, g = program_tiles(*stacked, device, bits, write)
   states = fault_states(*stacked, device)
@@ -143,7 +149,7 @@ def largest_digit(device: devices.Device, bits: int) -> int:
 
 
 def cut_kernel(
-  kernel: chex.Array, device: devices.Device, bits: int
+  kernel: chex.Array, device: devices.Device, bits: int, scales: str
 ) -> chex.Array:
   """Returns integers `[slices, row_tiles, col_tiles, R, C]`; 0: no weight."""
   if bits not in range(1, 9):
@@ -153,7 +159,7 @@ def cut_kernel(
   if bits == 1:
     integers = binary.binarize_weights(kernel, zero=0)
   else:
-    step = integer.scale(jnp.abs(kernel).max(), bits)
+    step = integer.weight_step(kernel, bits, scales)
     integers = integer.quantize(kernel, step, bits)
   matrix = tiles.kernel_to_matrix(integers)[None]
   slices, steps = cell_slices(device, bits)

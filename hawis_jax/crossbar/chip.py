@@ -48,6 +48,7 @@ def effective_weights(
   device: devices.Device,
   bits: int = 1,
   write: chex.Numeric = 0,
+  scales: str = "channel",
 ) -> chex.Array:
   """Returns the weights that one chip multiplies by; ideal: the exact integers.
 
@@ -63,8 +64,8 @@ def effective_weights(
   [[0.0, 0.0]]
 
   Raises:
-    InputError: other bits; or read-out is not linear, so that no weights say
-      what the chip does.
+    InputError: other bits or scales; or read-out is not linear, so that no
+      weights say what the chip does.
   """
   if devices.needs_tiles(device):
     raise errors.InputError(
@@ -72,7 +73,7 @@ def effective_weights(
       "allowed are adc_bits, read_noise and telegraph_noise of 0: with them "
       "read-out is no linear map; use crossbar.program"
     )
-  (layer,) = _layers([key], [weights], device, bits, write)
+  (layer,) = _layers([key], [weights], device, bits, write, scales)
   return _folded(layer, weights)
 
 
@@ -86,6 +87,7 @@ def program(
   *,
   layers: Sequence[str] | None = None,
   form: str = "float32",
+  scales: str = "channel",
 ) -> dict:
   """Programs every kernel of a net into one chip, see docs/crossbar.md.
 
@@ -97,8 +99,8 @@ def program(
 
   Args:
     key: of one chip; consumed.
-    variables: of a network: `params` with its `kernel`s; `converters` where
-      `device.adc_range` is "calibrated".
+    variables: of a network: `params` with its `kernel`s; `converters`, of
+      `robustness.calibration`, where ranges or thresholds come from the net.
     device: severities may be traced.
     bits: of the network's weights, see `conductances`.
     write: number of the programming, see `defects.cell_conductances`.
@@ -109,6 +111,8 @@ def program(
       computed exactly. None: all.
     form: of the weights: "float32"; or, where `is_ternary`, "bfloat16" (same
       integers, no gradients) or "planes".
+    scales: of the network's weights of several bits, its own `weight_scales`,
+      see `conductances`.
 
   Returns:
     `variables` with a collection `crossbar` that holds under each layer's path
@@ -118,7 +122,7 @@ def program(
 
   Raises:
     InputError: other bits: a float net can't be programmed; a sense amplifier
-      for a column of several tiles; no calibrated range; faults that don't fit;
+      where `check_readout` has none; no calibrated range; faults that don't fit;
       no layer matches; a form that can't hold the weights.
   """
   kernels = cells.kernels_of(variables["params"])
@@ -127,10 +131,18 @@ def program(
   }
   kernels = _matching(kernels, layers)
   keys = [keys[path] for path in kernels]
-  check_readout(kernels, device, bits)
+  check_readout(variables, device, bits, layers)
   names = ["/".join(path) for path in kernels]
   programmed = _layers(
-    keys, list(kernels.values()), device, bits, write, faults, names, form
+    keys,
+    list(kernels.values()),
+    device,
+    bits,
+    write,
+    scales,
+    faults,
+    names,
+    form,
   )
   chip = {}
   for path, layer_key, layer in zip(kernels, keys, programmed, strict=True):
@@ -176,15 +188,19 @@ def for_images(variables: dict, images: chex.Array) -> dict:
 
 
 def check_readout(
-  params: Mapping[Any, Any], device: devices.Device, bits: int = 1
+  variables: Mapping[str, Any],
+  device: devices.Device,
+  bits: int = 1,
+  layers: Sequence[str] | None = None,
 ) -> None:
-  """Checks that a device can read all layers of a net.
+  """Checks that a device can read the layers of a net that are on chips.
 
-  `params` are the network's, or {path: kernel}. Nothing is checked if the
-  device's converter is traced.
+  Arguments are those of `program`. Nothing is checked if the device's converter
+  is traced.
 
   Raises:
-    InputError: a sense amplifier would read a part of a column or of a weight.
+    InputError: a sense amplifier would read a part of a column or of a weight,
+      or has no threshold.
   """
   if isinstance(device.adc_bits, jax.Array) or device.adc_bits != 1:
     return
@@ -193,7 +209,8 @@ def check_readout(
       f"adc_bits: got 1, a sense amplifier, allowed for {bits}-bit weights and "
       "inputs are 0 and 2 to 16: signs of bit planes don't add up"
     )
-  for path, kernel in cells.kernels_of(params).items():
+  kernels = _matching(cells.kernels_of(variables["params"]), layers)
+  for path, kernel in kernels.items():
     rows, most = kernel.size // kernel.shape[-1], device.tile_shape[0]
     if rows > most:
       raise errors.InputError(
@@ -201,6 +218,22 @@ def check_readout(
         f"{'/'.join(path)} has {rows} rows; allowed are at most tile_shape[0] "
         f"= {most}: signs of parts don't add up"
       )
+    if "threshold" not in _converters(variables, path):
+      raise errors.InputError(
+        f"adc_bits: got 1, a sense amplifier, but layer {'/'.join(path)} has no "
+        "threshold; allowed are layers whose sums are only normalised and "
+        "binarised (layers = ('*/conv1',) of a binary net: others' sums are "
+        "added to a shortcut, or are logits), with "
+        "calibration.calibrate_converters"
+      )
+
+
+def _converters(variables, path):
+  """Returns what `converters` has of a layer."""
+  found = variables.get("converters", {})
+  for scope in path:
+    found = found.get(scope, {})
+  return found
 
 
 def is_ternary(device: devices.Device, bits: int = 1) -> bool:
@@ -231,15 +264,23 @@ def _matching(kernels, patterns):
 
 
 def _layers(
-  keys, kernels, device, bits, write, faults=None, names=(), form="float32"
+  keys,
+  kernels,
+  device,
+  bits,
+  write,
+  scales,
+  faults=None,
+  names=(),
+  form="float32",
 ):
   """Returns a dict a layer of what its cells amount to.
 
   `weights` and, with noise a read, its `variances`, times inputs, and the
-  `thermal` one of whole columns: in units of a digit of 1, `[slices, row_tiles,
-  R, C_out]` (R = 1 of the last); `place`: value of a digit, `[slices]`.
+  `thermal` ones, whatever the inputs: in units of a digit of 1, `[slices,
+  row_tiles, R, C_out]`; `place`: value of a digit, `[slices]`.
   """
-  cuts = [cells.cut_kernel(kernel, device, bits) for kernel in kernels]
+  cuts = [cells.cut_kernel(kernel, device, bits, scales) for kernel in kernels]
   stacked = cells.stack_tiles(keys, cuts, faults, names)
   ternary = is_ternary(device, bits)
   if form not in FORMS or (form != "float32" and not ternary):
@@ -292,10 +333,9 @@ def _tile_weights(keys, integers, faults, device, bits, write):
   if devices.is_present(device.read_noise):
     current = current.sum(1)
     factor = jnp.square(unit * device.read_noise)
-    thermal, shot = defects.read_noise_variances(current, device)
-    # Shot noise is that of driven rows, thermal noise that of all cells.
-    found["variances"] = factor * shot
-    found["thermal"] = factor * thermal.sum(-2, keepdims=True)
+    thermal, driven = defects.read_noise_variances(current, device)
+    found["variances"] = factor * driven
+    found["thermal"] = factor * thermal
   if devices.is_present(device.telegraph_noise):
     # Half the time a cell is one step up: mean 1/2, variance 1/4.
     step = defects.telegraph_step(g, device) * (unit * device.telegraph_noise)
@@ -333,41 +373,50 @@ def _tiled(layer, kernel, one_read):
   currents, and the variances of their noise, just add up.
   """
   place = layer["place"]
-  names = [name for name in ("weights", "variances") if name in layer]
-  thermal = layer.get("thermal")
+  names = [x for x in ("weights", "variances", "thermal") if x in layer]
   if one_read:
     layer = {
       name: layer[name].reshape(len(place), 1, -1, kernel.shape[-1])
       for name in names
     }
-    thermal = None if thermal is None else thermal.sum(1, keepdims=True)
   row_tiles = layer["weights"].shape[1]
   read = {"factors": jnp.repeat(place, row_tiles)}
   for name in names:
     kernels, starts = readout.read_kernels(layer[name], kernel.shape)
     read[{"weights": "kernels"}.get(name, name)] = kernels
-  if thermal is not None:
-    read["thermal"] = thermal.reshape(-1, kernel.shape[-1])
+  if "thermal" in read:
+    # Of a channel: its taps' rows are there whatever part of the image they
+    # meet, but a narrower net has not all channels.
+    taps = tuple(range(1, kernel.ndim - 1))
+    read["thermal"] = read["thermal"].sum(taps)
   read = {name: value.astype(kernel.dtype) for name, value in read.items()}
   return {**read, "starts": jnp.asarray(starts)}
 
 
 def _converter(path, variables, device, bits):
   """Returns the converter of a layer's tiles."""
-  if device.adc_range == "calibrated":
-    ranges = variables.get("converters", {})
-    for scope in path:
-      ranges = ranges.get(scope, {})
-    if "range" not in ranges:
-      raise errors.InputError(
-        f"adc_range: got 'calibrated', but layer {'/'.join(path)} has no "
-        "range; use robustness.calibrate_converters, or 'full_scale'"
-      )
-    return converters.calibrated(device.adc_bits, ranges["range"])
+  known = _converters(variables, path)
   most = device.tile_shape[0] * cells.largest_digit(device, bits)
   if device.analog_inputs:
     most *= integer.largest(bits)
-  return converters.full_scale(device.adc_bits, most)
+  if device.adc_range == "granular":
+    converter = converters.granular(device.adc_bits)
+  elif device.adc_range == "full_scale":
+    converter = converters.full_scale(device.adc_bits, most)
+  elif "range" in known:
+    converter = converters.calibrated(device.adc_bits, known["range"])
+  else:
+    raise errors.InputError(
+      f"adc_range: got 'calibrated', but layer {'/'.join(path)} has no range; "
+      "use calibration.calibrate_converters, or 'full_scale'"
+    )
+  if "threshold" not in known:
+    return converter
+  sense = converters.sense_amplifier(most, known["threshold"])
+  is_sense = jnp.asarray(device.adc_bits) == 1
+  return converters.Converter(
+    *(jnp.where(is_sense, *pair) for pair in zip(sense, converter, strict=True))
+  )
 
 
 def _join_columns(cut, columns):

@@ -20,6 +20,7 @@ of the read-out, not in the file. `metadata`, JSON text in a scalar, has
     format, version  "hawis_jax chip", 1
     hawis_jax        version of the package
     bits, steps      of a weight; of a cell from g_off to g_on
+    scales           of weights of several bits, see `crossbar.conductances`
     write            number of the programming
     key              {"impl", "data"}, of `jax.random.wrap_key_data`
     device           {field: value} of `crossbar.Device`, SI units
@@ -45,7 +46,7 @@ from hawis_jax.crossbar import devices
 from hawis_jax.interop import array_files
 from hawis_jax.interop import fault_maps
 
-_cells = jax.jit(cells.chip_cells, static_argnames="bits")
+_cells = jax.jit(cells.chip_cells, static_argnames=("bits", "scales"))
 
 
 def export_chip(
@@ -56,6 +57,7 @@ def export_chip(
   bits: int = 1,
   write: int = 0,
   faults: Mapping[str, Any] | None = None,
+  scales: str = "channel",
 ) -> None:
   """Programs a net into one chip, as `crossbar.program`, and writes its cells.
 
@@ -68,17 +70,20 @@ def export_chip(
     bits: of the network's weights, see `crossbar.conductances`.
     write: number of the programming.
     faults: of a measured chip, beside those drawn, as of `load_faults`.
+    scales: of the network's weights, see `crossbar.conductances`.
 
   Raises:
-    InputError: another suffix; a bad device, bits or faults; no h5py; the file
-      can't be written.
+    InputError: another suffix; a bad device, bits, scales or faults; no h5py;
+      the file can't be written.
   """
   path = array_files.checked_path(path, array_files.SUFFIXES)
   device = devices.validate(_concrete(device))
   params = {"params": variables["params"]}
   if faults is not None:
     faults = fault_maps.as_faults("faults", faults)
-  layers = _cells(key, params, device, bits=bits, write=write, faults=faults)
+  layers = _cells(
+    key, params, device, bits=bits, write=write, faults=faults, scales=scales
+  )
   kernels = traverse_util.flatten_dict(params["params"], sep="/")
   shapes = {name: kernels[f"{name}/kernel"].shape for name in layers}
   metadata = {
@@ -86,6 +91,7 @@ def export_chip(
     "version": fault_maps.VERSION,
     "hawis_jax": hawis_jax.__version__,
     "bits": bits,
+    "scales": scales,
     "steps": int(next(iter(layers.values())).steps),
     "write": int(write),
     "key": {

@@ -42,11 +42,11 @@ _IMAGENET = {
 class QuantConv(nn.Module):
   """Convolution of float or of quantised operands; `size` 0 is linear.
 
-  Quantised: the latent weights' step follows from their maximum. That of the
-  activations follows from the batch's maximum in training, else from its
-  running average `max_abs` in `batch_stats`. `max_abs` starts at 0, which
-  stands for "none yet": the first batch that is seen takes its place, and sets
-  it where `batch_stats` is mutable.
+  Quantised: the latent weights' steps follow from their magnitudes. That of the
+  activations follows from the batch's range in training, else from its running
+  average `max_abs` in `batch_stats`: the largest magnitude that is not clipped.
+  `max_abs` starts at 0, which stands for "none yet": the first batch that is
+  seen takes its place, and sets it where `batch_stats` is mutable.
 
   Variables in the collection `crossbar` (see `crossbar.program`) replace the
   integer weights by one chip: its effective weights, or its tiles.
@@ -57,6 +57,7 @@ class QuantConv(nn.Module):
   strides: int = 1  # of both axes
   bits: int | None = None  # of weights and activations; None: float
   momentum: float = 0.9  # weight of the old running average
+  scales: str = "channel"  # or "tensor", see `integer`
 
   @nn.compact
   def __call__(self, x: chex.Array, train: bool) -> chex.Array:
@@ -72,8 +73,7 @@ class QuantConv(nn.Module):
       y = product(x, kernel)
     else:
       step_x = integer.scale(self._max_abs(x, train), self.bits)
-      largest = jax.lax.stop_gradient(jnp.abs(kernel).max())
-      step_w = integer.scale(largest, self.bits)
+      step_w = integer.weight_step(kernel, self.bits, self.scales)
       x = integer.quantize(x, step_x, self.bits)
       if self.has_variable("crossbar", "kernels"):
         sums = layers.read_tiles(self, product, x)
@@ -90,7 +90,7 @@ class QuantConv(nn.Module):
 
   def _max_abs(self, x, train):
     """Returns the range of the activations; updates its running average."""
-    batch = jax.lax.stop_gradient(jnp.abs(x).max())
+    batch = integer.activation_range(x, self.scales)
     update = self.is_mutable_collection("batch_stats")
     if train and not update:
       return batch
@@ -115,12 +115,16 @@ class Block(nn.Module):
   projection: bool
   bn_momentum: float
   bits: int | None  # see `QuantConv`
+  scales: str
 
   @nn.compact
   def __call__(self, x: chex.Array, train: bool) -> chex.Array:
     """`[B, H, W, C_in]` -> `[B, H', W', C_out]`."""
     conv = functools.partial(
-      QuantConv, bits=self.bits, momentum=self.bn_momentum
+      QuantConv,
+      bits=self.bits,
+      momentum=self.bn_momentum,
+      scales=self.scales,
     )
     norm = functools.partial(layers.BatchNorm, self.bn_momentum)
     sizes = (3, 3) if len(self.features) == 2 else (1, 3, 1)
@@ -154,6 +158,7 @@ class ResNet(nn.Module):
   mean: tuple[float, ...]  # of the images' channels in [0, 1]
   std: tuple[float, ...]  # their standard deviations
   weight_bits: int | None = None  # of all weights, activations; None: float
+  weight_scales: str = "channel"  # or "tensor", the published, see `integer`
   bn_momentum: float = 0.9  # weight of the old running averages
 
   @nn.nowrap
@@ -189,7 +194,10 @@ class ResNet(nn.Module):
       )
     chex.assert_rank(x, 4)
     conv = functools.partial(
-      QuantConv, bits=self.weight_bits, momentum=self.bn_momentum
+      QuantConv,
+      bits=self.weight_bits,
+      momentum=self.bn_momentum,
+      scales=self.weight_scales,
     )
     size, strides = (7, 2) if self.imagenet else (3, 1)
     y = conv(self.max_widths[0], size, strides, name="stem")(x, train)
@@ -204,6 +212,7 @@ class ResNet(nn.Module):
         projection=self.imagenet,
         bn_momentum=self.bn_momentum,
         bits=self.weight_bits,
+        scales=self.weight_scales,
         name=name,
       )(y, train)
     return conv(self.num_classes, 0, name="head")(y.mean((1, 2)), train)
@@ -214,6 +223,7 @@ def cifar_reference(
   max_widths: tuple[int, ...] | None,
   num_classes: int,
   bits: int | None = None,
+  scales: str = "channel",
 ) -> ResNet:
   """Returns the ResNet of `depth` 6 n + 2 for small images.
 
@@ -223,6 +233,8 @@ def cifar_reference(
       published widths, 16, 32 and 64.
     num_classes: logits, at least 2.
     bits: of weights and activations, 2 to 8; None: float.
+    scales: of quantised weights: "channel", with activations clipped at the
+      99.99th percentile; or "tensor", with unclipped ones, as published.
 
   Raises:
     InputError: a depth, widths or bits that are not allowed.
@@ -238,6 +250,7 @@ def cifar_reference(
     False,
     *CIFAR_NORM,
     weight_bits=_checked_bits(bits),
+    weight_scales=scales,
   )
 
 
@@ -246,6 +259,7 @@ def imagenet_reference(
   num_classes: int = 1000,
   max_widths: tuple[int, ...] | None = None,
   bits: int | None = None,
+  scales: str = "channel",
 ) -> ResNet:
   """Returns the ResNet of `depth` for large images, as in torchvision.
 
@@ -256,6 +270,7 @@ def imagenet_reference(
       (two up to depth 34, `[17]` at depth 18; else three, with their strides in
       the second); None: the published widths.
     bits: of weights and activations, 2 to 8; None: float.
+    scales: see `cifar_reference`.
 
   Raises:
     InputError: a depth, widths or bits that are not allowed.
@@ -274,6 +289,7 @@ def imagenet_reference(
     True,
     *IMAGENET_NORM,
     weight_bits=_checked_bits(bits),
+    weight_scales=scales,
   )
 
 
@@ -289,7 +305,7 @@ def quantize(module: ResNet, variables: dict, images: chex.Array) -> dict:
   """Quantises a trained net: finds the ranges of its activations.
 
   Batches go through the quantised net, normalised by its running averages; a
-  range is the mean of the batches' maxima, as in training. Returned are the
+  range is the mean of the batches' ranges, as in training. Returned are the
   `params`, unchanged, and `batch_stats` with every layer's `max_abs`.
 
   Args:
@@ -309,5 +325,5 @@ def quantize(module: ResNet, variables: dict, images: chex.Array) -> dict:
     return {path: x for path, x in flat.items() if path[-1] == "max_abs"}
 
   measured = jax.lax.map(ranges, images)
-  means = {path: maxima.mean(0) for path, maxima in measured.items()}
+  means = {path: found.mean(0) for path, found in measured.items()}
   return {**net, "batch_stats": traverse_util.unflatten_dict(norms | means)}

@@ -97,12 +97,13 @@ class Experiment:
   ) -> nn.Module:
     """The float (`bits` None) or 8-bit network of the same widths."""
     network, classes = self.config.network, self.splits.num_classes
+    quantized = dict(bits=bits, scales=self.config.train.int8_scales)
     if network.family == "cifar":
       return reference_resnet.cifar_reference(
-        network.depth, max_widths, classes, bits=bits
+        network.depth, max_widths, classes, **quantized
       )
     return reference_resnet.imagenet_reference(
-      network.depth, classes, max_widths, bits=bits
+      network.depth, classes, max_widths, **quantized
     )
 
   @property

@@ -36,7 +36,11 @@ def calibrate_converters(
 @functools.partial(jax.jit, static_argnums=0)
 def _calibrate(module, variables, images, device):
   net = crossbar.program(
-    jax.random.key(0), variables, device, module.weight_bits
+    jax.random.key(0),
+    variables,
+    device,
+    module.weight_bits,
+    scales=getattr(module, "weight_scales", "channel"),
   )
   flat = traverse_util.flatten_dict(net["crossbar"])
   flat = {path: x for path, x in flat.items() if path[-1] != "converter"}

@@ -334,6 +334,7 @@ def _chip(key, setting, form):
     faults=setting.faults,
     layers=setting.layers,
     form=form,
+    scales=getattr(module, "weight_scales", "channel"),
   )
   own = {"crossbar": net["crossbar"]}
   if setting.calibration is not None:

@@ -2,6 +2,7 @@
 
 import functools
 
+from flax import linen as nn
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,14 @@ import optax
 import pytest
 import tiny_net
 
+from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax import interop
 from hawis_jax.arithmetic import integer
 from hawis_jax.networks import net_variables
 from hawis_jax.networks import reference_resnet
 from hawis_jax.networks.reference_resnet import QuantConv
+from hawis_jax.robustness import calibration
 from hawis_jax.training import optimization
 
 _CIFAR = (4, 6, 4, 6, 12, 10, 14)  # equal, wider (padded), wider
@@ -193,30 +196,113 @@ def test_quantised_values(bits, rng):
   np.testing.assert_array_equal(quantize(0 * x, np.float32(0))[1], 0)
 
 
+def _kernel(rng, shape):
+  """Of channels that differ by up to 2^11."""
+  channels = 2.0 ** -np.arange(shape[-1])
+  return (rng.normal(size=shape) * channels).astype(np.float32)
+
+
+def _greatest(kernel, scales):
+  axes = tuple(range(kernel.ndim - 1)) if scales == "channel" else None
+  return np.abs(kernel).max(axes)
+
+
+def test_a_scale_a_channel_keeps_small_channels(rng):
+  """Errors of a step of its own, of each channel; of one step, of the rest."""
+  kernel = _kernel(rng, (3, 3, 20, 10))
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def rounded(kernel, scales):
+    step = integer.weight_step(kernel, 8, scales)
+    return step, integer.quantize(kernel, step, 8) * step
+
+  def error_of(scales):
+    step, got = jax.device_get(rounded(kernel, scales))
+    expected = _greatest(kernel, scales) / 127
+    np.testing.assert_allclose(np.squeeze(step), expected, rtol=1e-6)
+    return np.square(got - kernel).mean((0, 1, 2))
+
+  of_channel, of_tensor = error_of("channel"), error_of("tensor")
+  assert (of_channel <= of_tensor).all()
+  assert (of_channel[3:] < 0.1 * of_tensor[3:]).all()
+
+
+def test_range_of_activations_clips_at_the_percentile(rng):
+  """At most the share of the values; of fewer than its inverse none."""
+  ranges = jax.jit(integer.activation_range, static_argnums=1)
+  x = rng.laplace(size=(4, 100, 100)).astype(np.float32)
+  size, most = np.abs(x), np.abs(x).max()
+  assert ranges(x, "tensor") == most
+  got = np.asarray(ranges(x, "channel"))
+  assert (size > got).sum() <= integer.CLIPPED * x.size == 4
+  assert (size > got - most / 2**12).sum() > 4
+  np.testing.assert_allclose(got, np.percentile(size, 99.99), rtol=0.02)
+  holed = np.where(size > got, np.nan, x)
+  assert np.isnan(ranges(holed, "channel"))
+  assert ranges(0 * x, "channel") == 0
+  x = x[0, :99]
+  assert ranges(x, "channel") == np.abs(x).max()
+
+
+def test_an_outlier_takes_no_steps_of_the_others(rng):
+  x = rng.normal(size=(200, 60)).astype(np.float32)
+  x[0, 0] = 1000
+  kernel = _kernel(rng, (60, 4))
+  params = {"params": {"kernel": kernel, "bias": np.zeros(4, np.float32)}}
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def apply(x, scales):
+    layer = QuantConv(4, 0, bits=8, scales=scales)
+    return layer.apply(params, x, train=True)
+
+  expected = (x.astype(np.float64) @ kernel)[1:]
+  mean = {
+    scales: np.square(apply(x, scales)[1:] - expected).mean(0)
+    for scales in integer.SCALES
+  }
+  assert (mean["channel"] < 1e-3 * mean["tensor"]).all()
+
+
 @pytest.mark.parametrize(
-  "size, strides", [(3, 1), (3, 2), (1, 2), (7, 2), (0, 1)]
+  "size, strides, scales",
+  [
+    (3, 1, "channel"),
+    (3, 2, "tensor"),
+    (1, 2, "channel"),
+    (7, 2, "channel"),
+    (0, 1, "channel"),
+    (0, 1, "tensor"),
+  ],
 )
-def test_8_bit_layer_multiplies_integers_exactly(size, strides, rng):
+def test_8_bit_layer_multiplies_integers_exactly(size, strides, scales, rng):
   shape = (4, 9, 9, 8) if size else (4, 60)
   x = rng.normal(size=shape).astype(np.float32)
-  layer = QuantConv(12, size, strides, bits=8)
+  layer = QuantConv(12, size, strides, bits=8, scales=scales)
   taps = (size, size) if size else ()
-  kernel = rng.normal(size=(*taps, shape[-1], 12)).astype(np.float32)
+  kernel = _kernel(rng, (*taps, shape[-1], 12))
   params = {"kernel": kernel}
   if not size:
     params["bias"] = np.zeros(12, np.float32)
 
   @jax.jit
-  def apply(x, *chips):
-    nets = [{}, *({"crossbar": {"weight": weight}} for weight in chips)]
-    return [layer.apply({"params": params, **n}, x, train=True) for n in nets]
+  def apply(x, kernel, *chips):
+    net = {"params": {**params, "kernel": kernel}}
+    ideal = crossbar.program(
+      jax.random.key(0), net, crossbar.Device(), 8, scales=scales
+    )
+    nets = [net, *({**net, "crossbar": {"weight": w}} for w in chips), ideal]
+    return [layer.apply(n, x, train=True) for n in nets]
 
-  # A chip's weights take the place of the integers, at the same step.
+  # A chip's weights take the place of the integers, at the same steps, and
+  # those of an ideal one are the integers.
   ones = np.ones_like(kernel)
-  got, of_ones, of_twos = map(np.asarray, apply(x, ones, 2 * ones))
+  got, of_ones, of_twos, on_chip = map(
+    np.asarray, apply(x, kernel, ones, 2 * ones)
+  )
   np.testing.assert_array_equal(of_twos, 2 * of_ones)
+  np.testing.assert_array_equal(on_chip, got)
   kernel, x = kernel.astype(np.float64), x.astype(np.float64)
-  steps = [np.abs(a).max() / 127 for a in (x, kernel)]
+  steps = np.abs(x).max() / 127, _greatest(kernel, scales) / 127
   q_x, q_w = (np.round(a / s) for a, s in zip((x, kernel), steps, strict=True))
   if size:
     sums = _conv(
@@ -247,7 +333,8 @@ def test_gradients_are_straight_through(rng):
 
   @jax.jit
   def both(kernel, x):
-    plain = rounded(kernel, jnp.abs(kernel).max()), rounded(x, 1.0)
+    most = jnp.abs(kernel).max((0, 1, 2), keepdims=True)
+    plain = rounded(kernel, most), rounded(x, 1.0)
     return (
       gradients(QuantConv(6, bits=8), kernel, x),
       gradients(QuantConv(6), *plain),
@@ -352,6 +439,40 @@ def test_recalibration_pools_the_ranges(rng):
   assert jax.tree.structure(stats) == jax.tree.structure(net["batch_stats"])
 
 
+class _OneLayer(nn.Module):
+  """A linear layer of images whose pixels are integers already."""
+
+  scales: str
+  weight_bits = 8
+
+  @property
+  def weight_scales(self):
+    return self.scales
+
+  def encode(self, images):
+    return images.reshape(len(images), -1).astype(jnp.float32)
+
+  @nn.compact
+  def __call__(self, x, train):
+    return QuantConv(5, 0, bits=8, scales=self.scales, name="head")(x, train)
+
+
+@pytest.mark.parametrize("scales", integer.SCALES)
+def test_converters_see_the_integers_of_the_net(scales, rng):
+  """Their range is that of sums of the integers that its scales make."""
+  images = rng.integers(0, 128, (6, 4, 4, 1), np.uint8)
+  images[0, 0, 0] = 127
+  kernel = _kernel(rng, (16, 5))
+  params = {"head": {"kernel": kernel, "bias": np.zeros(5, np.float32)}}
+  net = {"params": params, "batch_stats": {"head": {"max_abs": 127.0}}}
+  device = crossbar.Device(analog_inputs=True, adc_percentile=100.0)
+  net = calibration.calibrate_converters(_OneLayer(scales), net, images, device)
+  integers = np.round(kernel * (127 / _greatest(kernel, scales)))
+  sums = images.reshape(6, -1).astype(np.float64) @ integers
+  got = net["converters"]["head"]["range"]
+  np.testing.assert_allclose(got, np.abs(sums).max(), rtol=1e-6)
+
+
 def test_quantisation_aware_training_learns(tiny, rng):
   """Some steps of gradient descent at 8 bits halve the loss of one batch."""
   module = reference_resnet.cifar_reference(8, (8,) * 7, 10, bits=8)
@@ -386,8 +507,8 @@ def test_images_are_normalised(rng):
     np.testing.assert_allclose(grey, images[..., :1] / 127.5 - 1, atol=1e-6)
 
 
-def _cifar(depth, widths=None, bits=None, apply_at=None):
-  module = reference_resnet.cifar_reference(depth, widths, 10, bits)
+def _cifar(depth, widths=None, bits=None, apply_at=None, scales="channel"):
+  module = reference_resnet.cifar_reference(depth, widths, 10, bits, scales)
   apply = functools.partial(module.init, train=False)
   images = jnp.zeros((1, *tiny_net.SHAPE))
   jax.eval_shape(lambda: apply(jax.random.key(0), images, apply_at))
@@ -404,6 +525,7 @@ def _imagenet(depth, widths=None):
     (_cifar, (9,), "depth: got 9, allowed"),
     (_cifar, (8, (4,) * 6), "width vector: got .*needed are 7 widths"),
     (_cifar, (8, _CIFAR, 1), "bits: got 1, allowed are 2 to 8"),
+    (_cifar, (8, _CIFAR, 8, None, "row"), "scales .*'row', allowed are chan"),
     (_imagenet, (20,), "depth: got 20, allowed"),
     (_imagenet, (18, (4,) * 16 + (0,)), "needed are 17 widths of at least 1"),
     (_imagenet, (50, (4,) * 17), "width vector: got .*needed are 49 widths"),

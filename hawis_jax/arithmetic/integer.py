@@ -3,8 +3,8 @@
 q = clip(round(x / s), -L, L) with s = a / L, a range a of |x|, and L = 2^(bits
 - 1) - 1: 127 at 8 bits. Products of such integers are exact in float32 while
 partial sums stay below 2^24, so at 8 bits for any operands in up to 1040 rows
-(L^2 each) and in practice far beyond, since sums of real layers do not come near
-L^2 a row.
+(L^2 each) and in practice far beyond: sums of real layers are far from L^2 a
+row.
 
 Ranges are of two kinds, `SCALES`. "channel": of weights one an output channel,
 its largest magnitude; of activations the 99.99th percentile of the magnitude.

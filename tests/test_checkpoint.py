@@ -1,4 +1,5 @@
 import functools
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,19 @@ def test_round_trip_is_bit_identical(tmp_path):
       step, got = checkpoints.restore(like)
       assert step == 3
       assert_identical(got, state)
+
+
+def test_a_relative_directory_is_that_of_the_current_folder(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  with checkpoint.Checkpoints("runs/x") as checkpoints:
+    checkpoints.save(1, make_state(1))
+  digest = checkpoint.saved_digest("runs/x")
+  assert digest and digest == checkpoint.saved_digest(tmp_path / "runs/x", 1)
+  assert checkpoint.saved_digest("runs/x", 2) is None
+  _, state = restore(pathlib.Path("runs/x"))
+  assert_identical(state, make_state(1))
 
 
 def test_restores_typed_keys_and_odd_values(tmp_path):

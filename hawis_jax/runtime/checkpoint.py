@@ -60,12 +60,12 @@ class Checkpoints:
     Raises:
       InputError: the directory can't be created or written to.
     """
-    self.directory = epath.Path(directory)
+    self.directory = _absolute(directory)
     self._saving, self._damaged = None, []
     with storage.write_errors(directory):
       distributed.on_first(lambda: _clear(self.directory))
       self._orbax = ocp.training.Checkpointer(
-        os.fspath(directory),
+        os.fspath(self.directory),
         preservation_policy=ocp.training.preservation_policies.LatestN(keep),
         step_name_format=_Names(),
         lightweight_initialize=True,  # damaged metadata would end the start
@@ -189,6 +189,36 @@ def _load(folder, like):
     if _checksum(leaf) != saved["checksums"][name]:
       raise ValueError(f"{name}: got another content than was saved")
   return state
+
+
+def saved_digest(
+  directory: str | os.PathLike, step: int | None = None
+) -> str | None:
+  """Returns what tells a saved state from any other, without reading it all.
+
+  Args:
+    directory: of a stage.
+    step: of the checkpoint; None: the newest.
+
+  Returns:
+    The digest of the leaves' types and checksums, in hexadecimal; None where
+    there is no such checkpoint, or its metadata is damaged.
+  """
+  directory = _absolute(directory)
+  step = max(_steps(directory), default=None) if step is None else step
+  if step is None or step not in _steps(directory):
+    return None
+  try:
+    return ocp.metadata(directory / f"{step}").custom_metadata["digest"]
+  except Exception:  # Orbax's for damaged files are of any type
+    return None
+
+
+def _absolute(directory):
+  """Orbax fails on others, in the middle of a save."""
+  if not storage.is_remote(directory):
+    directory = os.path.abspath(directory)
+  return epath.Path(directory)
 
 
 def _steps(directory):

@@ -9,12 +9,14 @@ import pytest
 from hawis_jax import cost
 from hawis_jax import crossbar
 from hawis_jax import errors
+from hawis_jax.networks import width_vectors
 
 # Round and all different, so that a mistaken factor shows.
 _ROUND = cost.Technology(
   name="round",
   read_time=7.0,
   overlapped=False,
+  conduction=0.0,
   columns_per_converter=4,
   adc_energy=(1.0, 2.0, 3.0, 0.5),
   adc_area=(5.0, 1.0, 0.0, 0.25),
@@ -184,6 +186,18 @@ def test_overlapped_reads_and_conversions():
   assert got.interval_second == 6 * 4 * 11
 
 
+@pytest.mark.parametrize("rows, convert", [(16, 3), (17, 11)])
+def test_cells_may_conduct_while_columns_are_converted(rows, convert):
+  """3 columns in turns, by a sense amplifier or 2 x 5 bits: nothing else."""
+  tech = dataclasses.replace(_ROUND, conduction=0.25)
+  hardware = dataclasses.replace(_HARDWARE, technology=tech)
+  geometries = (_one(rows, 1, 6, True, h) for h in (_HARDWARE, hardware))
+  base, longer = (cost.components(np.array([3]), g) for g in geometries)
+  ratio = longer["array"].energy_joule / base["array"].energy_joule
+  assert ratio == pytest.approx((7 + 0.25 * 3 * convert) / 7)
+  assert {**longer, "array": base["array"]} == base
+
+
 @pytest.mark.parametrize(
   "fields, message",
   [
@@ -236,6 +250,30 @@ def test_published_converters():
   )
   ratio = isaac.convert_energy(8) / neurosim.convert_energy(8)
   assert 20 < ratio < 22
+
+
+def test_energies_of_a_bit_are_isaacs_powers_at_accelergys_rate():
+  """9.6 Gbit/s empty an IMA's input buffer of 2 KB; 256 B are results."""
+  isaac, bits = cost.technology("isaac_32nm"), (2048 + 256) * 8
+  seconds = 2048 * 8 / 9.6e9
+  for energy, watt, passes in (
+    (isaac.buffer_energy, 20.7e-3 / 12, 2),
+    (isaac.bus_energy, 7e-3 / 12, 1),
+    (isaac.router_energy, 42e-3 / 4 / 12, 1),
+  ):
+    assert energy == pytest.approx(watt * seconds / (bits * passes), rel=5e-4)
+
+
+def test_cells_of_neurosim():
+  """One transistor: 4 F x 12 F, F = 22 nm; 0.19 mm^2 of HAWIS-A's arrays."""
+  tech = cost.technology("neurosim_22nm")
+  assert tech.cell_area == pytest.approx(0.0232e-12, rel=2e-3)
+  device = crossbar.preset("reram_wan2022")
+  hardware = cost.hardware(device, tech)
+  geometry = cost.cifar_geometry(20, (32, 32, 3), 32, 10, hardware)
+  widths = np.array(width_vectors.PRESETS["resnet20_hawis_a"])
+  area = 1e6 * cost.components(widths, geometry)["array"].area_m2
+  assert area == pytest.approx(1020 * 2 * 64**2 * 48 * 0.022e-3**2)
 
 
 def test_power_of_an_isaac_tile():
@@ -324,6 +362,7 @@ def test_a_file_may_start_from_a_preset(tmp_path):
     ('{"preset": "isaac_32nm", "cell_area": NaN}', "cell_area: got nan"),
     ('{"preset": "isaac_32nm", "cell_area": true}', "cell_area: got True"),
     ('{"preset": "isaac_32nm", "overlapped": 1}', "overlapped: got 1"),
+    ('{"preset": "isaac_32nm", "conduction": 1.5}', "conduction: got 1.5, all"),
     ('{"preset": "isaac_32nm", "value_bits": 2.5}', "value_bits: got 2.5"),
     ('{"preset": "isaac_32nm", "adc_time": [1]}', "adc_time: got .1,"),
     ('{"preset": "isaac_32nm", "name": ""}', "name: got ''"),

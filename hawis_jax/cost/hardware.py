@@ -19,7 +19,8 @@ class Hardware:
     g_on: conductance of the low-resistance state [S].
     g_off: conductance of the high-resistance state [S].
     read_voltage: of an input bit 1 [V].
-    adc_bits: of the converters, as the device says: 0 (ideal ones) or more.
+    adc_bits: of the converters, as the device says: 0 (ideal ones), 1 (sense
+      amplifiers where they can read) or more.
     technology: energies, times and areas of the circuits.
     duplication: copies of a layer's arrays that work on different positions:
       of every layer, or one number a layer.
@@ -64,10 +65,10 @@ class Hardware:
   def may_sense(self, binarized: bool) -> bool:
     """Returns whether a sense amplifier may read a column that fits one tile.
 
-    As the device says, or, where it has ideal converters, if the result is only
-    compared with a threshold.
+    It may if the result is only compared with a threshold, unless the device
+    names converters of more bits.
     """
-    return self.adc_bits == 1 or (self.adc_bits == 0 and binarized)
+    return self.adc_bits < 2 and binarized
 
   def copies(self, layer: int, positions: int) -> int:
     """Returns copies of a product's arrays; more than its positions idle."""

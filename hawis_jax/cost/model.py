@@ -127,6 +127,9 @@ def product_costs(
     cycle = xp.maximum(tech.read_time, convert_time * turns)
   else:
     cycle = tech.read_time + convert_time * turns
+  conducting = tech.read_time
+  if tech.conduction:
+    conducting = conducting + tech.conduction * convert_time * turns
   time = -(-positions // copies) * cycle
 
   # Of one position; floats, since JAX's integers would overflow.
@@ -136,7 +139,7 @@ def product_costs(
   current = voltage * (on + off) * driven * outputs
   energy = {
     # Unused columns of the last tiles: their cells are off, and conduct.
-    "array": (voltage**2 * tech.read_time)
+    "array": (voltage**2 * conducting)
     * driven
     * (outputs * (on - off) + column_tiles * (2 * tile_columns * off)),
     "drivers": driven * column_tiles * (2 * tech.driver_energy),

@@ -26,6 +26,8 @@ class Technology:
     read_time: that rows are driven at one read [s].
     overlapped: sample-and-holds let the next read begin while a read's columns
       are converted.
+    conduction: share of the time of a read's conversions in which its cells go
+      on conducting. 0: rows are released, or columns cut off, before it.
     columns_per_converter: that take turns.
     adc_energy: (c_0, c_1, c_2, d) of a conversion [J].
     adc_area: (c_0, c_1, c_2, d) of a converter [m^2].
@@ -58,6 +60,7 @@ class Technology:
   name: str
   read_time: float
   overlapped: bool
+  conduction: float
   columns_per_converter: int
   adc_energy: tuple[float, float, float, float]
   adc_area: tuple[float, float, float, float]
@@ -100,93 +103,115 @@ def _polynomial(coefficients, bits):
   return c_0 + c_1 * bits + c_2 * bits**2 + exponential * 2**bits
 
 
-# Shafiee et al., ISCA 2016, Table I: a tile of 12 in-situ multiply-accumulate
-# units (IMAs) of 8 arrays of 128 x 128 cells at 32 nm, a read every 100 ns.
+# [ISAAC]: Shafiee et al., ISCA 2016, Table I: a tile of 12 in-situ multiply-
+# accumulate units (IMAs) of 8 arrays of 128 x 128 cells at 32 nm, a read every
+# 100 ns. It gives powers: an energy of it assumes that the unit works all the
+# time at that power, a driver at every row.
 _ISAAC_ARRAYS = 12 * 8
 _ISAAC_LINES = 8 * 128  # rows, or columns, of an IMA
 
+# [Accelergy]: hwcomponents-library, isaac.py, read in 2026. Its energies of
+# memory and wires are ISAAC's powers over a rate that it assumes: while 9.6
+# Gbit/s empty an IMA's input buffer of 16,384 bits, those bits and 2048 of
+# results pass the bus and the router once and the eDRAM twice. ISAAC itself has
+# no energy of a bit.
+
 # Of 16-bit floating point at 45 nm: Horowitz, ISSCC 2014 (energies 1.1 and
 # 0.4 pJ) and Dally, NeurIPS 2015 tutorial (areas 1640 and 1360 um^2). One
-# multiplication and two additions.
+# multiplication and two additions: an assumption.
 _FLOAT_ENERGY = 1.1e-12 + 2 * 0.4e-12
 _FLOAT_AREA = 1640e-12 + 2 * 1360e-12
 
 _ISAAC = Technology(
   name="isaac_32nm",
-  # The cycle; arrays' outputs are sampled at its end and converted in the next.
+  # The cycle; arrays' outputs are sampled at its end and converted in the next:
+  # cells conduct for the cycle alone [ISAAC].
   read_time=100e-9,
   overlapped=True,
-  # One ADC an array.
+  conduction=0.0,
+  # One ADC an array [ISAAC].
   columns_per_converter=128,
-  # SAR of 1.2 GS/s, 4 to 8 bits: 0.79, 0.99, 1.20, 1.42, 1.67 pJ and 361, 477,
-  # 627, 845, 1200 um^2 (8 bits: 2 mW, 0.0096 mm^2 / 8). Fits to 0.01 pJ and
-  # 1 um^2; fewer and more bits are extrapolated.
+  # SAR of 1.2 GS/s. 8 bits: 1.67 pJ, 1200 um^2, of 2 mW and 0.0096 mm^2 / 8
+  # [ISAAC, after Kull et al., ISSCC 2013]. 4 to 7 bits: 0.79, 0.99, 1.20, 1.42
+  # pJ and 361, 477, 627, 845 um^2 [Accelergy, which scaled them after Saberi et
+  # al., 2011, and does not say how]. Our fits, to 0.01 pJ and 1 um^2; fewer and
+  # more bits are extrapolated: an assumption.
   adc_energy=(0.0225e-12, 0.19e-12, 0.0, 0.0075e-12 / 2**4),
   adc_area=(-1e-12, 82e-12, 0.0, 34e-12 / 2**4),
-  # 128 columns a cycle: 1.28 GS/s (its table says 1.2).
+  # 128 columns a cycle: 1.28 GS/s, where its table says 1.2 [ISAAC].
   adc_time=(100e-9 / 128, 0.0),
-  # ISAAC has no sense amplifier: the fits' value at 1 bit.
+  # ISAAC has no sense amplifier: the fits' value at 1 bit, an assumption.
   sense_energy=0.2125e-12 + 2 * 0.0075e-12 / 2**4,
   sense_area=81e-12 + 2 * 34e-12 / 2**4,
   sense_time=100e-9 / 128,
-  # In its converter's power.
+  # In its converter's power: an assumption.
   load_voltage=0.0,
-  # 0.0002 mm^2 / 8 arrays.
+  # 0.0002 mm^2 / 8 arrays [ISAAC].
   cell_area=0.0002e-6 / 8 / 128**2,
-  # 1-bit DACs of an IMA: 4 mW, 0.00017 mm^2.
+  # 0.39 pJ: 1-bit DACs of an IMA, 4 mW and 0.00017 mm^2, over a cycle of 100 ns
+  # [ISAAC; Accelergy has 0.417 pJ, at 1.2 GS/s].
   driver_energy=4e-3 / _ISAAC_LINES * 100e-9,
   driver_area=0.00017e-6 / _ISAAC_LINES,
-  # Sample-and-holds of an IMA: 10 uW, 0.00004 mm^2.
+  # Sample-and-holds of an IMA: 10 uW, 0.00004 mm^2 [ISAAC].
   hold_energy=10e-6 / _ISAAC_LINES * 100e-9,
   hold_area=0.00004e-6 / _ISAAC_LINES,
-  # 4 shift-and-adds an IMA, 0.2 mW and 0.00024 mm^2, each of two ADCs' results
-  # at 1.2 GS/s.
+  # 4 shift-and-adds an IMA, 0.2 mW and 0.00024 mm^2 [ISAAC], each of two ADCs'
+  # results at 1.2 GS/s: an assumption.
   add_energy=0.05e-3 / 2.4e9,
   add_area=0.00024e-6 / 4,
-  # Its activations'.
+  # Its activations' [ISAAC].
   value_bits=16,
-  # eDRAM: 20.45 pJ an access of 256 bits; 64 KB in 0.083 mm^2.
+  # 80 fJ, 20.45 pJ of 256 bits: eDRAM of 20.7 mW a tile [Accelergy's rate, to
+  # its 4 digits]; 64 KB in 0.083 mm^2 [ISAAC].
   buffer_energy=20.45e-12 / 256,
   buffer_area=0.083e-6 / (64 * 1024 * 8),
-  # Bus: 0.054 pJ a bit (a tile's 7 mW are 0.057 pJ at a bit a row and read).
-  # Router: 20.74 pJ a hop of 256 bits.
+  # 0.054 pJ: bus of 7 mW a tile. 81 fJ, 20.74 pJ of 256 bits: router of 42 mW
+  # for four tiles, as busy as their eDRAM [Accelergy's rate].
   bus_energy=0.054e-12,
   router_energy=20.74e-12 / 256,
-  # Bus 0.090 mm^2 a tile, router 0.151 mm^2 of four tiles.
+  # Bus 0.090 mm^2 a tile, router 0.151 mm^2 of four tiles [ISAAC].
   interconnect_area=(0.090e-6 + 0.151e-6 / 4) / _ISAAC_ARRAYS,
-  # Capacitance goes with the feature size, area with its square.
+  # Capacitance goes with the feature size, area with its square: an assumption.
   digital_energy=_FLOAT_ENERGY * 32 / 45,
   digital_area=_FLOAT_AREA * (32 / 45) ** 2,
 )
 
-# Smallest gate of NeuroSim V1.4 at 22 nm, formula.cpp: 28 F x 2 (1 + 2.8) F.
+# [NeuroSim]: DNN+NeuroSim V1.4, 2023, 22 nm, low standby power; by file.
+# Smallest gate, formula.cpp and constant.h: 28 F x 2 (1 + 2.8) F.
 _GATE = 28 * 2 * 3.8 * 22e-9**2
-_SHRINK = 22 / 32
+_SHRINK = 22 / 32  # an assumption, of energies; of areas its square
 
 _NEUROSIM = Technology(
   name="neurosim_22nm",
-  # Param.cpp: readPulseWidth, numColMuxed; columns are read in turns, with no
-  # sample-and-hold.
+  # Param.cpp, readPulseWidth. An assumption: its own parallel read (SubArray.
+  # cpp) uses no pulse; see docs/cost.md, "Current during conversion".
   read_time=10e-9,
+  # SubArray.cpp: columns are read in turns, with no sample-and-hold.
   overlapped=False,
+  # An assumption: the multiplexer cuts off what is not being converted, and
+  # what flows through the converted column is in `load_voltage`.
+  conduction=0.0,
+  # Param.cpp, numColMuxed.
   columns_per_converter=8,
-  # SarADC.cpp, 22 nm LSTP: (0.538 b + 4.3753) uW for (b + 1) ns; areas are
-  # (269 + 209) + (109 + 73) (b - 1) gates.
+  # SarADC.cpp: (0.538 b + 4.3753) uW for (b + 1) ns; areas are (269 + 209) +
+  # (109 + 73) (b - 1) gates. Its factor of 1.4 on the time of a turn, fitted to
+  # silicon, is left out.
   adc_energy=(4.3753e-15, 4.9133e-15, 0.538e-15, 0.0),
   adc_area=(296 * _GATE, 182 * _GATE, 0.0, 0.0),
   adc_time=(1e-9, 1e-9),
-  # CurrentSenseAmp.cpp, 22 nm LSTP: 1.7 uW for 1 ns; 48 + 40 gates.
+  # CurrentSenseAmp.cpp: 1.7 uW for 1 ns; 48 + 40 gates.
   sense_energy=1.7e-15,
   sense_area=88 * _GATE,
   sense_time=1e-9,
   # Both files: 0.072341 W ohm / R_column at 0.5 V, in proportion to the read
   # voltage.
   load_voltage=0.072341 / 0.5,
-  # 2 F x 2 F, F the 40 nm of its wires: a cell without a transistor.
-  cell_area=4 * 40e-9**2,
+  # Param.cpp, SubArray.cpp: a cell with a transistor, 4 F x 12 F, F = 22 nm. (A
+  # cell without one is 2 F x 2 F there, of the wires' 40 nm: 0.0064 um^2.)
+  cell_area=4 * 12 * 22e-9**2,
   # NeuroSim lays out what follows gate by gate. Here: ISAAC's values, energy
   # scaled with the feature size and area with its square; of a driver its
-  # power, for the shorter read.
+  # power, for the shorter read. All of it an assumption.
   driver_energy=_ISAAC.driver_energy * _SHRINK * 10e-9 / 100e-9,
   driver_area=_ISAAC.driver_area * _SHRINK**2,
   hold_energy=0.0,
@@ -275,6 +300,9 @@ def validate_technology(
     elif field in ("columns_per_converter", "value_bits"):
       is_good = type(value) is int and 1 <= value <= 2**16
       check(field, is_good, "an integer from 1 to 65536")
+    elif field == "conduction":
+      is_good = is_finite(value) and 0 <= value <= 1
+      check(field, is_good, "a share in [0, 1]")
     elif field in _LENGTHS:
       length = _LENGTHS[field]
       is_good = isinstance(value, tuple) and len(value) == length

@@ -127,7 +127,8 @@ def test_where_a_sense_amplifier_reads():
     (16, True, 0, True),
     (17, True, 0, False),
     (16, False, 0, False),
-    (16, False, 1, True),
+    (16, True, 1, True),
+    (16, False, 1, False),
     (17, False, 1, False),
     (16, True, 6, False),
   ):

@@ -275,9 +275,16 @@ _DEVICE = dict(
   read_voltage=_or_none(_number(0, "of an input bit 1 [V]", 1e-6, 1e3)),
   wire_resistance=_or_none(_number(0, "from cell to cell [ohm]", 0, 1e9)),
   load_resistance=_or_none(_number(0, "of driver, sense [ohm]", 0, 1e9)),
-  adc_bits=_or_none(_integer(0, "of a column's converter; 0: ideal", 0, 16)),
+  adc_bits=_or_none(
+    _integer(
+      0, "of a column's converter; 0: ideal, 1: a sense amplifier", 0, 16
+    )
+  ),
   adc_range=_or_none(
-    _choice(("full_scale", "calibrated"), "of it: all rows', or that of data")
+    _choice(
+      ("full_scale", "calibrated", "granular"),
+      "of it: all rows', that of data, or an LSB of one unit of current",
+    )
   ),
   cell_bits=_or_none(_choice((0, 1, 2), "of 8-bit weights; 0: analog cell")),
 )

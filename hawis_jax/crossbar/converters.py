@@ -3,6 +3,9 @@
 A converter sees the difference of the positive and the negative array's current
 of one column, here in units of one weight of 1 at one input of 1. Its numbers
 are data, not structure, so that a sweep over bits compiles once.
+docs/crossbar.md has the transfer functions of all ranges.
+
+Axes: C columns.
 """
 
 from typing import NamedTuple
@@ -13,64 +16,97 @@ import jax.numpy as jnp
 
 
 class Converter(NamedTuple):
-  """A converter: code = clip(round(sum / step - middle), low, high).
+  """A converter: the value is LSB times one of evenly spaced codes.
 
-  Its value is (code + middle) step.
+  Codes are whole numbers (mid-tread) or, where `middle` is 1/2, halfway between
+  them (mid-rise). With x = (sum - threshold) / step they are clip(round(x), low,
+  high), or clip(sign(x) (floor(|x|) + 1/2), low, high) with sign(0) = 1.
 
   Attributes:
     step: LSB, in the units of the sums; 0: ideal, the value is the sum.
     low: least code.
     high: greatest code.
-    middle: 1/2 of a sense amplifier, whose values are -+ step / 2; else 0.
+    middle: 1/2 where codes are halfway between whole numbers; else 0.
+    threshold: that a sense amplifier compares with, `[C]`; else 0.
   """
 
   step: chex.Numeric
   low: chex.Numeric
   high: chex.Numeric
   middle: chex.Numeric
+  threshold: chex.Numeric
 
 
 def full_scale(bits: chex.Numeric, most: chex.Numeric) -> Converter:
-  """Returns two's complement over [-most, most): step 2 most / 2^b.
+  """Returns the range whose values reach both -most and most.
 
-  Lossless on integers where 2^b exceeds 2 most, the greatest sum that rows and
-  weights allow. `bits` of 1: a sense amplifier; of 0: ideal.
+  `most` is the greatest sum, a whole number, and `bits` are 2 to 16, or 0:
+  ideal. Where 2^b >= 2 most + 1 the LSB is one unit, so that whole sums are
+  exact; else it is 2 most / (2^b - 1), and codes are mid-rise.
   """
-  half = 2.0 ** (jnp.asarray(bits) - 1)
-  return _converter(bits, most / half, -half, half - 1)
-
-
-def calibrated(bits: chex.Numeric, most: chex.Numeric) -> Converter:
-  """Returns symmetric codes whose ends are -most and most; bits as above.
-
-  Greater sums than `most` clip. The step is at least 1: ideal sums are
-  integers.
-  """
-  half = 2.0 ** (jnp.asarray(bits) - 1)
-  ends = jnp.maximum(half - 1, 1)
-  return _converter(bits, jnp.maximum(most / ends, 1), -ends, ends)
-
-
-def _converter(bits, step, low, high):
-  bits = jnp.asarray(bits)
-  return Converter(
-    step=jnp.where(bits == 0, 0, step),
-    low=jnp.where(bits == 1, -1, low),
-    high=jnp.where(bits == 1, 0, high),
-    middle=jnp.where(bits == 1, 0.5, 0.0),
+  codes, unit = 2.0 ** jnp.asarray(bits), granular(bits)
+  exact = codes >= 2 * most + 1
+  end = jnp.maximum((codes - 1) / 2, 0.5)
+  return _converter(
+    bits,
+    step=jnp.where(exact, 1, most / end),
+    low=jnp.where(exact, unit.low, -end),
+    high=jnp.where(exact, unit.high, end),
+    middle=jnp.where(exact, 0.0, 0.5),
   )
 
 
-def convert(sums: chex.Array, converter: Converter) -> chex.Array:
-  """Returns what one converter makes of partial sums of any shape.
+def calibrated(bits: chex.Numeric, most: chex.Numeric) -> Converter:
+  """Returns 2^b - 1 codes, 0 in their middle, whose ends are -most and most.
 
-  Ties round to even codes. The gradient passes where the code does not clip.
+  Greater sums than `most` clip. The LSB is at least one unit: ideal sums are
+  whole numbers. `bits` are as above.
   """
-  step, low, high, middle = (jnp.asarray(x, sums.dtype) for x in converter)
+  ends = jnp.maximum(2.0 ** (jnp.asarray(bits) - 1) - 1, 1)
+  step = jnp.maximum(most / ends, 1)
+  return _converter(bits, step, -ends, ends)
+
+
+def granular(bits: chex.Numeric) -> Converter:
+  """Returns two's complement of an LSB of one unit, that saturates.
+
+  Whole sums from -2^(b-1) to 2^(b-1) - 1 are exact. `bits` are as above.
+  """
+  half = 2.0 ** (jnp.asarray(bits) - 1)
+  return _converter(bits, 1.0, -half, half - 1)
+
+
+def sense_amplifier(most: chex.Numeric, threshold: chex.Array) -> Converter:
+  """Returns a comparator with one threshold a column, `[C]`.
+
+  Its values are `most` above the threshold and -most below it: ends that what
+  follows makes the bits of all sums on that side of.
+  """
+  return _converter(1, 2.0 * most, -0.5, 0.5, 0.5, threshold)
+
+
+def _converter(bits, step, low, high, middle=0.0, threshold=0.0):
+  step = jnp.where(jnp.asarray(bits) == 0, 0, step)
+  return Converter(*map(jnp.asarray, (step, low, high, middle, threshold)))
+
+
+def convert(sums: chex.Array, converter: Converter) -> chex.Array:
+  """Returns what one converter makes of partial sums `[..., C]`.
+
+  Ties of whole codes round to the even one. The gradient passes where the code
+  does not clip.
+  """
+  step, low, high, middle, threshold = (
+    jnp.asarray(x, sums.dtype) for x in converter
+  )
+  if threshold.ndim:
+    threshold = threshold.reshape((1,) * (sums.ndim - 1) + (-1,))
   # An ideal converter's step is 0: dividing by it would make gradients NaN.
-  code = jnp.round(sums / jnp.where(step == 0, 1, step) - middle)
+  x = (sums - threshold) / jnp.where(step == 0, 1, step)
+  rise = jnp.where(x < 0, -1, 1) * (jnp.floor(jnp.abs(x)) + 0.5)
+  code = jnp.where(middle == 0, jnp.round(x), rise)
   clipped = jnp.clip(code, low, high)
   passed = jnp.where(clipped == code, sums, 0)
-  value = jax.lax.stop_gradient((clipped + middle) * step)
+  value = jax.lax.stop_gradient(clipped * step)
   value = value + (passed - jax.lax.stop_gradient(passed))
   return jnp.where(step == 0, sums, value)

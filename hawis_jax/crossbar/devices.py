@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from hawis_jax import errors
 
-ADC_RANGES = ("full_scale", "calibrated")
+ADC_RANGES = ("full_scale", "calibrated", "granular")
 
 
 def _static(default):
@@ -85,10 +85,12 @@ class Device:
       `defects.legacy_noise`; chip scope here); 1: as published.
     wire_resistance: of a wire from cell to cell [ohm] (see `wires`).
     load_resistance: of a line's driver and of its sensing end [ohm].
-    adc_bits: of the converter that reads a tile's column; 1: a sense
-      amplifier; 0: ideal.
-    adc_range: "full_scale": all rows of a tile at the largest weight; or
-      "calibrated" from data (see `robustness.calibration`).
+    adc_bits: of the converter that reads a tile's column; 0: ideal; 1: a sense
+      amplifier, whose threshold a channel is the folded normalisation's (see
+      `robustness.calibration`).
+    adc_range: "full_scale": all rows of a tile at the largest weight;
+      "calibrated" from data (see `robustness.calibration`); or "granular": an
+      LSB of one weight of 1 at one input of 1, which saturates.
     adc_percentile: of the magnitude of a layer's partial sums that the
       calibrated range covers.
   """

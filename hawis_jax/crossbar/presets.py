@@ -95,9 +95,15 @@ PRESETS = {
     wire_resistance=2.82,
     adc_bits=6,
   ),
-  # ISAAC: Shafiee et al., ISCA 2016: tile, 2-bit cells, 8-bit converters. It
-  # gives no conductances and no voltage: those of hawis_published stand in.
-  "isaac": Device(tile_shape=(128, 128), cell_bits=2, adc_bits=8),
+  # ISAAC: Shafiee et al., ISCA 2016: tile, 2-bit cells, 1-bit inputs, 8-bit
+  # converters of one unit of current, so that nothing is lost. There weights
+  # have an offset, and columns of large sums are stored flipped: 8 bits do for
+  # all sums of 128 rows. Here they are differential: 8 bits do for sums of -128
+  # to 127 of -384 to 384. It gives no conductances and no voltage: those of
+  # hawis_published stand in.
+  "isaac": Device(
+    tile_shape=(128, 128), cell_bits=2, adc_bits=8, adc_range="granular"
+  ),
 }
 
 # Wires from cell to cell at 22 nm [ohm], of a pitch of 2, 4 and 12 F: NeuroSim

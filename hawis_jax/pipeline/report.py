@@ -111,7 +111,7 @@ def collect(experiment: Experiment, workdir: pathlib.Path) -> dict:
       "technology": geometry.hardware.technology.name,
       "tile_shape": list(geometry.tile_shape),
       "converter_bits": geometry.hardware.converter_bits,
-      "sensed": geometry.hardware.adc_bits == 1,
+      "sensed": geometry.hardware.may_sense(binarized=True),
       "duplication": geometry.hardware.duplication,
       "activity": geometry.hardware.activity,
       "products": list(geometry.names),

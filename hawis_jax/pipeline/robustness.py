@@ -10,6 +10,7 @@ import pathlib
 from typing import NamedTuple
 
 from flax import linen as nn
+from flax import traverse_util
 import jax
 import ml_collections
 import numpy as np
@@ -167,11 +168,12 @@ def calibrated(
   module: nn.Module,
   variables: dict,
 ) -> dict:
-  """Returns a net's variables, with the ranges of its converters."""
-  device = severity.device
-  if not device.adc_bits or device.adc_range != "calibrated":
+  """Returns a net's variables, with what its converters are set to."""
+  device, images = severity.device, None
+  if not device.adc_bits:
     return variables
-  images = _calibration_images(experiment)[0]
+  if device.adc_range == "calibrated":
+    images = _calibration_images(experiment)[0]
   return calibration.calibrate_converters(module, variables, images, device)
 
 
@@ -207,8 +209,8 @@ def check_chips(experiment: Experiment, workdir: pathlib.Path) -> None:
   As long as the found net's widths are not known, the widest one is checked.
 
   Raises:
-    InputError: a sense amplifier for a column of several tiles, measured faults
-      that do not fit, or layers that there are not.
+    InputError: a sense amplifier where it can't read, measured faults that do
+      not fit, or layers that there are not.
   """
   for step in measurements(experiment.config):
     severity = step.severity
@@ -223,7 +225,7 @@ def check_chips(experiment: Experiment, workdir: pathlib.Path) -> None:
     faults = (
       interop.load_faults(severity.fault_map) if severity.fault_map else None
     )
-    params = net_variables.shapes(module, experiment.splits.image_shape)
+    variables = net_variables.shapes(module, experiment.splits.image_shape)
     device = dataclasses.replace(severity.device, adc_range="full_scale")
 
     program = functools.partial(
@@ -234,7 +236,16 @@ def check_chips(experiment: Experiment, workdir: pathlib.Path) -> None:
       layers=severity.layers,
     )
     try:
-      jax.eval_shape(program, jax.random.key(0), {"params": params["params"]})
+      if device.adc_bits == 1:
+        if experiment.config.robustness.batch_norm == "chip":
+          raise errors.InputError(
+            "adc_bits: got 1, a sense amplifier, with batch_norm = 'chip', "
+            "allowed is 'fixed': its threshold folds the normalisation as it is"
+          )
+        fold = functools.partial(calibration.thresholds, module, device=device)
+        known = jax.eval_shape(fold, variables)
+        variables["converters"] = traverse_util.unflatten_dict(known)
+      jax.eval_shape(program, jax.random.key(0), variables)
     except errors.InputError as error:
       raise errors.InputError(
         f"config.robustness.scenarios, {step.scenario}, net {step.net}: {error}"

@@ -1,4 +1,7 @@
-"""Ranges of converters that are chosen by what a net's partial sums are."""
+"""What converters are set to: ranges from data, folded thresholds.
+
+Axes: B images, H rows, W columns, C channels.
+"""
 
 import dataclasses
 import functools
@@ -10,27 +13,91 @@ import jax
 import jax.numpy as jnp
 
 from hawis_jax import crossbar
+from hawis_jax import errors
+from hawis_jax.arithmetic import binary
+from hawis_jax.networks import layers
+from hawis_jax.networks import resnet
 
 
 def calibrate_converters(
   module: nn.Module,
   variables: dict,
-  images: chex.Array,
+  images: chex.Array | None,
   device: crossbar.Device,
 ) -> dict:
-  """Returns `variables` with `converters`: the range of each layer's.
+  """Returns `variables` with `converters`, what a device's are set to.
 
-  A layer's range is the greatest, over its tiles, of `device.adc_percentile` of
-  the magnitude of partial sums of images uint8 `[B, H, W, C]`.
+  That is the `range` of each layer's where it is "calibrated": the greatest,
+  over its tiles, of `device.adc_percentile` of the magnitude of partial sums of
+  images uint8 `[B, H, W, C]`; and each `threshold` of `thresholds` where
+  `adc_bits` is 1. Images are for ranges alone.
+
+  Raises:
+    InputError: no one threshold does what follows a layer.
   """
-  # The hardware is designed once, for the defect-free net: all chips have the
-  # same ranges, whatever the device's effects.
-  ideal = dataclasses.replace(
-    crossbar.without_effects(device),
-    adc_bits=16,  # any: the tiles are read one by one, without the converters
-    adc_range="full_scale",
-  )
-  return {**variables, **_calibrate(module, variables, images, ideal)}
+  found = {}
+  if device.adc_range == "calibrated":
+    # The hardware is designed once, for the defect-free net: all chips have the
+    # same ranges, whatever the device's effects.
+    ideal = dataclasses.replace(
+      crossbar.without_effects(device),
+      adc_bits=16,  # any: the tiles are read one by one, without the converters
+      adc_range="full_scale",
+    )
+    found = _calibrate(module, variables, images, ideal)["converters"]
+    found = traverse_util.flatten_dict(found)
+  if device.adc_bits == 1:
+    known = thresholds(module, variables, device)
+    for (*path, _), threshold in known.items():
+      if jnp.isnan(threshold).any():
+        raise errors.InputError(
+          f"adc_bits: got 1, a sense amplifier, but after layer "
+          f"{'/'.join(path)} an RPReLU has a slope below 0, and no one threshold "
+          "tells the bits of its sums; allowed are 0 and 2 to 16"
+        )
+    found |= known
+  return {**variables, "converters": traverse_util.unflatten_dict(found)}
+
+
+def thresholds(
+  module: nn.Module, variables: dict, device: crossbar.Device
+) -> dict[tuple[str, ...], chex.Array]:
+  """Returns {(*layer, "threshold"): `[C]`} of a net's sense amplifiers.
+
+  A threshold folds what follows a product: its scale, batch normalisation, an
+  RPReLU if there is one, and the binariser. The sums of each block's conv1
+  alone are only normalised and binarised; those of other layers are added to a
+  shortcut, or are logits. It is halfway between the two whole sums that have
+  different bits, hence exact, whichever sign the normalisation's gain has; at
+  the end of the sums where all have the same bit; NaN where bits change twice.
+  """
+  if not isinstance(module, resnet.BinaryResNet):
+    return {}
+  most = device.tile_shape[0]
+  found = {}
+  for block, params in variables["params"].items():
+    if "conv1" not in params:
+      continue
+    kernel = params["conv1"]["kernel"]
+    sums = jnp.arange(-most, most + 1.0, dtype=kernel.dtype)[:, None]
+    sums = jnp.broadcast_to(sums, (sums.size, kernel.shape[-1]))
+    alpha = binary.weight_scale(
+      kernel, per_channel=module.options.channel_scale
+    )
+    y = binary.scale(sums, alpha)
+    norm = {
+      "params": params["bn1"],
+      "batch_stats": variables["batch_stats"][block]["bn1"],
+    }
+    y = layers.BatchNorm().apply(norm, y, train=False)
+    if module.options.rprelu:
+      y = layers.RPReLU().apply({"params": params["act1"]}, y)
+    bits = binary.binarize_activations(y)
+    changes = bits[1:] != bits[:-1]
+    first = sums[0, 0] + changes.argmax(0) + 0.5
+    once = changes.sum(0) <= 1
+    found[block, "conv1", "threshold"] = jnp.where(once, first, jnp.nan)
+  return found
 
 
 @functools.partial(jax.jit, static_argnums=0)

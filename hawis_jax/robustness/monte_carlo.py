@@ -129,9 +129,13 @@ def classify(
 
 def _check(setting):
   """Raises InputError before long work."""
-  crossbar.check_readout(
-    setting.variables["params"], setting.device, setting.module.weight_bits
-  )
+  device, bits = setting.device, setting.module.weight_bits
+  crossbar.check_readout(setting.variables, device, bits, setting.layers)
+  if setting.calibration is not None and device.adc_bits == 1:
+    raise errors.InputError(
+      "calibration: got images with adc_bits = 1, allowed is None: a sense "
+      "amplifier's threshold folds the normalisation as it is"
+    )
   # A comparison with NaN is False: such a net would seem to be a bad one.
   flat = traverse_util.flatten_dict(dict(setting.variables), sep="/")
   for name, value in flat.items():

@@ -32,7 +32,8 @@ class Technology:
     adc_energy: (c_0, c_1, c_2, d) of a conversion [J].
     adc_area: (c_0, c_1, c_2, d) of a converter [m^2].
     adc_time: (c_0, c_1) of a conversion, c_0 + c_1 b [s].
-    sense_energy: of a sense amplifier's decision [J].
+    sense_energy: of a sense amplifier's decision, a comparison of one column
+      with a threshold (whose source is not counted) [J].
     sense_area: [m^2].
     sense_time: [s].
     load_voltage: from which a converter draws as much current as its columns

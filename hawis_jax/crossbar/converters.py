@@ -19,7 +19,7 @@ class Converter(NamedTuple):
   """A converter: the value is LSB times one of evenly spaced codes.
 
   Codes are whole numbers (mid-tread) or, where `middle` is 1/2, halfway between
-  them (mid-rise). With x = (sum - threshold) / step they are clip(round(x), low,
+  them (mid-rise). Of x = (sum - threshold) / step they are clip(round(x), low,
   high), or clip(sign(x) (floor(|x|) + 1/2), low, high) with sign(0) = 1.
 
   Attributes:

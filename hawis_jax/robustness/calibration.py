@@ -51,9 +51,9 @@ def calibrate_converters(
     for (*path, _), threshold in known.items():
       if jnp.isnan(threshold).any():
         raise errors.InputError(
-          f"adc_bits: got 1, a sense amplifier, but after layer "
-          f"{'/'.join(path)} an RPReLU has a slope below 0, and no one threshold "
-          "tells the bits of its sums; allowed are 0 and 2 to 16"
+          f"adc_bits: got 1, a sense amplifier, but after {'/'.join(path)} an "
+          "RPReLU has a slope below 0, and no one threshold tells the bits of "
+          "the layer's sums; allowed are 0 and 2 to 16"
         )
     found |= known
   return {**variables, "converters": traverse_util.unflatten_dict(found)}

@@ -18,6 +18,7 @@ from hawis_jax import command_line
 from hawis_jax import errors
 from hawis_jax.config import settings
 from hawis_jax.pipeline import pretrain
+from hawis_jax.pipeline import provenance
 from hawis_jax.pipeline import report
 from hawis_jax.pipeline import results
 from hawis_jax.pipeline import robustness
@@ -48,6 +49,12 @@ _STAGES = flags.DEFINE_list(
   "stages",
   ["all"],
   f"all that the nets need, or some of {', '.join(STAGES)}, in this order.",
+)
+_REMAKE = flags.DEFINE_bool(
+  "remake",
+  False,
+  "Make anew what was made from something else than lies in the folder now, "
+  "as the accuracies of a net that was trained again.",
 )
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed",
@@ -89,6 +96,7 @@ def main(argv: list[str]) -> None:
     for stage in stages:
       if preemption.reached():
         raise errors.Preempted(f"before {stage}")
+      provenance.check(experiment, workdir, _REMAKE.value)
       STAGES[stage](experiment, workdir, metrics)
   if first:
     minutes, seconds = divmod(round(time.monotonic() - start), 60)

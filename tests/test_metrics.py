@@ -8,6 +8,7 @@ import pytest
 
 from hawis_jax.runtime.metrics import Metrics
 from hawis_jax.runtime.metrics import progress_line
+from hawis_jax.runtime.metrics import read as read_lines
 
 
 class Clock:
@@ -48,7 +49,8 @@ def read(folder):
 
   lines = (folder / "metrics.jsonl").read_text().splitlines()
   content = [json.loads(line, parse_constant=refuse) for line in lines]
-  assert all(set(c) == {"time", "stage", "step", "values"} for c in content)
+  names = {"time", "stage", "step", "values", "crc"}
+  assert all(set(c) == names for c in content)
   return [(c["stage"], c["step"], c["values"]) for c in content]
 
 
@@ -86,6 +88,16 @@ def test_resuming_drops_what_is_computed_again(tmp_path):
     ("train/found", 40),
     ("pretrain", 0),
   ]
+
+
+def test_a_changed_line_is_dropped_and_told(tmp_path, stream):
+  record(tmp_path, "pretrain", [20, 40])
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(path.read_text().replace('"loss": 20.0', '"loss": 10.0'))
+  assert [line["step"] for line in read_lines(path)] == [40]
+  with Metrics(tmp_path, stream=stream):
+    assert stream.getvalue() == f"{path}: dropped 1 damaged lines\n"
+  assert [line[:2] for line in read(tmp_path)] == [("pretrain", 40)]
 
 
 @pytest.mark.parametrize("cut", [1, 60])

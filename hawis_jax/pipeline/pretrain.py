@@ -11,6 +11,7 @@ import numpy as np
 from hawis_jax import cost
 from hawis_jax.config import settings
 from hawis_jax.pipeline import nets
+from hawis_jax.pipeline import provenance
 from hawis_jax.pipeline.experiment import Experiment
 from hawis_jax.runtime import checkpoint
 from hawis_jax.runtime import loop
@@ -31,7 +32,9 @@ def run(
       return programs.warm_up(state, batch)
     return programs.sandwich(state, step, batch)
 
-  with checkpoint.Checkpoints(workdir / "pretrain") as checkpoints:
+  folder = workdir / "pretrain"
+  provenance.record(folder, {})
+  with checkpoint.Checkpoints(folder) as checkpoints:
     loop.run_steps(
       update,
       programs.init(experiment.key("pretrain_init")),

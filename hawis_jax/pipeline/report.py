@@ -7,10 +7,8 @@ made of nothing else, and the same content gives the same bytes.
 import dataclasses
 import datetime
 import hashlib
-import importlib.metadata
 import json
 import pathlib
-import platform
 import re
 import shlex
 import sys
@@ -18,6 +16,7 @@ import sys
 from hawis_jax import errors
 from hawis_jax.config import settings
 from hawis_jax.networks import net_names
+from hawis_jax.pipeline import provenance
 from hawis_jax.pipeline import results
 from hawis_jax.pipeline import robustness
 from hawis_jax.pipeline.experiment import Experiment
@@ -27,6 +26,7 @@ from hawis_jax.report import render
 from hawis_jax.report import style
 from hawis_jax.runtime import storage
 from hawis_jax.runtime.metrics import Metrics
+from hawis_jax.runtime.metrics import read
 
 _FORMAT = 8  # of report.json and the page; a new one remakes old reports
 
@@ -51,7 +51,10 @@ def run(
   drawn = figures.draw(content)
   texts = {f"{name}.svg": svg for name, svg in drawn.items()}
   texts["index.html"] = render.render(content, drawn)
-  content["files"] = [*texts]
+  content["files"] = {
+    name: hashlib.sha256(text.encode()).hexdigest()
+    for name, text in texts.items()
+  }
   with storage.write_errors(folder):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").unlink(missing_ok=True)
@@ -60,17 +63,18 @@ def run(
     for name, text in texts.items():
       storage.write_bytes(folder / name, text.encode())
   # Last: its digest says that the rest is complete.
-  storage.write_json(folder / "report.json", content)
+  storage.write_record(folder / "report.json", content)
   metrics.say(f"report  {folder / 'index.html'}")
 
 
 def _is_finished(folder, digest):
   try:
-    content = storage.read_json(folder / "report.json")
-  except errors.InputError:  # missing or damaged
+    content = storage.read_record(folder / "report.json")
+  except errors.InputError:  # missing, damaged or changed
     return False
   return content.get("digest") == digest and all(
-    (folder / name).exists() for name in content["files"]
+    (folder / name).exists() and storage.digest(folder / name) == sha256
+    for name, sha256 in content["files"].items()
   )
 
 
@@ -131,7 +135,7 @@ def collect(experiment: Experiment, workdir: pathlib.Path) -> dict:
     "name": _name(command, workdir),
     "measured": measured,
     "command": command,
-    "versions": _versions(),
+    "versions": provenance.versions(),
     **inputs,
     "nets": {
       name: facts.net(
@@ -184,22 +188,11 @@ def _name(command, workdir):
   return pathlib.Path(given.group(1)).stem if given else workdir.resolve().name
 
 
-def _versions():
-  versions = {"python": platform.python_version()}
-  for package in ("hawis_jax", "jax", "flax", "numpy"):
-    try:
-      versions[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      versions[package] = "not installed"
-  return versions
-
-
 def _metrics(path, names):
   """({stage: {metric drawn: {"step", "value"}}}, when the last line came)."""
-  lines = path.read_text().splitlines() if path.exists() else []
   curves = {stage: {} for stage in ("pretrain", *(f"train/{n}" for n in names))}
   last = None
-  for line in map(json.loads, lines):
+  for line in read(path):
     last = line["time"]
     for metric, value in line["values"].items():
       is_drawn = metric == "loss" or metric.startswith("accuracy")

@@ -19,6 +19,7 @@ from flax import linen as nn
 import jax
 import ml_collections
 
+from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax import interop
 from hawis_jax.config import fields
@@ -32,10 +33,11 @@ from hawis_jax.runtime import checkpoint
 from hawis_jax.runtime import loop
 from hawis_jax.runtime import storage
 
-# Of search/result.json: 3 has candidates.
-_SEARCH_FORMAT = 3
+# Of search/result.json: 4 has the digest of evaluations.npz.
+_SEARCH_FORMAT = 4
 # Of robustness/result.json: a new one where chips, keys or names change.
-ROBUSTNESS_FORMAT = 3
+ROBUSTNESS_FORMAT = 4
+_ELSEWHERE = "take another --workdir"
 # Stages with artefacts of their own in <workdir>/<stage>, in order.
 _STAGES = ("pretrain", "search", "train", "robustness")
 
@@ -89,8 +91,14 @@ def load_supernet(experiment: Experiment, workdir: pathlib.Path) -> dict:
 
 def write_search(workdir: pathlib.Path, result: dict[str, Any]) -> None:
   """Writes search/result.json."""
-  result = {"format": _SEARCH_FORMAT, **result}
+  table = storage.digest(evaluations_path(workdir))
+  result = {"format": _SEARCH_FORMAT, "evaluations_digest": table, **result}
   storage.write_record(search_path(workdir), result)
+
+
+def evaluations_path(workdir: pathlib.Path) -> pathlib.Path:
+  """Returns the path of all that the search scored."""
+  return workdir / "search" / "evaluations.npz"
 
 
 def load_search(workdir: pathlib.Path) -> dict[str, Any]:
@@ -108,6 +116,12 @@ def load_search(workdir: pathlib.Path) -> dict[str, Any]:
     raise errors.InputError(
       f"{path}: got format {result.get('format')}, needed is {_SEARCH_FORMAT}: "
       "it is of another version of hawis_jax; take another --workdir"
+    )
+  table = evaluations_path(workdir)
+  if table.exists() and storage.digest(table) != result["evaluations_digest"]:
+    raise errors.InputError(
+      f"{table}: got another content than was written there; restore the file, "
+      "or delete it: nothing else needs it"
     )
   return result
 
@@ -160,7 +174,7 @@ def open_run(workdir: str | os.PathLike) -> Experiment:
       can't be read.
   """
   path = pathlib.Path(workdir) / "config.json"
-  saved = storage.read_record(path)
+  saved = storage.read_record(path, _ELSEWHERE)
   config = settings.default()
   with config.unlocked():
     for name, value in saved.items():
@@ -283,13 +297,23 @@ def settle(
     InputError: lists the differences; or the folder can't be written.
   """
   path = workdir / "config.json"
+  if not path.exists():
+    results = [s for s in _STAGES if storage.holds_files(workdir / s)]
+    if results:
+      raise errors.InputError(
+        f"{path}: missing beside {', '.join(results)}: nothing else says what "
+        "these are of; restore it, or take another --workdir"
+      )
   now = _as_read(settings.flatten(config) | _resolved(config))
   if data is not None:
     now["data.resolved"] = _as_read(dict(data))
   before = now
   if path.exists():
-    before = storage.read_record(path)
-    before = _as_read(settings.flatten(settings.default())) | before
+    saved = storage.read_record(path, _ELSEWHERE)
+    defaults = _as_read(settings.flatten(settings.default()))
+    before = _with_new_fields(now, defaults | saved)
+    if data is None and "data.resolved" in before:
+      now["data.resolved"] = before["data.resolved"]
   changed = [
     f"config.{field} was {before.get(field)!r}, is {now.get(field)!r}"
     for field in sorted(before.keys() | now.keys())
@@ -303,6 +327,24 @@ def settle(
   storage.write_record(path, now)
 
 
+def _with_new_fields(now, before):
+  """What an older version wrote, and what it lacks as it is now.
+
+  A field of a device that is newer than a run is an effect that was absent,
+  and is so by default.
+  """
+  absent = {f.name: f.default for f in dataclasses.fields(crossbar.Device)}
+  absent = _as_read(absent)
+  before = now | before
+  before["device.resolved"] = absent | before["device.resolved"]
+  before["pretrain.devices"] = [
+    absent | device for device in before["pretrain.devices"]
+  ]
+  technology = "space.technology.resolved"
+  before[technology] = now[technology] | before[technology]
+  return before
+
+
 def _resolved(config):
   """What may change under the same name: a preset, a file."""
   sweeps = settings.sweeps(config)
@@ -310,7 +352,10 @@ def _resolved(config):
     severity.fault_map for one in sweeps for severity in one.severities
   } - {""}
   technology = settings.hardware(config).technology
+  teacher = pathlib.Path(config.train.teacher)
+  from_file = config.train.loss == "teacher" and teacher.is_file()
   return {
+    "train.teacher.resolved": storage.digest(teacher) if from_file else None,
     "device.resolved": dataclasses.asdict(settings.device(config)),
     "space.technology.resolved": dataclasses.asdict(technology),
     "pretrain.devices": [

@@ -23,6 +23,7 @@ from hawis_jax.config import settings
 from hawis_jax.networks import net_names
 from hawis_jax.networks import net_variables
 from hawis_jax.pipeline import nets
+from hawis_jax.pipeline import provenance
 from hawis_jax.pipeline import results
 from hawis_jax.pipeline.experiment import Experiment
 from hawis_jax.pipeline.tally import Tally
@@ -317,6 +318,8 @@ def _describe(net, trained, experiment, workdir):
   return {
     "widths": list(module.max_widths),
     "weight_bits": _WEIGHT_BITS[kind],
+    "checkpoint": provenance.net_digest(net, experiment, workdir),
+    "versions": provenance.versions(),
     "step": results.chosen_step(net, experiment, workdir),
     **size,
     "test_images": limit or len(test),

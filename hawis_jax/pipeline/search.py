@@ -12,6 +12,7 @@ import jax
 from hawis_jax import cost
 from hawis_jax.config import settings
 from hawis_jax.pipeline import candidates
+from hawis_jax.pipeline import provenance
 from hawis_jax.pipeline import results
 from hawis_jax.pipeline.experiment import Experiment
 from hawis_jax.runtime import checkpoint
@@ -45,6 +46,7 @@ def run(
   updates = make_updates(experiment, methods, mesh)
   state = sharding.place(init(experiment, methods, context), mesh)
   placed = sharding.place((context, experiment.key("search")), mesh)
+  provenance.record(folder, provenance.search_inputs(experiment, workdir))
   with checkpoint.Checkpoints(folder) as checkpoints:
     state = loop.run_steps(
       lambda state, step: updates(state, step, scorer, *placed),
@@ -63,9 +65,8 @@ def run(
       checkpoint_seconds=experiment.config.checkpoint_seconds,
     )
   host = jax.device_get(state)
-  distributed.on_first(
-    lambda: candidates.write_table(folder / "evaluations.npz", experiment, host)
-  )
+  table = results.evaluations_path(workdir)
+  distributed.on_first(lambda: candidates.write_table(table, experiment, host))
   result = candidates.choose(
     experiment, scorer, methods, context, host, metrics, folder
   )

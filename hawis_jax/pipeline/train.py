@@ -12,6 +12,7 @@ import jax
 
 from hawis_jax.networks import net_names
 from hawis_jax.pipeline import nets
+from hawis_jax.pipeline import provenance
 from hawis_jax.pipeline import results
 from hawis_jax.pipeline.experiment import Experiment
 from hawis_jax.robustness import evaluation
@@ -46,6 +47,8 @@ def train_net(
   programs = make_programs(
     net, module, experiment, mesh, teacher and teacher.module
   )
+  inputs = provenance.training_inputs(net, experiment, workdir)
+  provenance.record(results.net_folder(workdir, net), inputs)
   source = splits.train
   if config.use_validation:
     source = splits.train_and_validation

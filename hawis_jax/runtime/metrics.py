@@ -2,12 +2,14 @@
 
 `<workdir>/metrics.jsonl` has one line a report:
 
-    {"time": 1760000000.0, "stage": "pretrain", "step": 20, "values": {...}}
+    {"time": 1760000000.0, "stage": "pretrain", "step": 20, "values": {...},
+     "crc": 123}
 
 `time` is in seconds since 1970, `step` is the steps done, a value that is not
-finite is null. A stage that goes on from a step drops its lines after that
-step, because it computes them again: however often a run is interrupted, each
-(stage, step) occurs once.
+finite is null; `crc` is the CRC-32 of the line without it, by which a line that
+was changed is noticed and dropped. A stage that goes on from a step drops its
+lines after that step, because it computes them again: however often a run is
+interrupted, each (stage, step) occurs once.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,6 +21,7 @@ import shutil
 import sys
 import time
 from typing import Self, TextIO
+import zlib
 
 from hawis_jax.runtime import storage
 from hawis_jax.runtime import tensorboard
@@ -86,7 +89,8 @@ class Metrics:
     """Writes one line to the file; `Progress.report` is the way to it."""
     finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
     now = round(time.time(), 3)
-    line = json.dumps(dict(time=now, stage=stage, step=step, values=finite))
+    line = dict(time=now, stage=stage, step=step, values=finite)
+    line = json.dumps(line | {"crc": _crc(line)})
     with storage.write_errors(self._path):
       self._lines.append(line.encode() + b"\n")
 
@@ -115,7 +119,10 @@ class Metrics:
     """Rewrites the file without unwanted and damaged lines, if it has any."""
     with storage.write_errors(self._path):
       lines = self._lines.read()
-      kept = [x for x in lines if (p := _parse(x)) and not unwanted(p)]
+      good = [(x, p) for x in lines if (p := _parse(x))]
+      if damaged := len(lines) - len(good):
+        self.say(f"{self._path}: dropped {damaged} damaged lines")
+      kept = [line for line, content in good if not unwanted(content)]
       if kept != lines:
         self._lines.rewrite(kept)
 
@@ -219,11 +226,21 @@ def progress_line(
   return "  ".join([stage, count, speed, f"ETA {eta}:{seconds:02d}", *shown])
 
 
+def read(path: pathlib.Path) -> list[dict]:
+  """Returns what the lines of a metrics.jsonl hold, but for damaged ones."""
+  lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+  return [content for line in lines if (content := _parse(line))]
+
+
 def _parse(line):
-  """Returns a line's content, None if the line is damaged."""
+  """Returns a line's content, None if the line is damaged or was changed."""
   try:
     content = json.loads(line)
-    whole = line.endswith(b"\n") and {"stage", "step"} <= content.keys()
-  except (ValueError, AttributeError):
+    crc = content.pop("crc")
+  except (ValueError, AttributeError, KeyError, TypeError):
     return None
-  return content if whole else None
+  return content if line.endswith(b"\n") and crc == _crc(content) else None
+
+
+def _crc(content):
+  return zlib.crc32(json.dumps(content, sort_keys=True).encode())

@@ -148,6 +148,16 @@ def contents(folder: pathlib.Path) -> list[pathlib.Path]:
   return files
 
 
+def remove_folder(folder: pathlib.Path) -> None:
+  """Removes a folder with all that lies in it.
+
+  Raises:
+    InputError: the file system or the storage refuses.
+  """
+  with write_errors(folder):
+    epath.Path(folder).rmtree()
+
+
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
   """Writes a file, and its folder, so that no half of it is ever seen.
 
@@ -187,8 +197,15 @@ def write_npz(
   write_bytes(path, content.getvalue())
 
 
-def read_json(path: str | os.PathLike) -> Any:
+_ANEW = "delete it to make it anew"
+
+
+def read_json(path: str | os.PathLike, remedy: str = _ANEW) -> Any:
   """Reads a JSON file.
+
+  Args:
+    path: of the file.
+    remedy: what helps where it is damaged.
 
   Raises:
     InputError: the file is missing, unreadable or damaged.
@@ -202,7 +219,7 @@ def read_json(path: str | os.PathLike) -> Any:
     raise errors.InputError(f"{path}: {error.strerror or error}") from error
   except ValueError as error:
     raise errors.InputError(
-      f"{path}: got damaged JSON ({error}); delete the file to make it anew"
+      f"{path}: got damaged JSON ({error}); restore the file, or {remedy}"
     ) from error
 
 
@@ -225,19 +242,23 @@ def write_record(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
   write_json(path, {**value, _DIGEST: record_digest(value)})
 
 
-def read_record(path: str | os.PathLike) -> dict[str, Any]:
+def read_record(path: str | os.PathLike, remedy: str = _ANEW) -> dict[str, Any]:
   """Reads what `write_record` wrote, and nothing else.
+
+  Args:
+    path: of the file.
+    remedy: what helps where it is damaged.
 
   Raises:
     InputError: the file is missing, unreadable, damaged or was changed.
   """
-  value = read_json(path)
+  value = read_json(path, remedy)
   if not isinstance(value, dict) or value.pop(_DIGEST, None) != record_digest(
     value
   ):
     raise errors.InputError(
       f"{path}: got another content than was written there, or another "
-      "version's; restore the file, or delete it to make it anew"
+      f"version's; restore the file, or {remedy}"
     )
   return value
 

@@ -1,0 +1,132 @@
+"""Results belong to what lies beside them, or are refused."""
+
+import shutil
+
+import jax
+import pytest
+import short_run
+
+from hawis_jax import errors
+from hawis_jax.pipeline import provenance
+from hawis_jax.pipeline import results
+from hawis_jax.pipeline.experiment import Experiment
+from hawis_jax.runtime import storage
+
+
+def _other_weights(use, patch):
+  """Other weights, as another number of devices gives."""
+  key = Experiment.key
+  patch.setattr(
+    Experiment,
+    "key",
+    lambda self, name: jax.random.fold_in(key(self, name), name == use),
+  )
+
+
+def _result(workdir):
+  return storage.read_record(workdir / "robustness" / "result.json")["nets"]
+
+
+def test_accuracies_of_a_net_that_was_trained_again_are_not_its_own(
+  run, finished, monkeypatch, capsys
+):
+  before = _result(finished)
+  page = (finished / "report" / "index.html").read_bytes()
+  shutil.rmtree(finished / "train" / "found")
+  with monkeypatch.context() as patch:
+    _other_weights("train_init", patch)
+    assert run(finished) == 2
+  assert "net found: it was made from another trained net (digest " in (
+    short_run.one_line(capsys)
+  )
+  assert _result(finished) == before
+  assert (finished / "report" / "index.html").read_bytes() == page
+  assert run(finished, "--remake") == 0
+  after = _result(finished)
+  assert after["uniform"] == before["uniform"]
+  assert after["found"]["checkpoint"] != before["found"]["checkpoint"]
+  assert (finished / "report" / "index.html").read_bytes() != page
+
+
+def test_a_search_with_another_super_net_is_not_gone_on_with(
+  run, finished, monkeypatch, capsys
+):
+  shutil.rmtree(finished / "pretrain")
+  with monkeypatch.context() as patch:
+    _other_weights("pretrain_init", patch)
+    assert run(finished, "--stages=pretrain") == 0
+  capsys.readouterr()
+  assert run(finished, "--stages=train") == 2
+  error = short_run.one_line(capsys)
+  assert "search: it was made from another super-net (digest " in error
+
+
+def test_training_at_other_widths_is_refused(finished, data_dir):
+  config = short_run.config(data__data_dir=str(data_dir))
+  experiment = results.open_run(finished)
+  assert experiment.config.to_dict().keys() == config.to_dict().keys()
+  path = finished / "train" / "found" / "inputs.json"
+  saved = storage.read_record(path)
+  assert saved["versions"] == [provenance.versions()]
+  saved["inputs"]["widths"][0] += 1
+  storage.write_record(path, saved)
+  with pytest.raises(errors.InputError, match="made from another widths"):
+    provenance.check(experiment, finished)
+  path.unlink()
+  with pytest.raises(errors.InputError, match="has no inputs.json"):
+    provenance.check(experiment, finished)
+
+
+def test_results_without_their_configuration_are_refused(run, finished, capsys):
+  (finished / "config.json").unlink()
+  assert run(finished, seed=1) == 2
+  error = short_run.one_line(capsys)
+  assert "config.json: missing beside pretrain, search, train, robus" in error
+
+
+def test_a_teachers_file_is_known_by_its_content(tmp_path, data_dir):
+  teacher = tmp_path / "teacher.npz"
+  teacher.write_bytes(b"one")
+  config = short_run.config(
+    data__data_dir=str(data_dir),
+    train__loss="teacher",
+    train__teacher=str(teacher),
+  )
+  results.settle(config, tmp_path)
+  (tmp_path / "train").mkdir()
+  (tmp_path / "train" / "file").touch()
+  results.settle(config, tmp_path)
+  teacher.write_bytes(b"two")
+  with pytest.raises(errors.InputError, match="train.teacher.resolved was"):
+    results.settle(config, tmp_path)
+
+
+def test_a_field_that_is_newer_than_a_run_has_its_default(finished, data_dir):
+  path = finished / "config.json"
+  saved = storage.read_record(path)
+  del saved["device.resolved"]["telegraph_noise"]
+  del saved["log_every"], saved["train.teacher.resolved"]
+  storage.write_record(path, saved)
+  config = short_run.config(data__data_dir=str(data_dir))
+  results.settle(config, finished)
+  assert "log_every" in storage.read_record(path)
+
+
+@pytest.mark.parametrize("name", ["report.json", "index.html"])
+def test_a_report_that_was_changed_is_made_anew(run, finished, name):
+  path = finished / "report" / name
+  before = path.read_text()
+  path.write_text(before.replace("found", "fount"))
+  assert run(finished, "--stages=report") == 0
+  assert "fount" not in path.read_text()
+
+
+def test_a_table_of_evaluations_that_was_changed_is_refused(finished):
+  path = finished / "search" / "evaluations.npz"
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(errors.InputError, match="evaluations.npz: got another"):
+    results.load_search(finished)
+  path.unlink()
+  assert results.load_search(finished)["found"]

@@ -278,8 +278,10 @@ def search_devices(config: _Config) -> list[crossbar.Device]:
     one = crossbar.with_fields(base, scenario, f"config.{name}", allowed)
     devices.append(one)
     if one.adc_bits and one.adc_range == "calibrated" and searches(config):
-      full = "full_scale: the super-net has no widths to calibrate for"
-      raise _error(f"{name}, adc_range", one.adc_range, full)
+      others = (
+        "full_scale or granular: the super-net has no widths to calibrate for"
+      )
+      raise _error(f"{name}, adc_range", one.adc_range, others)
     if one.adc_bits == 1 and searches(config):
       more = "0 or 2 to 16: signs of parts of a column don't add up"
       raise _error(f"{name}, adc_bits", 1, more)

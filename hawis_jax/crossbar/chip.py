@@ -220,11 +220,10 @@ def check_readout(
       )
     if "threshold" not in _converters(variables, path):
       raise errors.InputError(
-        f"adc_bits: got 1, a sense amplifier, but layer {'/'.join(path)} has no "
-        "threshold; allowed are layers whose sums are only normalised and "
-        "binarised (layers = ('*/conv1',) of a binary net: others' sums are "
-        "added to a shortcut, or are logits), with "
-        "calibration.calibrate_converters"
+        f"adc_bits: got 1, a sense amplifier, but layer {'/'.join(path)} has "
+        "no threshold; allowed are layers whose sums are only normalised and "
+        "binarised (of our nets layers = ('*/conv1',): others' sums are added "
+        "to a shortcut, or are logits), with calibration.calibrate_converters"
       )
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import types
+import zlib
 
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ from hawis_jax.config import settings
 from hawis_jax.networks import net_names
 from hawis_jax.networks import width_vectors
 from hawis_jax.pipeline import report
+from hawis_jax.pipeline import results
+from hawis_jax.pipeline import tally
 from hawis_jax.pipeline.experiment import Experiment
+from hawis_jax.pipeline.tally import Tally
 from hawis_jax.report import facts
 from hawis_jax.report import figures
 from hawis_jax.report import render
@@ -61,11 +65,13 @@ def _experiment(**fields):
   )
 
 
-def _swept(rng, experiment):
-  """A result of the sweep: chips are more or less lucky, with all nets."""
-  config, result = experiment.config, {"format": 3, "nets": {}}
+def _swept(workdir, rng, experiment):
+  """Writes a sweep: chips are more or less lucky, and images hard, for all."""
+  config = experiment.config
+  result = {"format": results.ROBUSTNESS_FORMAT, "nets": {}}
   luck = rng.normal(0, 0.3, config.robustness.chips)
-  errors_of = {"chips": 0.1, "images": 0.01, "total": 0.2}
+  ease = rng.uniform(0, 1, 360)
+  partial = workdir / "robustness" / "partial.json"
   for net in config.train.nets:
     vector, kind = net_names.parse(net)
     clean, sweeps = round(0.97 * 360) / 360, {}
@@ -74,11 +80,14 @@ def _swept(rng, experiment):
       for severity in swept.severities:
         spread = np.exp(luck + rng.normal(0, 0.1, luck.shape))
         lost = _LOSS.get(net, 0.5) * (severity.value / most) ** 1.5 * spread
-        chips = np.round(np.clip(clean - lost, 0.08, 1) * 360) / 360
+        chips = np.clip(clean - lost, 0.08, 1)
         chips = chips if severity.is_random else chips[:1]
-        entry = {"severity": severity.value, **statistics.summarize(chips)}
-        entry |= {"standard_errors": errors_of, "accuracy": chips.tolist()}
-        sweeps[swept.key].append(entry)
+        measured = Tally(partial, [net, swept.key, severity.value], [], 360)
+        hard = ease + rng.normal(0, 0.05, 360)
+        measured.add(chips[:, None] > hard)
+        sweeps[swept.key].append(
+          {"severity": severity.value, **measured.finish()}
+        )
     described = dict(test_images=360, clean=clean, sweeps=sweeps)
     described |= dict(widths=list(_WIDTHS[vector]), weight_bits=_BITS[kind])
     if kind != net_names.FLOAT:
@@ -111,7 +120,7 @@ def _searched(rng, experiment, kind, shares):
   trajectory = {"mean": mean.tolist(), "best": (mean + 0.05).tolist()}
   most = experiment.exact_costs(_FOUND)[cost.KINDS[kind].field]
   return {
-    "format": 3,
+    "format": 4,
     "method": search.methods[0],
     "found": list(_FOUND),
     "cost": kind,
@@ -141,13 +150,19 @@ def _curves(config):
       values |= dict.fromkeys(names, 0.9 - left * 0.5)
       if step % 200:
         values.pop("accuracy_validation", None)
-      line = {"time": 60.0 * step, "stage": stage, "step": step}
-      yield json.dumps({**line, "values": values}) + "\n"
+      yield _line(60.0 * step, stage, step, values)
+
+
+def _line(time, stage, step, values):
+  """As `runtime.metrics` writes it."""
+  line = {"time": time, "stage": stage, "step": step, "values": values}
+  crc = zlib.crc32(json.dumps(line, sort_keys=True).encode())
+  return json.dumps({**line, "crc": crc}) + "\n"
 
 
 def _write(workdir, rng, experiment, kind="arrays", shares=(1.0,)):
   """Writes the results of all stages before the report; returns the sweep's."""
-  stages = {"robustness": _swept(rng, experiment)}
+  stages = {"robustness": _swept(workdir, rng, experiment)}
   if experiment.space:
     stages["search"] = _searched(rng, experiment, kind, shares)
   for stage, value in stages.items():
@@ -205,7 +220,7 @@ def _run(experiment, workdir):
   quiet = dict(flush=lambda: None, say=lambda text: None)
   metrics = types.SimpleNamespace(recording=True, **quiet)
   report.run(experiment, workdir, metrics)
-  content = storage.read_json(workdir / "report" / "report.json")
+  content = storage.read_record(workdir / "report" / "report.json")
   return content, _Page((workdir / "report" / "index.html").read_text())
 
 
@@ -219,7 +234,7 @@ def made(tmp_path_factory):
 
 
 def test_tables_hold_accuracy_of_every_net_and_severity(made):
-  _, _, swept, content, page = made
+  workdir, _, swept, content, page = made
   assert list(content["nets"]) == ["found", "uniform", "baseline_1x"]
   for place, (name, net) in enumerate(content["nets"].items()):
     # Wilson's interval, written out.
@@ -228,19 +243,29 @@ def test_tables_hold_accuracy_of_every_net_and_severity(made):
     half = z * np.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n)
     low, high = 100 * (middle - half), 100 * (middle + half)
     row = page.row(style.net_name(name), "1-bit")
-    assert row[-2] == f"{100 * p:.2f} [{low:.2f}, {high:.2f}]"
+    assert row[-3] == f"{100 * p:.2f} [{low:.2f}, {high:.2f}]"
+    bar = 0.1 + 0.5 * (p - 0.1)  # halfway from chance to clean
+    assert row[-2] == f"{100 * bar:.2f}"
     assert row[-1] == f"{100 * (0.9 - 0.5 * np.exp(-4)):.2f} (step 400)"
     for scenario, entries in swept[name]["sweeps"].items():
       for entry in entries:
         chips = np.array(entry["accuracy"])
-        cell = f"{100 * chips.mean():.2f}\nall chips alike\n"
+        correct = tally.load_correct(workdir / "robustness", entry, n)
+        np.testing.assert_array_equal(correct.mean(1), chips)
+        total = statistics.total_interval(correct)
+        cell = style.estimate(chips.mean(), total)
         if len(chips) > 1:
-          low, high = statistics.mean_interval(chips, 0, 1)
-          cell = f"{100 * chips.mean():.2f} [{100 * low:.2f}, {100 * high:.2f}]"
-          cell += f"\n5th pct. {100 * np.quantile(chips, 0.05):.2f}\n"
+          ends = statistics.mean_interval(chips, 0, 1)
+          failed = statistics.failed_chips(chips, bar)
+          shown = style.estimate(failed["share"], failed["ci95"])
+          cell += f"\nover chips {style.brackets(ends)}"
+          cell += f"\n5th pct. {100 * np.quantile(chips, 0.05):.2f}"
+          cell += f"\nfailed {shown}"
+        else:
+          cell += "\nall chips alike"
         shown = style.severity(scenario, entry["severity"])
         lines = [r for r in page.rows if r[0] == shown and len(r) == 4]
-        assert any(r[1 + place] == f"{cell}test set ±{1.96:.2f}" for r in lines)
+        assert any(r[1 + place] == cell for r in lines)
 
 
 def test_costs_are_those_of_the_widths(made):
@@ -274,29 +299,34 @@ def test_costs_are_those_of_the_widths(made):
 
 
 def test_differences_are_paired(made):
-  _, _, swept, content, page = made
-  chips = {
-    (net, scenario, entry["severity"]): entry["accuracy"]
+  workdir, _, swept, content, page = made
+  correct = {
+    (net, scenario, entry["severity"]): tally.load_correct(
+      workdir / "robustness", entry, 360
+    ).astype(float)
     for net, result in swept.items()
     for scenario, entries in result["sweeps"].items()
     for entry in entries
   }
-  assert len(content["comparisons"]) == 2 * (5 + 4 + 6)  # severity 0: one chip
+  assert len(content["comparisons"]) == 2 * (6 + 5 + 7)
   for row in content["comparisons"]:
     place = row["scenario"], row["severity"]
-    first, second = chips["found", *place], chips[row["rival"], *place]
-    gap = np.subtract(first, second)
-    low, high = statistics.mean_interval(gap)
+    gap = correct["found", *place] - correct[row["rival"], *place]
     np.testing.assert_allclose(row["difference"], gap.mean(), atol=1e-12)
-    np.testing.assert_allclose(row["ci95"], (low, high))
-    # The studentised bootstrap's, about as wide as Student's.
-    student = stats.ttest_rel(first, second).confidence_interval(0.95)
-    width = student.high - student.low
-    np.testing.assert_allclose(row["ci95"], student, atol=0.3 * width)
-    verdict = "ahead" if low > 0 else "behind" if high < 0 else "undecided"
-    cell = f"{style.estimate(gap.mean(), (low, high), style.points)}\n{verdict}"
+    # About as wide as Student's of the dominant factor, and no narrower.
+    low, high = row["ci95"]
+    of_images = stats.ttest_1samp(gap.mean(0), 0).confidence_interval(0.95)
+    assert high - low > 0.98 * (of_images.high - of_images.low)
+    assert (row["p"] < 0.05) == (not low <= 0 <= high)
+    assert row["over"] == ("chips and images" if len(gap) > 1 else "images")
+    cell = style.estimate(gap.mean(), (low, high), style.points)
+    cell += f"\n{row['verdict']}"
     lines = [r for r in page.rows if r[0] == style.severity(*place)]
     assert any(c.startswith(cell) for line in lines for c in line)
+  decided = statistics.verdicts(content["comparisons"])
+  told = [row["verdict"] for row in content["comparisons"]]
+  assert told == [row["verdict"] for row in decided]
+  assert {"ahead", "undecided"} <= {*told}
 
 
 @pytest.mark.parametrize("kind", ["arrays", "energy"])
@@ -336,7 +366,9 @@ def test_the_search_is_told_budget_by_budget(rng, tmp_path, kind):
     gap = style.estimate(
       gap.mean(), statistics.mean_interval(gap), style.points
     )
-    assert page.row(looks[row["rival"]].name, "16")[2] == gap
+    assert row["over"] == "chips" and "verdict" not in row
+    cell = page.row(looks[row["rival"]].name, "16")[2]
+    assert cell == gap + "\nsame widths" * row["same_widths"]
 
 
 def _keys(value):
@@ -350,7 +382,7 @@ def _keys(value):
 
 
 def test_a_run_is_reported_as_its_stages_left_it(finished):
-  content = storage.read_json(finished / "report" / "report.json")
+  content = storage.read_record(finished / "report" / "report.json")
   page = _Page((finished / "report" / "index.html").read_text())
   swept = storage.read_record(finished / "robustness" / "result.json")["nets"]
   search = storage.read_record(finished / "search" / "result.json")
@@ -483,7 +515,7 @@ def test_nets_given_by_name_are_compared(rng, tmp_path):
   assert content["search"] is content["space"] is None
   assert content["missing"] == []  # a float net meets no chips
   shown = ["robustness", "widths", "utilisation", "components", "training"]
-  assert content["files"] == [*(f"{n}.svg" for n in shown), "index.html"]
+  assert [*content["files"]] == [*(f"{n}.svg" for n in shown), "index.html"]
   before, configured = page.text.split("\nConfiguration")
   after = configured.split("What the numbers mean")[1]
   for word in ("search", "policy", "uper-net", "found", "budget"):
@@ -506,7 +538,7 @@ def test_only_float_nets_are_on_no_chip(rng, tmp_path):
   content, page = _run(experiment, tmp_path)
   assert content["main_net"] is None and content["accuracy"] == []
   assert facts.claims(content)[0] in page.text
-  assert content["files"] == ["widths.svg", "training.svg", "index.html"]
+  assert [*content["files"]] == ["widths.svg", "training.svg", "index.html"]
 
 
 def test_one_net_and_one_method_have_no_rival(rng, tmp_path):
@@ -576,8 +608,8 @@ def test_a_report_is_made_once_for_the_same_results(rng, tmp_path):
   first = stamps()
   assert {f.name for f in first} == {*before["files"], "report.json"}
   with (tmp_path / "metrics.jsonl").open("a") as file:
-    line = {"time": 1.0, "stage": "robustness", "step": 9, "values": {"x": 1.0}}
-    file.write(json.dumps(line) + "\n")  # nothing that is shown
+    # Nothing that is shown.
+    file.write(_line(1.0, "robustness", 9, {"x": 1.0}))
   _run(experiment, tmp_path)
   assert stamps() == first
   (folder / "search.svg").unlink()
@@ -602,7 +634,7 @@ def test_what_stops_it_is_named(rng, tmp_path):
   (tmp_path / "search" / "result.json").unlink()
   with pytest.raises(errors.InputError, match="--stages search first"):
     _run(experiment, tmp_path)
-  storage.write_record(path, {"format": 3, "nets": {}})
+  storage.write_record(path, {"format": results.ROBUSTNESS_FORMAT, "nets": {}})
   with pytest.raises(errors.InputError, match="got no net"):
     _run(experiment, tmp_path)
   path.unlink()

@@ -458,12 +458,21 @@ _ROBUSTNESS = dict(
   chips=_integer(64, "a severity; with target_ci the first ones", 2, 2**24),
   target_ci=_number(
     0.0,
-    "half-width of the mean's 95 % interval [share of images] down to which "
-    "chips are added; 0: none are",
+    "half-width of the mean's 95 % interval over chips [share of images] down "
+    "to which chips are added, to 128 at least; 0: none are",
     0,
     1,
   ),
   max_chips=_integer(1024, "chips with target_ci, at most", 2, 2**24),
+  failed_below=_free(
+    _number(
+      0.5,
+      "share of the way from chance to the net's clean accuracy below which a "
+      "chip counts as failed in the report",
+      0,
+      1,
+    )
+  ),
   images=_integer(0, "of the test images, the first; 0: all", 0),
   batch_norm=_choice(
     ("fixed", "chip"),

@@ -19,6 +19,7 @@ from hawis_jax.networks import net_names
 from hawis_jax.pipeline import provenance
 from hawis_jax.pipeline import results
 from hawis_jax.pipeline import robustness
+from hawis_jax.pipeline import tally
 from hawis_jax.pipeline.experiment import Experiment
 from hawis_jax.report import facts
 from hawis_jax.report import figures
@@ -28,7 +29,7 @@ from hawis_jax.runtime import storage
 from hawis_jax.runtime.metrics import Metrics
 from hawis_jax.runtime.metrics import read
 
-_FORMAT = 8  # of report.json and the page; a new one remakes old reports
+_FORMAT = 9  # of report.json and the page; a new one remakes old reports
 
 
 def run(
@@ -129,7 +130,12 @@ def collect(experiment: Experiment, workdir: pathlib.Path) -> dict:
     "chance": 1 / experiment.splits.num_classes,
   }
   identity = json.dumps([_FORMAT, inputs, swept], sort_keys=True)
-  rows = facts.accuracy(swept)
+  rows = facts.accuracy(swept, inputs["chance"], config.robustness.failed_below)
+
+  def load_correct(row):
+    images = swept[row["net"]]["test_images"]
+    return tally.load_correct(workdir / "robustness", row, images)
+
   return {
     "digest": hashlib.sha256(identity.encode()).hexdigest(),
     "name": _name(command, workdir),
@@ -143,7 +149,7 @@ def collect(experiment: Experiment, workdir: pathlib.Path) -> dict:
       )
       for name, result in swept.items()
     },
-    "comparisons": facts.comparisons(rows, main),
+    "comparisons": facts.comparisons(rows, main, load_correct),
     "accuracy": [
       {name: value for name, value in row.items() if name != "accuracy"}
       for row in rows

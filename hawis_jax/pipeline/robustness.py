@@ -42,8 +42,9 @@ def run(
 ) -> None:
   """Sweeps what is left of the nets into robustness/result.json.
 
-  The file is rewritten after every severity, and partial.json after every chunk
-  of chips, so an interrupted sweep loses a chunk at most.
+  The file is rewritten after every severity, whose table of what is correct is
+  written first, and partial.json after every chunk of chips, so an interrupted
+  sweep loses a chunk at most.
   """
   config = experiment.config.robustness
   path = results.robustness_path(workdir)
@@ -95,7 +96,8 @@ def run(
       known = {"accuracy": tally.accuracy.mean()} if tally.count else {}
       progress.show(first + chips, known)
 
-    for _ in _evaluate(tally, step.severity, trained, images, experiment, show):
+    chunks = _evaluate(tally, step.severity, trained, images, experiment, show)
+    for _ in _named(step, chunks):
       values = {"accuracy": tally.accuracy.mean()}
       # Before it is saved: a line too many is dropped, one too few is missing.
       progress.report(min(first + tally.count, end), values)
@@ -109,7 +111,7 @@ def run(
       progress.report(end, {"accuracy": tally.accuracy.mean()})
       metrics.flush()
     result["nets"][step.net]["sweeps"].setdefault(step.scenario, []).append(
-      {"severity": step.severity.value, **tally.summary()}
+      {"severity": step.severity.value, **tally.finish()}
     )
     distributed.on_first(lambda: results.write_robustness(workdir, result))
     tally.remove_saved()
@@ -161,6 +163,17 @@ def _evaluate(tally, severity, trained, images, experiment, show):
     )
     if wanted <= before:
       return
+
+
+def _named(step, chunks):
+  """Yields from chunks; a measurement is named in their errors."""
+  try:
+    yield from chunks
+  except errors.InputError as error:
+    raise errors.InputError(
+      f"config.robustness.scenarios, {step.scenario} at {step.severity.value}, "
+      f"net {step.net}: {error}"
+    ) from error
 
 
 def calibrated(

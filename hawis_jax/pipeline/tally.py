@@ -1,20 +1,30 @@
-"""What the chips of one severity classified so far, saved to go on from.
+"""What the chips of one measurement classify correctly, kept bit by bit.
+
+A measurement is a net, a scenario and a severity. Its finished table of chips
+and images lies in robustness/correct/, one file each; that of chips so far in
+partial.json, to go on from.
 
 Axes: S chips, K chips of a chunk, N images.
 """
 
+import base64
+import hashlib
+import io
 import pathlib
+import re
 from typing import Any
 
+from etils import epath
 import numpy as np
 
+from hawis_jax import errors
 from hawis_jax.robustness import statistics
 from hawis_jax.runtime import distributed
 from hawis_jax.runtime import storage
 
 
 class Tally:
-  """Correct by chip and by image of one severity of one net."""
+  """Correct by chip and image of one severity of one net."""
 
   def __init__(
     self,
@@ -35,15 +45,16 @@ class Tally:
       InputError: the file is damaged or was changed.
     """
     self._path = path
+    self._severity = severity
     self._name = [*severity, num_images, *identity]
-    self._correct = []  # of every chip
-    self._image_correct = np.zeros(num_images, np.int64)
+    self._num_images = num_images
+    self._packed = []  # a row of bits a chip
     saved = distributed.on_first(
       lambda: storage.read_record(path) if path.exists() else None
     )
     if saved and saved["severity"] == self._name:
-      self._correct = saved["correct"]
-      self._image_correct = np.array(saved["image_correct"], np.int64)
+      rows = map(base64.b64decode, saved["correct"])
+      self._packed = [np.frombuffer(row, np.uint8) for row in rows]
 
   @staticmethod
   def saved_chips(path: pathlib.Path, severity: list[Any]) -> int:
@@ -64,24 +75,27 @@ class Tally:
   @property
   def count(self) -> int:
     """S."""
-    return len(self._correct)
+    return len(self._packed)
+
+  @property
+  def correct(self) -> np.ndarray:
+    """Which images every chip classifies correctly, bool `[S, N]`."""
+    return _unpack(np.array(self._packed, np.uint8), self._num_images)
 
   @property
   def accuracy(self) -> np.ndarray:
     """Of every chip, `[S]`."""
-    return np.array(self._correct) / len(self._image_correct)
+    return np.bitwise_count(self._packed).sum(1) / self._num_images
 
   def add(self, correct: np.ndarray) -> None:
     """Takes the correct of a chunk of chips, bool `[K, N]`."""
-    self._correct += correct.sum(1).tolist()
-    self._image_correct += correct.sum(0)
+    self._packed += [*np.packbits(correct, axis=1)]
 
   def save(self) -> None:
     """Saves the chips so far, to be taken up from."""
     content = {
       "severity": self._name,
-      "correct": self._correct,
-      "image_correct": self._image_correct.tolist(),
+      "correct": [base64.b64encode(row).decode() for row in self._packed],
     }
     distributed.on_first(lambda: storage.write_record(self._path, content))
 
@@ -89,11 +103,56 @@ class Tally:
     """Removes what is saved, once result.json has it."""
     distributed.on_first(lambda: self._path.unlink(missing_ok=True))
 
-  def summary(self) -> dict:
-    """What result.json holds of the severity's chips."""
-    errors = statistics.standard_errors(self._correct, self._image_correct)
+  def finish(self) -> dict:
+    """Writes the table; returns what result.json holds of the severity."""
+    content = io.BytesIO()
+    np.save(content, np.array(self._packed), allow_pickle=False)
+    content = content.getvalue()
+    name = f"correct/{_file_name(self._severity)}"
+    distributed.on_first(
+      lambda: storage.write_bytes(self._path.parent / name, content)
+    )
+    correct = self.correct
     return {
       **statistics.summarize(self.accuracy),
-      "standard_errors": errors,
+      "ci95_total": statistics.total_interval(correct),
+      "standard_errors": statistics.standard_errors(correct),
       "accuracy": self.accuracy.tolist(),
+      "correct": {
+        "file": name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+      },
     }
+
+
+def load_correct(
+  folder: pathlib.Path, entry: dict[str, Any], num_images: int
+) -> np.ndarray:
+  """Returns which images every chip classified correctly, bool `[S, N]`.
+
+  Args:
+    folder: <workdir>/robustness.
+    entry: of a severity in its result.json.
+    num_images: N, of the net's entry.
+
+  Raises:
+    InputError: the file is missing or not the one that was written.
+  """
+  path = epath.Path(folder) / entry["correct"]["file"]
+  content = path.read_bytes() if path.exists() else b""
+  if hashlib.sha256(content).hexdigest() != entry["correct"]["sha256"]:
+    raise errors.InputError(
+      f"{path}: missing, or got another content than was written there; "
+      f"restore the file, or delete {folder} to measure anew"
+    )
+  return _unpack(np.load(io.BytesIO(content)), num_images)
+
+
+def _unpack(packed, num_images):
+  return np.unpackbits(packed, axis=1, count=num_images).view(bool)
+
+
+def _file_name(severity):
+  """A name for any key of a scenario; the digest tells alike ones apart."""
+  words = re.sub(r"[^A-Za-z0-9.]+", "_", "_".join(map(str, severity)))
+  return f"{words[:60]}_{storage.record_digest(severity)[:8]}.npy"

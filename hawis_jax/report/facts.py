@@ -4,7 +4,7 @@
 is a DataFrame of text, its first column the name of the row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -67,14 +67,25 @@ def net(result: dict, costs: dict) -> dict:
   }
 
 
-def accuracy(swept: Mapping[str, dict]) -> list[dict]:
-  """Returns a row for every net, scenario and severity, ascending."""
+def accuracy(
+  swept: Mapping[str, dict], chance: float, failed_below: float
+) -> list[dict]:
+  """Returns a row for every net, scenario and severity, ascending.
+
+  Args:
+    swept: results of the robustness stage, {net: result}, in order.
+    chance: accuracy of guessing.
+    failed_below: share of the way from chance to a net's clean accuracy below
+      which a chip has failed.
+  """
   return [
     {
       "net": net,
       "scenario": scenario,
-      "severity": entry["severity"],
-      **{name: value for name, value in entry.items() if name != "severity"},
+      **entry,
+      "failed": statistics.failed_chips(
+        entry["accuracy"], chance + failed_below * (result["clean"] - chance)
+      ),
     }
     for net, result in swept.items()
     for scenario, entries in result["sweeps"].items()
@@ -82,25 +93,35 @@ def accuracy(swept: Mapping[str, dict]) -> list[dict]:
   ]
 
 
-def comparisons(rows: Sequence[dict], main: str | None) -> list[dict]:
+def comparisons(
+  rows: Sequence[dict],
+  main: str | None,
+  load_correct: Callable[[dict], np.ndarray],
+) -> list[dict]:
   """Returns the paired differences main net - rival, at all severities.
 
+  Their verdicts are of one family: what the page says of some holds of all.
+
   Args:
-    rows: of `accuracy`; each has the chips' own in `accuracy`.
+    rows: of `accuracy`.
     main: the net that others are compared with.
+    load_correct: row -> which images each chip classifies correctly, `[S, N]`.
   """
-  ours = {_place(row): row["accuracy"] for row in rows if row["net"] == main}
-  return [
+  ours = {_place(row): row for row in rows if row["net"] == main}
+  pairs = [
     {
       "rival": row["net"],
       "scenario": row["scenario"],
       "severity": row["severity"],
-      **statistics.paired_difference(ours[_place(row)], row["accuracy"]),
+      **statistics.paired_difference(
+        load_correct(ours[_place(row)]), load_correct(row)
+      ),
     }
     for row in rows
-    # Without random effects there is one chip: nothing to compare.
-    if row["net"] != main and len(ours.get(_place(row), [])) > 1
+    if row["net"] != main and _place(row) in ours
   ]
+  decided = statistics.verdicts(pairs)
+  return [pair | verdict for pair, verdict in zip(pairs, decided, strict=True)]
 
 
 def _place(row):
@@ -111,19 +132,25 @@ def search(result: dict) -> dict:
   """Returns the search's result and `comparisons`.
 
   These are the found net minus every other method's best at the main budget,
-  paired over chips.
+  paired over chips; their intervals are over chips alone, so that they give no
+  verdict.
   """
   best = {n: of[result["main_budget"]] for n, of in result["best"].items()}
   found = best.pop(result["method"])
-  pairs = [
-    {
-      "rival": name,
-      "same_widths": rival["widths"] == found["widths"],
-      **statistics.paired_difference(found["chips"], rival["chips"]),
-    }
-    for name, rival in best.items()
-    if rival
-  ]
+  pairs = []
+  for name, rival in best.items():
+    if rival:
+      gap = np.subtract(found["chips"], rival["chips"])
+      pairs.append(
+        {
+          "rival": name,
+          "same_widths": rival["widths"] == found["widths"],
+          "chips": len(gap),
+          "over": "chips",
+          "difference": float(gap.mean()),
+          "ci95": statistics.mean_interval(gap, -1, 1),
+        }
+      )
   return {**result, "comparisons": pairs}
 
 
@@ -312,7 +339,7 @@ def tables(content: dict) -> dict[str, pd.DataFrame]:
     worst = _harshest(content).to_dict("records")
     own = [row for row in rows if row["net"] == main]
     last = {row["scenario"]: _place(row) for row in own}
-    cells = _cells(own, "net", lambda r: style.estimate(r["mean"], r["ci95"]))
+    cells = _cells(own, "net", _mean)
     cells |= _cells(worst, "rival", _paired)
     columns = {main: nets[main]}
     columns |= {p["rival"]: f"{rivals[p['rival']]} [points]" for p in worst}
@@ -338,13 +365,21 @@ def _grid(cells, places, columns):
   return pd.DataFrame(lines, columns=["defects", *columns.values()])
 
 
+def _mean(row):
+  return style.estimate(row["mean"], row["ci95_total"])
+
+
 def _on_chips(row):
-  images = 1.96 * row["standard_errors"]["images"]
-  mean = style.percent(row["mean"]) + "\nall chips alike"
-  if row["chips"] > 1:
-    mean = style.estimate(row["mean"], row["ci95"])
-    mean += f"\n5th pct. {style.percent(row['p5'])}"
-  return f"{mean}\ntest set ±{style.percent(images)}"
+  if row["chips"] == 1:
+    return f"{_mean(row)}\nall chips alike"
+  failed = row["failed"]
+  lines = [
+    _mean(row),
+    f"over chips {style.brackets(row['ci95'])}",
+    f"5th pct. {style.percent(row['p5'])}",
+    f"failed {style.estimate(failed['share'], failed['ci95'])}",
+  ]
+  return "\n".join(lines)
 
 
 def _paired(pair):
@@ -353,13 +388,16 @@ def _paired(pair):
 
 
 def _unpaired(pair):
-  wider = pair["narrowing"]
-  return _paired(pair) + (f"\nunpaired {wider:.1f}x as wide" if wider else "")
+  return f"{_paired(pair)}\nunpaired {pair['narrowing']:.1f}x the error"
 
 
 def _nets(content):
   """What every net costs, and its accuracy without defects."""
   total, rows = content["data"]["test_images"], []
+  below = {
+    row["net"]: style.percent(row["failed"]["below"])
+    for row in content["accuracy"]
+  }
   for name, net in content["nets"].items():
     curve = content["curves"].get(f"train/{name}", {})
     points = curve.get("accuracy_validation", {"step": [0], "value": [None]})
@@ -377,6 +415,7 @@ def _nets(content):
         **_costs(net, ("energy", "latency", "area")),
         "test images": f"{net['test_images']:,} of {total:,}",
         "clean accuracy [%]": style.estimate(net["clean"], net["clean_ci95"]),
+        "a chip fails below [%]": below.get(name, "-"),
         "on validation images [%]": validation,
       }
     )
@@ -425,12 +464,12 @@ def _methods(content):
     (
       looks[pair["rival"]].name,
       pair["chips"],
-      style.estimate(pair["difference"], pair["ci95"], style.points),
-      "same widths" if pair["same_widths"] else pair["verdict"],
+      style.estimate(pair["difference"], pair["ci95"], style.points)
+      + ("\nsame widths" if pair["same_widths"] else ""),
     )
     for pair in content["search"]["comparisons"]
   ]
-  columns = ["minus", "chips", "difference [points]", "verdict"]
+  columns = ["minus", "chips", "difference [points]"]
   return pd.DataFrame(rows, columns=columns)
 
 

@@ -50,6 +50,7 @@ _STYLE = {
 }
 _METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _DASHES = ("--", ":", "-.")  # of lines that share a colour
+_INTERVAL = "95 % interval over chips and images"
 _GREY = dict(color=style.NEUTRAL, ls=":", lw=1)
 _SCORE = "robust score [% accuracy]"
 _MOST_POINTS = 500  # of a curve: more are not seen
@@ -143,7 +144,7 @@ def robustness(content: dict) -> figure_lib.Figure:
   handles = [
     *(_key(x.name, x.color, marker=x.marker) for x in map(looks.get, shown)),
     _key("mean of chips"),
-    patches.Patch(color=style.NEUTRAL, alpha=0.4, lw=0, label="95 % interval"),
+    patches.Patch(color=style.NEUTRAL, alpha=0.4, lw=0, label=_INTERVAL),
     _key("5th percentile", ls="--", lw=0.8),
     _key("chance", **_GREY),
   ]
@@ -155,7 +156,7 @@ def _lines(panel, rows, scale, look):
   if rows.empty:
     return
   severities, color = scale * rows["severity"], look.color
-  low, high = _percent([*rows["ci95"]]).T
+  low, high = _percent([*rows["ci95_total"]]).T
   panel.fill_between(severities, low, high, color=color, alpha=0.25, lw=0)
   panel.plot(severities, 100 * rows["p5"], color=color, ls="--", lw=0.8)
   panel.plot(severities, 100 * rows["mean"], color=color, marker=look.marker)
@@ -165,7 +166,7 @@ def _lines(panel, rows, scale, look):
 def _bars(panel, rows, looks):
   """The nets' means, intervals and 5th percentiles at the only severity."""
   for place, (net, row) in enumerate(rows.iterrows()):
-    look, (low, high) = looks[net], _percent(row["ci95"])
+    look, (low, high) = looks[net], _percent(row["ci95_total"])
     panel.bar(place, 100 * row["mean"], 0.7, color=look.color, alpha=0.6)
     panel.vlines(place, low, high, color=look.color, lw=5)
     panel.plot(place, 100 * row["mean"], color=look.color, marker=look.marker)

@@ -253,8 +253,13 @@ def points(share: float) -> str:
 
 def estimate(value: float, interval: list[float], text=percent) -> str:
   """Returns a share, by `points` a difference, with its interval."""
+  return f"{text(value)} {brackets(interval, text)}"
+
+
+def brackets(interval: list[float], text=percent) -> str:
+  """Returns an interval of shares, by `points` of differences."""
   low, high = map(text, interval)
-  return f"{text(value)} [{low}, {high}]"
+  return f"[{low}, {high}]"
 
 
 def quantity(kind: str, value: float | None) -> str:

@@ -1,12 +1,15 @@
-"""Statistics over chips: how sure each figure is.
+"""Statistics of chips and images: how sure each figure is.
 
 A sweep draws chips at random and tests them all on the same images. Intervals
-here are over chips; `standard_errors` tells what the choice of test images
-adds. Coverage is simulated in tests/test_intervals.py.
+of `summarize` are over chips: other chips, the same images. Those of
+`total_interval` and `paired_difference` are over chips and images, which are
+crossed random factors of a table of what is correct. Coverage is simulated in
+tests/test_intervals.py.
 
 Axes: S chips, N images, R resamples.
 """
 
+from collections.abc import Sequence
 import math
 
 import chex
@@ -21,6 +24,8 @@ _TAILS = (0.5 - _LEVEL / 2, 0.5 + _LEVEL / 2)
 _RESAMPLES = 1000
 FEWEST = 16  # chips of a bootstrap interval
 _MOST = 10_000
+# Chips before an adaptive stop: of few, the rare bad ones may all be missing.
+FEWEST_TO_STOP = 128
 
 
 def cvar(values: chex.Array, axis: int = 0) -> chex.Array:
@@ -31,32 +36,45 @@ def cvar(values: chex.Array, axis: int = 0) -> chex.Array:
   return jax.lax.slice_in_dim(worst, 0, count, axis=axis).mean(axis)
 
 
-def summarize(values: np.ndarray, low: float = 0.0, high: float = 1.0) -> dict:
+def summarize(
+  values: np.ndarray,
+  low: float = 0.0,
+  high: float = 1.0,
+  failed_below: float | None = None,
+) -> dict:
   """Returns a summary of one number a chip, e.g. its accuracy, in its unit.
 
   >>> import hawis_jax as hx
-  >>> summary = hx.summarize([0.9, 0.8, 0.7, 0.2])
+  >>> summary = hx.summarize([0.9, 0.8, 0.7, 0.2], failed_below=0.5)
   >>> round(summary["mean"], 3), summary["cvar"], summary["worst"]
   (0.65, 0.2, 0.2)
+  >>> summary["failed"]["chips"], summary["failed"]["share"]
+  (1, 0.25)
+
+  Every interval is over chips alone: what other chips would give on the same
+  images. What other images would change is not in it (see `total_interval`).
 
   Args:
     values: `[S]`.
     low: least possible value: intervals end there.
     high: greatest possible value.
+    failed_below: value below which a chip has failed; None: none has.
 
   Returns:
     chips S, mean, std (n - 1), median, p5 (5th percentile), cvar (mean of the
     worst quarter), worst, best; ci95, the 95 % interval of the mean (low,
-    high) over chips; and `intervals` of std, median, p5 and cvar. Those of
-    mean, std and cvar are studentised bootstraps (Efron & Tibshirani, 1993);
+    high) over chips, None of one chip; `intervals` of std, median, p5 and cvar;
+    and `failed`, see `failed_chips`, where `failed_below` is given. Intervals
+    of mean, std and cvar are studentised bootstraps (Efron & Tibshirani, 1993);
     below 16 chips, or where most chips are alike, the mean's is Student's and
     the others' are None. Those of median and p5 are ranks, with None where the
-    chips are too few for a bound.
+    chips are too few for a bound. The mean's holds where chips are not very
+    skewed: docs/monte_carlo.md has its coverage with catastrophic ones.
   """
   values = np.asarray(values, np.float64)
   count = len(values)
   spread = float(values.std(ddof=1)) if count > 1 else 0.0
-  return {
+  summary = {
     "chips": count,
     "mean": float(values.mean()),
     "std": spread,
@@ -65,7 +83,7 @@ def summarize(values: np.ndarray, low: float = 0.0, high: float = 1.0) -> dict:
     "cvar": float(_cvar(values)),
     "worst": float(values.min()),
     "best": float(values.max()),
-    "ci95": mean_interval(values, low, high),
+    "ci95": mean_interval(values, low, high) if count > 1 else None,
     "intervals": {
       "std": std_interval(values),
       "median": quantile_interval(values, 0.5),
@@ -73,12 +91,15 @@ def summarize(values: np.ndarray, low: float = 0.0, high: float = 1.0) -> dict:
       "cvar": cvar_interval(values, low, high),
     },
   }
+  if failed_below is not None:
+    summary["failed"] = failed_chips(values, failed_below)
+  return summary
 
 
 def mean_interval(
   values: np.ndarray, low: float = -math.inf, high: float = math.inf
 ) -> tuple[float, float]:
-  """95 % interval of the mean, see `summarize`."""
+  """95 % interval of the mean over chips, see `summarize`."""
   values = np.asarray(values, np.float64)
   ends = _bootstrap(values, _mean)
   if ends is None:
@@ -89,7 +110,7 @@ def mean_interval(
 
 
 def std_interval(values: np.ndarray) -> tuple[float, float] | None:
-  """95 % interval of the standard deviation; None: see `summarize`."""
+  """95 % interval over chips of their deviation; None: see `summarize`."""
   # Logarithms: so no bound is below 0, and the quotient is less skewed.
   ends = _bootstrap(np.asarray(values, np.float64), _log_std)
   return None if ends is None else tuple(math.exp(end) for end in ends)
@@ -98,7 +119,7 @@ def std_interval(values: np.ndarray) -> tuple[float, float] | None:
 def cvar_interval(
   values: np.ndarray, low: float = -math.inf, high: float = math.inf
 ) -> tuple[float, float] | None:
-  """95 % interval of CVaR, within limits; None: see `summarize`."""
+  """95 % interval of CVaR over chips; None: see `summarize`."""
   ends = _bootstrap(np.asarray(values, np.float64), _cvar_estimate)
   return None if ends is None else _within(ends, low, high)
 
@@ -172,7 +193,7 @@ def _cvar_estimate(values):
 def quantile_interval(
   values: np.ndarray, share: float
 ) -> tuple[float | None, float | None]:
-  """95 % interval of a quantile: two of the values; None: beyond them all."""
+  """95 % interval over chips of a quantile: two values; None: beyond all."""
   # Distribution-free, by ranks (Conover, 1999).
   if len(values) < 2:
     return None, None
@@ -181,38 +202,89 @@ def quantile_interval(
   return tuple(float(end) if math.isfinite(end) else None for end in ends)
 
 
-def paired_difference(first: list[float], second: list[float]) -> dict:
-  """Returns first - second over the chips that both were measured on.
+def failed_chips(values: np.ndarray, below: float) -> dict:
+  """Returns how many chips have failed: those below a value.
 
-  Chips 0, 1, ... are in order; a longer list's last ones are left out. There
-  are `chips`, the mean `difference`, its `ci95` (see `summarize`), `narrowing`
-  (how many times wider Welch's interval of unpaired chips would be than the
-  paired Student's; None: no spread) and a `verdict`: "ahead", "behind", or
-  "undecided" where 0 is inside the interval.
+  There are `below`, the number of `chips` that have, their `share`, and its
+  `ci95` over chips, which is exact (Clopper & Pearson, 1934): it holds however
+  rare and however bad they are, and its upper end where none was met.
   """
-  chips = min(len(first), len(second))
-  first, second = (np.asarray(x[:chips], np.float64) for x in (first, second))
-  low, high = mean_interval(first - second, -1, 1)
-  paired = float(_mean(first - second)[1])
-  narrowing = None
-  if paired:
-    squares = np.square([_mean(first)[1], _mean(second)[1]])
-    freedom = (chips - 1) * squares.sum() ** 2 / np.square(squares).sum()
-    unpaired = math.sqrt(squares.sum()) * stats.t.ppf(_TAILS[1], freedom)
-    narrowing = float(unpaired / (paired * stats.t.ppf(_TAILS[1], chips - 1)))
-  verdict = "ahead" if low > 0 else "behind"
-  if chips < 2 or low <= 0 <= high:
-    verdict = "undecided"
+  failed = int(np.count_nonzero(np.asarray(values) < below))
+  test = stats.binomtest(failed, len(values))
   return {
-    "chips": chips,
-    "difference": float((first - second).mean()),
-    "ci95": [low, high],
-    "narrowing": narrowing,
-    "verdict": verdict,
+    "below": below,
+    "chips": failed,
+    "share": failed / len(values),
+    "ci95": [float(x) for x in test.proportion_ci(_LEVEL, method="exact")],
   }
 
 
-def standard_errors(by_chip: np.ndarray, by_image: np.ndarray) -> dict:
+def paired_difference(first: np.ndarray, second: np.ndarray) -> dict:
+  """Returns the accuracy of one net minus that of another, over both factors.
+
+  Both nets meet the same chips and images, so the difference is taken cell by
+  cell. Its mean's variance is that of chips and images crossed (see
+  `standard_errors`); interval and p-value are Student's with Satterthwaite's
+  (1946) degrees of freedom. Two images are added for them, one that only the
+  first net classifies correctly and one that only the second does (Bonett &
+  Price, 2012): nets that disagree on few images prove little.
+
+  Args:
+    first: correct, bool `[S, N]`; of one chip, where none is drawn, the
+      interval is over images alone, as of McNemar's test.
+    second: the same; the last chips of a longer one are left out.
+
+  Returns:
+    chips S, images N, `over` ("chips and images" or "images"), the mean
+    `difference`, its `ci95` by itself, `p` of no difference, and `narrowing`:
+    how many times the standard error of different chips and images would be
+    the paired one.
+  """
+  chips = min(len(first), len(second))
+  first, second = (np.asarray(x[:chips], bool) for x in (first, second))
+  gap = first.astype(np.int8) - second
+  added = np.broadcast_to(np.array([1, -1], np.int8), (chips, 2))
+  table = np.concatenate([gap, added], 1)
+  _, error, freedom = _crossed(table)
+  half = error * stats.t.ppf(_TAILS[1], freedom)
+  ends = table.mean() - half, table.mean() + half
+  unpaired = math.hypot(_crossed(first)[1], _crossed(second)[1])
+  return {
+    "chips": chips,
+    "images": gap.shape[1],
+    "over": "chips and images" if chips > 1 else "images",
+    "difference": float(gap.mean()),
+    "ci95": list(_within(ends, -1, 1)),
+    "p": float(2 * stats.t.sf(abs(table.mean()) / error, freedom)),
+    "narrowing": unpaired / error,
+  }
+
+
+def verdicts(differences: Sequence[dict]) -> list[dict]:
+  """Returns a `verdict` on every difference of a table, and its `p_holm`.
+
+  A verdict is "ahead", "behind" or "undecided" (first against second). With a
+  chance of 5 % at most is any verdict of the table false, whatever depends on
+  what: the p-values of `paired_difference` are multiplied by Holm's (1979)
+  steps. So an interval may leave out 0 where the verdict is "undecided".
+  """
+  p = np.array([one["p"] for one in differences])
+  order = np.argsort(p)
+  steps = np.arange(len(p), 0, -1)
+  p[order] = np.minimum(np.maximum.accumulate(steps * p[order]), 1)
+  words = {True: "ahead", False: "behind"}
+  return [
+    {
+      "p_holm": float(adjusted),
+      "verdict": words[one["difference"] > 0]
+      if adjusted < 1 - _LEVEL
+      else "undecided",
+    }
+    for one, adjusted in zip(differences, p, strict=True)
+  ]
+
+
+def standard_errors(correct: np.ndarray) -> dict:
   """Returns standard errors of the mean accuracy: of chips, images, both.
 
   Chips and images are crossed random factors of a table of correct (two-way
@@ -220,42 +292,75 @@ def standard_errors(by_chip: np.ndarray, by_image: np.ndarray) -> dict:
   a chip's own error is what other chips would change on the same images, the
   images' what other test images would change on the same chips.
 
-  The table is given by its sums: images that each chip classifies correctly,
-  int `[S]`, and chips that classify each image correctly, int `[N]`. Returned
-  are chips, images and total; chips and total are None of one chip.
+  Args:
+    correct: bool `[S, N]`.
+
+  Returns:
+    chips, images and total; chips and total are None of one chip.
   """
-  chips, images = len(by_chip), len(by_image)
-  mean = float(np.sum(by_chip)) / (chips * images)
-  by_image = np.asarray(by_image, np.float64) / chips
-  if chips < 2:
-    # All of the images' spread, as of one binomial share.
-    error = math.sqrt(mean * (1 - mean) / max(images - 1, 1))
+  parts, error, _ = _crossed(np.asarray(correct, bool))
+  if len(correct) < 2:
     return {"chips": None, "images": error, "total": None}
-  by_chip = np.asarray(by_chip, np.float64) / images
-  squares_chip = images * np.square(by_chip - mean).sum()
-  squares_image = chips * np.square(by_image - mean).sum()
-  rest = chips * images * mean * (1 - mean) - squares_chip - squares_image
-  mean_chip = squares_chip / (chips - 1)
-  mean_image = squares_image / max(images - 1, 1)
-  mean_rest = max(rest, 0.0) / max((chips - 1) * (images - 1), 1)
-  cells = chips * images
+  return {**parts, "total": error}
+
+
+def total_interval(correct: np.ndarray) -> tuple[float, float]:
+  """Returns the mean accuracy's 95 % interval over chips and images.
+
+  It is Wilson's of as many independent images as have the total standard error
+  (Franco et al., 2019), with Student's quantile of Satterthwaite's degrees of
+  freedom. Of one chip it is over images alone.
+
+  Args:
+    correct: bool `[S, N]`.
+  """
+  correct = np.asarray(correct, bool)
+  mean, (_, error, freedom) = float(correct.mean()), _crossed(correct)
+  spread = mean * (1 - mean)
+  # All alike: as of the images alone.
+  count = spread / error**2 if error and spread else correct.shape[1]
+  square = stats.t.ppf(_TAILS[1], freedom) ** 2 / count
+  middle = (mean + square / 2) / (1 + square)
+  half = math.sqrt(square * (spread + square / 4)) / (1 + square)
+  return _within((middle - half, middle + half), 0, 1)
+
+
+def _crossed(table):
+  """({chips, images: standard error}, that of both, its degrees of freedom).
+
+  The table `[S, N]`, of -1, 0 and 1, has chips and images crossed.
+  """
+  chips, images = table.shape
+  mean, cells = float(table.mean()), table.size
+  squares = [
+    images * np.square(table.mean(1) - mean).sum(),
+    chips * np.square(table.mean(0) - mean).sum(),
+  ]
+  rest = np.count_nonzero(table) - cells * mean**2 - sum(squares)
+  freedom = np.array([chips - 1, images - 1, (chips - 1) * (images - 1)])
+  freedom = np.maximum(freedom, 1)
+  of = np.array([*squares, max(rest, 0.0)]) / freedom
   # No less than either alone: the estimate of the rest may be too large.
-  total = max(mean_chip + mean_image - mean_rest, mean_chip, mean_image)
-  return {
-    "chips": math.sqrt(mean_chip / cells),
-    "images": math.sqrt(mean_image / cells),
-    "total": math.sqrt(total / cells),
-  }
+  total = max(of[0] + of[1] - of[2], of[0], of[1])
+  if total:
+    total_freedom = float(total**2 / (of**2 / freedom).sum())
+  else:
+    total_freedom = float(freedom[1])
+  parts = np.sqrt(of / cells).tolist()
+  errors = {"chips": parts[0], "images": parts[1]}
+  return errors, math.sqrt(total / cells), total_freedom
 
 
 def chips_needed(values: np.ndarray, target: float, most: int) -> int:
   """Returns how many chips a 95 % interval of half-width `target` takes.
 
-  These are S if the values `[S]`, S >= 2, do already or `most` is reached.
+  The interval is the mean's over chips. These are S if the values `[S]`,
+  S >= 2, do already, being at least 128, or `most` is reached.
   """
   low, high = mean_interval(values)
   half, count = (high - low) / 2, len(values)
+  least = min(most, max(count, FEWEST_TO_STOP))
   if half <= target:
-    return count
+    return least
   # By the interval's width, and a little more: its estimate varies.
-  return min(most, math.ceil(1.1 * count * (half / target) ** 2))
+  return max(least, min(most, math.ceil(1.1 * count * (half / target) ** 2)))

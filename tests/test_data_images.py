@@ -171,6 +171,51 @@ def test_all_modes_become_those_of_the_set(rng, mode):
     assert np.abs(array.astype(int) - level).max() <= 2
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK"])
+def test_colours_stay_in_all_modes(mode):
+  colour = (200, 100, 50)
+  image = Image.new("RGB", (16, 16), colour)
+  image = image.quantize(16) if mode == "P" else image.convert(mode)
+  kind = "JPEG" if mode == "CMYK" else "PNG"
+  rgb = augment.to_array(sources.open_image(encode(image, kind), 3))
+  np.testing.assert_allclose(rgb, np.broadcast_to(colour, rgb.shape), 0, 2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_of_16_bits_become_the_nearest_of_8(channels):
+  """65535 is white, and 257 one of its 255 parts."""
+  levels = [0, 128, 129, 257, 25_700, 25_829, 65_406, 65_407, 65_535]
+  expected = [0, 0, 1, 1, 100, 101, 254, 255, 255]
+  pixels = np.array([levels], np.uint16)
+  ppm = b"P5 9 1 65535\n" + pixels.astype(">u2").tobytes()
+  for file in (encode(Image.fromarray(pixels)), ppm):
+    array = augment.to_array(sources.open_image(file, channels))
+    assert array.dtype == np.uint8
+    for channel in range(channels):
+      assert array[0, :, channel].tolist() == expected
+
+
+def test_floating_point_pixels_are_damage():
+  pixels = np.array([0.5, 1.0], "<f4").tobytes()
+  with pytest.raises(ValueError, match="floating-point pixels"):
+    sources.open_image(b"Pf 2 1 -1.0\n" + pixels, 3)
+
+
+def test_images_are_turned_upright(rng):
+  """As EXIF says; where that is damaged, as they are stored."""
+  image = noise(rng, 7, 5)
+  pixels = np.asarray(image)
+  upright = {1: pixels, 3: pixels[::-1, ::-1], 6: np.rot90(pixels, -1)}
+  for orientation, expected in upright.items():
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    opened = sources.open_image(encode(image, exif=exif), 3)
+    np.testing.assert_array_equal(augment.to_array(opened), expected)
+  broken = encode(image, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12")
+  opened = sources.open_image(broken, 3)
+  np.testing.assert_array_equal(augment.to_array(opened), pixels)
+
+
 def test_palette_with_transparency_does_not_warn(rng):
   image = noise(rng, 20, 20).quantize(16)
   file = encode(image, transparency=bytes(range(16)))
@@ -295,6 +340,36 @@ def test_facts_tell_contents_not_places(tmp_path, rng):
   assert after == before
 
 
+def test_one_replaced_image_is_another_data_set(tmp_path, rng, monkeypatch):
+  """1 of 200; where sets are too large for all images, the digest says so."""
+  make_folder(tmp_path, rng, train=100, classes=("cat", "dog"))
+  before = data.load(settings_of(tmp_path)).facts()
+  assert "sampled" not in str(before)
+  noise(rng, 30, 30).save(tmp_path / "train" / "cat" / "30.png")
+  after = data.load(settings_of(tmp_path)).facts()
+  assert after.pop("train_digest") != before.pop("train_digest")
+  assert after == before
+  monkeypatch.setattr(sources, "_DIGEST_TIME", 0.0)
+  monkeypatch.setattr(sources, "_DIGEST_SAMPLE", 9)
+  sampled = data.load(settings_of(tmp_path)).facts()
+  assert sampled["train_digest"].endswith(" (sampled: 9 of 200 images)")
+  assert sampled["test_digest"].endswith(" (sampled: 9 of 10 images)")
+
+
+def test_a_missing_image_is_skipped_or_named(tmp_path, rng):
+  make_folder(tmp_path, rng)
+  skip, stop = (
+    data.load(settings_of(tmp_path, damaged=damaged))
+    for damaged in ("skip", "stop")
+  )
+  whole = stop.facts()
+  assert skip.facts() == whole
+  (tmp_path / "train" / "dog" / "4.jpg").unlink()
+  assert skip.facts()["train_digest"] != whole["train_digest"]
+  with fails("config.data.data_dir: cannot read"):
+    stop.facts()
+
+
 @pytest.mark.parametrize("name", ["val", "test"])
 def test_val_serves_where_test_has_no_classes(tmp_path, rng, name):
   make_folder(tmp_path, rng)
@@ -331,6 +406,21 @@ def test_folders_that_do_not_serve(tmp_path, rng):
     data.load(settings_of(tmp_path))
   (tmp_path / "train" / "fox").mkdir()
   with fails("config.data.name", "train/fox has no images, allowed is images"):
+    data.load(settings_of(tmp_path))
+
+
+def test_hidden_files_are_ignored(tmp_path, rng):
+  make_folder(tmp_path, rng)
+  before = data.load(settings_of(tmp_path)).facts()
+  for name in ("._0.png", ".DS_Store", ".hidden.jpg"):
+    (tmp_path / "train" / "dog" / name).write_bytes(b"not an image")
+  (tmp_path / "test" / ".cache").mkdir()
+  assert data.load(settings_of(tmp_path)).facts() == before
+
+
+def test_one_class_is_refused(tmp_path, rng):
+  make_folder(tmp_path, rng, classes=("cat",))
+  with fails("config.data.name: .* has 1 class of images, allowed is 2"):
     data.load(settings_of(tmp_path))
 
 

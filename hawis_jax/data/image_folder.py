@@ -35,7 +35,8 @@ class _Files:
 def open_folder(data_dir: str) -> sources.Stored:
   """Finds the images of `train` and `test`, or `val` if that has no classes.
 
-  Classes are the sorted folder names of `train`. Images become RGB.
+  Classes are the sorted folder names of `train`. Images become RGB. Hidden
+  files and folders, whose names begin with a dot, are ignored.
 
   Raises:
     InputError: a folder is missing, unreadable or has no images, or the two
@@ -79,7 +80,11 @@ def _find(root, split, classes):
     folder = root / split / name
     # By their names alone: asking a million files what they are takes long.
     names = (path.name for path in folder.iterdir())
-    names = sorted(n for n in names if n.lower().endswith(_SUFFIXES))
+    names = sorted(
+      name
+      for name in names
+      if name.lower().endswith(_SUFFIXES) and not name.startswith(".")
+    )
     if not names:
       allowed = f"images {', '.join(_SUFFIXES)}"
       raise sources.unfit(folder, "no images", allowed)

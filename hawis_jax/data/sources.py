@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL import ImageOps
 from PIL import UnidentifiedImageError
 
 from hawis_jax import errors
@@ -27,7 +28,10 @@ from hawis_jax.data import augment
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP")
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's, by C
 
-_DECODE_CHUNK = 1024  # images a thread decodes at a time, to keep them
+_CHUNK = 1024  # records read at a time, or decoded by a thread, to keep them
+_DIGEST_SAMPLE = 1024  # records of a set that is too large for all
+# About what a digest takes: of a record [s], of a byte [s]; and may take [s].
+_RECORD_TIME, _BYTE_TIME, _DIGEST_TIME = 30e-6, 2e-9, 2.0
 _MOST_SKIPPED = 100  # damaged images in a row
 
 _log = logging.getLogger(__name__)
@@ -127,18 +131,27 @@ class Images:
     except Exception as error:  # ArrayRecord and protobuf have their own
       raise unreadable(self.folder, error) from error
 
-  def digest(self, most: int = 64) -> str:
-    """Returns the SHA-256 of `most` records, as evenly spaced as can be."""
+  def digest(self) -> str:
+    """Returns the SHA-256 of all images as they are stored, and their labels.
+
+    Of a set that would take more than 2 s or so it is that of 1024 records, as
+    evenly spaced as can be, and says so.
+
+    Raises:
+      InputError: a record can't be read, and is none that may be skipped.
+    """
     total = len(self.records)
-    numbers = np.unique(np.linspace(0, total - 1, min(most, total), dtype=int))
+    few = self._spaced(64)
+    sizes = [len(_content(record)) for record in self._present(few)]
+    mean = sum(sizes) / max(len(sizes), 1)
+    whole = total * (_RECORD_TIME + mean * _BYTE_TIME) < _DIGEST_TIME
+    numbers = np.arange(total) if whole else self._spaced(_DIGEST_SAMPLE)
     sha256 = hashlib.sha256()
-    for record in self.fetch(numbers):
-      image = record["image"]
-      shape = ""
-      if not isinstance(image, bytes):
-        shape, image = np.shape(image), np.asarray(image).tobytes()
-      sha256.update(f"{record['label']} {shape} {len(image)} ".encode() + image)
-    return sha256.hexdigest()
+    for chunk in _chunks(numbers):
+      for record in self._present(chunk):
+        sha256.update(_content(record))
+    sampled = "" if whole else f" (sampled: {len(numbers)} of {total} images)"
+    return sha256.hexdigest() + sampled
 
   def stored_size(self) -> tuple[int, int]:
     """Returns (H, W) of the first image as it is stored [pixels]."""
@@ -147,9 +160,22 @@ class Images:
       width, height = open_image(record["image"], self.shape[-1]).size
     return height, width
 
+  def _spaced(self, most):
+    """Returns the numbers of `most` records, as evenly spaced as can be."""
+    total = len(self.records)
+    return np.unique(np.linspace(0, total - 1, min(most, total), dtype=int))
+
+  def _present(self, numbers):
+    """Returns what `fetch` does, without records that may be skipped."""
+    try:
+      return self.fetch(numbers)
+    except DamagedError:
+      if not self.skip_damaged:
+        raise
+    return self.fetch([n for n in numbers if not self.is_damaged(int(n))])
+
   def _decode_all(self):
-    numbers = np.arange(len(self.records))
-    chunks = np.split(numbers, numbers[_DECODE_CHUNK::_DECODE_CHUNK])
+    chunks = _chunks(np.arange(len(self.records)))
     with concurrent.futures.ThreadPoolExecutor(max(1, self.read_threads)) as p:
       parts = list(p.map(self._decode_chunk, chunks))
     return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
@@ -247,13 +273,41 @@ class Source:
 
 
 def open_image(image: bytes | np.ndarray, channels: int) -> Image.Image:
-  """Opens encoded bytes or uint8 [H, W, C], as an image of C channels."""
+  """Opens encoded bytes or uint8 [H, W, C], as an image of C channels.
+
+  Grey pixels of 16 bits become the nearest of 8, turned images upright. Alpha
+  that C does not ask for is left out, as by torchvision.
+
+  Raises:
+    ValueError: the pixels are floating-point, whose white is not known; or what
+      Pillow raises.
+  """
   if isinstance(image, np.ndarray):
     return Image.fromarray(image[..., 0] if channels == 1 else image)
   opened = Image.open(io.BytesIO(image), formats=FORMATS)
+  opened.load()  # raises where pixels are damaged
+  with contextlib.suppress(Exception):  # of a damaged EXIF block
+    ImageOps.exif_transpose(opened, in_place=True)
+  if opened.mode == "F":
+    raise ValueError("floating-point pixels")
+  if opened.mode.startswith("I"):  # 16 bits; Pillow would cut off at 255
+    grey = (np.asarray(opened).astype(np.int32) + 128) // 257
+    opened = Image.fromarray(grey.astype(np.uint8))
   if opened.mode == "P":  # Pillow warns where a palette has transparent colours
     opened = opened.convert("RGBA")
   return opened.convert(MODES[channels])
+
+
+def _chunks(numbers):
+  return np.split(numbers, range(_CHUNK, len(numbers), _CHUNK))
+
+
+def _content(record):
+  """Returns what tells an image from others, and its label, as bytes."""
+  image, shape = record["image"], ""
+  if not isinstance(image, bytes):
+    shape, image = np.shape(image), np.asarray(image).tobytes()
+  return f"{record['label']} {shape} {len(image)} ".encode() + image
 
 
 def unfit(folder: pathlib.Path, got: str, allowed: str) -> errors.InputError:

@@ -48,7 +48,7 @@ class Splits:
       "test": len(self.test),
       "image_shape": list(self.image_shape),
       "num_classes": self.num_classes,
-      # Of some images: another set may have as many.
+      # Another set may have as many.
       "train_digest": self.train.images.digest(),
       "test_digest": self.test.images.digest(),
     }
@@ -69,15 +69,18 @@ def load(settings: Settings) -> Splits:
   size of `train`.
 
   Raises:
-    InputError: no such data set, not one of labelled uint8 images, of several
-      sizes without an `image_size`, damaged, or too small for the validation
-      images.
+    InputError: no such data set, not one of labelled uint8 images, of one
+      class, of several sizes without an `image_size`, damaged, or too small for
+      the validation images.
   """
   name = settings.name
   if name == image_folder.NAME:
     stored = image_folder.open_folder(settings.data_dir)
   else:
     stored = prepared.open_set(name, settings.data_dir)
+  if stored.num_classes < 2:
+    got = f"{stored.num_classes} class of images"
+    raise sources.unfit(stored.folder, got, "2 classes or more")
   shape = _image_shape(stored, settings.image_size, settings.resize)
   count, held_out = len(stored.train), settings.validation_images
   if not 0 <= held_out < count:

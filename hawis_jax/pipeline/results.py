@@ -4,6 +4,7 @@ pretrain/                 checkpoints of the super-net
 search/                   checkpoints, result.json, evaluations.npz
 train/<net>/              checkpoints; best/ keeps the best one
 robustness/result.json    accuracies; partial.json while chips are measured
+robustness/correct/       which images each chip classifies correctly
 report/                   index.html, report.json, figures
 config.json, metrics.jsonl, lock
 """

@@ -126,6 +126,16 @@ def _change_partial(workdir):
   return "partial.json: got another content than was written there"
 
 
+def _swap_correct(workdir):
+  """What two nets' chips classify correctly."""
+  folder = workdir / "robustness" / "correct"
+  first, *_, last = sorted(folder.iterdir())
+  first.rename(folder / "away")
+  last.rename(first)
+  (folder / "away").rename(last)
+  return "npy: missing, or got another content than was written there"
+
+
 def _cut_config(workdir):
   _cut(workdir / "config.json")
   return "config.json: got damaged JSON"
@@ -154,6 +164,7 @@ def _checkpoint_of_another_net(workdir):
     _another_json,
     _earlier_revision,
     _change_partial,
+    _swap_correct,
     _cut_config,
     _file_for_folder,
     _checkpoint_of_another_net,

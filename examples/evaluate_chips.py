@@ -20,4 +20,4 @@ accuracy = hx.evaluate_chips(
   num_chips=16,
 )
 summary = hx.summarize(accuracy)
-print(f"{summary['mean']:.3f} of the images, 95 % interval", summary["ci95"])
+print(f"{summary['mean']:.3f} of the images, 95 % over chips:", summary["ci95"])

@@ -152,6 +152,7 @@ def _checkpoint_of_another_net(workdir):
     shutil.rmtree(step)
   step = _steps(workdir / "train" / "uniform")[-1]
   shutil.copytree(step, workdir / "train" / "found" / step.name)
+  shutil.rmtree(workdir / "robustness")  # else its accuracies tell first
   return "holds another state than this configuration's"
 
 

@@ -63,9 +63,11 @@ def _random(rng, name, dtype=np.float32):
 
 
 def _assert_equal(got, expected):
+  """Narrow floats have become float32, to the bit."""
   got, expected = (traverse_util.flatten_dict(x) for x in (got, expected))
   assert got.keys() == expected.keys()
   for path, array in expected.items():
+    array = array.astype(np.promote_types(array.dtype, np.float32))
     assert got[path].dtype == array.dtype
     np.testing.assert_array_equal(got[path], array, err_msg=str(path))
 
@@ -76,6 +78,7 @@ def test_round_trip(rng, name):
     ("", np.float32),
     ("module.", np.float64),
     ("_orig_mod.module.", jnp.bfloat16),
+    ("", np.float16),
   ):
     module, net = _random(rng, name, dtype)
     state = interop.to_torch_state_dict(net)
@@ -85,7 +88,7 @@ def test_round_trip(rng, name):
     _assert_equal(interop.from_torch_state_dict(state, module), net)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16])
 @pytest.mark.parametrize("name", ["binary_cifar", "int8_cifar", "float_r18"])
 def test_exported_weights_are_read_back(rng, tmp_path, name, dtype):
   """Without the collection of a chip."""
@@ -200,17 +203,57 @@ def test_float_checkpoint_is_not_an_8_bit_net(rng):
 def test_files_of_others(rng, tmp_path):
   """NumPy's, and safetensors of another program."""
   safetensors = pytest.importorskip("safetensors.numpy")
-  for dtype in (np.float32, jnp.bfloat16):
+  for dtype in (np.float32, np.float16, jnp.bfloat16):
     module, net = _random(rng, "binary_digits", dtype)
     state = interop.to_torch_state_dict(net)
     state = {k: np.ascontiguousarray(v) for k, v in state.items()}
     path = tmp_path / "net.safetensors"
     safetensors.save_file(state, path)
     _assert_equal(interop.from_torch_state_dict(str(path), module), net)
-    if dtype == np.float32:
-      np.savez(tmp_path / "net.npz", **state)
-      path = tmp_path / "net.npz"
-      _assert_equal(interop.from_torch_state_dict(path, module), net)
+    path = tmp_path / "net.npz"
+    np.savez(path, **state)
+    _assert_equal(interop.from_torch_state_dict(path, module), net)
+    assert interop.load_state_dict(path)["conv1.weight"].dtype == dtype
+
+
+def test_narrow_floats_are_computed_as_float32(rng):
+  """1 + 2^-10 of float16 is the float32 of that value, and so are its sums."""
+  module, net = _random(rng, "binary_digits", np.float16)
+  state = interop.to_torch_state_dict(net)
+  state["bn1.bias"] = np.array([1 + 2**-10, 2**-24, 65504, -1], np.float16)
+  got = interop.from_torch_state_dict(state, module)["params"]["bn_stem"]
+  assert got["bias"].dtype == np.float32
+  assert got["bias"].tolist() == [1.0009765625, 2**-24, 65504, -1]
+  assert (got["bias"] + got["bias"])[2] == 131008  # float16: infinite
+
+
+def test_only_floating_point_is_imported(rng):
+  module, net = _random(rng, "binary_digits")
+  for value in (1j, 1, True):
+    state = interop.to_torch_state_dict(net)
+    state["bn1.bias"] = np.full(4, value)
+    kind = state["bn1.bias"].dtype
+    match = f"1 entries .*: bn1.bias: type {kind}, needed is floating point$"
+    with pytest.raises(errors.InputError, match=match):
+      interop.from_torch_state_dict(state, module)
+
+  class Quantized:
+    """Does what PyTorch's tensors of other types do."""
+
+    dtype = "torch.qint8"
+
+    def detach(self):
+      return self
+
+    cpu = detach
+
+    def __array__(self, *_, **__):
+      raise TypeError("Got unsupported ScalarType QInt8")
+
+  state["bn1.bias"] = Quantized()
+  match = "^bn1.bias: type torch.qint8, needed is floating point$"
+  with pytest.raises(errors.InputError, match=match):
+    interop.from_torch_state_dict(state, module)
 
 
 @pytest.mark.parametrize("suffix", [".th", ".t7", ".pt", ".pth"])
@@ -230,6 +273,14 @@ def test_pytorch_files(rng, tmp_path, suffix):
     torch.save(wrapped, path)
     _assert_equal(interop.from_torch_state_dict(path, module), net)
   _assert_equal(interop.from_torch_state_dict(tensors, module), net)
+  narrow = {k: v.detach().to(torch.float16) for k, v in tensors.items()}
+  torch.save(narrow, path)
+  stored = traverse_util.flatten_dict(net)
+  stored = {k: v.astype(np.float16) for k, v in stored.items()}
+  _assert_equal(
+    interop.from_torch_state_dict(path, module),
+    traverse_util.unflatten_dict(stored),
+  )
   half = torch.tensor([1.5, -2.0], dtype=torch.bfloat16)
   torch.save({"net": {"x": half}}, path)
   got = interop.load_state_dict(path)["x"]

@@ -71,7 +71,7 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
       state = inner
     if not isinstance(state, Mapping):
       raise TypeError(f"holds a {type(state).__name__}, not a state dict")
-    return {str(name): _as_array(value) for name, value in state.items()}
+    return {str(name): _as_array(name, value) for name, value in state.items()}
 
 
 def _read(path):
@@ -94,12 +94,20 @@ def _unwrapped(state):
   return None
 
 
-def _as_array(value):
+def _as_array(name, value):
   if hasattr(value, "detach"):  # a tensor of PyTorch
     value = value.detach().cpu()
     if str(value.dtype) == "torch.bfloat16":  # which .numpy() refuses
       return value.float().numpy().astype(jnp.bfloat16)
-  return np.asarray(value)
+  try:
+    array = np.asarray(value)
+  except (TypeError, ValueError, RuntimeError) as error:
+    kind = getattr(value, "dtype", type(value).__name__)
+    raise errors.InputError(
+      f"{name}: type {kind}, needed is floating point"
+    ) from error
+  # What NumPy makes of bfloat16 in its own files.
+  return array.view(jnp.bfloat16) if array.dtype == np.dtype("V2") else array
 
 
 def from_torch_state_dict(
@@ -131,11 +139,13 @@ def from_torch_state_dict(
     module: the network, at the checkpoint's own widths.
 
   Returns:
-    `{"params": ..., "batch_stats": ...}` with the arrays' own dtypes.
+    `{"params": ..., "batch_stats": ...}`, float32 where the arrays have fewer
+    bits, for a net computes in what its variables have; else as they are.
 
   Raises:
     InputError: lists every missing, unexpected, misshapen and not finite entry
-      by its published name; or the file can't be read.
+      and every one that is not of floating point by its published name; or the
+      file can't be read.
   """
   source = "state dict"
   if isinstance(state, str | os.PathLike):
@@ -155,7 +165,7 @@ def from_torch_state_dict(
       f"shapes as published): {'; '.join(sorted(problems))}"
     )
   flat = {
-    path: _to_ours(found[name], path, shape)
+    path: _to_ours(_widened(found[name]), path, shape)
     for name, (path, shape) in expected.items()
   }
   return traverse_util.unflatten_dict(flat)
@@ -209,7 +219,7 @@ def _shorten(state):
       continue
     if short in found:
       problems.append(f"{short} twice")
-    found[short] = _as_array(value)
+    found[short] = _as_array(name, value)
   return found, problems
 
 
@@ -224,6 +234,11 @@ def _misfits(name, array, shape):
   if not np.isfinite(array).all():
     return [f"{name}: {np.sum(~np.isfinite(array))} values are not finite"]
   return []
+
+
+def _widened(array):
+  """Returns float16, bfloat16 and narrower ones as float32, which is exact."""
+  return array.astype(np.float32) if array.dtype.itemsize < 4 else array
 
 
 def _expected(found, module):

@@ -303,6 +303,24 @@ def test_a_run_goes_on_that_is_older_than_a_field(tmp_path):
     results.settle(config, tmp_path)
 
 
+def test_8_bit_nets_that_are_older_than_their_scales_had_published_ones(
+  tmp_path,
+):
+  config, path = _begun(tmp_path)
+  record = storage.read_record(path)
+  del record["train.int8_scales"]
+  for nets in ["found"], ["found", "found_int8"]:
+    record["train.nets"] = config.train.nets = nets
+    storage.write_record(path, record)
+    if len(nets) == 1:  # the field does not matter
+      results.settle(config, tmp_path)
+  message = "train.int8_scales was 'tensor', is 'channel'"
+  with pytest.raises(errors.InputError, match=message):
+    results.settle(config, tmp_path)
+  config.train.int8_scales = "tensor"
+  results.settle(config, tmp_path)
+
+
 def test_only_fields_that_are_free_may_change_in_a_begun_run(tmp_path):
   _begun(tmp_path)
   for name, field in fields.FIELDS.items():

@@ -174,8 +174,7 @@ def open_run(workdir: str | os.PathLike) -> Experiment:
     InputError: there is none, or it is damaged or of another version; its data
       can't be read.
   """
-  path = pathlib.Path(workdir) / "config.json"
-  saved = storage.read_record(path, _ELSEWHERE)
+  saved = _read_config(pathlib.Path(workdir) / "config.json")
   config = settings.default()
   with config.unlocked():
     for name, value in saved.items():
@@ -310,7 +309,7 @@ def settle(
     now["data.resolved"] = _as_read(dict(data))
   before = now
   if path.exists():
-    saved = storage.read_record(path, _ELSEWHERE)
+    saved = _read_config(path)
     defaults = _as_read(settings.flatten(settings.default()))
     before = _with_new_fields(now, defaults | saved)
     if data is None and "data.resolved" in before:
@@ -326,6 +325,14 @@ def settle(
       " Take another --workdir, or the old values"
     )
   storage.write_record(path, now)
+
+
+def _read_config(path):
+  """What config.json holds, and what its 8-bit nets had before a field."""
+  saved = storage.read_record(path, _ELSEWHERE)
+  kinds = [net_names.parse(net).kind for net in saved.get("train.nets", ())]
+  older = {"train.int8_scales": "tensor"} if net_names.INT8 in kinds else {}
+  return older | saved
 
 
 def _with_new_fields(now, before):

@@ -275,8 +275,8 @@ class Source:
 def open_image(image: bytes | np.ndarray, channels: int) -> Image.Image:
   """Opens encoded bytes or uint8 [H, W, C], as an image of C channels.
 
-  Grey pixels of 16 bits become the nearest of 8. EXIF turns images upright, which
-  torchvision leaves out; alpha that C does not ask for is dropped, as there.
+  Grey pixels of 16 bits become the nearest of 8. EXIF turns images upright, as
+  torchvision does not; alpha that C does not ask for is dropped, as there.
 
   Raises:
     ValueError: the pixels are floating-point, whose white is not known; or what

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 
+from hypothesis import example
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -131,7 +132,7 @@ def test_bit_serial_inputs_and_sliced_weights_are_the_integer_product(
     ways = (readout.read(product, x, way) for way in (layer, analog))
     return product(x, q), *ways
 
-  q = np.round(kernel / (np.abs(kernel).max() / 127))
+  q = np.round(kernel / (np.abs(kernel).max((0, 1, 2)) / 127))
   x = rng.integers(-127, 128, (2, 6, 6, 11)).astype(np.float32)
   expected, serial, analog = all_ways(_key(rng), kernel, q, x)
   np.testing.assert_array_equal(serial, expected)
@@ -169,38 +170,85 @@ def test_sliced_cells_hold_the_digits_of_the_integers(rng):
     assert stats.chi2_contingency(table).pvalue > 1e-6
 
 
-@given(st.integers(0, 2**31), st.integers(2, 9), st.floats(1, 200))
+@given(st.integers(0, 2**31), st.integers(2, 9), st.integers(1, 200))
 def test_converters_are_the_formula(seed, bits, most):
+  """At most 2^b values, an LSB apart, and the nearest of them."""
   rng = np.random.default_rng(seed)
   sums = rng.normal(0, most, 200).astype(np.float32)
   half = 2 ** (bits - 1)
-  for make, step, low in (
-    (converters.full_scale, most / half, -half),
-    (converters.calibrated, max(most / (half - 1), 1), 1 - half),
+  exact = 2**bits > 2 * most
+  ends = (-half, half - 1) if exact else (0.5 - half, half - 0.5)
+  for converter, step, low, high in (
+    (
+      converters.full_scale(bits, most),
+      1 if exact else 2 * most / (2**bits - 1),
+      *ends,
+    ),
+    (
+      converters.calibrated(bits, most),
+      max(most / max(half - 1, 1), 1),
+      min(1 - half, -1),
+      max(half - 1, 1),
+    ),
+    (converters.granular(bits), 1, -half, half - 1),
   ):
-    got = np.asarray(_convert(sums, jax.jit(make)(bits, most)))
-    codes = got / step
-    np.testing.assert_allclose(codes, np.round(codes), atol=1e-3)
-    assert (np.round(codes) >= low).all() and (np.round(codes) < half).all()
-    inside = (sums > low * step) & (sums < (half - 1) * step)
-    assert (abs(got - sums)[inside] <= step * 0.5001).all()
-    assert (got[sums > half * step] == got.max()).all()
+    values = np.arange(low, high + 1) * step
+    assert len(values) <= 2**bits
+    got = np.asarray(_convert(sums, converter), np.float64)
+    nearest = np.abs(sums[:, None] - values).min(1)
+    np.testing.assert_allclose(abs(got - sums), nearest, atol=1e-4 * most)
+    distance = np.abs(got[:, None] - values).min(1)
+    np.testing.assert_allclose(distance, 0, atol=1e-4 * most)
 
 
-def test_codes_that_cover_the_integers_lose_nothing():
-  """8 bits read 64 rows without loss; 7 bits all but the very end."""
-  sums = np.arange(-64, 65).astype(np.float32)
+@given(st.integers(0, 16), st.integers(1, 1500))
+@example(8, 64)
+@example(8, 100)
+@example(7, 64)
+@example(4, 15)
+def test_full_scale_is_exact_or_within_half_an_lsb(bits, most):
+  """Of all whole sums: from end to end, monotone and odd."""
+  sums = np.arange(-1500, 1501).astype(np.float32)  # of any `most`: one shape
+  got = np.asarray(_convert(sums, converters.full_scale(bits, most)))
+  sums, got = (x[1500 - most : 1501 + most] for x in (sums, got))
+  if bits == 0 or 2**bits >= 2 * most + 1:
+    np.testing.assert_array_equal(got, sums)
+    return
+  step = 2 * most / (2**bits - 1)
+  assert (abs(got - sums) <= step / 2 * (1 + 1e-5)).all()
+  np.testing.assert_allclose(got[[0, -1]], sums[[0, -1]], rtol=1e-6)
+  assert (np.diff(got) >= 0).all()
+  # But at 0, which lies between two codes.
+  np.testing.assert_array_equal(got[:most], -got[: -most - 1 : -1])
+  np.testing.assert_allclose(got[most], step / 2, rtol=1e-6)
+  assert len(np.unique(got)) <= 2**bits
 
-  def full_scale(bits):
-    return np.asarray(_convert(sums, converters.full_scale(bits, 64)))
 
-  np.testing.assert_array_equal(full_scale(0), sums)
-  for bits in (7, 8):
-    np.testing.assert_array_equal(full_scale(bits)[:-1], sums[:-1])
-  assert full_scale(7)[-1] == 63
-  # A sense amplifier tells the sign.
-  expected, told = 32 * np.sign(sums), sums != 0
-  np.testing.assert_array_equal(full_scale(1)[told], expected[told])
+def test_granular_saturates_at_its_codes():
+  sums = np.arange(-200, 201).astype(np.float32)
+  got = _convert(sums, converters.granular(8))
+  np.testing.assert_array_equal(got, np.clip(sums, -128, 127))
+
+
+def test_sense_amplifiers_compare_with_a_threshold_a_column(rng):
+  sums = rng.normal(0, 20, (50, 3)).astype(np.float32)
+  threshold = np.float32([-7.5, 0.5, 30.5])
+  converter = converters.sense_amplifier(64, threshold)
+  expected = np.where(sums > threshold, 64, -64)
+  np.testing.assert_array_equal(_convert(sums, converter), expected)
+
+
+def test_ideal_cells_of_isaac_lose_nothing(rng):
+  """8-bit weights in 576 rows, which a range of all rows reads badly."""
+  device = crossbar.PRESETS["isaac"]
+  kernel = _kernel(rng, (576, 16))
+  x = rng.integers(-127, 128, (4, 576)).astype(np.float32)
+  q = np.round(kernel / (np.abs(kernel).max(0) / 127))
+  got = _read(_key(rng), kernel, x, device, bits=8)
+  np.testing.assert_array_equal(got, x @ q)
+  full = dataclasses.replace(device, adc_range="full_scale")
+  lossy = _read(_key(rng), kernel, x, full, bits=8)
+  assert np.std(lossy - x @ q) > 0.1 * np.std(x @ q)
 
 
 def test_gradient_passes_where_codes_do_not_clip():
@@ -298,6 +346,89 @@ def test_calibrated_range_is_the_percentile_of_the_partial_sums(net):
   assert np.square(finer - ideal).mean() < np.square(coarse - ideal).mean()
 
 
+_FOLDED = ("*/conv1",)  # layers whose sums are only normalised and binarised
+
+
+@pytest.mark.parametrize("net", [1], indirect=True)
+def test_ideal_sense_amplifiers_change_no_bit(net, rng):
+  """Whatever the signs of normalisations, and where a sum is at a tie."""
+  module, variables, images = net
+  params = dict(variables["params"])
+  stats = dict(variables["batch_stats"])
+  device = crossbar.Device(tile_shape=(128, 16), adc_bits=1)
+  for block in [name for name in params if "block" in name]:
+    size = params[block]["bn1"]["scale"].shape
+    scale, bias = rng.normal(size=(2, *size)).astype(np.float32)
+    mean = rng.normal(0, 0.3, size).astype(np.float32)
+    scale[0], bias[0], mean[0] = -1, 0.5, 0  # a sum of 0 is at the threshold
+    scale[1], bias[1] = 0, 1  # always 1
+    bn1 = {"scale": scale, "bias": bias}
+    params[block] = {**params[block], "bn1": bn1}
+    bn1 = {**stats[block]["bn1"], "mean": mean}
+    stats[block] = {**stats[block], "bn1": bn1}
+  variables = {**variables, "params": params, "batch_stats": stats}
+  expected = np.asarray(_apply(module, variables, images))
+
+  @jax.jit
+  def program(net):
+    return crossbar.program(jax.random.key(0), net, device, layers=_FOLDED)
+
+  def logits(net):
+    return np.asarray(_apply(module, program(net), images))
+
+  folded = calibration.calibrate_converters(module, variables, None, device)
+  np.testing.assert_array_equal(logits(folded), expected)
+  # They are what stands in `converters`: not signs.
+  signs = jax.tree.map(np.zeros_like, folded["converters"])
+  assert (logits({**folded, "converters": signs}) != expected).any()
+  with pytest.raises(
+    errors.InputError, match="calibration: got images with ad"
+  ):
+    evaluation.evaluate_chips(
+      *(jax.random.key(0), module, folded, images, np.zeros(12, int), device),
+      calibration=images[None],
+      layers=_FOLDED,
+    )
+
+
+def test_a_threshold_folds_scale_normalisation_and_rprelu(rng):
+  """Whole sums' bits by NumPy; a PReLU that falls has no one threshold."""
+  options = layers.Options(channel_scale=True, rprelu=True)
+  module = resnet.cifar_resnet(8, (2,) * 7, 10, options=options)
+  vectors = rng.normal(size=(7, 2)).astype(np.float32)
+  mean, var, scale, bias, shift, slope, offset = vectors
+  scale = np.float32([1, -0.5])
+  kernel = _kernel(rng, (3, 3, 2, 2))
+  var, slope = abs(var), abs(slope)
+  device = crossbar.Device(tile_shape=(20, 4), adc_bits=1)
+
+  def calibrated(slope):
+    activation = {"shift": shift, "slope": slope, "offset": offset}
+    block = {
+      "conv1": {"kernel": kernel},
+      "bn1": {"scale": scale, "bias": bias},
+      "act1": activation,
+    }
+    stats = {"block": {"bn1": {"mean": mean, "var": var}}}
+    net = {"params": {"block": block}, "batch_stats": stats}
+    return calibration.calibrate_converters(module, net, None, device)
+
+  found = calibrated(slope)["converters"]["block"]["conv1"]["threshold"]
+  sums = np.arange(-20, 21)[:, None]
+  y = sums * abs(kernel).mean((0, 1, 2))
+  y = (y - mean) / np.sqrt(var + 1e-5) * scale + bias - shift
+  bits = np.where(y > 0, y, slope * y) + offset > 0.5
+  # Sums on the same side of the threshold have the same bit.
+  for column in range(2):
+    above = sums[:, 0] > found[column]
+    assert len(np.unique(bits[above, column])) <= 1
+    assert len(np.unique(bits[~above, column])) <= 1
+  assert (bits.min(0) != bits.max(0)).any()
+  offset = np.zeros(2, np.float32)
+  with pytest.raises(errors.InputError, match="block/conv1 an RPReLU has a sl"):
+    calibrated(np.float32([0.25, -1]))
+
+
 def test_bad_readouts_are_refused(net):
   module, variables, images = net
 
@@ -312,7 +443,7 @@ def test_bad_readouts_are_refused(net):
   with pytest.raises(errors.InputError, match="head has no range"):
     program(calibrated)
   sense = crossbar.Device(adc_bits=1)
-  refused = "has 72 rows" if module.weight_bits == 1 else "bit planes don't"
+  refused = "head has no thresh" if module.weight_bits == 1 else "bit planes"
   with pytest.raises(errors.InputError, match=refused):
     program(sense)
   labels = np.zeros(12, int)
@@ -321,7 +452,10 @@ def test_bad_readouts_are_refused(net):
       jax.random.key(0), module, variables, images, labels, sense, 2
     )
   with pytest.raises(errors.InputError, match="allowed for 8-bit weights"):
-    crossbar.check_readout({}, sense, bits=8)
+    crossbar.check_readout({"params": {}}, sense, bits=8)
+  kernel = np.zeros((65, 2))
+  with pytest.raises(errors.InputError, match="layer x has 65 rows; allowed"):
+    crossbar.check_readout({"params": {"x": {"kernel": kernel}}}, sense)
   for device in (crossbar.Device(adc_bits=4), crossbar.Device(read_noise=1.0)):
     with pytest.raises(errors.InputError, match="no linear map"):
       crossbar.effective_weights(
@@ -330,16 +464,15 @@ def test_bad_readouts_are_refused(net):
 
 
 def test_read_noise_is_that_of_the_currents(rng):
-  """Variance of a column's sum: active rows' G df (4kT + 2qV), both arrays."""
+  """Variance of a column's sum: G df times that of its row, both arrays."""
   device = crossbar.Device(read_noise=300.0, bandwidth=1e8, read_voltage=0.2)
   kernel, x, images = _kernel(rng, (70, 30)), _bits(rng, (1, 70)), 4000
   got = _read(_key(rng), kernel, np.tile(x, (images, 1)), device)
-  # A pair is one cell on, one off; shot noise is that of driven rows, thermal
-  # noise that of all rows, those without weights included.
-  pair = device.g_on + device.g_off
-  rest = 2 * device.g_off * (128 - 70)
-  variance = 4 * _BOLTZMANN * 300 * (70 * pair + rest)
-  variance += 2 * _CHARGE * 0.2 * float(x.sum()) * pair
+  # A pair is one cell on, one off; rows without weights have no driver.
+  pair, driven = device.g_on + device.g_off, float(x.sum())
+  coth = 1 / np.tanh(_CHARGE * 0.2 / (2 * _BOLTZMANN * 300))
+  variance = pair * 4 * _BOLTZMANN * 300 * (70 - driven)
+  variance += pair * 2 * _CHARGE * 0.2 * coth * driven
   std = 300 * np.sqrt(variance * 1e8) / 0.2 / (device.g_on - device.g_off)
   z = (np.asarray(got, np.float64) - x @ np.sign(kernel)) / std
   assert _are_normal(z)
@@ -358,6 +491,29 @@ def test_undriven_rows_have_thermal_noise_alone(rng):
   assert _are_normal(z)
 
 
+@pytest.mark.parametrize(
+  "effects", [dict(read_noise=4e3), dict(read_noise=4e3, adc_bits=4)]
+)
+def test_masked_channels_are_not_there(rng, effects):
+  """Masked == sliced: absent rows, and tiles, of a wide net are silent."""
+  fields = dict(g_off=50e-6, read_voltage=0.1, tile_shape=(24, 8))
+  device = crossbar.Device(**fields, **effects)
+  key, kernel = _key(rng), _kernel(rng, (3, 3, 20, 8))
+  x = np.zeros((4, 5, 5, 20), np.float32)
+  x[..., :4] = _bits(rng, (4, 5, 5, 4))
+
+  @jax.jit
+  def read(kernel, x, mask):
+    chip = crossbar.for_images(_chip(key, kernel, device), jnp.arange(4))
+    net = {"params": {"kernel": kernel}, "crossbar": chip["crossbar"]["layer"]}
+    return layers.BinaryConv(8).apply(net, x, mask, None)
+
+  sliced = np.asarray(read(kernel[:, :, :4], x[..., :4], None))
+  masked = np.asarray(read(kernel, x, np.arange(20) < 4))
+  assert sliced.std() > 5  # without noise 2.8
+  np.testing.assert_allclose(masked, sliced, rtol=1e-4, atol=1e-4)
+
+
 def test_both_ways_have_the_same_gradients(rng):
   """Of inputs and latent weights, also where all inputs are 0."""
   layer = layers.BinaryConv(8)
@@ -369,7 +525,8 @@ def test_both_ways_have_the_same_gradients(rng):
   @functools.partial(jax.jit, static_argnames="effects")
   @functools.partial(jax.grad, argnums=(0, 1))
   def slopes(params, x, effects):
-    device = crossbar.Device(variation=0.3, **dict(effects))
+    # Whole sums, which converters of an LSB of one unit read exactly.
+    device = crossbar.Device(stuck_off=0.2, **dict(effects))
     chip = crossbar.program(key, {"params": {"layer": params}}, device)
     chip = crossbar.for_images(chip, jnp.arange(2))["crossbar"]["layer"]
     variables = {"params": params, "crossbar": chip}

@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 import pytest
 
 from hawis_jax import crossbar
+from hawis_jax import data
 from hawis_jax import errors
 from hawis_jax.config import settings
+from hawis_jax.pipeline import robustness
+from hawis_jax.pipeline.experiment import with_splits
 from hawis_jax.robustness import scenarios
 
 _BASE = crossbar.Device(wire_resistance=1.0, adc_bits=6)
@@ -274,3 +277,25 @@ def test_default_sweeps_are_the_published_ranges():
   for scenario in found:
     for severity in scenario.severities:
       assert severity.is_random == (severity.value > 0)
+
+
+def test_a_run_checks_its_sense_amplifiers_first(tmp_path):
+  config = settings.default()
+  config.network.depth = 8
+  config.train.nets = ("baseline_1x",)
+  splits = data.Splits("digits", "", None, None, None, (8, 8, 1), 10)
+
+  def check(rows=1024, **scenario):
+    config.device.tile_shape = (rows, 64)
+    config.robustness.scenarios = ({"adc_bits": (1,), **scenario},)
+    experiment = with_splits(config, splits)
+    robustness.check_chips(experiment, tmp_path)
+
+  check(layers=("*/conv1",))
+  with pytest.raises(errors.InputError, match="net baseline_1x: adc_bits: got"):
+    check(rows=128, layers=("*/conv1",))
+  with pytest.raises(errors.InputError, match="layer head has no threshold"):
+    check()
+  config.robustness.batch_norm = "chip"
+  with pytest.raises(errors.InputError, match="allowed is 'fixed'"):
+    check(layers=("*/conv1",))

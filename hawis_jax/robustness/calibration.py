@@ -27,16 +27,16 @@ def calibrate_converters(
 ) -> dict:
   """Returns `variables` with `converters`, what a device's are set to.
 
-  That is the `range` of each layer's where it is "calibrated": the greatest,
-  over its tiles, of `device.adc_percentile` of the magnitude of partial sums of
-  images uint8 `[B, H, W, C]`; and each `threshold` of `thresholds` where
-  `adc_bits` is 1. Images are for ranges alone.
+  That is the `range` of each layer's: the greatest, over its tiles, of
+  `device.adc_percentile` of the magnitude of partial sums of images uint8 `[B,
+  H, W, C]` (None: no ranges); and, where `adc_bits` is 1, each `threshold` of
+  `thresholds`.
 
   Raises:
     InputError: no one threshold does what follows a layer.
   """
   found = {}
-  if device.adc_range == "calibrated":
+  if images is not None:
     # The hardware is designed once, for the defect-free net: all chips have the
     # same ranges, whatever the device's effects.
     ideal = dataclasses.replace(

@@ -7,6 +7,8 @@ import os
 import jax
 import jaxlib
 
+from hawis_jax import errors
+
 # jaxlib 0.10 routes CPU convolutions through YNNPACK, which is slow for the
 # thin convolutions and weight gradients of these nets (2-3x, measured).
 _CPU_FLAG = (
@@ -26,6 +28,22 @@ def configure() -> None:
   flags = os.environ.get("XLA_FLAGS", "")
   if jaxlib.__version__ == "0.10.2" and "ynn_fusion" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} {_CPU_FLAG}".strip()
+
+
+def start() -> None:
+  """Starts jax's backend.
+
+  Raises:
+    InputError: it is one that is not there.
+  """
+  try:
+    jax.devices()
+  except Exception as error:  # of any type, by the backend
+    reason = " ".join(str(error).split()) or type(error).__name__
+    raise errors.InputError(
+      f"JAX_PLATFORMS: got {os.environ.get('JAX_PLATFORMS', '')!r}, which "
+      f"can't be started here ({reason}); cpu always can"
+    ) from error
 
 
 def platform() -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 import difflib
 import json
+import math
 from typing import Any
 
 
@@ -55,16 +56,51 @@ def check_fields(
       )
 
 
+def parse_json(text: str | bytes, name: str) -> Any:
+  """Returns what JSON text holds, as UTF-8, with or without its mark.
+
+  Numbers are finite and an object has no field twice, which JSON leaves open.
+
+  Raises:
+    InputError: it is other than that; `name` is for the message.
+  """
+  try:
+    if isinstance(text, bytes):
+      text = text.decode("utf-8-sig")
+    return json.loads(
+      text.removeprefix("\ufeff"),
+      object_pairs_hook=_object,
+      parse_float=_finite,
+      parse_constant=_finite,
+    )
+  except ValueError as error:
+    raise InputError(f"{name}: can't be read: {error}") from error
+  except RecursionError as error:
+    raise InputError(f"{name}: can't be read: too many brackets") from error
+
+
+def _object(pairs):
+  fields = dict(pairs)
+  if len(fields) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f"{twice!r} is given twice")
+  return fields
+
+
+def _finite(text):
+  if not math.isfinite(float(text)):
+    raise ValueError(f"got the number {text}, allowed are finite ones")
+  return float(text)
+
+
 def parse_fields(text: str, name: str) -> dict[str, Any]:
   """Returns the object of fields that a user wrote in JSON.
 
   Raises:
     InputError: it is no JSON, or something else; `name` is for the message.
   """
-  try:
-    values = json.loads(text)
-  except ValueError as error:
-    raise InputError(f"{name}: can't be read: {error}") from error
+  values = parse_json(text, name)
   if not isinstance(values, dict):
     raise InputError(
       f"{name}: got a {type(values).__name__}, needed is an object of fields"

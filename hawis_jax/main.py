@@ -1,9 +1,23 @@
 """Runs the stages: python -m hawis_jax.main --config configs/digits.py."""
 
 import contextlib
+import os
 import pathlib
+import signal
 import sys
 import time
+
+
+def _stop(*_):
+  """Ends at once: importing takes seconds, and nothing has begun."""
+  with contextlib.suppress(OSError):
+    os.write(2, b"stopped: the same command goes on\n")
+  os._exit(os.EX_TEMPFAIL)
+
+
+if __name__ == "__main__":
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _stop)  # `preemption.watch` takes over
 
 from absl import app
 from absl import flags
@@ -74,10 +88,13 @@ def main(argv: list[str]) -> None:
   del argv
   start = time.monotonic()
   _join()
+  backend.start()
   config = command_line.CONFIG.value
   settings.validate(config)
   stages = _stages(_STAGES.value, settings.searches(config))
-  workdir = _WORKDIR.value or f"runs/{_config_name()}"
+  workdir = _WORKDIR.value
+  if workdir is None:
+    workdir = f"runs/{_config_name()}"
   workdir = storage.folder_path(workdir, "--workdir")
   _check_same(config, workdir, stages)
   first = distributed.is_first()

@@ -1,11 +1,11 @@
 """Image folders: train/<class>/<image> and test/ or val/<class>/<image>."""
 
 from collections.abc import Mapping, Sequence
-import pathlib
 from typing import Any
 
 from hawis_jax import errors
 from hawis_jax.data import sources
+from hawis_jax.runtime import storage
 
 NAME = "image_folder"
 
@@ -42,7 +42,7 @@ def open_folder(data_dir: str) -> sources.Stored:
     InputError: a folder is missing, unreadable or has no images, or the two
       splits differ in their classes.
   """
-  root = pathlib.Path(data_dir).expanduser()
+  root = storage.expanded(data_dir, "config.data.data_dir")
   place = f"image folder '{data_dir}'"
   try:
     found = {name: _folders(root / name) for name in ("train", "test", "val")}

@@ -27,6 +27,7 @@ import tensorflow_datasets as tfds
 
 from hawis_jax import errors
 from hawis_jax.data import digits
+from hawis_jax.runtime import storage
 
 IMAGENET = "imagenet2012"
 NAMES = (digits.NAME, "cifar10", "cifar100", IMAGENET)
@@ -72,9 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def root(data_dir: str) -> pathlib.Path:
   """Returns where data sets are; "" is $TFDS_DATA_DIR or TFDS's default."""
-  return pathlib.Path(
-    data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  ).expanduser()
+  return storage.expanded(
+    data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets",
+    "config.data.data_dir",
+  )
 
 
 def prepare(

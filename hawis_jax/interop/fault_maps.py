@@ -6,7 +6,6 @@ pair: 1 stuck on, -1 stuck off, 0 healthy. A file of `export_chip` serves too.
 """
 
 from collections.abc import Mapping
-import json
 import os
 
 import numpy as np
@@ -105,7 +104,7 @@ def _layer_faults(source, array):
 def _layers_of(metadata, path):
   """Reads the names of an exported chip's layers; HDF5's text is bytes."""
   try:
-    metadata = json.loads(metadata)
+    metadata = errors.parse_json(metadata, path)
     got = (metadata.get("format"), metadata.get("version"))
     layers = list(metadata.get("layers", ()))
   except (ValueError, AttributeError, TypeError) as error:

@@ -23,6 +23,7 @@ import time
 from typing import Self, TextIO
 import zlib
 
+from hawis_jax import errors
 from hawis_jax.runtime import storage
 from hawis_jax.runtime import tensorboard
 from hawis_jax.runtime import terminal
@@ -235,9 +236,9 @@ def read(path: pathlib.Path) -> list[dict]:
 def _parse(line):
   """Returns a line's content, None if the line is damaged or was changed."""
   try:
-    content = json.loads(line)
+    content = errors.parse_json(line, "line")
     crc = content.pop("crc")
-  except (ValueError, AttributeError, KeyError, TypeError):
+  except (errors.InputError, AttributeError, KeyError, TypeError):
     return None
   return content if line.endswith(b"\n") and crc == _crc(content) else None
 

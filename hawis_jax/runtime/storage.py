@@ -16,6 +16,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import tempfile
 from typing import Any
 
@@ -51,6 +52,32 @@ def check_local(path: str, field: str) -> None:
     )
 
 
+def expanded(path: str, field: str) -> pathlib.Path:
+  """Returns a path of this machine, a user's folder in place of its `~`.
+
+  Raises:
+    InputError: no such user is known, or its folder is not.
+  """
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError as error:
+    raise errors.InputError(
+      f"{field}: got {path!r}, whose home folder is not known; needed is a "
+      "path without ~"
+    ) from error
+
+
+def _local_path(path, field):
+  is_utf8 = path == path.encode("utf-8", "replace").decode()
+  # What begins like an address may be one that lacks a slash.
+  if not path or not is_utf8 or re.match("[a-z]+:", path):
+    raise errors.InputError(
+      f"{field}: got {path!r}, allowed is the path of a folder, in UTF-8, or "
+      "gs://<bucket>/<folder>"
+    )
+  return expanded(path, field)
+
+
 def folder_path(path: str, field: str) -> pathlib.Path:
   """Returns a work directory's path; nothing need be there.
 
@@ -59,7 +86,7 @@ def folder_path(path: str, field: str) -> pathlib.Path:
       in it; or gcsfs is missing.
   """
   if "://" not in path:
-    return pathlib.Path(path)
+    return _local_path(path, field)
   bucket, _, name = path.removeprefix(_PREFIX).partition("/")
   # gcsfs would take some characters for patterns.
   if not is_remote(path) or not bucket or not name or set(path) & set("*?[]"):
@@ -212,14 +239,14 @@ def read_json(path: str | os.PathLike, remedy: str = _ANEW) -> Any:
   """
   path = epath.Path(path)
   try:
-    return json.loads(path.read_bytes())
+    return errors.parse_json(path.read_bytes(), "damaged JSON")
   except OSError as error:
     if is_remote(path) and passes(error):
       raise
     raise errors.InputError(f"{path}: {error.strerror or error}") from error
-  except ValueError as error:
+  except errors.InputError as error:
     raise errors.InputError(
-      f"{path}: got damaged JSON ({error}); restore the file, or {remedy}"
+      f"{path}: got {error}; restore the file, or {remedy}"
     ) from error
 
 
@@ -328,7 +355,9 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
   if is_remote(folder):
     yield
     return
-  with (folder / "lock").open("a") as file:
+  with contextlib.ExitStack() as stack:
+    with write_errors(folder / "lock"):
+      file = stack.enter_context((folder / "lock").open("a"))
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -1,9 +1,13 @@
 """Numbers, clocks, data and other input that go wrong."""
 
+import contextlib
 import functools
 import itertools
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -17,6 +21,7 @@ from hawis_jax.config import settings
 from hawis_jax.pipeline import results
 from hawis_jax.pipeline.experiment import prepare
 from hawis_jax.runtime import storage
+from hawis_jax.runtime import terminal
 from hawis_jax.training import supernet
 
 
@@ -166,6 +171,70 @@ def test_addresses_are_not_taken_for_folders(
 
 
 @pytest.mark.parametrize(
+  "path, message",
+  [
+    ("", "got '', allowed is the path of a folder"),
+    ("gs:/bucket/x", "got 'gs:/bucket/x', allowed is the path of a folder"),
+    ("a\udcff", "got 'a\\udcff', allowed is the path of a folder, in UTF-8"),
+    ("~nosuchuser/x", "got '~nosuchuser/x', whose home folder is not known"),
+  ],
+)
+def test_paths_that_are_of_no_folder(run, tmp_path, capsys, path, message):
+  with contextlib.chdir(tmp_path):
+    assert run(path) == 2
+    assert f"--workdir: {message}" in short_run.one_line(capsys)
+    if path.startswith("~"):
+      assert run("run", data__data_dir=path) == 2
+      assert f"data_dir: {message}" in short_run.one_line(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert storage.folder_path("~/x", "--workdir") == tmp_path / "x"
+
+
+@pytest.mark.parametrize("kind", ["folder", "dangling link"])
+def test_a_lock_that_cannot_be_opened(run, tmp_path, capsys, kind):
+  if kind == "folder":
+    (tmp_path / "lock").mkdir()
+  else:
+    (tmp_path / "lock").symlink_to(tmp_path / "nowhere" / "lock")
+  assert run(tmp_path) == 2
+  assert f"can't write {tmp_path}/lock" in short_run.one_line(capsys)
+
+
+def test_a_log_that_cannot_be_written_ends_no_run(capsys):
+  terminal.say("lost", None)
+  assert capsys.readouterr().out == ""
+  source = "from hawis_jax.runtime import terminal; import sys;"
+  source += "[terminal.say(name, sys.stdout) for name in ('lost', 'a\\udcff')]"
+  with open("/dev/full", "w") as full:
+    command = [sys.executable, "-c", source]
+    result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE)
+  assert (result.returncode, result.stderr) == (0, b"")
+
+
+@pytest.mark.slow
+def test_a_backend_that_is_not_there(start, tmp_path, monkeypatch):
+  monkeypatch.setenv("JAX_PLATFORMS", "foo")
+  output, _ = start(tmp_path / "run").communicate()
+  assert output.startswith("error: JAX_PLATFORMS: got 'foo', which can't be")
+  assert output.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0, 4.0])
+def test_ctrl_c_while_it_starts(start, tmp_path, seconds):
+  process = start(tmp_path / "run")
+  time.sleep(seconds)
+  process.send_signal(signal.SIGINT)
+  output, _ = process.communicate()
+  assert process.returncode in (75, -signal.SIGINT)
+  assert "Traceback" not in output and output.count("\n") <= 3
+
+
+@pytest.mark.parametrize(
   "fields",
   [
     {"train.nets": "('../../escape',)"},
@@ -184,7 +253,12 @@ def test_names_do_not_leave_the_workdir(run, tmp_path, capsys, fields):
 @pytest.mark.parametrize(
   "text, message",
   [
-    ('{"g_on": NaN}', "g_on: got nan"),
+    ('{"g_on": NaN}', "got the number NaN, allowed are finite ones"),
+    ('{"g_on": 1e400}', "got the number 1e400"),
+    ('{"g_on": 1e-3, "g_on": 2e-3}', "'g_on' is given twice"),
+    ("[" * 100_000, "too many brackets"),
+    ('{"a":' * 100_000, "too many brackets"),
+    ("\0", "can't be read"),
     ('{"g_on": 1e-3', "can't be read"),
     ('["g_on"]', "got a list, needed is an object of fields"),
     ('{"g_onn": 1e-3}', "got 'g_onn', allowed are"),

@@ -339,18 +339,40 @@ def test_noise_a_read_is_the_formula(seed, voltage, bandwidth, temperature, b):
     telegraph=(a, b),
   )
   *variances, jump = jax.device_get(_read_noise(np.float32(g), device))
+  undriven, added = variances
   k, q = 1.380649e-23, 1.602176634e-19
-  densities = 4 * k * temperature, 2 * q * voltage
-  for got, density in zip(variances, densities, strict=True):
+  thermal = 4 * k * temperature
+  driven = 2 * q * voltage / np.tanh(q * voltage / (2 * k * temperature))
+  for got, density in ((undriven, thermal), (undriven + added, driven)):
     expected = g * bandwidth * density / voltage**2
     # A root is what is drawn with: what underflows is no noise.
     np.testing.assert_allclose(
       np.sqrt(got), np.sqrt(expected), rtol=1e-5, atol=1e-18
     )
+  assert (added >= 0).all()
   expected = np.zeros_like(g)
   far = g > 2 * a
   expected[far] = (g * (b * g + a))[far] / (g - b * g - a)[far]
   np.testing.assert_allclose(jump, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "voltage, temperature, density",
+  [
+    (1e-6, 300, 4 * 1.380649e-23 * 300),  # thermal
+    (3.3, 300, 2 * 1.602176634e-19 * 3.3),  # shot
+    (0.1, 0, 2 * 1.602176634e-19 * 0.1),
+    # 2 q V coth(1.934086); 4 k T + 2 q V would be 4.861e-20.
+    (0.1, 300, 3.341131e-20),
+  ],
+)
+def test_thermal_and_shot_noise_are_one(voltage, temperature, density):
+  device = crossbar.Device(
+    read_voltage=voltage, temperature=temperature, bandwidth=1e7
+  )
+  found = sum(defects.read_noise_variances(np.float32(1e-4), device))
+  expected = 1e-4 * 1e7 * density / voltage**2
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_stuck_cells_are_those_of_the_fault_states(rng):

@@ -80,8 +80,9 @@ def conductances(
       see `integer.weight_step`.
 
   Raises:
-    InputError: other bits or scales.
+    InputError: a bad device, other bits or scales.
   """
+  devices.validate(device)
   cut = cut_kernel(weights, device, bits, scales)
   _, g = program_tiles(*stack_tiles([key], [cut]), device, bits, write)
   (g,) = by_layer(g, [cut])

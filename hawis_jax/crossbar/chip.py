@@ -64,9 +64,10 @@ def effective_weights(
   [[0.0, 0.0]]
 
   Raises:
-    InputError: other bits or scales; or read-out is not linear, so that no
-      weights say what the chip does.
+    InputError: a bad device, other bits or scales; or read-out is not linear,
+      so that no weights say what the chip does.
   """
+  devices.validate(device)
   if devices.needs_tiles(device):
     raise errors.InputError(
       "effective weights: got a device with converters or noise a read, "
@@ -121,10 +122,12 @@ def program(
     which are digital) are unchanged. Noise a read also needs `for_images`.
 
   Raises:
-    InputError: other bits: a float net can't be programmed; a sense amplifier
-      where `check_readout` has none; no calibrated range; faults that don't fit;
-      no layer matches; a form that can't hold the weights.
+    InputError: a bad device; other bits: a float net can't be programmed; a
+      sense amplifier where `check_readout` has none; no calibrated range;
+      faults that don't fit; no layer matches; a form that can't hold the
+      weights.
   """
+  devices.validate(device)
   kernels = cells.kernels_of(variables["params"])
   keys = {
     path: jax.random.fold_in(key, place) for place, path in enumerate(kernels)
@@ -378,7 +381,7 @@ def _tiled(layer, kernel, one_read):
       name: layer[name].reshape(len(place), 1, -1, kernel.shape[-1])
       for name in names
     }
-  row_tiles = layer["weights"].shape[1]
+  row_tiles, rows = layer["weights"].shape[1:3]
   read = {"factors": jnp.repeat(place, row_tiles)}
   for name in names:
     kernels, starts = readout.read_kernels(layer[name], kernel.shape)
@@ -389,7 +392,13 @@ def _tiled(layer, kernel, one_read):
     taps = tuple(range(1, kernel.ndim - 1))
     read["thermal"] = read["thermal"].sum(taps)
   read = {name: value.astype(kernel.dtype) for name, value in read.items()}
-  return {**read, "starts": jnp.asarray(starts)}
+  taps = kernel.size // (kernel.shape[-2] * kernel.shape[-1])
+  first = np.tile(np.arange(row_tiles) * rows // taps, len(place))
+  return {
+    **read,
+    "starts": jnp.asarray(starts),
+    "first": jnp.asarray(first, jnp.int32),
+  }
 
 
 def _converter(path, variables, device, bits):

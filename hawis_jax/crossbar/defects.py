@@ -161,16 +161,23 @@ def _is_stuck(uniform, stuck_on, stuck_off):
 def read_noise_variances(
   g: chex.Array, device: devices.Device
 ) -> tuple[chex.Array, chex.Array]:
-  """Returns variances [S^2] of thermal and of shot noise, of a read at V.
+  """Returns variances [S^2] of a cell at 0 V, and what a read at V adds.
 
-  4 k T G df / V^2, which a cell has whether or not its row is driven, and
-  2 q V G df / V^2 (Johnson; Schottky). Small negative G count as 0.
+  At 0 V it is thermal noise, 4 k T G df / V^2 (Johnson; Nyquist). At V it is
+  shot noise of the currents there and back, 2 q (I+ + I-) df / V^2, where
+  I+ - I- = G V and, by detailed balance, I+ / I- = exp(q V / k T): together
+  2 q G V coth(q V / 2 k T), thermal at small V and 2 q I at large V. Small
+  negative G count as 0.
   """
   voltage = device.read_voltage
   scaled = jnp.maximum(g, 0) * device.bandwidth / voltage**2
-  thermal = 4 * BOLTZMANN * device.temperature
-  shot = 2 * ELEMENTARY_CHARGE * voltage
-  return scaled * thermal, scaled * shot
+  energy = BOLTZMANN * device.temperature
+  # Where T is 0, the cotangent is 1.
+  ratio = ELEMENTARY_CHARGE * voltage / 2 / jnp.maximum(energy, 1e-30)
+  driven = 2 * ELEMENTARY_CHARGE * voltage / jnp.tanh(ratio)
+  thermal = 4 * energy
+  # Rounding would make it negative at small V.
+  return scaled * thermal, scaled * jnp.maximum(driven - thermal, 0)
 
 
 def telegraph_step(g: chex.Array, device: devices.Device) -> chex.Array:

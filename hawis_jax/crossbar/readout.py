@@ -19,7 +19,7 @@ import numpy as np
 from hawis_jax.crossbar import converters
 
 # What a layer has once a read; its other entries serve all reads.
-_BY_READ = ("kernels", "starts", "factors", "variances", "thermal")
+_BY_READ = ("kernels", "starts", "first", "factors", "variances", "thermal")
 
 Product = Callable[[chex.Array, chex.Array], chex.Array]
 
@@ -60,7 +60,10 @@ def planes(bits: int) -> np.ndarray:
 
 
 def read(
-  product: Product, x: chex.Array, layer: Mapping[str, chex.Array]
+  product: Product,
+  x: chex.Array,
+  layer: Mapping[str, chex.Array],
+  mask: chex.Array | None = None,
 ) -> chex.Array:
   """Reads all tiles of a layer and returns the sum of their digital sums.
 
@@ -69,11 +72,14 @@ def read(
   Args:
     product: of input and kernel, e.g. a convolution with its strides.
     x: input `[B, ..., C_in]`: bits, or integers.
-    layer: what `chip.program` made of it: `kernels`, `starts`, `factors`; a
-      `converter` where there are any; `planes` where the bits of integers are
-      applied one after the other; `variances` and `read_keys` (`[B]`, from
-      `chip.for_images`) where there is noise a read; `thermal`, the variance of
-      a column whatever its inputs.
+    layer: what `chip.program` made of it: `kernels`, `starts`, `factors`;
+      `first`, the channel of a tile's first row, `[N]`; a `converter` where
+      there are any; `planes` where the bits of integers are applied one after
+      the other; `variances` and `read_keys` (`[B]`, from `chip.for_images`)
+      where there is noise a read; `thermal`, the variances of an input
+      channel's cells whatever its inputs, `[N, C, C_out]`.
+    mask: bool `[C_in]`, the input channels that there are, the first ones: the
+      others, whose inputs are 0, have no rows and no tiles; None: all.
   """
 
   def accumulate(total, sums, factor):
@@ -83,6 +89,8 @@ def read(
 
   channels = layer["kernels"].shape[-2]
   out = jax.eval_shape(product, x[..., :channels], layer["kernels"][0])
+  if mask is not None:
+    layer = {**layer, "mask": mask}
   return _scan(product, x, layer, jnp.zeros(out.shape, out.dtype), accumulate)
 
 
@@ -143,14 +151,24 @@ def _scan_reads(product, bits, layer, plane, value, carry, accumulate):
       # Of a sum of independent normal currents: the sum of their variances.
       variance = product(inputs, read["variances"])
       if "thermal" in read:
+        thermal = read["thermal"]
+        if "mask" in layer:
+          there = jax.lax.dynamic_slice_in_dim(
+            layer["mask"], read["starts"], channels
+          )
+          thermal = there[:, None] * thermal
         columns = (1,) * (variance.ndim - 1) + (-1,)
-        variance = variance + read["thermal"].reshape(columns)
+        variance += thermal.sum(0).reshape(columns)
       keys = jax.vmap(jax.random.fold_in, (0, None))(
         layer["read_keys"], read["number"]
       )
       normal = jax.vmap(lambda k: jax.random.normal(k, sums.shape[1:]))(keys)
       sums = sums + _sqrt(variance) * normal.astype(sums.dtype)
-    return accumulate(carry, sums, value * read["factors"]), None
+    factor = value * read["factors"]
+    if "mask" in layer:
+      # Of a tile that is not there a converter would not always make 0.
+      factor *= layer["mask"][read["first"]]
+    return accumulate(carry, sums, factor), None
 
   return jax.lax.scan(step, carry, reads)[0]
 

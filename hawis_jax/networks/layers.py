@@ -135,7 +135,7 @@ class BinaryConv(nn.Module):
     """Returns sums times alpha of bits `[B, H, W, C_in]` or `[B, C_in]`.
 
     Bits are 0 on masked channels; the masks, of the input's and of the output's
-    channels, are for alpha.
+    channels, are for alpha and for noise a read.
     """
     kernel = he_kernel(self, bits.shape[-1])
     alpha = _known_scale(
@@ -160,7 +160,8 @@ class BinaryConv(nn.Module):
       product = functools.partial(binary.convolve, **window)
     bits = bits.astype(kernel.dtype)
     if self.has_variable("crossbar", "kernels"):
-      return binary.scale(read_tiles(self, product, bits, alpha), alpha)
+      sums = read_tiles(self, product, bits, alpha, in_mask)
+      return binary.scale(sums, alpha)
     if self.has_variable("crossbar", "weight"):
       weights = self.get_variable("crossbar", "weight")
       product = products.on_chips(product)
@@ -179,6 +180,7 @@ def read_tiles(
   product: readout.Product,
   x: chex.Array,
   alpha: chex.Array | None = None,
+  mask: chex.Array | None = None,
 ) -> chex.Array:
   """Returns a layer's product of x on its chip, see `crossbar.readout`.
 
@@ -187,6 +189,7 @@ def read_tiles(
 
   The result will be multiplied by `alpha`, which is to be kept out of the
   weights' gradients as in `binary.scaled_product`; None keeps nothing out.
+  `mask` is that of the input's channels.
   """
   chip, product = layer.variables["crossbar"], products.on_chips(product)
   if alpha is not None:
@@ -197,7 +200,7 @@ def read_tiles(
     percentile = layer.get_variable("converters", "percentile")
     most = readout.sums_percentile(product, x, chip, percentile)
     layer.put_variable("converters", "range", most)
-  return readout.read(product, x, chip)
+  return readout.read(product, x, chip, mask)
 
 
 class RPReLU(nn.Module):

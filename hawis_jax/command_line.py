@@ -50,6 +50,10 @@ def run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
   if not {"--help", "-help", "--helpshort", "-h", "-?"}.isdisjoint(argv[1:]):
     terminal.say(_help(sys.modules[main.__module__]), sys.stdout)
     return 0
+  if jax.config.jax_enable_x64:
+    # Else all random numbers would be others: weights, chips and what is found.
+    jax.config.update("jax_enable_x64", False)
+    terminal.say("JAX_ENABLE_X64: ignored, all is of 32 bits", sys.stderr)
   try:
     return main(parse(argv)) or 0
   except errors.Preempted as stop:

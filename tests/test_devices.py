@@ -165,10 +165,14 @@ _NOISY = "x.analog_inputs: got True with noise a read, allowed is False"
     (dict(stuck_on=0.6, stuck_off=0.5), "got 0.6 + 0.5, allowed is a sum"),
     (
       dict(g_on=3.33e-7),
-      "got 3.33e-07, 3.33e-07 S, needed is 0 < g_off < g_on",
+      "got 3.33e-07, 3.33e-07 S, needed is g_on >= 1.01 g_off",
     ),
-    (dict(g_off=0.0), "needed is 0 < g_off < g_on"),
+    # Equal in float32.
+    (dict(g_on=1e-4, g_off=9.9999999e-5), "got 9.9999999e-05, 0.0001 S, need"),
+    (dict(g_off=0.0), "x.g_off: got 0.0, allowed is a conductance [S] from 1e"),
     (dict(g_off=-1.0), "x.g_off: got -1.0, allowed is a conductance [S]"),
+    (dict(g_on=1e-44), "x.g_on: got 1e-44, allowed is a conductance [S] from"),
+    (dict(g_on=1e38), "x.g_on: got 1e+38, allowed is a conductance [S] from"),
     (dict(telegraph_noise=1.0, wire_resistance=2.0), _WIRED),
     (dict(telegraph_noise=1.0, load_resistance=2.0), _WIRED),
     (dict(analog_inputs=True, read_noise=1.0), _NOISY),
@@ -194,6 +198,59 @@ def test_combinations(change, message):
   if len(change) > 1:
     for field in change:
       assert _is_valid(_with(**{k: v for k, v in change.items() if k != field}))
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (dict(stuck_off=9.04), "stuck_off: got 9.04"),
+    (dict(stuck_on=-0.1), "stuck_on: got -0.1"),
+    (dict(variation=np.float32(np.nan)), "variation: got nan"),
+    (dict(adc_bits=4.5), "adc_bits: got 4.5"),
+    (dict(g_off=1e-3), "g_off, g_on: got 0.001"),
+    (dict(g_on="3e-4"), "g_on: got '3e-4'"),
+  ],
+)
+def test_every_public_door_checks_the_device(change, message):
+  device, kernel = _with(**change), np.ones((2, 2), np.float32)
+  key = jax.random.key(0)
+  for call, *arguments in (
+    (crossbar.conductances, key, kernel, device),
+    (crossbar.effective_weights, key, kernel, device),
+    (crossbar.program, key, {"params": {"a": {"kernel": kernel}}}, device),
+    (crossbar.wire_transfer, kernel, device),
+    (crossbar.stack, [_IDEAL, device]),
+  ):
+    _complains(f"device.{message}", call, *arguments)
+  _complains("device: got a dict, needed", crossbar.wire_transfer, kernel, {})
+
+
+def test_arrays_are_checked_chip_by_chip():
+  shares = np.float32([0.6, 0.4])
+  # As float32 these add up to more than 1.
+  assert _is_valid(_with(stuck_on=shares, stuck_off=jnp.array(shares[::-1])))
+  assert _is_valid(crossbar.stack([_with(stuck_on=0.1), _IDEAL]))
+  for value in (shares[:, None], np.zeros(0)):
+    _refused("variation", value.tolist(), "a sigma")
+    message = f"variation: got {value.tolist()!r}"
+    _complains(message, crossbar.validate, _with(variation=value))
+  device = _with(stuck_on=shares, stuck_off=np.float64([0.4, 0.7]))
+  _complains("got 0.4 + 0.7, allowed is a sum", crossbar.validate, device)
+  device = _with(write_sigma=(jnp.array([0.1, np.inf]),))
+  _complains("got (inf,), allowed is a tuple", crossbar.validate, device)
+
+
+def test_what_is_traced_is_not_checked():
+  def check(traced, **others):
+    device = _with(**others)
+    jax.eval_shape(
+      lambda x: crossbar.validate(dataclasses.replace(device, **x)).g_on, traced
+    )
+
+  check(dict(g_on=0.0, variation=-1.0, write_error=1.0, write_sigma=(0.0,)))
+  check(dict(g_on=0.0), write_error=1.0, write_range=(1e-6, 1e-5))
+  with pytest.raises(errors.InputError, match="g_on: got -1"):
+    check(dict(variation=0.1), g_on=-1)
 
 
 def test_combinations_that_make_sense():

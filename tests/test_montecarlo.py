@@ -1,5 +1,6 @@
 """The engine: the same bits however chips, images and devices are divided."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -194,6 +195,23 @@ def test_variables_that_are_not_finite_are_refused(tiny):
   bad = tiny._replace(variables={**tiny.variables, "params": params})
   with pytest.raises(errors.InputError, match="params/stem/kernel: got a valu"):
     _correct(bad, _STUCK, range(2))
+
+
+def test_chips_that_are_not_finite_are_refused(tiny, monkeypatch):
+  """Weights of NaN would be class 0, a tenth of the labels."""
+  _correct(tiny, _VARIATION, range(2))
+  monkeypatch.setattr(crossbar, "validate", lambda device: device)
+  bad = dataclasses.replace(_VARIATION, variation=np.nan)
+  refused = "got chip 5, whose crossbar/head/weight are not finite in float32"
+  with pytest.raises(errors.InputError, match=refused):
+    _correct(tiny, bad, range(5, 7))
+  # Finite weights of which a scale is not.
+  params = tiny.variables["params"]
+  head = {"kernel": params["head"]["kernel"] * np.float32(1e38)}
+  params = {**params, "head": head}
+  bad = tiny._replace(variables={**tiny.variables, "params": params})
+  with pytest.raises(errors.InputError, match="got chip 0, whose logits are"):
+    _correct(bad, _VARIATION, range(2))
 
 
 _ON_DEVICES = """

@@ -4,8 +4,11 @@ import ast
 import functools
 import io
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -19,6 +22,7 @@ from hawis_jax import main
 from hawis_jax.config import settings
 from hawis_jax.pipeline import results
 from hawis_jax.pipeline.experiment import prepare
+from hawis_jax.robustness import monte_carlo
 from hawis_jax.runtime import storage
 from hawis_jax.runtime.metrics import Metrics
 from hawis_jax.runtime.metrics import Progress
@@ -131,6 +135,47 @@ def test_interrupted_in_every_stage_equals_uninterrupted(
   _run_with_stops(run, tmp_path / "run", stops, monkeypatch)
   assert "train/uniform  8/8" in capsys.readouterr().out
   short_run.same(tmp_path / "run", finished)
+
+
+def test_64_bits_are_ignored(run, after, finished, capsys):
+  """The results are those of 32 bits, and one line says so."""
+  workdir = after("train")
+  jax.config.update("jax_enable_x64", True)
+  assert run(workdir) == 0
+  assert not jax.config.jax_enable_x64
+  assert capsys.readouterr().err.startswith("JAX_ENABLE_X64: ignored, all is")
+  short_run.same(workdir, finished)
+
+
+@pytest.mark.slow
+def test_a_run_with_jax_enable_x64_is_the_same(data_dir, finished, tmp_path):
+  values = {**short_run.SHORT, "data.data_dir": data_dir}
+  overrides = [f"--config.{name}={value}" for name, value in values.items()]
+  child = subprocess.run(
+    [
+      *(sys.executable, "-m", "hawis_jax.main"),
+      *(f"--config={short_run.CONFIG}", f"--workdir={tmp_path / 'run'}"),
+      *overrides,
+    ],
+    env={**os.environ, "JAX_ENABLE_X64": "1"},
+    capture_output=True,
+    text=True,
+  )
+  assert child.returncode == 0, child.stderr
+  short_run.same(tmp_path / "run", finished)
+
+
+def test_chips_that_are_not_finite_are_named(run, after, capsys, monkeypatch):
+  def classify(*_, **__):
+    raise errors.InputError("device: got chip 3, whose weights are not finite")
+
+  workdir = after("train")
+  monkeypatch.setattr(monte_carlo, "classify", classify)
+  assert run(workdir, "--stages=robustness") == 2
+  error = short_run.one_line(capsys)
+  assert (
+    "config.robustness.scenarios, stuck_off at 0.0, net found: dev" in error
+  )
 
 
 def test_fault_aware_pretraining_compiles_once_and_resumes_to_the_same_bits(

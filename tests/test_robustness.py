@@ -1,6 +1,8 @@
 """Accuracy on chips: against the programmed net, and candidates together."""
 
+import dataclasses
 import functools
+import re
 
 import jax
 import numpy as np
@@ -9,9 +11,13 @@ import tiny_net
 
 from hawis_jax import backend
 from hawis_jax import crossbar
+from hawis_jax import errors
 from hawis_jax.networks import net_variables
+from hawis_jax.pipeline import tally
+from hawis_jax.pipeline.tally import Tally
 from hawis_jax.robustness import evaluation
 from hawis_jax.robustness import monte_carlo
+from hawis_jax.robustness import statistics
 
 _DEVICE = crossbar.Device(stuck_off=0.1, stuck_on=0.02, variation=0.3)
 _STUCK = crossbar.Device(stuck_off=0.1, stuck_on=0.02)
@@ -89,6 +95,60 @@ def _score(net, device, widths=_CANDIDATES):
   return jax.device_get(score(variables, widths, norms, batches, keys, device))
 
 
+def test_bad_arguments_are_refused(net):
+  module, variables, images, labels = net
+
+  def refused(message, chips=2, **changes):
+    names = "module", "variables", "images", "labels"
+    fields = dict(zip(names, net, strict=True), device=_DEVICE) | changes
+    with pytest.raises(errors.InputError, match=re.escape(message)) as caught:
+      evaluation.evaluate_chips(jax.random.key(0), num_chips=chips, **fields)
+    assert "\n" not in str(caught.value)
+
+  limits = monte_carlo.Limits
+  refused("num_chips: got 0, allowed is a whole number of at", chips=0)
+  refused("num_chips: got 2.0, allowed", chips=2.0)
+  refused("device.stuck_off: got 9.04", device=crossbar.Device(stuck_off=9.04))
+  refused("device: got a str, needed is a Device", device="pcm")
+  refused("images: got float32 of shape (40, ", images=np.float32(images))
+  refused("images: got uint8 of shape (40, 8, 8),", images=images[..., 0])
+  refused("labels: got int32 of shape (39,), needed", labels=labels[1:])
+  refused("labels: got float64 of shape (40,)", labels=labels / 1)
+  refused("labels: got 0 to 10, allowed are 0 to 9", labels=np.arange(40) % 11)
+  refused("limits.chips: got -1, allowed", limits=limits(chips=-1))
+  refused("limits.images: got 0, allowed", limits=limits(images=0))
+  refused("limits.memory: got 'all', allowed", limits=limits(memory="all"))
+  refused("calibration: got shape (40, 8, 8, 1), needed", calibration=images)
+  refused("variables: got none of batch_stats", variables={"params": {}})
+  wide = np.repeat(images, 3, -1)
+  refused("variables, images: got what doesn't fit the net: ", images=wide)
+
+
+def test_chips_that_are_not_finite_have_no_score(net):
+  scores = _score(net, dataclasses.replace(_DEVICE, variation=np.nan))
+  assert (
+    np.isnan(scores.accuracy).all() and np.isnan(scores.cross_entropy).all()
+  )
+  assert (scores.correct == -1).all()
+
+
+@pytest.mark.parametrize("device", [_DEVICE, _STUCK], ids=["float", "planes"])
+def test_scores_are_of_32_bits_in_any_case(net, device, monkeypatch):
+  monkeypatch.setattr(jax, "device_get", lambda x: x)
+  with jax.enable_x64(True):
+    shapes = jax.eval_shape(lambda: _score(net, device))
+  assert [x.dtype for x in shapes] == [np.int32, np.float32, np.float32]
+
+
+def test_a_net_that_is_not_finite_has_no_accuracy(net):
+  module, variables, images, labels = net
+  batch = jax.tree.map(lambda x: x[0], _batches(images, labels, 16))
+  head = {"kernel": variables["params"]["head"]["kernel"] * np.nan}
+  bad = {**variables, "params": {**variables["params"], "head": head}}
+  with pytest.raises(errors.InputError, match="logits are not finite"):
+    evaluation.ideal_accuracy(module, bad, [batch])
+
+
 @pytest.mark.exact
 @pytest.mark.parametrize("device", [_DEVICE, _STUCK], ids=["float", "planes"])
 def test_candidates_of_a_supernet_share_the_chip(net, device):
@@ -136,3 +196,68 @@ def test_chip_mode_recalibrates_on_the_programmed_chip(net):
     logits = by_hand(jax.random.fold_in(jax.random.key(7), chip))
     correct = np.asarray(logits).argmax(-1) == labels
     np.testing.assert_allclose(got[chip], correct.mean(), atol=1e-6)
+
+
+def _tally(folder, key="both: stuck", severity=0.1, images=13):
+  return Tally(folder / "partial.json", ["found", key, severity], [7], images)
+
+
+def test_what_is_correct_is_kept_bit_by_bit(rng, tmp_path):
+  """Also over an interruption; 13 images are no whole bytes."""
+  correct = rng.uniform(size=(5, 13)) < 0.8
+  whole, begun = _tally(tmp_path / "whole"), _tally(tmp_path)
+  whole.add(correct)
+  begun.add(correct[:2])
+  begun.save()
+  assert Tally.saved_chips(tmp_path / "partial.json", ["found"]) == 2
+  resumed = _tally(tmp_path)
+  resumed.add(correct[2:])
+  entry = resumed.finish()
+  assert entry == whole.finish()
+  np.testing.assert_array_equal(resumed.correct, correct)
+  np.testing.assert_array_equal(
+    tally.load_correct(tmp_path, entry, 13), correct
+  )
+  np.testing.assert_array_equal(entry["accuracy"], correct.mean(1))
+  assert entry["ci95_total"] == statistics.total_interval(correct)
+  assert entry["standard_errors"] == statistics.standard_errors(correct)
+  # Another severity, or other images, begin anew.
+  for other in (_tally(tmp_path, severity=0.2), _tally(tmp_path, images=12)):
+    assert other.count == 0
+
+
+def test_tables_of_any_scenario_have_files_of_their_own(tmp_path):
+  keys = ["../a/b", "a b", "a.b", "a_b", "é" * 300, "\n", "A_B", ""]
+  entries = []
+  for place, key in enumerate(keys):
+    one = _tally(tmp_path, key)
+    one.add(np.arange(13)[None] == place)
+    entries.append(one.finish())
+  files = [path.name for path in (tmp_path / "correct").iterdir()]
+  assert len({name.lower() for name in files}) == len(keys)
+  assert max(map(len, files)) < 80
+  for place, entry in enumerate(entries):
+    (row,) = tally.load_correct(tmp_path, entry, 13)
+    assert row.nonzero()[0] == [place]
+
+
+@pytest.mark.parametrize("harm", ["changed", "swapped", "cut", "missing"])
+def test_a_damaged_table_is_noticed(rng, tmp_path, harm):
+  first, second = _tally(tmp_path), _tally(tmp_path, severity=0.2)
+  for one in (first, second):
+    one.add(rng.uniform(size=(3, 13)) < 0.5)
+  entry, other = first.finish(), second.finish()
+  path = tmp_path / entry["correct"]["file"]
+  content = path.read_bytes()
+  path.write_bytes(
+    {
+      "changed": content[:-1] + bytes([content[-1] ^ 128]),
+      "swapped": (tmp_path / other["correct"]["file"]).read_bytes(),
+      "cut": content[:-1],
+      "missing": b"",
+    }[harm]
+  )
+  if harm == "missing":
+    path.unlink()
+  with pytest.raises(errors.InputError, match="missing, or got another cont"):
+    tally.load_correct(tmp_path, entry, 13)

@@ -81,11 +81,11 @@ def _flag(meaning, default=False):
 
 
 def _text(default, meaning):
-  return Field(default, meaning, "a text", _is_text, str)
+  return Field(default, meaning, "a text without NUL", _is_text, str)
 
 
 def _is_text(x):
-  return isinstance(x, str)
+  return isinstance(x, str) and "\0" not in x  # which no path may hold
 
 
 def _tuple(default, meaning, items, accepts):
@@ -259,10 +259,10 @@ _DEVICE = dict(
     "the other fields say what differs, None: nothing",
   ),
   g_on=_or_none(
-    _number(0, "conductance of the low-resistance state [S]", 0, 1e6)
+    _number(0, "conductance of the low-resistance state [S]", 1e-12, 1)
   ),
   g_off=_or_none(
-    _number(0, "conductance of the high-resistance state [S]", 0, 1e6)
+    _number(0, "conductance of the high-resistance state [S]", 1e-12, 1)
   ),
   tile_shape=_or_none(
     _tuple(

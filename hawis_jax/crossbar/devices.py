@@ -9,12 +9,13 @@ Axes: S chips, R rows and C columns of a tile.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import math
+import functools
 import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hawis_jax import errors
 
@@ -73,8 +74,8 @@ class Device:
     drift_mean: (a, b, low, high) of mu = clip(a ln(G / g_on) + b, low, high).
     drift_std: the same of sigma.
     read_noise: thermal and shot noise (read scope), of variance
-      G df (4 k T + 2 q V) / V^2 of a conductance; a factor of its standard
-      deviation, 1: as in physics.
+      G df 2 q coth(q V / 2 k T) / V of a driven cell, 4 k T G df / V^2 of one
+      whose row is at 0 V; a factor of its standard deviation, 1: as in physics.
     bandwidth: df [Hz].
     temperature: T [K].
     telegraph_noise: random telegraph noise (read scope): with probability 1/2
@@ -206,8 +207,10 @@ def stack(devices: Sequence[Device]) -> Device:
   have it at severity 0.
 
   Raises:
-    InputError: they differ in a static field.
+    InputError: one is bad, or they differ in a static field.
   """
+  for device in devices:
+    validate(device)
   there = [
     field
     for field in EFFECTS
@@ -248,8 +251,8 @@ def only_sticks(device: Device) -> bool:
 
 # (low, high, what it is); both ends allowed.
 _NUMBERS = {
-  "g_on": (0, math.inf, "a conductance [S]"),
-  "g_off": (0, math.inf, "a conductance [S]"),
+  "g_on": (1e-12, 1, "a conductance [S] from 1e-12 to 1"),
+  "g_off": (1e-12, 1, "a conductance [S] from 1e-12 to 1"),
   "read_voltage": (1e-6, 1e3, "a voltage [V] from 1e-06 to 1000"),
   "stuck_on": (0, 1, "a share of cells in [0, 1]"),
   "stuck_off": (0, 1, "a share of cells in [0, 1]"),
@@ -270,6 +273,10 @@ _NUMBERS = {
   "adc_bits": (0, 16, "an integer from 0 (ideal) to 16"),
   "adc_percentile": (50, 100, "a percentile in [50, 100]"),
 }
+# Least g_on / g_off. A cell has up to 128 steps, and float32 rounds every
+# conductance by up to 2^-24 of itself: at this ratio by 128 2^-24 / 0.01, a
+# thousandth of a step; at 1 + 1e-5 by most of one, and g_on - g_off may be 0.
+_LEAST_RATIO = 1.01
 _BOOL = (lambda value: type(value) is bool, "True or False")
 _LINE = (lambda x: x[2] <= x[3], "(a, b, low, high) with low <= high")
 # {field: (whether a value is good, what is allowed)}.
@@ -301,12 +308,66 @@ _TUPLES = {  # lengths; None: one or more
 }
 
 
+# Fields that are checked with one another: where one is traced, none is.
+_TOGETHER = ("g_on", "g_off", "write_error", "write_sigma")
+
+
 def validate(device: Device, name: str = "device") -> Device:
-  """Returns `device` if its (concrete) parameters make sense together.
+  """Returns `device` if its parameters make sense together.
+
+  Those of every chip, where arrays hold them (see `stack`); values that are
+  traced are not known, and not checked.
 
   Raises:
     InputError: names the field, what it got and what is allowed.
   """
+  if not isinstance(device, Device):
+    raise errors.InputError(
+      f"{name}: got a {type(device).__name__}, needed is a Device"
+    )
+  for one in _concrete(device):
+    _validate(one, name)
+  return device
+
+
+def _concrete(device):
+  """Returns devices of Python's numbers, a chip each; defaults for traced."""
+  values = {name: getattr(device, name) for name in _LEAVES}
+  traced = {
+    name
+    for name, value in values.items()
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value))
+  }
+  if traced.intersection(_TOGETHER):
+    traced.update(_TOGETHER)
+  values.update((name, getattr(Device(), name)) for name in traced)
+  sizes = [np.size(x) for x in jax.tree.leaves(values) if _is_array(x)]
+
+  def number(x, chip):
+    if not _is_array(x):
+      return x
+    x = np.asarray(x)
+    if x.ndim > 1 or not x.size:
+      return x.tolist()  # to be refused
+    x = x.reshape(-1)[chip % x.size]
+    # The number that was meant: float32(0.1) is not quite 0.1.
+    is_float = jnp.issubdtype(x.dtype, jnp.floating)
+    return float(str(x)) if is_float else x.item()
+
+  return [
+    dataclasses.replace(
+      device, **jax.tree.map(functools.partial(number, chip=chip), values)
+    )
+    for chip in range(max(sizes, default=1) or 1)
+  ]
+
+
+def _is_array(x):
+  return isinstance(x, jax.Array | np.ndarray | np.generic)
+
+
+def _validate(device, name):
+  """Checks a device of Python's numbers."""
 
   def fail(field, allowed):
     got = getattr(device, field)
@@ -327,10 +388,10 @@ def validate(device: Device, name: str = "device") -> Device:
     if len(value) != length and (length or not value):
       fail(field, f"a tuple of {length or 'one or more'} numbers")
   # From here on every number is finite, and every tuple of its length.
-  if not 0 < device.g_off < device.g_on:
+  if device.g_on < _LEAST_RATIO * device.g_off:
     raise errors.InputError(
-      f"{name}.g_off, g_on: got {device.g_off:g}, {device.g_on:g} S, needed is "
-      "0 < g_off < g_on"
+      f"{name}.g_off, g_on: got {device.g_off:.9g}, {device.g_on:.9g} S, "
+      f"needed is g_on >= {_LEAST_RATIO} g_off: float32 must tell levels apart"
     )
   if (device.stuck_on or 0) + (device.stuck_off or 0) > 1:
     raise errors.InputError(
@@ -350,7 +411,6 @@ def validate(device: Device, name: str = "device") -> Device:
       f"{name}.tile_shape: got {shape!r}, needed are (rows, columns) >= 1"
     )
   _check_combinations(device, name)
-  return device
 
 
 def is_finite(x: Any) -> bool:

@@ -45,7 +45,11 @@ def wire_transfer(
   >>> current = hx.wire_transfer(g, device)
   >>> bool((current < g).all())
   True
+
+  Raises:
+    InputError: a bad device.
   """
+  devices.validate(device)
   resistances = device.wire_resistance, device.load_resistance
   return transfer(
     g, *(0.0 if r is None else r for r in resistances), batch_size

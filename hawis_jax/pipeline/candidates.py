@@ -268,6 +268,7 @@ def score_vectors(
     score: from `make_score`, where several calls share it; None: its own.
 
   Raises:
+    InputError: a chip is not finite.
     Preempted: the run was asked to stop; the scores so far are saved.
   """
   config = experiment.config.search
@@ -282,8 +283,21 @@ def score_vectors(
   score = score or make_score(experiment)
   scorer, keys = sharding.place((scorer, keys), sharding.training_mesh())
   padded = list(vectors) + [vectors[-1]] * (-len(vectors) % _VECTORS_PER_CALL)
+
+  def scored(part):
+    accuracy = np.asarray(score(scorer, part, keys).accuracy)
+    bad = np.flatnonzero(np.isnan(accuracy).any(1))
+    if bad.size:
+      scenario = bad[0] // config.candidate_chips
+      raise errors.InputError(
+        f"config.search.scenarios[{scenario}]: got chips whose weights or "
+        "logits are not finite in float32; allowed are parameters that leave "
+        "them finite"
+      )
+    return accuracy
+
   accuracy = _score_parts(
-    lambda part: np.asarray(score(scorer, part, keys).accuracy),
+    scored,
     np.array(padded, np.int32),
     path,
     [jax.random.key_data(key).tolist(), net_variables.digest(scorer.params)],

@@ -14,9 +14,11 @@ import functools
 import chex
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hawis_jax import crossbar
+from hawis_jax import errors
 from hawis_jax.robustness import monte_carlo
 
 
@@ -75,9 +77,14 @@ def evaluate_chips(
     float32 `[S]` accuracies, shares of the images.
 
   Raises:
-    InputError: the device can't read the net; a variable is not finite; one
-      chip does not fit the memory.
+    InputError: a bad argument; the device can't read the net; a variable, or
+      a chip's weights or logits, are not finite; one chip does not fit the
+      memory.
   """
+  if not monte_carlo.is_number(num_chips, whole=True) or num_chips < 1:
+    raise errors.InputError(
+      f"num_chips: got {num_chips!r}, allowed is a whole number of at least 1"
+    )
   layers = None if layers is None else tuple(layers)  # to be hashed
   setting = monte_carlo.Setting(
     module, variables, device, faults, layers, calibration
@@ -101,10 +108,18 @@ def ideal_accuracy(
   """Returns the accuracy of one net on a defect-free chip.
 
   Batches come one at a time, without the axis N.
+
+  Raises:
+    InputError: a logit is not finite: the net would seem to be a bad one.
   """
   correct, images = 0, 0
   for batch in batches:
-    found, count = _correct(module, variables, batch)
+    found, count, finite = _correct(module, variables, batch)
+    if not finite:
+      raise errors.InputError(
+        "variables: got a net whose logits are not finite, needed are finite "
+        "ones"
+      )
     correct, images = correct + int(found), images + int(count)
   return correct / images
 
@@ -114,4 +129,4 @@ def _correct(module, variables, batch):
   inputs = module.encode(batch.image)
   logits = module.apply(variables, inputs, train=False)
   correct = (logits.argmax(-1) == batch.label) & batch.mask
-  return correct.sum(), batch.mask.sum()
+  return correct.sum(), batch.mask.sum(), jnp.isfinite(logits).all()

@@ -18,6 +18,7 @@ import functools
 from typing import Any, NamedTuple
 
 import chex
+import flax
 from flax import linen as nn
 from flax import traverse_util
 import jax
@@ -50,7 +51,10 @@ class Batches(NamedTuple):
 
 
 class Scores(NamedTuple):
-  """Of every chip and candidate."""
+  """Of every chip and candidate.
+
+  Where a chip's weights or logits are not finite: -1, NaN and NaN.
+  """
 
   correct: chex.Array  # images classified correctly, int32 `[S, P]`
   # Their share, `[S, P]`. Compiled division may round differently in
@@ -101,34 +105,81 @@ def classify(
   that are done, parts of a chunk included; `devices` None: all.
 
   Raises:
-    InputError: the device can't read the net; a variable is not finite; one
-      chip does not fit the memory.
+    InputError: the device can't read the net; images or labels that it can't
+      classify; variables, or a chip's weights or logits, that are not finite;
+      one chip does not fit the memory.
   """
-  _check(setting)
+  _check(setting, images, labels, limits)
   mesh = sharding.evaluation_mesh(len(chips), devices)
-  shared = shared_variables(setting, images)
+  try:
+    shared = shared_variables(setting, images)
+  except (flax.errors.FlaxError, AssertionError) as error:
+    raise errors.InputError(
+      f"variables, images: got what doesn't fit the net: "
+      f"{' '.join(str(error).split())}"
+    ) from error
   plan = make_plan(setting, shared, images, len(chips), mesh, limits)
   for start in range(0, len(chips), plan.chunk):
     numbers = chips[start : start + plan.chunk]
     # The last chunk is filled up: another shape would be another program.
     padded = np.resize(np.asarray(numbers, np.int32), plan.chunk)
     programmed = got = None  # the chunk before, else both are in memory
-    programmed = plan.program(key, padded)
+    programmed, finite = plan.program(key, padded)
+    _check_finite(finite, numbers)
     correct = np.empty((len(numbers), len(images)), bool)
     for first in range(0, len(images), plan.segment):
       part = slice(first, first + plan.segment)
       blocks = _blocks(images[part], labels[part], first, plan)
-      got = plan.evaluate(shared, programmed, *blocks)
+      got, finite = plan.evaluate(shared, programmed, *blocks)
       count = min(plan.segment, len(images) - first)
       correct[:, part] = sharding.fetch(got)[: len(numbers), :count]
+      _check_finite({"logits": finite}, numbers)
       if progress:
         done = (first + count) / len(images) * len(numbers)
         progress(start + done)
     yield correct
 
 
-def _check(setting):
+def _check(setting, images, labels, limits):
   """Raises InputError before long work."""
+  crossbar.validate(setting.device)
+  if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+    raise errors.InputError(
+      f"images: got {images.dtype} of shape {images.shape}, needed are uint8 "
+      "[N, H, W, C], at least one"
+    )
+  if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+    raise errors.InputError(
+      f"labels: got {labels.dtype} of shape {labels.shape}, needed are "
+      f"integers of shape {images.shape[:1]}, one an image"
+    )
+  classes = setting.module.num_classes
+  if labels.min() < 0 or labels.max() >= classes:
+    raise errors.InputError(
+      f"labels: got {labels.min()} to {labels.max()}, allowed are 0 to "
+      f"{classes - 1}"
+    )
+  calibration = setting.calibration
+  if calibration is not None and (
+    np.shape(calibration)[2:] != images.shape[1:]
+    or calibration.dtype != np.uint8
+  ):
+    raise errors.InputError(
+      f"calibration: got shape {np.shape(calibration)}, needed are uint8 "
+      f"[M, B, {', '.join(map(str, images.shape[1:]))}]"
+    )
+  for name, least in (("chips", 0), ("images", 1), ("memory", 0)):
+    value = getattr(limits, name)
+    if not is_number(value, whole=name != "memory") or value < least:
+      raise errors.InputError(
+        f"limits.{name}: got {value!r}, allowed are numbers of at least {least}"
+      )
+  missing = {"params", "batch_stats"} - set(setting.variables)
+  if missing:
+    raise errors.InputError(
+      f"variables: got none of {', '.join(sorted(missing))}, needed are params "
+      "and batch_stats"
+    )
   device, bits = setting.device, setting.module.weight_bits
   crossbar.check_readout(setting.variables, device, bits, setting.layers)
   if setting.calibration is not None and device.adc_bits == 1:
@@ -143,6 +194,24 @@ def _check(setting):
       raise errors.InputError(
         f"variables, {name}: got a value that is not finite; nothing that a "
         "chip computes with it would mean anything"
+      )
+
+
+def is_number(value: Any, whole: bool) -> bool:
+  """Returns whether a value is a (whole) number; bools are none."""
+  kinds = (int, np.integer) if whole else (int, float, np.number)
+  return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _check_finite(finite, numbers):
+  """Raises InputError where what chips have, bool `[K, ...]`, is not finite."""
+  for name, of_chips in finite.items():
+    of_chips = sharding.fetch(of_chips)[: len(numbers)]
+    bad = ~of_chips.reshape(len(numbers), -1).all(1)
+    if bad.any():
+      raise errors.InputError(
+        f"device: got chip {numbers[int(bad.argmax())]}, whose {name} are not "
+        "finite in float32; allowed are parameters that leave them finite"
       )
 
 
@@ -177,8 +246,9 @@ class Plan:
   chunk: int  # K
   block: int  # B
   segment: int  # images a call
-  program: Callable[..., Any]  # (key, numbers `[K]`) -> chips
-  # (shared, chips, images, labels, numbers) -> correct
+  # (key, numbers `[K]`) -> chips, what of them is finite by name
+  program: Callable[..., Any]
+  # (shared, chips, images, labels, numbers) -> correct, finite
   evaluate: Callable[..., Any]
   executables: dict[str, Any]  # of both programs, by name
 
@@ -240,7 +310,8 @@ def make_plan(
   while True:
     numbers = np.empty(chips * sample, np.int32)
     program = compile_("program", *_abstract(jax.random.key(0), numbers, *net))
-    evaluate = compile_("evaluate", *_abstract(shared, program.out, *blocks))
+    chips_out = program.out[0]
+    evaluate = compile_("evaluate", *_abstract(shared, chips_out, *blocks))
     needed = max(program.needs.memory, evaluate.needs.memory)
     if needed <= memory:
       break
@@ -353,13 +424,28 @@ def _chip(key, setting, form):
 
 
 def _program(module, layers, form, key, numbers, *net):
-  """Returns the chips of one device, `[K]` of every leaf."""
+  """Returns the chips of one device, `[K]` of every leaf, and if finite."""
   variables, device, faults, calibration = net
   setting = Setting(module, variables, device, faults, layers, calibration)
-  return jax.lax.map(
+  chips = jax.lax.map(
     lambda number: _chip(jax.random.fold_in(key, number), setting, form),
     numbers,
   )
+  return chips, jax.vmap(_finite)(chips)
+
+
+def _finite(chip):
+  """Whether all of it is finite, a bool by name; of what can be otherwise."""
+  # Of what the chip is used as: not fused into what computes it, whose rounding
+  # might change.
+  leaves = jax.tree_util.tree_leaves_with_path(chip)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): jnp.isfinite(
+      jax.lax.optimization_barrier(leaf)
+    ).all()
+    for path, leaf in leaves
+    if jnp.issubdtype(leaf.dtype, jnp.floating)
+  }
 
 
 def _blocks(images, labels, first, plan):
@@ -377,19 +463,21 @@ def _blocks(images, labels, first, plan):
 
 
 def _evaluate(module, vmapped, shared, chips, images, labels, numbers):
-  """Correct of the chips of one device, bool `[K, M B]`."""
+  """Correct of one device's chips, bool `[K, M B]`, and if finite, `[K, M]`."""
 
   def block(inputs):
     images, labels, numbers = inputs
     code = module.encode(images)
 
     def one(own):
-      return _logits(module, shared, own, code, numbers).argmax(-1) == labels
+      logits = _logits(module, shared, own, code, numbers)
+      return logits.argmax(-1) == labels, jnp.isfinite(logits).all()
 
     return jax.vmap(one)(chips) if vmapped else jax.lax.map(one, chips)
 
-  correct = jax.lax.map(block, (images, labels, numbers))
-  return correct.swapaxes(0, 1).reshape(correct.shape[1], -1)
+  correct, finite = jax.lax.map(block, (images, labels, numbers))
+  correct = correct.swapaxes(0, 1).reshape(correct.shape[1], -1)
+  return correct, finite.swapaxes(0, 1)
 
 
 def _logits(module, shared, own, code, numbers, widths=None):
@@ -428,7 +516,7 @@ def score_chips(
     chip = _chip(key, Setting(module, params, device), form)
 
     def score_batch(carry, batch):
-      first, correct, losses = carry
+      first, correct, losses, finite = carry
       size = batch.label.size
       inputs = module.encode(batch.image)
       numbers = first + jnp.arange(size)
@@ -442,14 +530,26 @@ def score_chips(
         jax.nn.log_softmax(logits), batch.label[None, :, None], -1
       )
       mask = batch.mask[None]
-      correct += (hit & mask).sum(-1)
+      correct += (hit & mask).sum(-1, dtype=jnp.int32)
       losses += (-picked[..., 0] * mask).sum(-1)
-      return (first + size, correct, losses), None
+      finite &= jnp.isfinite(logits).all((1, 2))
+      return (first + size, correct, losses, finite), None
 
-    zeros = jnp.int32(0), jnp.zeros(num, jnp.int32), jnp.zeros(num)
-    (_, correct, losses), _ = jax.lax.scan(score_batch, zeros, batches)
-    count = batches.mask.sum()
-    return Scores(correct, correct / count, losses / count)
+    start = (
+      jnp.int32(0),
+      jnp.zeros(num, jnp.int32),
+      jnp.zeros(num, jnp.float32),
+      jnp.ones(num, bool),
+    )
+    (_, correct, losses, finite), _ = jax.lax.scan(score_batch, start, batches)
+    for is_finite in _finite(chip).values():
+      finite &= is_finite
+    count = batches.mask.sum().astype(jnp.float32)
+    accuracy, loss = (
+      jnp.where(finite, x.astype(jnp.float32) / count, jnp.nan)
+      for x in (correct, losses)
+    )
+    return Scores(jnp.where(finite, correct, -1), accuracy, loss)
 
   # Looped over on CPU, vmapped elsewhere: as many as memory is likely to hold.
   together = 0

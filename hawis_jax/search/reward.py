@@ -42,8 +42,13 @@ def make_score(
   device-major. BN is recalibrated at every vector's widths before it is scored.
   Vectors are shared out over the mesh (None: all accelerators), each of which
   scores `block` of them at a time, for memory's sake.
+
+  Raises:
+    InputError: a bad device.
   """
   mesh = sharding.training_mesh() if mesh is None else mesh
+  for device in devices:
+    crossbar.validate(device)
 
   def score(scorer, widths, keys):
     num, shares = len(widths), mesh.size

@@ -333,7 +333,7 @@ def test_files_start_from_a_preset(file):
     ({"stuck_off": [0.1, 0.2]}, ".stuck_off: got (0.1, 0.2), allowed is a sh"),
     ({"tile_shape": [8, [8]]}, ".tile_shape: got (8, [8]), needed are (rows, "),
     ({"preset": "pcm", "g_on": 1e-3}, ".write_range: got g_off, g_on = 2.5e-"),
-    ('{"g_on": NaN}', ".g_on: got nan, allowed is a conductance"),
+    ('{"g_on": NaN}', ": can't be read: got the number NaN"),
     ("[1]", ": got a list, needed is an object of fields"),
     ("", ": can't be read: Expecting value"),
     ('{"g_on": 1', ": can't be read: Expecting ',' delimiter"),

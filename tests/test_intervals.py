@@ -173,20 +173,31 @@ def _two_nets(rng, images, own, *, chips=32, luck=0.2, ours=0.1, shift=0.0):
   ]
 
 
+def _population(own, *, luck=0.2, ours=0.1, shift=0.0):
+  """Accuracy of a net of `_two_nets`: its margins and noise are normal."""
+  deviation = np.sqrt(1 + own**2 + luck**2 + ours**2 + 0.1**2)
+  return stats.norm.cdf((1.5 + shift) / deviation)
+
+
 @pytest.mark.parametrize(
   "images, disagree, nets",
   [
-    (360, 0.05, dict(own=0.3)),
-    (360, 0.1, dict(own=0.62)),
+    (360, 0.05, dict(own=0.3, ours=0.02)),
+    (360, 0.1, dict(own=0.62, ours=0.02)),
+    (360, 0.1, dict(own=0.62, ours=0.1)),
     (360, 0.1, dict(own=0.3, luck=0.5, ours=0.45)),
-    pytest.param(10_000, 0.05, dict(own=0.3), marks=pytest.mark.slow),
-    pytest.param(10_000, 0.1, dict(own=0.62), marks=pytest.mark.slow),
+    pytest.param(
+      10_000, 0.05, dict(own=0.3, ours=0.02), marks=pytest.mark.slow
+    ),
+    pytest.param(
+      10_000, 0.1, dict(own=0.62, ours=0.02), marks=pytest.mark.slow
+    ),
   ],
 )
 def test_equal_nets_get_a_verdict_in_5_percent_at_most(
   images, disagree, nets, rng
 ):
-  """32 chips; over chips alone it is up to 72 % of the trials."""
+  """32 chips; over chips alone it is up to 79 % of the trials."""
   runs, decided, of_chips, differ = 400, 0, 0, []
   for _ in range(runs):
     first, second = _two_nets(rng, images, **nets)
@@ -200,14 +211,14 @@ def test_equal_nets_get_a_verdict_in_5_percent_at_most(
   assert np.mean(differ) == pytest.approx(disagree, rel=0.1)
   share = decided / runs
   assert share <= 0.05 or stats.binomtest(decided, runs, 0.05).pvalue > 1e-4
-  if "ours" not in nets:  # nothing but the images
-    assert of_chips > 5 * max(decided, 0.05 * runs)
+  if nets["ours"] < 0.4:  # hardly anything but the images
+    assert of_chips > 0.25 * runs
 
 
 def test_a_better_net_is_found(rng):
   """3 points at 360 images of which 18 tell the nets apart."""
   gaps, found, covered = [], 0, 0
-  truth = np.subtract(*map(np.mean, _two_nets(rng, 10**6, 0.3, shift=0.25)))
+  truth = _population(0.3, shift=0.25) - _population(0.3)
   for _ in range(100):
     row = statistics.paired_difference(*_two_nets(rng, 360, 0.3, shift=0.25))
     gaps.append(row["difference"])
@@ -273,7 +284,7 @@ def test_a_table_of_equal_nets_has_no_verdict(rng):
       row["verdict"] != "undecided" for row in statistics.verdicts(rows)
     )
   assert stats.binomtest(wrong, runs, 0.05).pvalue > 1e-4 or wrong < 5
-  assert single > 15
+  assert single > 5
 
 
 @pytest.mark.parametrize(
@@ -282,9 +293,7 @@ def test_a_table_of_equal_nets_has_no_verdict(rng):
 def test_total_interval_covers_the_population(chips, images, luck, rng):
   """Other chips and other images, near the ceiling of accuracies."""
   runs, covered = 400, 0
-  # Normal margins: (1.5 + sum) > 0.
-  deviation = np.sqrt(1 + 0.3**2 + luck**2 + 0.1**2 + 0.1**2)
-  truth = stats.norm.cdf(1.5 / deviation)
+  truth = _population(0.3, luck=luck)
   for _ in range(runs):
     table, _ = _two_nets(rng, images, 0.3, chips=chips, luck=luck)
     low, high = statistics.total_interval(table)

@@ -7,6 +7,8 @@ not: physical noise, wires of 22 nm, converters. Every net meets the same chips.
 The net found by a search of its own, against the 1x net and its 8-bit one:
 python -m hawis_jax.main --config configs/tolerance_resnet20.py
 
+The published test's 8-bit net has `--config.train.int8_scales=tensor`.
+
 A published width vector ("1x", "4x", "hawis_a" or "hawis_b") instead:
 python -m hawis_jax.main --config configs/tolerance_resnet20.py:hawis_a
 

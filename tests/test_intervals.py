@@ -310,7 +310,7 @@ def test_total_interval_of_one_chip_is_wilsons():
     table = np.arange(100)[None] < right
     expected = stats.binomtest(right, 100).proportion_ci(method="wilson")
     got = statistics.total_interval(table)
-    np.testing.assert_allclose(got, expected, atol=2e-3)  # t, not normal
+    np.testing.assert_allclose(got, expected)
 
 
 def _catastrophic(rng, share, *shape):

@@ -309,12 +309,15 @@ def total_interval(correct: np.ndarray) -> tuple[float, float]:
 
   It is Wilson's of as many independent images as have the total standard error
   (Franco et al., 2019), with Student's quantile of Satterthwaite's degrees of
-  freedom. Of one chip it is over images alone.
+  freedom. Of one chip it is over images alone: Wilson's own.
 
   Args:
     correct: bool `[S, N]`.
   """
   correct = np.asarray(correct, bool)
+  if len(correct) == 1:
+    test = stats.binomtest(int(correct.sum()), correct.size)
+    return tuple(map(float, test.proportion_ci(_LEVEL, method="wilson")))
   mean, (_, error, freedom) = float(correct.mean()), _crossed(correct)
   spread = mean * (1 - mean)
   # All alike: as of the images alone.

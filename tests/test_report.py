@@ -89,6 +89,7 @@ def _swept(workdir, rng, experiment):
           {"severity": severity.value, **measured.finish()}
         )
     described = dict(test_images=360, clean=clean, sweeps=sweeps)
+    described["versions"] = {"jax": "0.10.2" if net == "found" else "0.11.0"}
     described |= dict(widths=list(_WIDTHS[vector]), weight_bits=_BITS[kind])
     if kind != net_names.FLOAT:
       costs = experiment.exact_costs(_WIDTHS[vector])
@@ -500,6 +501,8 @@ def test_the_same_content_gives_the_same_bytes(made):
     assert svg == (workdir / "report" / f"{name}.svg").read_text()
   again = json.loads(json.dumps(report.collect(experiment, workdir)))
   assert again | {"files": content["files"]} == content
+  # Nets were measured by two versions: both are told.
+  assert content["versions"] == {"jax": "0.10.2, 0.11.0"}
 
 
 def test_nets_given_by_name_are_compared(rng, tmp_path):

@@ -16,7 +16,6 @@ import sys
 from hawis_jax import errors
 from hawis_jax.config import settings
 from hawis_jax.networks import net_names
-from hawis_jax.pipeline import provenance
 from hawis_jax.pipeline import results
 from hawis_jax.pipeline import robustness
 from hawis_jax.pipeline import tally
@@ -141,7 +140,7 @@ def collect(experiment: Experiment, workdir: pathlib.Path) -> dict:
     "name": _name(command, workdir),
     "measured": measured,
     "command": command,
-    "versions": provenance.versions(),
+    "versions": _versions(swept),
     **inputs,
     "nets": {
       name: facts.net(
@@ -155,6 +154,15 @@ def collect(experiment: Experiment, workdir: pathlib.Path) -> dict:
       for row in rows
     ],
     "missing": _missing(config, swept),
+  }
+
+
+def _versions(swept):
+  """Those that the nets were measured with, which may be several."""
+  nets = [net["versions"] for net in swept.values()]
+  return {
+    package: ", ".join(sorted({net[package] for net in nets}))
+    for package in nets[0]
   }
 
 

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hawis_jax import cost
 from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax.config import settings
 from hawis_jax.crossbar import presets
 from hawis_jax.pipeline import results
+from hawis_jax.robustness import calibration
 from hawis_jax.runtime import storage
 
 _IDEAL = crossbar.Device()
@@ -220,24 +222,24 @@ def test_every_public_door_checks_the_device(change, message):
     (crossbar.program, key, {"params": {"a": {"kernel": kernel}}}, device),
     (crossbar.wire_transfer, kernel, device),
     (crossbar.stack, [_IDEAL, device]),
+    (calibration.calibrate_converters, None, {}, None, device),
+    (cost.hardware, device),
   ):
     _complains(f"device.{message}", call, *arguments)
   _complains("device: got a dict, needed", crossbar.wire_transfer, kernel, {})
 
 
-def test_arrays_are_checked_chip_by_chip():
-  shares = np.float32([0.6, 0.4])
+def test_numbers_of_arrays_are_checked():
+  """One chip's: an array of several would be broadcast over cells."""
+  on, off = np.float32([0.6, 0.4])
   # As float32 these add up to more than 1.
-  assert _is_valid(_with(stuck_on=shares, stuck_off=jnp.array(shares[::-1])))
-  assert _is_valid(crossbar.stack([_with(stuck_on=0.1), _IDEAL]))
-  for value in (shares[:, None], np.zeros(0)):
-    _refused("variation", value.tolist(), "a sigma")
-    message = f"variation: got {value.tolist()!r}"
-    _complains(message, crossbar.validate, _with(variation=value))
-  device = _with(stuck_on=shares, stuck_off=np.float64([0.4, 0.7]))
+  assert _is_valid(_with(stuck_on=on, stuck_off=jnp.array(off)))
+  device = _with(stuck_on=np.float32(0.4), stuck_off=np.float64(0.7))
   _complains("got 0.4 + 0.7, allowed is a sum", crossbar.validate, device)
-  device = _with(write_sigma=(jnp.array([0.1, np.inf]),))
+  device = _with(write_sigma=(jnp.float32(np.inf),))
   _complains("got (inf,), allowed is a tuple", crossbar.validate, device)
+  for device in (_with(g_on=np.float32([1, 1])), crossbar.stack([_IDEAL] * 2)):
+    _complains("device.g_on: got [", crossbar.validate, device)
 
 
 def test_what_is_traced_is_not_checked():

@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import types
 
 import hypothesis
 from hypothesis import strategies as st
@@ -15,6 +14,7 @@ import pytest
 import scipy.sparse
 import scipy.sparse.linalg
 
+from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax import interop
 from hawis_jax.crossbar import wires
@@ -208,7 +208,7 @@ def test_gradient_in_float32_is_finite():
 
 
 def test_resistances_of_a_device():
-  device = types.SimpleNamespace(wire_resistance=28.0, load_resistance=4.0)
+  device = crossbar.Device(wire_resistance=28.0, load_resistance=4.0)
   g = _draw(np.random.default_rng(0), (24, 40)).astype(np.float32)
   result = jax.jit(lambda g: wires.wire_transfer(g, device))(g)
   _assert_close(result, _single(g, 28.0, 4.0), 1e-6)

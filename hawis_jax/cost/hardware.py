@@ -87,8 +87,9 @@ def hardware(
   """Returns the hardware of a (concrete) device.
 
   Raises:
-    InputError: a bad duplication or activity.
+    InputError: a bad device, duplication or activity.
   """
+  crossbar.validate(device)
   return Hardware(
     tile_shape=device.tile_shape,
     g_on=float(device.g_on),

@@ -9,7 +9,6 @@ Axes: S chips, R rows and C columns of a tile.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
 import sys
 from typing import Any
 
@@ -281,7 +280,7 @@ _BOOL = (lambda value: type(value) is bool, "True or False")
 _LINE = (lambda x: x[2] <= x[3], "(a, b, low, high) with low <= high")
 # {field: (whether a value is good, what is allowed)}.
 _RULES = {
-  "adc_bits": (lambda n: not (n or 0) % 1, _NUMBERS["adc_bits"][2]),
+  "adc_bits": (lambda n: not n % 1, _NUMBERS["adc_bits"][2]),
   "cell_bits": (
     # Not a bool, which equals 0 or 1.
     lambda n: type(n) is int and n in (0, 1, 2),
@@ -315,8 +314,8 @@ _TOGETHER = ("g_on", "g_off", "write_error", "write_sigma")
 def validate(device: Device, name: str = "device") -> Device:
   """Returns `device` if its parameters make sense together.
 
-  Those of every chip, where arrays hold them (see `stack`); values that are
-  traced are not known, and not checked.
+  Values that are traced are not known, and not checked. A device is that of one
+  chip: of several (see `stack`) only `vmap` makes one.
 
   Raises:
     InputError: names the field, what it got and what is allowed.
@@ -325,45 +324,45 @@ def validate(device: Device, name: str = "device") -> Device:
     raise errors.InputError(
       f"{name}: got a {type(device).__name__}, needed is a Device"
     )
-  for one in _concrete(device):
-    _validate(one, name)
-  return device
-
-
-def _concrete(device):
-  """Returns devices of Python's numbers, a chip each; defaults for traced."""
-  values = {name: getattr(device, name) for name in _LEAVES}
   traced = {
-    name
-    for name, value in values.items()
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value))
+    field
+    for field in _LEAVES
+    for x in _items(getattr(device, field))
+    if isinstance(x, jax.core.Tracer)
   }
   if traced.intersection(_TOGETHER):
     traced.update(_TOGETHER)
-  values.update((name, getattr(Device(), name)) for name in traced)
-  sizes = [np.size(x) for x in jax.tree.leaves(values) if _is_array(x)]
+  good = {field: getattr(Device(), field) for field in traced}
+  _validate(plain(dataclasses.replace(device, **good)), name)
+  return device
 
-  def number(x, chip):
-    if not _is_array(x):
+
+def plain(device: Device) -> Device:
+  """Returns a (concrete) device whose numbers are Python's.
+
+  An effect that is None is absent, as at a severity of 0.
+  """
+
+  def number(x):
+    if not isinstance(x, jax.Array | np.ndarray | np.generic):
       return x
     x = np.asarray(x)
-    if x.ndim > 1 or not x.size:
-      return x.tolist()  # to be refused
-    x = x.reshape(-1)[chip % x.size]
-    # The number that was meant: float32(0.1) is not quite 0.1.
-    is_float = jnp.issubdtype(x.dtype, jnp.floating)
-    return float(str(x)) if is_float else x.item()
+    if not x.ndim and jnp.issubdtype(x.dtype, jnp.floating):
+      return float(str(x))  # what was meant: float32(0.1) is not quite 0.1
+    return x.tolist()
 
-  return [
-    dataclasses.replace(
-      device, **jax.tree.map(functools.partial(number, chip=chip), values)
-    )
-    for chip in range(max(sizes, default=1) or 1)
-  ]
+  values = {}
+  for field in _LEAVES:
+    value = getattr(device, field)
+    if value is None and field in EFFECTS:
+      value = 0.0
+    is_tuple = isinstance(value, tuple)
+    values[field] = tuple(map(number, value)) if is_tuple else number(value)
+  return dataclasses.replace(device, **values)
 
 
-def _is_array(x):
-  return isinstance(x, jax.Array | np.ndarray | np.generic)
+def _items(value):
+  return value if isinstance(value, tuple) else (value,)
 
 
 def _validate(device, name):
@@ -377,8 +376,6 @@ def _validate(device, name):
 
   for field, (low, high, allowed) in _NUMBERS.items():
     value = getattr(device, field)
-    if value is None and field in EFFECTS:
-      value = 0
     if not is_finite(value) or not low <= value <= high:
       fail(field, allowed)
   for field, length in _TUPLES.items():
@@ -393,7 +390,7 @@ def _validate(device, name):
       f"{name}.g_off, g_on: got {device.g_off:.9g}, {device.g_on:.9g} S, "
       f"needed is g_on >= {_LEAST_RATIO} g_off: float32 must tell levels apart"
     )
-  if (device.stuck_on or 0) + (device.stuck_off or 0) > 1:
+  if device.stuck_on + device.stuck_off > 1:
     raise errors.InputError(
       f"{name}.stuck_on + stuck_off: got {device.stuck_on:g} + "
       f"{device.stuck_off:g}, allowed is a sum of at most 1"
@@ -465,8 +462,5 @@ def with_fields(
     InputError: a field that is none of `allowed`, or a bad value.
   """
   errors.check_fields(values, allowed, name)
-  values = {
-    field: 0.0 if value is None and field in EFFECTS else value
-    for field, value in values.items()
-  }
-  return validate(dataclasses.replace(device, **values), name)
+  device = plain(dataclasses.replace(device, **values))
+  return validate(device, name)

@@ -77,7 +77,7 @@ def export_chip(
       the file can't be written.
   """
   path = array_files.checked_path(path, array_files.SUFFIXES)
-  device = devices.validate(_concrete(device))
+  device = devices.plain(devices.validate(device))
   params = {"params": variables["params"]}
   if faults is not None:
     faults = fault_maps.as_faults("faults", faults)
@@ -117,17 +117,3 @@ def export_chip(
     arrays[f"{name}/actual"] = np.asarray(layer.conductances, np.float32)
     arrays[f"{name}{fault_maps.FAULTS}"] = np.asarray(layer.faults, np.int8)
   array_files.write(path, arrays)
-
-
-def _concrete(device):
-  """Makes the device's arrays, as of one of several chips, Python's numbers.
-
-  An effect that is None is absent, as at a severity of 0.
-  """
-
-  def plain(value):
-    if value is None:
-      return 0.0
-    return value.item() if getattr(value, "ndim", None) == 0 else value
-
-  return jax.tree.map(plain, device, is_leaf=lambda value: value is None)

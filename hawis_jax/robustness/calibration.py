@@ -33,8 +33,9 @@ def calibrate_converters(
   `thresholds`.
 
   Raises:
-    InputError: no one threshold does what follows a layer.
+    InputError: a bad device; no one threshold does what follows a layer.
   """
+  crossbar.validate(device)
   found = {}
   if images is not None:
     # The hardware is designed once, for the defect-free net: all chips have the

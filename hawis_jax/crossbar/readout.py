@@ -77,7 +77,8 @@ def read(
       there are any; `planes` where the bits of integers are applied one after
       the other; `variances` and `read_keys` (`[B]`, from `chip.for_images`)
       where there is noise a read; `thermal`, the variances of an input
-      channel's cells whatever its inputs, `[N, C, C_out]`.
+      channel's cells whatever its inputs, `[N, C, C_out]`; `copies`, whose
+      average is returned.
     mask: bool `[C_in]`, the input channels that there are, the first ones: the
       others, whose inputs are 0, have no rows and no tiles; None: all.
   """
@@ -91,7 +92,8 @@ def read(
   out = jax.eval_shape(product, x[..., :channels], layer["kernels"][0])
   if mask is not None:
     layer = {**layer, "mask": mask}
-  return _scan(product, x, layer, jnp.zeros(out.shape, out.dtype), accumulate)
+  total = _scan(product, x, layer, jnp.zeros(out.shape, out.dtype), accumulate)
+  return total / layer["copies"] if "copies" in layer else total
 
 
 def sums_percentile(
@@ -162,7 +164,10 @@ def _scan_reads(product, bits, layer, plane, value, carry, accumulate):
       keys = jax.vmap(jax.random.fold_in, (0, None))(
         layer["read_keys"], read["number"]
       )
-      normal = jax.vmap(lambda k: jax.random.normal(k, sums.shape[1:]))(keys)
+      # Of 32 bits in any case: those of 64 would be other numbers.
+      normal = jax.vmap(
+        lambda k: jax.random.normal(k, sums.shape[1:], jnp.float32)
+      )(keys)
       sums = sums + _sqrt(variance) * normal.astype(sums.dtype)
     factor = value * read["factors"]
     if "mask" in layer:

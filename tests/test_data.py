@@ -574,6 +574,43 @@ def test_files_of_another_format_do_not_serve(tmp_path):
     data.load(settings_of(tmp_path, "tiny", 1))
 
 
+_EVIL = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+
+
+@pytest.mark.parametrize("form", ["now", "field", "legacy", "json", "content"])
+def test_code_beside_data_is_not_run(tmp_path, monkeypatch, form):
+  """TFDS imports the classes that a set names, from the current folder too."""
+  folder = make_tiny(tmp_path / "mydata")
+  (folder.parents[1] / "evil.py").write_text(_EVIL)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend("")
+  path, name = folder / "features.json", "mydata.evil.X"
+  legacy = {"type": name, "content": {}}
+  inner = {"features": {"image": legacy}}
+  top = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+  content = json.loads(path.read_text())
+  features = content["featuresDict"]["features"]
+  features["image"]["pythonClassName"] = name
+  changed = {
+    "now": content,
+    "field": content | {"python_class_name": name} | {"pythonClassName": top},
+    "legacy": {"type": top, "content": inner["features"]},
+    "json": {
+      "pythonClassName": top,
+      "jsonFeature": {"json": json.dumps(inner)},
+    },
+    "content": {
+      "type": top,
+      "proto_cls": "tensorflow_datasets.FeaturesDict",
+      "content": json.dumps(content["featuresDict"]),
+    },
+  }
+  path.write_text(json.dumps(changed[form]))
+  with fails("config.data.name: ", "a feature of the class 'mydata.evil.X'"):
+    data.load(settings_of(folder.parents[1], "tiny", 1))
+  assert not (folder.parents[1] / "ran").exists()
+
+
 def truncate(path, size=30_000):
   os.truncate(path, size)
 

@@ -1,8 +1,14 @@
 """State dicts: names and layouts, round trips, files, and every misfit."""
 
 import functools
+import io
+import os
+import pickle
 import re
+import struct
 import sys
+import types
+import zipfile
 
 from flax import traverse_util
 import jax.numpy as jnp
@@ -285,6 +291,8 @@ def test_pytorch_files(rng, tmp_path, suffix):
   torch.save({"net": {"x": half}}, path)
   got = interop.load_state_dict(path)["x"]
   assert got.dtype == jnp.bfloat16 and got.tolist() == [1.5, -2.0]
+  torch.save({"x": half[:1].expand(10**7, 10**6)}, path)
+  assert interop.load_state_dict(path)["x"][-1, -1] == 1.5
   torch.save({"state_dict": torch.nn.Linear(2, 2)}, path)
   with pytest.raises(errors.InputError, match=f"can't be read as {suffix}"):
     interop.load_state_dict(path)
@@ -296,6 +304,101 @@ def test_pytorch_files_need_pytorch(tmp_path, monkeypatch):
   path.write_bytes(b"whatever")
   with pytest.raises(errors.InputError, match="needs the package torch: inst"):
     interop.load_state_dict(path)
+
+
+class _Attack:
+  """Makes a file when it is unpickled."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return open, (str(self.path), "w")
+
+
+def test_pytorch_files_run_nothing(tmp_path, monkeypatch):
+  """Of before 2.6, whose `weights_only` could be got round, none is opened."""
+  made, path = tmp_path / "made", tmp_path / "net.pt"
+  path.write_bytes(pickle.dumps({"conv1.weight": _Attack(made)}))
+  with monkeypatch.context() as patch:
+    old = types.SimpleNamespace(
+      __version__="2.5.1+cpu", load=lambda *_, **__: made.touch()
+    )
+    patch.setitem(sys.modules, "torch", old)
+    match = r"net.pt: got PyTorch 2.5.1\+cpu, needed is 2.6 or newer"
+    with pytest.raises(errors.InputError, match=match):
+      interop.load_state_dict(path)
+  assert not made.exists()
+  torch = pytest.importorskip("torch", reason="needs hawis_jax[torch]")
+  for legacy in (False, True):  # neither a zip nor a stream of pickles
+    torch.save(
+      {"conv1.weight": _Attack(made)},
+      path,
+      _use_new_zipfile_serialization=not legacy,
+    )
+    with pytest.raises(errors.InputError, match="can't be read as .pt: "):
+      interop.load_state_dict(path)
+  assert not made.exists()
+
+
+def _npz(path, *members, compression=zipfile.ZIP_DEFLATED):
+  with zipfile.ZipFile(path, "w", compression) as archive:
+    for number, content in enumerate(members):
+      archive.writestr(f"{number}.npy", content)
+
+
+def _npy_header(shape, descr="<f4"):
+  file = io.BytesIO()
+  np.lib.format.write_array_header_1_0(
+    file, {"descr": descr, "fortran_order": False, "shape": shape}
+  )
+  return file.getvalue()
+
+
+def _bomb(path):
+  """One member, which all entries of the directory point at."""
+  _npz(path, _npy_header((8 << 20,)) + bytes(32 << 20))
+  content = path.read_bytes()
+  end = content.rindex(b"PK\x05\x06")
+  start = content.rindex(b"PK\x01\x02", 0, end)
+  entry, tail = content[start:end], bytearray(content[end:])
+  tail[8:12] = struct.pack("<HH", 200, 200)
+  tail[12:16] = struct.pack("<I", 200 * len(entry))
+  path.write_bytes(content[:start] + 200 * entry + tail)
+
+
+@pytest.mark.parametrize(
+  "make, match",
+  [
+    (lambda path: _npz(path, _npy_header((10**12,))), r"0.npy: got shape \(10"),
+    (lambda path: _npz(path, _npy_header((1,), "V2147483647")), "0.npy: got"),
+    (lambda path: _npz(path, _npy_header((10**12,), "|S0")), "0.npy: got"),
+    (
+      lambda path: _npz(path, bytes(64 << 20), compression=zipfile.ZIP_LZMA),
+      "got arrays of 67,108,864 bytes, allowed for a file of its size are",
+    ),
+    (_bomb, "got arrays of 6,710,912,000 bytes"),
+  ],
+  ids=["elements", "bytes", "of nothing", "lzma", "overlapping"],
+)
+def test_files_that_hold_less_than_they_say(tmp_path, make, match):
+  """Refused before memory is taken for it, PyTorch's as well."""
+  for suffix in (".npz", ".pt")[: 1 if "0.npy" in match else 2]:
+    path = tmp_path / f"net{suffix}"
+    make(path)
+    with pytest.raises(errors.InputError, match=match) as caught:
+      interop.load_state_dict(path)
+    assert str(path) in str(caught.value)
+
+
+def test_files_larger_than_any_net(tmp_path):
+  """Sparse ones take no room on a disk."""
+  for suffix in (".safetensors", ".pt", ".npz"):
+    path = tmp_path / f"net{suffix}"
+    path.touch()
+    os.truncate(path, (16 << 30) + 1)
+    with pytest.raises(errors.InputError, match="allowed .* 17,179,869,184$"):
+      interop.load_state_dict(path)
 
 
 def _pickled(path):

@@ -16,6 +16,11 @@ from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax import interop
 
+try:
+  import h5py
+except ImportError:
+  h5py = None
+
 _program = jax.jit(crossbar.program, static_argnames="bits")
 _SUFFIXES = (".npz", ".hdf5", ".h5")  # the last two are the same format
 _KINDS = ("target", "actual", "faults")
@@ -355,6 +360,61 @@ def test_damaged_files(rng, tmp_path, suffix):
 def test_objects_are_not_unpickled(path):
   np.savez(path, stem=np.array([{}], dtype=object))
   _bad("can't be read as .npz", path, interop.load_faults, path)
+
+
+_SHAPE = (1, 1, 1, 2, 4, 4)
+
+
+def _unwritten(file, folder):
+  file.create_dataset("x", (1, 1, 1, 2, 10**6, 10**6), "i1")
+
+
+def _one_chunk(file, folder):
+  chunks = (1, 1, 1, 2, 1 << 15, 1 << 15)
+  file.create_dataset("x", _SHAPE, "i1", maxshape=[None] * 6, chunks=chunks)
+
+
+def _one_text(file, folder):
+  texts = file.create_dataset("x", 2000, h5py.string_dtype())
+  texts[0] = "x" * 2000
+
+
+def _virtual(file, folder):
+  layout = h5py.VirtualLayout(_SHAPE, "i1")
+  layout[...] = h5py.VirtualSource(folder / "other.h5", "x", _SHAPE)
+  file.create_virtual_dataset("x", layout)
+
+
+def _external(file, folder):
+  (folder / "outside").write_bytes(bytes(32))
+  outside = [(folder / "outside", 0, 32)]
+  file.create_dataset("x", _SHAPE, "i1", external=outside)
+
+
+def _links(file, folder):
+  file["loop"] = file["/"]
+  file["soft"] = h5py.SoftLink("/nowhere")
+  file["external"] = h5py.ExternalLink(folder / "other.h5", "/x")
+
+
+@pytest.mark.skipif(h5py is None, reason="needs hawis_jax[hdf5]")
+@pytest.mark.parametrize(
+  "make, match",
+  [
+    (_unwritten, "got arrays of 2,000,000,000,000 bytes, allowed for a file"),
+    (_one_chunk, "got arrays of 2,147,483,648 bytes, allowed for a file"),
+    (_one_text, "got arrays of .* bytes, allowed for a file"),
+    (_virtual, "x: got an array of other files, needed is one in this file"),
+    (_external, "x: got an array of other files, needed is one in this file"),
+    (_links, "got no layer, needed is one or more"),
+  ],
+)
+def test_hdf5_files_that_hold_less_than_they_say(tmp_path, make, match):
+  """Refused before memory is taken for it, or other files are opened."""
+  path = tmp_path / "chip.h5"
+  with h5py.File(path, "w") as file:
+    make(file, tmp_path)
+  _bad(match, path, interop.load_faults, path)
 
 
 _NO_FAULTS = {"stem": np.zeros((1, 1, 1, 2, 4, 4), np.int8)}

@@ -1,7 +1,9 @@
 """Prepared data sets: TFDS folders of ArrayRecord files."""
 
+from collections.abc import Iterator
 import difflib
 import re
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -10,6 +12,12 @@ from hawis_jax import errors
 from hawis_jax.data import digits
 from hawis_jax.data import prepare
 from hawis_jax.data import sources
+
+# Of any other class that a set names, TFDS would import the module: a program
+# of whoever wrote the set, where Python finds it.
+_FEATURE = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+_JSON_KEYS = ("json", "content")  # of text that TFDS reads as JSON again
 
 
 def open_set(name: str, data_dir: str) -> sources.Stored:
@@ -23,6 +31,15 @@ def open_set(name: str, data_dir: str) -> sources.Stored:
     InputError: no such data set, not one of labelled uint8 images, or damaged.
   """
   folder = _find(name, prepare.root(data_dir))
+  try:
+    features = (folder / "features.json").read_bytes()
+    classes = set(_classes(errors.parse_json(features, "features.json")))
+  except Exception as error:  # brackets too many for Python, too
+    raise sources.unreadable(folder, error) from error
+  for found in sorted(classes):
+    if not _FEATURE.fullmatch(found):
+      allowed = "those of tensorflow_datasets.core.features"
+      raise sources.unfit(folder, f"a feature of the class {found!r}", allowed)
   try:
     builder = tfds.builder_from_directory(folder)
   except Exception as error:  # JSON, protobuf and TFDS have their own
@@ -52,6 +69,20 @@ def open_set(name: str, data_dir: str) -> sources.Stored:
     raise sources.unfit(folder, f"no labelled images {wanted}", "some")
   train, test = records["train"], records[test]
   return sources.Stored(folder, folder.name, train, test, shape, num_classes)
+
+
+def _classes(value: Any, key: str = "") -> Iterator[str]:
+  """Yields the names of Python classes in a features.json, at any depth."""
+  if isinstance(value, dict):
+    for name, inner in value.items():
+      yield from _classes(inner, name)
+  elif isinstance(value, list):
+    for inner in value:
+      yield from _classes(inner, key)
+  elif key in _CLASS_KEYS:
+    yield str(value)
+  elif key in _JSON_KEYS and isinstance(value, str):
+    yield from _classes(errors.parse_json(value, key))
 
 
 def _find(name, place):

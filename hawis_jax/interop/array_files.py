@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import math
 import os
 import pathlib
 import re
@@ -14,6 +15,15 @@ from hawis_jax import errors
 from hawis_jax.runtime import storage
 
 SUFFIXES = (".npz", ".hdf5", ".h5")
+
+# What a file's arrays may take in memory [bytes]: 16 GiB, which is more than a
+# ResNet-50's chips, and 1032 times the file, which is the most that deflate
+# saves, but for small files.
+_MOST_BYTES, _MOST_RATIO, _SMALL = 16 << 30, 1032, 1 << 20
+_HEADERS = {
+  (1, 0): np.lib.format.read_array_header_1_0,
+  (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def checked_path(
@@ -45,7 +55,13 @@ def read_errors(path: pathlib.Path) -> Iterator[None]:
   if not path.is_file():
     raise errors.InputError(f"{path}: no such file")
   try:
+    _check_size(path, path.stat().st_size)
+    if zipfile.is_zipfile(path):  # PyTorch's files are such ones too
+      with zipfile.ZipFile(path) as archive:
+        _check_size(path, sum(file.file_size for file in archive.infolist()))
     yield
+  except errors.InputError:
+    raise
   except ImportError as error:
     raise errors.InputError(
       f"{path}: needs the package {error.name}: install it, or convert the "
@@ -60,13 +76,31 @@ def read_errors(path: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
+def _check_size(path: pathlib.Path, size: int) -> None:
+  """Checks what a file says to hold [bytes], before memory is taken for it.
+
+  Raises:
+    InputError: it is more than the file can hold, or than is allowed.
+  """
+  most = min(_MOST_BYTES, _MOST_RATIO * path.stat().st_size + _SMALL)
+  if size > most:
+    raise errors.InputError(
+      f"{path}: got arrays of {size:,} bytes, allowed for a file of its size "
+      f"are {most:,}"
+    )
+
+
 @contextlib.contextmanager
 def opened(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
   """Yields {name: array, read when indexed}."""
   if path.suffix == ".npz":
     # np.load leaves a damaged file open if it opened it.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-      yield arrays
+    with path.open("rb") as file:
+      with zipfile.ZipFile(file) as archive:
+        _check_headers(path, archive)
+      file.seek(0)
+      with np.load(file, allow_pickle=False) as arrays:
+        yield arrays
     return
   import h5py
 
@@ -74,7 +108,47 @@ def opened(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
     names = []
     file.visit(names.append)  # of groups too
     items = {name: file[name] for name in names}
-    yield {k: v for k, v in items.items() if isinstance(v, h5py.Dataset)}
+    items = {k: v for k, v in items.items() if isinstance(v, h5py.Dataset)}
+    _check_size(
+      path, sum(_hdf5_size(path, name, items[name]) for name in items)
+    )
+    yield items
+
+
+def _check_headers(path, archive):
+  """Raises InputError where arrays are larger than what is stored of them."""
+  for member in archive.infolist():
+    with archive.open(member) as file:
+      try:
+        version = np.lib.format.read_magic(file)
+      except ValueError:
+        continue  # no array: its bytes as they are
+      if version not in _HEADERS:
+        raise ValueError(f"{member.filename}: got version {version} of .npy")
+      shape, _, dtype = _HEADERS[version](file)
+    # Of objects there is no size; NumPy refuses them.
+    stored = np.inf if dtype.hasobject else member.file_size
+    if math.prod(shape) * max(dtype.itemsize, 1) > stored:
+      raise errors.InputError(
+        f"{path}: {member.filename}: got shape {shape} of {dtype} in "
+        f"{stored:,} bytes, needed are all of them"
+      )
+
+
+def _hdf5_size(path, name, array):
+  """Returns what is read at a time of an array [bytes], if it is in the file.
+
+  Raises:
+    InputError: it lies in other files.
+  """
+  if array.is_virtual or array.external:
+    raise errors.InputError(
+      f"{path}: {name}: got an array of other files, needed is one in this file"
+    )
+  # Texts may lie in one place, each as long as the file.
+  text = array.dtype.hasobject
+  each = path.stat().st_size if text else array.dtype.itemsize
+  return each * max(array.size or 0, math.prod(array.chunks or ()))
 
 
 def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -26,6 +26,7 @@ from hawis_jax.networks import net_variables
 _PREFIX = re.compile(r"((module|_orig_mod)\.)*")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _SUFFIXES = (".npz", ".safetensors", ".th", ".t7", ".pt", ".pth")
+_LEAST_TORCH = (2, 6)  # before it, `weights_only` could be got round
 
 _FIELDS = {
   "kernel": "weight",
@@ -82,6 +83,13 @@ def _read(path):
     return safetensors.load_file(path)
   import torch  # optional
 
+  version = tuple(map(int, re.findall(r"\d+", str(torch.__version__))[:2]))
+  if version < _LEAST_TORCH:
+    raise errors.InputError(
+      f"{path}: got PyTorch {torch.__version__}, needed is 2.6 or newer: older "
+      "ones may run what is in the file; install hawis_jax[torch], or convert "
+      "the file to .npz"
+    )
   return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -98,7 +106,10 @@ def _as_array(name, value):
   if hasattr(value, "detach"):  # a tensor of PyTorch
     value = value.detach().cpu()
     if str(value.dtype) == "torch.bfloat16":  # which .numpy() refuses
-      return value.float().numpy().astype(jnp.bfloat16)
+      import torch
+
+      # Without a copy: a tensor may repeat few values to any size.
+      return value.view(torch.int16).numpy().view(jnp.bfloat16)
   try:
     array = np.asarray(value)
   except (TypeError, ValueError, RuntimeError) as error:

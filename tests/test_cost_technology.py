@@ -360,7 +360,10 @@ def test_a_file_may_start_from_a_preset(tmp_path):
     ('{"preset": "x"}', "preset: got 'x', allowed are isaac_32nm"),
     ('{"preset": "isaac_32nm", "read_tme": 1}', "did you mean 'read_time'"),
     ('{"preset": "isaac_32nm", "read_time": 0}', "read_time: got 0, allowed"),
-    ('{"preset": "isaac_32nm", "cell_area": NaN}', "can't be read: got the number NaN"),
+    (
+      '{"preset": "isaac_32nm", "cell_area": NaN}',
+      "can't be read: got the number NaN",
+    ),
     ('{"preset": "isaac_32nm", "cell_area": true}', "cell_area: got True"),
     ('{"preset": "isaac_32nm", "overlapped": 1}', "overlapped: got 1"),
     ('{"preset": "isaac_32nm", "conduction": 1.5}', "conduction: got 1.5, all"),

@@ -4,6 +4,7 @@ import errno
 import io
 import itertools
 import math
+import os
 import shutil
 
 import numpy as np
@@ -307,7 +308,88 @@ def test_a_folder_of_damaged_images_is_not_skipped(tmp_path, rng):
     next(data.train_batches(splits.train, seed=0, batch_size=4))
 
 
+def test_images_of_too_many_pixels_are_not_decoded(tmp_path, rng):
+  """8193 x 8192 zeros are 8 KB of PNG, and 201 MB as an image."""
+  make_folder(tmp_path, rng)
+  content = encode(Image.new("1", (8193, 8192)))
+  assert len(content) < 20_000
+  (tmp_path / "train" / "cat" / "0.png").write_bytes(content)
+  with fails(
+    "config.data.data_dir: cannot read .*cat/0.png",
+    r"\(8193, 8192\) pixels, more than",
+  ):
+    data.load(settings_of(tmp_path))
+  assert len(data.load(settings_of(tmp_path, damaged="skip")).train) == 30
+
+
+@pytest.mark.parametrize("count", [1, 12, 36])
+def test_the_first_images_may_be_damaged(tmp_path, rng, count):
+  """All of a class, too; not all there are."""
+  make_folder(tmp_path, rng)
+  for path in sorted((tmp_path / "train").glob("*/*"))[:count]:
+    path.write_bytes(b"")
+  with fails("config.data.data_dir: cannot read .*train/cat/"):
+    data.load(settings_of(tmp_path))
+  settings = settings_of(tmp_path, damaged="skip")
+  if count < 36:
+    read = data.load(settings).train.read(range(30))
+    assert read["image"].any(axis=(1, 2, 3)).all()
+  else:
+    with fails("config.data.data_dir: cannot read .*train/emu/"):
+      data.load(settings)
+
+
 # Image folders
+
+
+@pytest.mark.parametrize(
+  "kind", ["pipe", "device", "outside", "nowhere", "loop", "folder", "class"]
+)
+def test_only_files_within_the_folder_are_opened(tmp_path, rng, kind):
+  """A pipe would wait, a device be read for ever; links may lead within."""
+  root = make_folder(tmp_path / "set", rng)
+  path, outside = root / "train" / "dog" / "x.png", tmp_path / "x.png"
+  path.with_name("y.png").symlink_to("../cat/0.png")
+  assert len(data.load(settings_of(root)).train) == 31
+  noise(rng, 30, 30).save(outside)
+  if kind == "pipe":
+    os.mkfifo(path)
+  elif kind == "folder":
+    path.mkdir()
+    path.with_name("y.png").unlink()
+    path.with_name("y.png").symlink_to(path)  # one of them is found first
+  elif kind == "class":
+    shutil.move(root / "train" / "dog", tmp_path / "dog")
+    path = root / "train" / "dog"
+    path.symlink_to(tmp_path / "dog")
+  else:
+    target = dict(device="/dev/zero", outside=outside, loop=path)
+    path.symlink_to(target.get(kind, tmp_path / "nowhere"))
+  for damaged in ("stop", "skip"):
+    with fails("config.data.data_dir: got", f"allowed are .* within {root}"):
+      data.load(settings_of(root, damaged=damaged))
+
+
+def test_what_is_no_file_any_more_is_damage(tmp_path, rng, monkeypatch):
+  """Put in the place of an image after the start; a sparse file, too."""
+  root = make_folder(tmp_path, rng)
+  source = data.load(settings_of(root)).train_and_validation
+  path = root / "train" / "cat" / "3.png"
+  path.unlink()
+  os.mkfifo(path)
+  with fails(
+    "config.data.data_dir: cannot read",
+    "cat/3.png is no file, or one of more than",
+  ):
+    source.read(range(36))
+  path.unlink()
+  path.touch()
+  os.truncate(path, 1 << 40)
+  with fails(
+    "config.data.data_dir: cannot read",
+    "cat/3.png is no file, or one of more than",
+  ):
+    source.read(range(36))
 
 
 def test_folder(folder):

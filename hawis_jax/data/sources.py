@@ -12,6 +12,7 @@ import functools
 import hashlib
 import io
 import logging
+import math
 import pathlib
 import threading
 from typing import Any
@@ -33,6 +34,7 @@ _DIGEST_SAMPLE = 1024  # records of a set that is too large for all
 # About what a digest takes: of a record [s], of a byte [s]; and may take [s].
 _RECORD_TIME, _BYTE_TIME, _DIGEST_TIME = 30e-6, 2e-9, 2.0
 _MOST_SKIPPED = 100  # damaged images in a row
+_MOST_PIXELS = 1 << 26  # of an image; some files of 100 KB have more
 
 _log = logging.getLogger(__name__)
 
@@ -154,10 +156,21 @@ class Images:
     return sha256.hexdigest() + sampled
 
   def stored_size(self) -> tuple[int, int]:
-    """Returns (H, W) of the first image as it is stored [pixels]."""
-    record = self.fetch([0])[0]
-    with self._errors(0, record):
-      width, height = open_image(record["image"], self.shape[-1]).size
+    """Returns (H, W) of the first image as it is stored [pixels].
+
+    Raises:
+      InputError: it is damaged, or so are many where they may be skipped.
+    """
+    last = min(len(self.records), _MOST_SKIPPED) - 1
+    for number in range(last + 1):
+      try:
+        record = self.fetch([number])[0]
+        with self._errors(number, record):
+          width, height = open_image(record["image"], self.shape[-1]).size
+        break
+      except DamagedError:
+        if not self.skip_damaged or number == last:
+          raise
     return height, width
 
   def _spaced(self, most):
@@ -279,12 +292,14 @@ def open_image(image: bytes | np.ndarray, channels: int) -> Image.Image:
   torchvision does not; alpha that C does not ask for is dropped, as there.
 
   Raises:
-    ValueError: the pixels are floating-point, whose white is not known; or what
-      Pillow raises.
+    ValueError: the pixels are floating-point, whose white is not known, or more
+      than 2^26; or what Pillow raises.
   """
   if isinstance(image, np.ndarray):
     return Image.fromarray(image[..., 0] if channels == 1 else image)
   opened = Image.open(io.BytesIO(image), formats=FORMATS)
+  if math.prod(opened.size) > _MOST_PIXELS:
+    raise ValueError(f"{opened.size} pixels, more than {_MOST_PIXELS:,}")
   opened.load()  # raises where pixels are damaged
   with contextlib.suppress(Exception):  # of a damaged EXIF block
     ImageOps.exif_transpose(opened, in_place=True)

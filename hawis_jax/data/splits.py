@@ -73,9 +73,9 @@ def load(settings: Settings) -> Splits:
       class, of several sizes without an `image_size`, damaged, or too small for
       the validation images.
   """
-  name = settings.name
+  name, skip = settings.name, settings.damaged == "skip"
   if name == image_folder.NAME:
-    stored = image_folder.open_folder(settings.data_dir)
+    stored = image_folder.open_folder(settings.data_dir, skip_damaged=skip)
   else:
     stored = prepared.open_set(name, settings.data_dir)
   if stored.num_classes < 2:
@@ -88,7 +88,6 @@ def load(settings: Settings) -> Splits:
       f"config.data.validation_images: got {held_out}, allowed are 0 to"
       f" {count - 1} (`train` of {name} has {count} images)"
     )
-  skip = settings.damaged == "skip"
   train, test = (
     sources.Images(
       records,

@@ -4,12 +4,14 @@ import collections
 import contextlib
 import itertools
 import json
+import multiprocessing
 import os
 import pathlib
 import re
 import socket
 import subprocess
 import sys
+import time
 from types import MappingProxyType
 import zlib
 
@@ -226,6 +228,40 @@ def test_killed_preparation_leaves_no_data_set(tmp_path, monkeypatch):
       prepare.prepare("digits", tmp_path)
   assert not list(tmp_path.glob("digits/*"))
   assert len(data.load(settings_of(tmp_path)).test) == 360
+
+
+def _prepare_and_wait(data_dir, connection):
+  """As a preparation that takes long, with files written."""
+
+  def rename(*_):
+    connection.send("ready")
+    time.sleep(600)
+
+  os.rename = rename
+  prepare.prepare("digits", data_dir)
+
+
+def test_what_a_killed_preparation_left_is_removed(tmp_path, capsys):
+  """Up to 150 GB; not while it lives, and nothing that is named otherwise."""
+  users = tmp_path / ".digits-mybackup"
+  users.mkdir()
+  here, there = multiprocessing.Pipe()
+  context = multiprocessing.get_context("spawn")
+  owner = context.Process(target=_prepare_and_wait, args=(tmp_path, there))
+  owner.start()
+  try:
+    assert here.poll(60)
+    (aside,) = tmp_path.glob(".digits-*.hawis_jax")
+    prepare.prepare("digits", tmp_path)
+    assert any(aside.iterdir())
+  finally:
+    owner.kill()
+    owner.join()
+  capsys.readouterr()
+  prepare.prepare("digits", tmp_path)
+  text = f"removing {aside}, which a killed preparation left\n"
+  assert capsys.readouterr().out == text
+  assert set(tmp_path.iterdir()) == {users, tmp_path / "digits"}
 
 
 def test_processes_start_at_once_silently_and_agree(tmp_path, data_dir):

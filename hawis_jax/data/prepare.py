@@ -4,12 +4,14 @@ TFDS's own builders do it; what they read or encode with TensorFlow is replaced
 here. Names, keys and with them the order of the records stay theirs.
 
 A set is written aside and renamed: a killed process leaves nothing that is
-taken for a data set, and of several processes at once the first one wins.
+taken for a data set, and of several processes at once the first one wins. What
+a killed one left is removed by the next; the system tells by a lock who lives.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
 import contextlib
+import fcntl
 import hashlib
 import io
 import os
@@ -40,6 +42,7 @@ _EPILOG = """archives (looked for in <data_dir>/downloads/manual):
 _REGISTER = "https://image-net.org/download-images (after registration)"
 _DISK_SHARE = 2.1  # free space to size of the tars: TFDS shuffles on disk
 _OPEN_FILES = 4096  # TFDS shuffles in 1000
+_ASIDE = ".hawis_jax"  # ends the names of folders that are written aside
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,6 +101,7 @@ def prepare(
       f" {len(published)}, or none"
     )
   target = data_dir / name / str(stock.VERSION)
+  _remove_leftovers(data_dir, name)
   if target.exists():
     return target
   paths = _locate(name, data_dir, list(published), archives)
@@ -156,11 +160,10 @@ def _check_digest(path, url, published):
 
 def _write(builder_class, target):
   """Writes a data set as the folder `target`, and returns that."""
-  data_dir = target.parents[1]
-  prefix, sink = f".{builder_class.name}-", io.StringIO()
+  data_dir, sink = target.parents[1], io.StringIO()
   try:
     data_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=data_dir) as aside:
+    with _aside(data_dir, builder_class.name) as aside:
       # What TFDS prints is of a folder that is gone at the end.
       with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
         builder = builder_class(data_dir=aside, file_format="array_record")
@@ -176,6 +179,35 @@ def _write(builder_class, target):
         f" ({error.strerror or error}), allowed is a writable directory"
       ) from error
   return target
+
+
+@contextlib.contextmanager
+def _aside(data_dir, name):
+  """Yields a new folder, locked for as long as this process lives."""
+  path = tempfile.mkdtemp("", f".{name}-", data_dir)
+  locked = os.open(path, os.O_RDONLY)
+  try:
+    with contextlib.suppress(OSError):  # some file systems have no locks
+      fcntl.flock(locked, fcntl.LOCK_EX)
+    # Now: what has this name and no lock is nobody's.
+    os.replace(path, path := path + _ASIDE)
+    yield path
+  finally:
+    shutil.rmtree(path, ignore_errors=True)
+    os.close(locked)
+
+
+def _remove_leftovers(data_dir, name):
+  """Removes what killed preparations of a data set have left, up to 150 GB."""
+  for path in data_dir.glob(f".{name}-*{_ASIDE}"):
+    with contextlib.suppress(OSError):
+      descriptor = os.open(path, os.O_RDONLY)
+      try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        print(f"removing {path}, which a killed preparation left", flush=True)
+        shutil.rmtree(path)
+      finally:
+        os.close(descriptor)
 
 
 def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, Any]]:

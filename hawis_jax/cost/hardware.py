@@ -26,6 +26,7 @@ class Hardware:
       of every layer, or one number a layer.
     activity: share of rows that are driven at a read, those whose input bit is
       1. 1: an upper bound of energy, whatever the images.
+    spare_columns: of every array, that hold no weights, see `crossbar.Placing`.
   """
 
   tile_shape: tuple[int, int] = _DEVICE.tile_shape
@@ -36,6 +37,7 @@ class Hardware:
   technology: Technology = DEFAULT
   duplication: int | tuple[int, ...] = 1
   activity: float = 1.0
+  spare_columns: int = 0
 
   def __post_init__(self):
     """Raises InputError where the use makes no sense; devices are checked."""
@@ -49,6 +51,12 @@ class Hardware:
     if not (isinstance(self.activity, int | float) and 0 <= self.activity <= 1):
       raise errors.InputError(
         f"activity: got {self.activity!r}, allowed is a share of rows in [0, 1]"
+      )
+    spares, most = self.spare_columns, self.tile_shape[1] - 1
+    if type(spares) is not int or not 0 <= spares <= most:
+      raise errors.InputError(
+        f"spare_columns: got {spares!r}, allowed are integers from 0 to "
+        f"{most}: an array has {most + 1} columns"
       )
 
   @property

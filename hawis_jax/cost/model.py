@@ -112,7 +112,8 @@ def product_costs(
 
   rows = inputs * product.taps
   row_tiles = (rows + (tile_rows - 1)) // tile_rows
-  column_tiles = (outputs + (tile_columns - 1)) // tile_columns
+  held = tile_columns - hardware.spare_columns
+  column_tiles = (outputs + (held - 1)) // held
   arrays = row_tiles * column_tiles
   weights = rows * outputs
   # Signs of partial sums don't add up: only where a column fits one tile.

@@ -8,6 +8,7 @@ Axes: T tiles of all slices of all layers, R rows and C columns of a tile.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import fnmatch
 from typing import Any, NamedTuple
 
 import chex
@@ -107,8 +108,7 @@ def chip_cells(
   Raises:
     InputError: other bits or scales; faults that don't fit.
   """
-  kernels = kernels_of(variables["params"])
-  keys = [jax.random.fold_in(key, layer) for layer in range(len(kernels))]
+  keys, kernels = layer_keys(key, variables["params"], None)
   names = ["/".join(path) for path in kernels]
   cuts = [
     cut_kernel(kernel, device, bits, scales) for kernel in kernels.values()
@@ -134,6 +134,52 @@ def kernels_of(params: Mapping) -> Mapping[tuple[str, ...], chex.Array]:
   }
 
 
+def matching(
+  kernels: Mapping[tuple[str, ...], chex.Array], patterns: Sequence[str] | None
+) -> Mapping[tuple[str, ...], chex.Array]:
+  """Returns the kernels whose layers match one of some patterns; None: all.
+
+  Raises:
+    InputError: no pattern, or one that no layer matches.
+  """
+  if patterns is None:
+    return kernels
+  if not patterns:
+    raise errors.InputError(
+      "layers: got none, needed are patterns of layers, or None for all"
+    )
+  names = {path: "/".join(path) for path in kernels}
+  for pattern in patterns:
+    if not fnmatch.filter(names.values(), pattern):
+      raise errors.InputError(
+        f"layers: got {pattern!r}, allowed are patterns that match some of "
+        f"{', '.join(names.values())}"
+      )
+  return {
+    path: kernel
+    for path, kernel in kernels.items()
+    if any(fnmatch.fnmatchcase(names[path], pattern) for pattern in patterns)
+  }
+
+
+def layer_keys(
+  key: chex.PRNGKey, params: Mapping, patterns: Sequence[str] | None
+) -> tuple[list[chex.PRNGKey], Mapping[tuple[str, ...], chex.Array]]:
+  """Returns keys and kernels of the layers that match, see `matching`.
+
+  A layer's key follows from that of the chip, which is consumed, and from its
+  place among all layers.
+  """
+  kernels = kernels_of(params)
+  chosen = matching(kernels, patterns)
+  keys = [
+    jax.random.fold_in(key, place)
+    for place, path in enumerate(kernels)
+    if path in chosen
+  ]
+  return keys, chosen
+
+
 def cell_slices(device: devices.Device, bits: int) -> tuple[int, int]:
   """Returns (number of slices, steps of a cell from g_off to g_on)."""
   if bits == 1:
@@ -149,27 +195,52 @@ def largest_digit(device: devices.Device, bits: int) -> int:
   return steps if slices > 1 else integer.largest(bits)
 
 
-def cut_kernel(
-  kernel: chex.Array, device: devices.Device, bits: int, scales: str
-) -> chex.Array:
-  """Returns integers `[slices, row_tiles, col_tiles, R, C]`; 0: no weight."""
+def kernel_integers(kernel: chex.Array, bits: int, scales: str) -> chex.Array:
+  """Returns the integers of a kernel, in its shape and with its gradient."""
   if bits not in range(1, 9):
     raise errors.InputError(
       f"bits of a crossbar's weights: got {bits}, allowed are 1 to 8"
     )
   if bits == 1:
-    integers = binary.binarize_weights(kernel, zero=0)
-  else:
-    step = integer.weight_step(kernel, bits, scales)
-    integers = integer.quantize(kernel, step, bits)
+    return binary.binarize_weights(kernel, zero=0)
+  step = integer.weight_step(kernel, bits, scales)
+  return integer.quantize(kernel, step, bits)
+
+
+def cut_kernel(
+  kernel: chex.Array,
+  device: devices.Device,
+  bits: int,
+  scales: str,
+  spare_columns: int = 0,
+) -> chex.Array:
+  """Returns integers `[slices, row_tiles, col_tiles, R, C]`; 0: no weight.
+
+  The last `spare_columns` of every tile hold none.
+  """
+  integers = kernel_integers(kernel, bits, scales)
   matrix = tiles.kernel_to_matrix(integers)[None]
   slices, steps = cell_slices(device, bits)
   if slices > 1:
     # Digits of the magnitude: all slices have the weight's sign.
     place = (steps + 1.0) ** np.arange(slices).reshape(-1, 1, 1)
     digit = jnp.floor(jnp.abs(matrix) / place) % (steps + 1)
-    matrix = jnp.sign(matrix) * digit
-  return jax.vmap(lambda x: tiles.split(x, device.tile_shape))(matrix)
+    rest = matrix[0] - jax.lax.stop_gradient(matrix[0])
+    # Straight through: a weight's gradient is that of its units.
+    matrix = (jnp.sign(matrix) * digit).at[0].add(rest)
+  return cut_matrices(matrix, device, spare_columns)
+
+
+def cut_matrices(
+  matrices: chex.Array, device: devices.Device, spare_columns: int
+) -> chex.Array:
+  """Returns the tiles of `[slices, rows, columns]`, as of `cut_kernel`."""
+  rows, columns = device.tile_shape
+  used = rows, columns - spare_columns
+  cut = jax.vmap(lambda x: tiles.split(x, used))(matrices)
+  if not spare_columns:
+    return cut
+  return jnp.pad(cut, [(0, 0)] * 4 + [(0, spare_columns)])
 
 
 def program_tiles(
@@ -204,13 +275,21 @@ def fault_states(
   integers: chex.Array,
   faults: chex.Array | None,
   device: devices.Device,
+  dead_lines: bool = False,
 ) -> chex.Array:
   """Returns which cells of some tiles (of `stack_tiles`) are stuck.
 
-  int8 `[T, 2, R, C]`: 1 stuck on, -1 stuck off, 0 healthy.
+  int8 `[T, 2, R, C]`: 1 stuck on, -1 stuck off, 0 healthy. With `dead_lines`
+  their cells count as stuck off.
   """
-  states = defects.fault_states(keys, (2, *integers.shape[1:]), device)
-  return states if faults is None else jnp.where(faults, faults, states)
+  shape = (2, *integers.shape[1:])
+  states = defects.fault_states(keys, shape, device)
+  if faults is not None:
+    states = jnp.where(faults, faults, states)
+  if dead_lines:
+    dead = jax.vmap(lambda key: defects.on_dead_line(key, shape, device))(keys)
+    states = jnp.where(dead, jnp.int8(-1), states)
+  return states
 
 
 def ternary_weights(
@@ -236,14 +315,15 @@ def in_blocks(
   function: Callable[..., Any],
   keys: chex.PRNGKey,
   integers: chex.Array,
-  faults: chex.Array | None,
+  *others: Any,
 ) -> Any:
   """Computes a function of tiles, of a large net some tiles after the others.
 
   `function` maps (keys, integers, faults) of some tiles, as of `stack_tiles`,
-  to arrays `[T, ...]`; what it computes of a tile depends on that tile alone.
+  and what else has a tile axis, to arrays `[T, ...]`; what it computes of a
+  tile depends on that tile alone.
   """
-  arguments = keys, integers, faults
+  arguments = keys, integers, *others
   num, rows, columns = integers.shape
   blocks = -(-num // max(_CELLS // (2 * rows * columns), 1))
   if blocks == 1:

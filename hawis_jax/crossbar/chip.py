@@ -9,13 +9,13 @@ effective weights are -1, 0 and 1, and two bit planes hold them (see
 
 All but the planes is differentiable: a cell passes its weight's gradient as its
 conductance depends on the weight, the binarisers' straight-through gradients
-included; a stuck cell and a sliced weight get none.
+included; a stuck cell gets none, and of a sliced weight the least slice alone
+passes it. Or, for training, all gradients are straight through.
 
 Axes: T tiles of all slices of all layers, R rows and C columns of a tile.
 """
 
 from collections.abc import Mapping, Sequence
-import fnmatch
 from typing import Any
 
 import chex
@@ -31,6 +31,7 @@ from hawis_jax.crossbar import cells
 from hawis_jax.crossbar import converters
 from hawis_jax.crossbar import defects
 from hawis_jax.crossbar import devices
+from hawis_jax.crossbar import mapping
 from hawis_jax.crossbar import readout
 from hawis_jax.crossbar import tiles
 from hawis_jax.crossbar import wires
@@ -38,6 +39,7 @@ from hawis_jax.crossbar import wires
 # Of a layer's key, for noise a read: beyond its tile rows, before its slices.
 _READS = 2**30 - 1
 FORMS = ("float32", "bfloat16", "planes")  # of a chip's weights
+_AS_IT_COMES = mapping.Placing()
 # Arrays whose IR drop is solved at a time: 64 x 64 cells take 0.2 MB each.
 _WIRED_ARRAYS = 128
 
@@ -89,6 +91,8 @@ def program(
   layers: Sequence[str] | None = None,
   form: str = "float32",
   scales: str = "channel",
+  straight_through: bool = False,
+  placement: mapping.Placement | None = None,
 ) -> dict:
   """Programs every kernel of a net into one chip, see docs/crossbar.md.
 
@@ -114,6 +118,10 @@ def program(
       integers, no gradients) or "planes".
     scales: of the network's weights of several bits, its own `weight_scales`,
       see `conductances`.
+    straight_through: a weight's gradient is that of what it multiplies,
+      whatever its cells are: a stuck cell's too, which another chip will need.
+    placement: of the chip's weights, from `mapping.place` of the same
+      arguments. None: as they come.
 
   Returns:
     `variables` with a collection `crossbar` that holds under each layer's path
@@ -124,16 +132,11 @@ def program(
   Raises:
     InputError: a bad device; other bits: a float net can't be programmed; a
       sense amplifier where `check_readout` has none; no calibrated range;
-      faults that don't fit; no layer matches; a form that can't hold the
-      weights.
+      faults or a placement that don't fit; no layer matches; a form that can't
+      hold the weights.
   """
   devices.validate(device)
-  kernels = cells.kernels_of(variables["params"])
-  keys = {
-    path: jax.random.fold_in(key, place) for place, path in enumerate(kernels)
-  }
-  kernels = _matching(kernels, layers)
-  keys = [keys[path] for path in kernels]
+  keys, kernels = cells.layer_keys(key, variables["params"], layers)
   check_readout(variables, device, bits, layers)
   names = ["/".join(path) for path in kernels]
   programmed = _layers(
@@ -146,6 +149,8 @@ def program(
     faults,
     names,
     form,
+    straight_through and devices.needs_tiles(device),
+    placement,
   )
   chip = {}
   for path, layer_key, layer in zip(kernels, keys, programmed, strict=True):
@@ -158,12 +163,18 @@ def program(
       entries = _tiled(layer, kernel, one_read=not converted)
       if converted:
         entries["converter"] = _converter(path, variables, device, bits)
+      if layer["copies"] > 1:
+        entries["copies"] = jnp.asarray(layer["copies"], kernel.dtype)
       if bits > 1 and not device.analog_inputs:
         entries["planes"] = jnp.asarray(readout.planes(bits), kernel.dtype)
       if "variances" in entries:
         entries["read_key"] = jax.random.fold_in(layer_key, _READS)
     else:
       weight = _folded(layer, kernel)
+      if straight_through:
+        integers = cells.kernel_integers(kernel, bits, scales)
+        weight = jax.lax.stop_gradient(weight)
+        weight += integers - jax.lax.stop_gradient(integers)
       if form == "bfloat16":
         weight = weight.astype(jnp.bfloat16)
       entries = {"weight": weight}
@@ -212,7 +223,7 @@ def check_readout(
       f"adc_bits: got 1, a sense amplifier, allowed for {bits}-bit weights and "
       "inputs are 0 and 2 to 16: signs of bit planes don't add up"
     )
-  kernels = _matching(cells.kernels_of(variables["params"]), layers)
+  kernels = cells.matching(cells.kernels_of(variables["params"]), layers)
   for path, kernel in kernels.items():
     rows, most = kernel.size // kernel.shape[-1], device.tile_shape[0]
     if rows > most:
@@ -238,31 +249,14 @@ def _converters(variables, path):
   return found
 
 
-def is_ternary(device: devices.Device, bits: int = 1) -> bool:
+def is_ternary(
+  device: devices.Device,
+  bits: int = 1,
+  placing: mapping.Placing | None = None,
+) -> bool:
   """Returns whether effective weights are -1, 0 or 1: cells stick at most."""
-  return bits == 1 and devices.only_sticks(device)
-
-
-def _matching(kernels, patterns):
-  """Returns the kernels whose layers match one of some patterns."""
-  if patterns is None:
-    return kernels
-  if not patterns:
-    raise errors.InputError(
-      "layers: got none, needed are patterns of layers, or None for all"
-    )
-  names = {path: "/".join(path) for path in kernels}
-  for pattern in patterns:
-    if not fnmatch.filter(names.values(), pattern):
-      raise errors.InputError(
-        f"layers: got {pattern!r}, allowed are patterns that match some of "
-        f"{', '.join(names.values())}"
-      )
-  return {
-    path: kernel
-    for path, kernel in kernels.items()
-    if any(fnmatch.fnmatchcase(names[path], pattern) for pattern in patterns)
-  }
+  copies = placing.copies if placing else 1
+  return bits == 1 and copies == 1 and devices.only_sticks(device)
 
 
 def _layers(
@@ -275,38 +269,53 @@ def _layers(
   faults=None,
   names=(),
   form="float32",
+  straight_through=False,
+  placement=None,
 ):
   """Returns a dict a layer of what its cells amount to.
 
   `weights` and, with noise a read, its `variances`, times inputs, and the
   `thermal` ones, whatever the inputs: in units of a digit of 1, `[slices,
-  row_tiles, R, C_out]`; `place`: value of a digit, `[slices]`.
+  row_tiles, R, C_out]`; `place`: value of a digit, `[slices]`; `copies`: whose
+  average is the weight, among the slices.
   """
-  cuts = [cells.cut_kernel(kernel, device, bits, scales) for kernel in kernels]
+  placing = placement.placing if placement else _AS_IT_COMES
+  cuts = mapping.cut(kernels, device, placing, bits, scales)
   stacked = cells.stack_tiles(keys, cuts, faults, names)
-  ternary = is_ternary(device, bits)
+  mapping.check_placement(placement, stacked[1].shape)
+  ternary = is_ternary(device, bits, placing)
   if form not in FORMS or (form != "float32" and not ternary):
     raise errors.InputError(
       f"form: got {form!r}, allowed are {', '.join(FORMS)}; others than "
       "float32 for 1-bit weights on a device of which stuck_on and stuck_off "
-      "are the only effects"
+      "are the only effects, without copies"
     )
 
-  def amounts(*part):
+  def amounts(keys, integers, faults, placement):
+    if placement:
+      integers = mapping.onto(integers, placement)
     if form == "float32":
-      return _tile_weights(*part, device, bits, write)
-    # No conductances: of int8 signs a chip costs a fraction of the memory.
-    return {"weights": cells.ternary_weights(*part, device)}
+      part = keys, integers, faults, device, bits, write
+      found = _tile_weights(*part)
+    else:
+      # No conductances: int8 signs of a chip take a fraction of the memory.
+      found = {"weights": cells.ternary_weights(keys, integers, faults, device)}
+    return mapping.back(found, placement) if placement else found
 
   slices, steps = cells.cell_slices(device, bits)
-  place = (steps + 1.0) ** np.arange(slices)
-  found = cells.in_blocks(amounts, *stacked)
+  place = np.tile((steps + 1.0) ** np.arange(slices), placing.copies)
+  found = cells.in_blocks(amounts, *stacked, placement)
+  if straight_through:
+    integers = stacked[1]
+    found = jax.lax.stop_gradient(found)
+    found["weights"] += integers - jax.lax.stop_gradient(integers)
   parts = {name: cells.by_layer(array, cuts) for name, array in found.items()}
   return [
     {
       "place": jnp.asarray(place, kernel.dtype),
+      "copies": placing.copies,
       **{
-        name: _join_columns(part[layer], kernel.shape[-1])
+        name: _join_columns(part[layer], kernel.shape[-1], placing)
         for name, part in parts.items()
       },
     }
@@ -363,6 +372,8 @@ def _folded(layer, kernel):
   weights = layer["weights"]
   place = layer["place"].reshape(-1, 1, 1, 1)
   matrix = (weights * place).sum(0) if len(weights) > 1 else weights
+  if layer["copies"] > 1:
+    matrix = matrix / layer["copies"]
   matrix = matrix.reshape(-1, kernel.shape[-1])
   matrix = matrix[: kernel.size // kernel.shape[-1]]
   return tiles.matrix_to_kernel(matrix, kernel.shape).astype(kernel.dtype)
@@ -427,8 +438,9 @@ def _converter(path, variables, device, bits):
   )
 
 
-def _join_columns(cut, columns):
+def _join_columns(cut, columns, placing):
   """Returns `[slices, row_tiles, R, C_out]` of a cut kernel's tiles."""
-  slices, row_tiles, _, rows, _ = cut.shape
+  slices, row_tiles, _, rows, width = cut.shape
+  cut = cut[..., : width - placing.spare_columns]
   joined = cut.transpose(0, 1, 3, 2, 4).reshape(slices, row_tiles, rows, -1)
   return joined[..., :columns]

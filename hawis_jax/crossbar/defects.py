@@ -145,6 +145,26 @@ def _fault_draw(tile_key, shape):
   return draws.uniform(draws.words(jax.random.fold_in(tile_key, _FAULT), shape))
 
 
+def on_dead_line(
+  tile_key: chex.PRNGKey, shape: tuple[int, ...], device: devices.Device
+) -> chex.Array:
+  """Returns which cells of a tile are on dead lines.
+
+  bool, to be broadcast to `shape`, (2, R, C).
+  """
+  found = jnp.zeros((2, 1, 1), bool)
+  for effect, severity, axis in (
+    (_ROWS, device.dead_rows, 2),
+    (_COLUMNS, device.dead_columns, 1),
+  ):
+    if devices.is_present(severity):
+      lines = list(shape)
+      lines[axis] = 1
+      stream = jax.random.fold_in(tile_key, effect)
+      found = found | (draws.uniform(draws.words(stream, lines)) < severity)
+  return found
+
+
 def _stuck_rates(device):
   """Returns (on, off); None where neither fault is present."""
   rates = device.stuck_on, device.stuck_off
@@ -290,13 +310,4 @@ def _tile_conductances(key, g, faults, device, steps, write):
   if not device.stuck_cells_vary:
     g = stuck(g)
   # After stuck cells: whatever a cell is, its dead line carries nothing.
-  for effect, severity, axis in (
-    (_ROWS, device.dead_rows, 2),
-    (_COLUMNS, device.dead_columns, 1),
-  ):
-    if devices.is_present(severity):
-      lines = list(g.shape)
-      lines[axis] = 1
-      dead = draws.uniform(draws.words(stream(effect), lines)) < severity
-      g = jnp.where(dead, 0, g)
-  return g
+  return jnp.where(on_dead_line(key, g.shape, device), 0, g)

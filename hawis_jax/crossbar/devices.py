@@ -199,6 +199,17 @@ def without_effects(device: Device) -> Device:
   return dataclasses.replace(device, **dict.fromkeys(EFFECTS, 0.0))
 
 
+def scaled(device: Device, share: Any) -> Device:
+  """Returns `device` with a share of its severities, that may be traced.
+
+  A converter stays as it is: a share of its bits would mean nothing.
+  """
+  severities = {x: getattr(device, x) for x in EFFECTS if x != "adc_bits"}
+  return dataclasses.replace(
+    device, **{k: v * share for k, v in severities.items() if is_present(v)}
+  )
+
+
 def stack(devices: Sequence[Device]) -> Device:
   """Returns devices of several chips as one: every leaf float32 `[S]`.
 

@@ -34,6 +34,7 @@ def evaluate_chips(
   calibration: chex.Array | None = None,
   faults: Mapping[str, chex.Array] | None = None,
   layers: Sequence[str] | None = None,
+  placing: crossbar.Placing | None = None,
   limits: monte_carlo.Limits = monte_carlo.FREE,
   accelerators: Sequence[jax.Device] | None = None,
 ) -> np.ndarray:
@@ -70,6 +71,8 @@ def evaluate_chips(
       these images ("chip" mode); None: keep `batch_stats` ("fixed" mode).
     faults: measured ones that all chips have, see `crossbar.program`.
     layers: patterns of the layers on chips, see `crossbar.program`; None: all.
+    placing: of the weights, on every chip for its own stuck cells and dead
+      lines, which are assumed to be known (write-verify); None: as they come.
     limits: of chips, images and memory a step.
     accelerators: to run on; None: all.
 
@@ -87,7 +90,7 @@ def evaluate_chips(
     )
   layers = None if layers is None else tuple(layers)  # to be hashed
   setting = monte_carlo.Setting(
-    module, variables, device, faults, layers, calibration
+    module, variables, device, faults, layers, calibration, placing
   )
   chunks = monte_carlo.classify(
     key,

@@ -85,6 +85,7 @@ class Setting:
   faults: Mapping[str, chex.Array] | None = None
   layers: tuple[str, ...] | None = None
   calibration: chex.Array | None = None
+  placing: crossbar.Placing | None = None
 
 
 def classify(
@@ -259,11 +260,19 @@ def block_size(image_shape: Sequence[int]) -> int:
   return max(1, min(pixels // (image_shape[0] * image_shape[1]), most))
 
 
-def weights_form(device: crossbar.Device, bits: int) -> str:
+def weights_form(
+  device: crossbar.Device, bits: int, placing: crossbar.Placing | None = None
+) -> str:
   """Returns the fastest exact form of a chip's weights on this backend."""
-  if not crossbar.is_ternary(device, bits):
+  if not crossbar.is_ternary(device, bits, placing):
     return "float32"
   return "planes" if backend.platform() == "cpu" else "bfloat16"
+
+
+def _form(setting):
+  return weights_form(
+    setting.device, setting.module.weight_bits, setting.placing
+  )
 
 
 def ideal_net(variables: dict) -> dict:
@@ -298,18 +307,27 @@ def make_plan(
   steps = (segment // block, block)
   blocks = [np.empty(steps, np.int32)] * 2
   blocks = [np.empty((*steps, *images.shape[1:]), images.dtype), *blocks]
-  form = weights_form(setting.device, setting.module.weight_bits)
+  form = _form(setting)
   chips = min(limits.chips or _CHIPS, -(-num_chips // sample))
   memory = limits.memory or sharding.memory_bytes(mesh)
   # Severities are inputs: all devices of a sweep have one program.
   device = jax.tree.map(np.float32, setting.device)
   net = (setting.variables, device, setting.faults, setting.calibration)
   compile_ = functools.partial(
-    _compile, module=setting.module, layers=setting.layers, form=form, mesh=mesh
+    _compile,
+    module=setting.module,
+    layers=setting.layers,
+    form=form,
+    placing=setting.placing,
+    mesh=mesh,
   )
   while True:
-    numbers = np.empty(chips * sample, np.int32)
-    program = compile_("program", *_abstract(jax.random.key(0), numbers, *net))
+    chosen = jax.random.key(0), np.empty(chips * sample, np.int32)
+    known = placement = None
+    if setting.placing:
+      known = compile_("known_faults", *_abstract(*chosen, None, *net))
+      placement = _abstract_placement(known.out, setting.placing)
+    program = compile_("program", *_abstract(*chosen, placement, *net))
     chips_out = program.out[0]
     evaluate = compile_("evaluate", *_abstract(shared, chips_out, *blocks))
     needed = max(program.needs.memory, evaluate.needs.memory)
@@ -325,9 +343,46 @@ def make_plan(
     chunk=chips * sample,
     block=block,
     segment=segment,
-    program=lambda key, numbers: program(key, numbers, *net),
+    program=_programmer(setting, known, program, net),
     evaluate=evaluate,
     executables=dict(program=program.executable, evaluate=evaluate.executable),
+  )
+
+
+def _programmer(setting, known, program, net):
+  """Returns (key, numbers) -> chips: placed on the host, then programmed."""
+  if not setting.placing:
+    return lambda key, numbers: program(key, numbers, None, *net)
+  device, bits = setting.device, setting.module.weight_bits
+
+  @functools.cache
+  def tiles():  # shapes alone are enough until a chip is programmed
+    scales = _scales(setting.module)
+    found = crossbar.tiles_of(
+      setting.variables, device, setting.placing, bits, setting.layers, scales
+    )
+    return jax.device_get(found)
+
+  def place_and_program(key, numbers):
+    states = sharding.fetch(known(key, numbers, None, *net))
+    placements = [
+      crossbar.match(tiles(), chip, setting.placing, device, bits)
+      for chip in states
+    ]
+    placement = jax.tree.map(lambda *chips: np.stack(chips), *placements)
+    return program(key, numbers, placement, *net)
+
+  return place_and_program
+
+
+def _abstract_placement(states, placing):
+  """Placements of chips that have the `known_faults` `[K, T, 2, R, C]`."""
+  chips, num, _, _, columns = states.shape
+  shape = chips, num, columns
+  return crossbar.Placement(
+    jax.ShapeDtypeStruct(shape, np.int32),
+    jax.ShapeDtypeStruct(shape, np.int8),
+    placing,
   )
 
 
@@ -355,12 +410,18 @@ class _Compiled:
 
 # Kept, because scenarios of a sweep differ in values more than in shapes.
 @functools.lru_cache(maxsize=64)
-def _compile(function, leaves, structure, *, module, layers, form, mesh):
-  """Compiles `_program` or `_evaluate` for arguments of `_abstract`."""
+def _compile(
+  function, leaves, structure, *, module, layers, form, placing, mesh
+):
+  """Compiles one of three functions for arguments of `_abstract`.
+
+  They are `_known_faults`, `_program` and `_evaluate`.
+  """
   arguments = jax.tree.unflatten(structure, leaves)
-  if function == "program":
-    local = functools.partial(_program, module, layers, form)
-    specs = (P(), P(sharding.SAMPLE), *[P()] * 4)
+  if function != "evaluate":
+    local = {"known_faults": _known_faults, "program": _program}[function]
+    local = functools.partial(local, module, layers, form, placing)
+    specs = (P(), *[P(sharding.SAMPLE)] * 2, *[P()] * 4)
     out = P(sharding.SAMPLE)
   else:
     # Vmapped, chips share the layers before the first of `layers`; what follows
@@ -382,7 +443,7 @@ def shared_variables(
   setting: Setting, images: np.ndarray | jax.ShapeDtypeStruct
 ) -> dict:
   """Returns the variables that all chips share; shapes in `eval_shape`."""
-  form = weights_form(setting.device, setting.module.weight_bits)
+  form = _form(setting)
   names = ("params", "batch_stats", "converters")
   shared = {k: v for k, v in setting.variables.items() if k in names}
   shared = _with_scales(setting.module, shared, images.shape[1:])
@@ -397,7 +458,11 @@ def shared_variables(
 _with_scales = jax.jit(net_variables.with_scales, static_argnums=(0, 2))
 
 
-def _chip(key, setting, form):
+def _scales(module):
+  return getattr(module, "weight_scales", "channel")
+
+
+def _chip(key, setting, form, placement=None):
   """What one chip has of its own: its weights, and recalibrated statistics."""
   module = setting.module
   net = {k: v for k, v in setting.variables.items() if k != "batch_stats"}
@@ -409,7 +474,8 @@ def _chip(key, setting, form):
     faults=setting.faults,
     layers=setting.layers,
     form=form,
-    scales=getattr(module, "weight_scales", "channel"),
+    scales=_scales(module),
+    placement=placement,
   )
   own = {"crossbar": net["crossbar"]}
   if setting.calibration is not None:
@@ -423,14 +489,37 @@ def _chip(key, setting, form):
   return own
 
 
-def _program(module, layers, form, key, numbers, *net):
-  """Returns the chips of one device, `[K]` of every leaf, and if finite."""
-  variables, device, faults, calibration = net
-  setting = Setting(module, variables, device, faults, layers, calibration)
-  chips = jax.lax.map(
-    lambda number: _chip(jax.random.fold_in(key, number), setting, form),
+def _known_faults(module, layers, form, placing, key, numbers, _, *net):
+  """Returns what write-verify finds on one device's chips."""
+  del form
+  variables, device, faults, _ = net
+  return jax.lax.map(
+    lambda number: crossbar.known_faults(
+      jax.random.fold_in(key, number),
+      variables,
+      device,
+      placing,
+      module.weight_bits,
+      faults,
+      layers,
+      _scales(module),
+    ),
     numbers,
   )
+
+
+def _program(module, layers, form, placing, key, numbers, placement, *net):
+  """Returns the chips of one device, `[K]` of every leaf, and if finite."""
+  variables, device, faults, calibration = net
+  setting = Setting(
+    module, variables, device, faults, layers, calibration, placing
+  )
+
+  def one(chip):
+    number, placement = chip
+    return _chip(jax.random.fold_in(key, number), setting, form, placement)
+
+  chips = jax.lax.map(one, (numbers, placement))
   return chips, jax.vmap(_finite)(chips)
 
 

@@ -49,7 +49,8 @@ _OBJECTS = st.sampled_from(
 )
 _KEYS = st.one_of(
   st.sampled_from(
-    [*crossbar.SCENARIO_FIELDS, "name", "fault_map", "layers", 3, (1,)]
+    [*crossbar.SCENARIO_FIELDS, "name", "fault_map", "layers"]
+    + ["placing", "spare_columns", "copies", 3, (1,)]
   ),
   st.text(max_size=3),
 )

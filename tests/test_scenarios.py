@@ -148,6 +148,30 @@ def test_measured_faults(tmp_path):
     _refused({"variation": 0.3, "fault_map": other}, message)
 
 
+def test_placing():
+  """Of every chip for its faults; a sweep's name has what differs."""
+  found = _parse({"stuck_off": (0.0, 0.1), "placing": ["polarity"]})
+  assert found.key == "polarity: stuck_off"
+  placing = crossbar.Placing(("polarity",))
+  assert [severity.placing for severity in found.severities] == [placing] * 2
+  both = {"placing": ("polarity", "permutation"), "spare_columns": 4}
+  found = _parse({"stuck_off": 0.1, **both, "copies": 2})
+  assert found.severities[0].placing == crossbar.Placing(both["placing"], 4, 2)
+  assert found.key == (
+    "polarity and permutation, spare_columns = 4, copies = 2: stuck_off"
+  )
+  found = _parse({"stuck_off": 0.1, "placing": ()})
+  assert found == _parse({"stuck_off": 0.1})
+  for wrong, message in (
+    ({"placing": ("turn",)}, "here.placing, rules: got ('turn',), allowed"),
+    ({"placing": None}, "here.placing, rules: got None"),
+    ({"spare_columns": 64}, "here.placing, spare_columns: got 64, allowed"),
+    ({"copies": (1, 2)}, "here.placing, copies: got (1, 2), allowed"),
+    ({"copies": 2, "adc_bits": 1}, "here.placing, copies: got 2 with adc_bits"),
+  ):
+    _refused({"stuck_off": 0.1, **wrong}, message)
+
+
 @pytest.mark.parametrize(
   "scenario, message",
   [

@@ -502,7 +502,8 @@ _ROBUSTNESS = dict(
       dict(variation=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.1)),  # lognormal sigma
     ),
     "fields of crossbar.Device, severities in a tuple; each may have a name, a "
-    "fault_map, layers, and more than one field (see robustness.scenarios)",
+    "fault_map, layers, placing, and more than one field (see "
+    "robustness.scenarios)",
     _ONE_OR_MORE,
     lambda x: len(x) > 0,
   ),

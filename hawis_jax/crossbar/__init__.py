@@ -20,6 +20,7 @@ from hawis_jax.crossbar.devices import validate
 from hawis_jax.crossbar.devices import with_fields
 from hawis_jax.crossbar.devices import without_defects
 from hawis_jax.crossbar.devices import without_effects
+from hawis_jax.crossbar.mapping import check_placing
 from hawis_jax.crossbar.mapping import known_faults
 from hawis_jax.crossbar.mapping import match
 from hawis_jax.crossbar.mapping import overhead

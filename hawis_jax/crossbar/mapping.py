@@ -212,7 +212,7 @@ def cut(
   Raises:
     InputError: other bits or scales; spare columns that fill a tile.
   """
-  check(placing, device)
+  check_placing(placing, device)
   spares, copies = placing.spare_columns, placing.copies
   cuts = (cells.cut_kernel(k, device, bits, scales, spares) for k in kernels)
   return [
@@ -220,7 +220,7 @@ def cut(
   ]
 
 
-def check(placing: Placing, device: devices.Device) -> None:
+def check_placing(placing: Placing, device: devices.Device) -> None:
   """Checks that a device's tiles can hold what is placed.
 
   Raises:
@@ -403,7 +403,7 @@ def overhead(
   >>> hx.placing_overhead(net, hx.Device(), placing)
   Overhead(arrays=2, sign_bits=128, index_bits=768)
   """
-  check(placing, device)
+  check_placing(placing, device)
   kernels = cells.matching(cells.kernels_of(variables["params"]), layers)
   (rows, columns), (slices, _) = (
     device.tile_shape,

@@ -206,6 +206,7 @@ def make_setting(
     interop.load_faults(severity.fault_map) if severity.fault_map else None,
     severity.layers,
     _calibration_images(experiment) if on_chip else None,
+    severity.placing,
   )
 
 
@@ -260,6 +261,16 @@ def check_chips(experiment: Experiment, workdir: pathlib.Path) -> None:
         known = jax.eval_shape(fold, variables)
         variables["converters"] = traverse_util.unflatten_dict(known)
       jax.eval_shape(program, jax.random.key(0), variables)
+      if severity.placing:  # which may need more tiles
+        known = functools.partial(
+          crossbar.known_faults,
+          device=device,
+          placing=severity.placing,
+          bits=module.weight_bits,
+          faults=faults,
+          layers=severity.layers,
+        )
+        jax.eval_shape(known, jax.random.key(0), variables)
     except errors.InputError as error:
       raise errors.InputError(
         f"config.robustness.scenarios, {step.scenario}, net {step.net}: {error}"

@@ -3,14 +3,17 @@
 A scenario is a mapping {field of the device: a number, or a tuple of them}; a
 tuple is swept, tuples of one scenario together, and everything else of the
 device is as it is. Optional are `name`; `fault_map`, a file of a measured
-chip's faults (see `interop.load_faults`); and `layers`, patterns of the layers
-that are on chips, while the others are computed exactly. Examples:
+chip's faults (see `interop.load_faults`); `layers`, patterns of the layers that
+are on chips, while the others are computed exactly; and `placing`,
+`spare_columns` and `copies`: how weights are placed on every chip for its own
+faults, `rules` and fields of `crossbar.Placing`. Examples:
 
   {"stuck_off": (0.0, 0.05, 0.1)}
   {"name": "both faults", "stuck_off": (0.0, 0.09), "stuck_on": (0.0, 0.018)}
   {"wire_resistance": (0.78, 1.6, 4.7), "load_resistance": 4.0}
   {"stuck_off": (0.05, 0.1), "layers": ("stage3_*", "head")}
   {"name": "chip 7", "fault_map": "chip7.npz", "write_error": 1.0}
+  {"stuck_off": (0.05, 0.1), "placing": ("polarity", "permutation")}
 """
 
 from collections.abc import Mapping
@@ -25,6 +28,7 @@ import numpy as np
 from hawis_jax import crossbar
 from hawis_jax import errors
 
+_PLACING = ("placing", "spare_columns", "copies")
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -37,6 +41,7 @@ class Severity:
   is_random: bool  # whether chips differ
   fault_map: str = ""  # file of measured faults; "": none
   layers: tuple[str, ...] | None = None  # patterns of those on chips; None: all
+  placing: crossbar.Placing | None = None  # None: weights are as they come
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +65,7 @@ def parse(
       f"{field}: got {scenario!r}, allowed is a dict of device parameters"
     )
   check_values(scenario, field)
-  words = ("name", "fault_map", "layers")
+  words = ("name", "fault_map", "layers", *_PLACING)
   values = {k: v for k, v in scenario.items() if k not in words}
   errors.check_fields(values, crossbar.SCENARIO_FIELDS, field)
   fault_map = scenario.get("fault_map", "")
@@ -96,10 +101,13 @@ def parse(
   for place in range(max(counts, default=1)):
     at = {k: v[place] if k in swept else v for k, v in values.items()}
     device = crossbar.with_fields(base, at, field, crossbar.SCENARIO_FIELDS)
+    placing = _placing(scenario, device, field)
     defects = (getattr(device, k) for k in crossbar.DEFECTS)
     is_random = any(map(crossbar.is_present, defects))
     severities.append(
-      Severity(at.get(effect, 0.0), device, is_random, fault_map, layers)
+      Severity(
+        at.get(effect, 0.0), device, is_random, fault_map, layers, placing
+      )
     )
   # Results are kept by severity: of two alike, one would be lost.
   if len({severity.value for severity in severities}) < len(severities):
@@ -149,6 +157,17 @@ def _layers(patterns, field):
   return tuple(patterns)
 
 
+def _placing(scenario, device, field):
+  """Checked placing; None: weights are as they come."""
+  values = {name: scenario[name] for name in _PLACING if name in scenario}
+  try:
+    placing = crossbar.Placing(values.pop("placing", ()), **values)
+    crossbar.check_placing(placing, device)
+  except errors.InputError as error:
+    raise errors.InputError(f"{field}.placing, {error}") from error
+  return None if placing == crossbar.Placing() else placing
+
+
 def _key(scenario, values, effect):
   others = [
     k if isinstance(v, tuple | list) else f"{k} = {v}"
@@ -157,6 +176,11 @@ def _key(scenario, values, effect):
   ]
   if scenario.get("layers"):
     others.append(f"in {' '.join(scenario['layers'])}")
+  if scenario.get("placing"):
+    others.append(" and ".join(scenario["placing"]))
+  others += [
+    f"{name} = {scenario[name]}" for name in _PLACING[1:] if name in scenario
+  ]
   if scenario.get("fault_map"):
     others.append(pathlib.Path(scenario["fault_map"]).name)
   name = str(scenario.get("name") or ", ".join(others))

@@ -21,6 +21,9 @@ class InputError(ValueError):
   evolution, tournament: got 0, needed is more than 0
   """
 
+  def __init__(self, message: str):
+    super().__init__(printable(message))
+
 
 class DivergenceError(ArithmeticError):
   """A loss, reward or policy ran away; names the step, the last checkpoint."""
@@ -32,6 +35,19 @@ class Preempted(Exception):  # noqa: N818
 
 class UnreachableError(Exception):
   """The storage can't be reached now; what was saved goes on later."""
+
+
+def printable(text: str) -> str:
+  r"""Returns text with its line ends and control characters escaped.
+
+  A file's name may hold them, and then write what it likes on a terminal.
+
+  >>> printable("a\nb")
+  'a\\nb'
+  """
+  return "".join(
+    c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+  )
 
 
 def check_fields(

@@ -30,6 +30,7 @@ import tensorflow_datasets as tfds
 from hawis_jax import errors
 from hawis_jax.data import digits
 from hawis_jax.runtime import storage
+from hawis_jax.runtime import terminal
 
 IMAGENET = "imagenet2012"
 NAMES = (digits.NAME, "cifar10", "cifar100", IMAGENET)
@@ -66,12 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
   try:
     folder = prepare(options.name, root(options.data_dir), options.archive)
   except errors.InputError as error:
-    print(f"error: {error}", file=sys.stderr)
+    terminal.say(f"error: {error}", sys.stderr)
     return 2
   splits = tfds.builder_from_directory(folder).info.splits
   counts = (f"{split.num_examples:,} {name}" for name, split in splits.items())
-  print(f"{folder} has {', '.join(counts)}")
+  _say(f"{folder} has {', '.join(counts)}")
   return 0
+
+
+def _say(text):
+  terminal.say(errors.printable(text), sys.stdout)
 
 
 def root(data_dir: str) -> pathlib.Path:
@@ -145,7 +150,7 @@ def _check_space(data_dir, size):
 
 def _check_digest(path, url, published):
   # Nothing that is read later can then be damaged.
-  print(f"checking the SHA-256 of {path}", flush=True)  # minutes for ImageNet
+  _say(f"checking the SHA-256 of {path}")  # minutes for ImageNet
   try:
     with path.open("rb") as file:
       digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -204,7 +209,7 @@ def _remove_leftovers(data_dir, name):
       descriptor = os.open(path, os.O_RDONLY)
       try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        print(f"removing {path}, which a killed preparation left", flush=True)
+        _say(f"removing {path}, which a killed preparation left")
         shutil.rmtree(path)
       finally:
         os.close(descriptor)

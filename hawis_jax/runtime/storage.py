@@ -27,11 +27,14 @@ import numpy as np
 from hawis_jax import errors
 
 _PREFIX = "gs://"
+_PARTIAL = re.compile(r".+\.(json|jsonl|npz|npy|html|png|svg|css)\.\d+\.tmp")
 _REQUEST = 30.0  # the most that a request may take [s]
 _DIGEST = "sha256"  # field of a record
 # Packages whose errors are those of requests to gs:// storage.
 _REQUESTS = ("aiohttp", "gcsfs", "google", "requests", "urllib3")
 _PASSING_CODES = (408, 429)  # and those from 500: another try may succeed
+
+_held = {}  # {path of a lock: its file} of this process
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -68,12 +71,11 @@ def expanded(path: str, field: str) -> pathlib.Path:
 
 
 def _local_path(path, field):
-  is_utf8 = path == path.encode("utf-8", "replace").decode()
   # What begins like an address may be one that lacks a slash.
-  if not path or not is_utf8 or re.match("[a-z]+:", path):
+  if not path or not path.isprintable() or re.match("[a-z]+:", path):
     raise errors.InputError(
-      f"{field}: got {path!r}, allowed is the path of a folder, in UTF-8, or "
-      "gs://<bucket>/<folder>"
+      f"{field}: got {path!r}, allowed is the path of a folder, in UTF-8 "
+      "without control characters, or gs://<bucket>/<folder>"
     )
   return expanded(path, field)
 
@@ -129,6 +131,8 @@ def passes(error: BaseException) -> bool:
 @contextlib.contextmanager
 def write_errors(path: str | os.PathLike) -> Iterator[None]:
   """Turns what a file system or the storage refuses into InputError."""
+  for lock, file in _held.items():
+    _check_in_place(lock, file)
   try:
     yield
   except errors.InputError:
@@ -145,6 +149,20 @@ def write_errors(path: str | os.PathLike) -> Iterator[None]:
       raise
     reason = " ".join(str(error).split()) or type(error).__name__
     raise errors.InputError(f"can't write {path}: {reason}") from error
+
+
+def _check_in_place(lock, file):
+  """Raises InputError where a lock's folder is not where it was any more.
+
+  Else the run would go on in a new folder of that name, which has half of it.
+  """
+  with contextlib.suppress(OSError):
+    if os.path.samestat(os.stat(lock), os.fstat(file.fileno())):
+      return
+  raise errors.InputError(
+    f"{lock.parent}: moved or deleted while a run writes there, allowed is to "
+    "leave it; start again with --workdir where it is now"
+  )
 
 
 def make_directory(path: pathlib.Path) -> None:
@@ -369,4 +387,15 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         f"{folder}: got a file system that can't lock files ({error.strerror}),"
         " needed is one that can: two runs would destroy each other's results"
       ) from error
+    _held[folder / "lock"] = file
+    stack.callback(_held.pop, folder / "lock")
+    _remove_partial(folder)
     yield
+
+
+def _remove_partial(folder):
+  """Removes what writes that were killed have left in a locked folder."""
+  for path in folder.rglob("*.tmp"):
+    if _PARTIAL.fullmatch(path.name) and path.is_file():
+      with write_errors(path):
+        path.unlink(missing_ok=True)

@@ -3,11 +3,15 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import short_run
 
+from hawis_jax import errors
 from hawis_jax.pipeline import results
+from hawis_jax.runtime import checkpoint
 from hawis_jax.runtime import storage
+from hawis_jax.runtime.metrics import Metrics
 
 
 def _steps(folder):
@@ -59,7 +63,9 @@ def test_what_was_left_behind_or_put_in_is_cleared(run, finished, tmp_path):
     (workdir / "pretrain" / name).mkdir()
     (workdir / "pretrain" / name / "leaves.json").write_text("{")
   (workdir / "lock").write_text("4711\n")
-  for name in ("config.json.77.tmp", "search/result.json.77.tmp"):
+  ours = "config.json.77.tmp", "search/result.json.77.tmp"
+  users = "notes.77.tmp", "search/result.json.tmp"
+  for name in (*ours, *users):
     (workdir / name).write_text("{")
   metrics = workdir / "metrics.jsonl"
   first, *rest = metrics.read_bytes().splitlines(keepends=True)
@@ -69,10 +75,40 @@ def test_what_was_left_behind_or_put_in_is_cleared(run, finished, tmp_path):
   assert run(workdir) == 0
   assert (workdir / "report" / "index.html").exists()
   assert not list(workdir.rglob("*.orbax-checkpoint-tmp"))
+  assert not any((workdir / name).exists() for name in ours)
+  for name in users:
+    (workdir / name).unlink()
   for name in ("9.part", "notes"):  # no run's: they may be the user's
     (workdir / "pretrain" / name / "leaves.json").unlink()
     (workdir / "pretrain" / name).rmdir()
   short_run.same(workdir, finished)
+
+
+@pytest.mark.parametrize("fate", ["moved", "deleted", "replaced"])
+def test_a_folder_that_is_gone_is_not_made_anew(tmp_path, fate):
+  """Else there would be two halves of a run."""
+  folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+  gone = pytest.raises(errors.InputError, match="run: moved or deleted while")
+  with gone, storage.locked(folder), Metrics(folder) as metrics:
+    progress = metrics.stage("pretrain", 4)
+    with checkpoint.Checkpoints(folder / "pretrain") as checkpoints:
+      checkpoints.save(1, {"x": np.zeros(3)})
+    folder.rename(elsewhere)
+    if fate == "deleted":
+      shutil.rmtree(elsewhere)
+    if fate == "replaced":
+      shutil.copytree(elsewhere, folder)
+    before = set(tmp_path.rglob("*"))
+    for write in (
+      lambda: progress.report(2, {"loss": 1.0}),
+      lambda: checkpoint.Checkpoints(folder / "search"),
+      lambda: checkpoints.save(2, {"x": np.zeros(3)}),
+      lambda: storage.write_json(folder / "search" / "result.json", {}),
+    ):
+      with pytest.raises(errors.InputError, match="moved or deleted"):
+        write()
+  assert set(tmp_path.rglob("*")) == before
+  assert not storage._held
 
 
 def _cut_all_checkpoints(workdir):

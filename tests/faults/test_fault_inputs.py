@@ -12,6 +12,7 @@ import time
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 import short_run
 
@@ -176,6 +177,7 @@ def test_addresses_are_not_taken_for_folders(
     ("", "got '', allowed is the path of a folder"),
     ("gs:/bucket/x", "got 'gs:/bucket/x', allowed is the path of a folder"),
     ("a\udcff", "got 'a\\udcff', allowed is the path of a folder, in UTF-8"),
+    ("a\n", "got 'a\\n', allowed is the path of a folder, in UTF-8 without"),
     ("~nosuchuser/x", "got '~nosuchuser/x', whose home folder is not known"),
   ],
 )
@@ -187,6 +189,27 @@ def test_paths_that_are_of_no_folder(run, tmp_path, capsys, path, message):
       assert run("run", data__data_dir=path) == 2
       assert f"data_dir: {message}" in short_run.one_line(capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_names_of_files_write_nothing_else_on_a_terminal(tmp_path, caplog):
+  """Line ends, colours, and text from right to left."""
+  odd = "a\nerror: \x1b[2J\u202e\udcff"
+  shown = "a\\nerror: \\x1b[2J\\u202e\\udcff"
+  for split in ("train", "val"):
+    for name in ("x", odd):
+      (tmp_path / split / name).mkdir(parents=True)
+      Image.new("RGB", (4, 4)).save(tmp_path / split / name / f"{odd}.png")
+  (tmp_path / "train" / odd / f"{odd}.png").write_bytes(b"")
+  settings = dict(name="image_folder", data_dir=str(tmp_path), image_size=4)
+  splits = data.load(data.Settings(**settings, resize=4, damaged="skip"))
+  splits.train.read([0, 1])
+  (record,) = caplog.records
+  assert f"({'/'.join(('train', shown, shown))}.png)" in record.getMessage()
+  assert "\n" not in record.getMessage()
+  (tmp_path / "val" / odd).rename(tmp_path / "val" / "y")
+  with pytest.raises(errors.InputError) as info:
+    data.load(data.Settings(**settings))
+  assert f"got class '{shown}'" in str(info.value)
 
 
 def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):

@@ -92,6 +92,27 @@ def test_a_second_signal_ends_it_at_once(start, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_whose_folder_is_moved(start, finished, tmp_path):
+  """Ends in one line; where the folder is now, it goes on."""
+  workdir, moved = tmp_path / "run", tmp_path / "moved"
+  process = start(workdir)
+  while _lines(workdir) < 2:
+    assert process.poll() is None, process.stdout.read()
+    time.sleep(0.05)
+  workdir.rename(moved)
+  output, _ = process.communicate(timeout=_SECONDS)
+  assert process.returncode == 2, output
+  error = output.splitlines()[-1]
+  assert error.startswith(f"error: {workdir}: moved or deleted"), output
+  assert "Traceback" not in output
+  # At most what Orbax was writing in the background.
+  left = {path.relative_to(workdir).parts[0] for path in workdir.rglob("*")}
+  assert left <= {"pretrain", "search", "train"}
+  output, _ = start(moved).communicate(timeout=_SECONDS)
+  short_run.same(moved, finished)
+
+
+@pytest.mark.slow
 def test_two_runs_at_once(start, tmp_path):
   """The second one is refused, and the first one not disturbed."""
   workdir = tmp_path / "run"

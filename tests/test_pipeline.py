@@ -576,7 +576,8 @@ _READ_OUT = (
   "({'wire_resistance':(0.0,5.0),'load_resistance':4.0},"
   "{'adc_bits':(4,),'adc_range':'calibrated'},"
   "{'read_noise':(50.0,),'adc_bits':6},"
-  "{'name':'chip 7','fault_map':'FAULTS'})"
+  "{'name':'chip 7','fault_map':'FAULTS'},"
+  "{'stuck_off':0.1,'placing':('polarity','permutation'),'copies':2})"
 )
 
 
@@ -604,9 +605,10 @@ def test_every_way_of_read_out_runs_to_the_end(run, tmp_path, capsys):
       "adc_range = calibrated: adc_bits",
       "adc_bits = 6: read_noise",
       "chip 7: fault_map",
+      "polarity and permutation, copies = 2: stuck_off",
     ]
     chips = [[e["chips"] for e in entries] for entries in sweeps.values()]
-    assert chips == [[1, 1], [1], [4], [1]]
+    assert chips == [[1, 1], [1], [4], [1], [4]]
     # A dead stem makes all images alike.
     (dead,) = sweeps["chip 7: fault_map"]
     assert dead["mean"] < 0.2
@@ -622,3 +624,15 @@ def test_a_fault_map_that_does_not_fit_is_refused_first(run, tmp_path, capsys):
   error = short_run.one_line(capsys)
   assert "net baseline_1x: faults of stem: got an array of shape (1, 1" in error
   assert not workdir.exists()
+
+
+def test_a_fault_map_has_the_copies_too(run, tmp_path, capsys):
+  fields = _fault_map(tmp_path / "chip7.npz", (1, 5, 1, 2, 64, 64))
+  scenarios = fields["robustness.scenarios"].replace(
+    "'fault_map'", "'copies':2,'fault_map'"
+  )
+  fields["robustness.scenarios"] = scenarios
+  assert run(tmp_path / "run", **fields) == 2
+  error = short_run.one_line(capsys)
+  assert "faults of stem: got an array of shape (1, 5, 1, 2, 64, 64)" in error
+  assert "needed is at least (2, 2, 1" in error

@@ -46,8 +46,8 @@ tpu scp "$archive" "$name:"
 tpu ssh "$name" --command="$pids"' ! kill -0 $pids 2>/dev/null ||
   { echo "error: a run is going on; --stop ends it" >&2; exit 2; }
 set -e; rm -rf hawis_jax; mkdir hawis_jax; cd hawis_jax; tar xf ../hawis_jax.tgz
-python3 -m pip install -q --user uv; uv=~/.local/bin/uv; env=~/hawis_venv
-$uv venv -q --allow-existing --python=3.11 $env
+python3 -m pip install -q --user uv -c constraints.txt; env=~/hawis_venv
+uv=~/.local/bin/uv; $uv venv -q --allow-existing --python=3.11 $env
 $uv pip install -q -p $env/bin/python -c constraints.txt -e ".[tpu,gcs]"
 '"$setup"
 # gcloud repeats a command whose connection was lost: the name finds it again.

@@ -1,5 +1,6 @@
 """The launch files: what they start, and what they do when it ends."""
 
+import configparser
 import json
 import os
 import pathlib
@@ -141,6 +142,33 @@ def test_all_workers_install_and_run(ended, state, status, script):
 def test_no_run_starts_where_installing_fails(script):
   status, *_, calls = script(*_RUN, "--", *_FLAGS, uv=[[3, ""]])
   assert status == 3 and not any("detached.sh" in call[6] for call in calls)
+
+
+def test_the_lock_has_the_versions_of_the_constraints_and_no_index():
+  root = _LAUNCH.parent
+  version = re.compile(
+    r"^([a-z0-9_.-]+)==([^\s;]+)", re.IGNORECASE | re.MULTILINE
+  )
+
+  def pinned(name):
+    found = version.findall((root / name).read_text())
+    return {(re.sub("[-_.]+", "-", n).lower(), v) for n, v in found}
+
+  lock = (root / "requirements.lock").read_text()
+  assert "://" not in lock and "--index" not in lock
+  entries = re.split(r"\n(?=\S)", lock.partition("requirements.lock\n")[2])
+  assert len(entries) > 80
+  assert all("--hash=sha256:" in entry for entry in entries)
+  constraints = pinned("constraints.txt")
+  names = {name for name, _ in constraints}
+  ours = {pair for pair in pinned("requirements.lock") if pair[0] in names}
+  assert len(ours) > 70 and ours <= constraints
+  # All that setup.cfg asks for is locked.
+  config = configparser.ConfigParser()
+  config.read(root / "setup.cfg")
+  needed = config["options"]["install_requires"]
+  needed = re.findall(r"^([a-zA-Z][\w-]*)", needed, re.MULTILINE)
+  assert {n.lower().replace("_", "-") for n in needed} <= {n for n, _ in ours}
 
 
 def _start(*command, **options):

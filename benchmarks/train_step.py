@@ -2,6 +2,7 @@
 
 python benchmarks/train_step.py [net ...]
 python benchmarks/train_step.py --small-maps
+python benchmarks/train_step.py --on-chips
 
 For each net: time of one step (thermometer code, forward, backward, update) on
 a constant batch, and of its products alone: the convolutions of that step,
@@ -13,22 +14,30 @@ that of a step with all masks, at the net's own widths.
 --small-maps: a forward pass of the digits super-net, with maps up to 2x2 by
 XLA's convolution, and by patches and a matrix product.
 
+--on-chips: a step of the digits net of twice the 1x widths on ideal weights, on
+K = 1, 2 and 4 new chips a step, and the draw of a chip alone.
+
 All are medians of calls in turn.
 """
 
 import functools
+import itertools
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import measure
 import numpy as np
+import optax
 
+from hawis_jax import crossbar
 from hawis_jax.arithmetic import binary
 from hawis_jax.networks import layers
 from hawis_jax.networks import net_variables
 from hawis_jax.networks import resnet
 from hawis_jax.networks import width_vectors
+from hawis_jax.training import fixed_net
+from hawis_jax.training import hardware_aware
 from hawis_jax.training import optimization
 
 # name: (width vector, images a step, classes)
@@ -158,15 +167,65 @@ def of_small_maps(rounds: int) -> None:
   print(f"ratio        {times['convolution'] / times['patches']:7.2f}")
 
 
+def of_chips(rounds: int) -> None:
+  """Prints a line for each way to train, and for drawing chips alone."""
+  experiment, size = measure.prepare(), 64
+  module = experiment.network((16, 16, 16, 32, 32, 64, 64))
+  optimizer, key = optax.adam(1e-2), jax.random.key(0)
+  shape = experiment.splits.image_shape
+  state = optimization.init_state(module, key, shape, optimizer)
+  images, labels = experiment.unpadded(experiment.splits.train, size)
+  batch = {"image": images, "label": labels}
+  stuck = crossbar.Device(stuck_on=0.0175, stuck_off=0.0904)
+  varying = crossbar.Device(variation=0.7)
+  numbers = itertools.count()
+
+  def step(chips):
+    run = jax.jit(
+      functools.partial(
+        fixed_net.train_step,
+        module=module,
+        optimizer=optimizer,
+        recipe=fixed_net.Recipe(chips=chips),
+      )
+    )
+    return lambda: run(
+      state, batch, None, jax.random.fold_in(key, next(numbers))
+    )
+
+  def draw(chips):
+    run = jax.jit(
+      lambda key, params: hardware_aware.program(
+        key, {"params": params}, module, chips, 1.0, size
+      )["crossbar"]
+    )
+    return lambda: run(jax.random.fold_in(key, next(numbers)), state.params)
+
+  calls = {"plain": step(None)}
+  scenarios = {"variation": (varying,), "stuck": (stuck,)}
+  scenarios["both"] = stuck, varying
+  for name, devices in scenarios.items():
+    calls[f"{name}, draw alone"] = draw(hardware_aware.Settings(devices))
+    for num in (1, 2, 4) if name == "both" else (1,):
+      chips = hardware_aware.Settings(devices, num)
+      calls[f"{name}, K = {num}"] = step(chips)
+  times = measure.seconds(calls, rounds)
+  for name, time in times.items():
+    print(f"{name:24} {1e3 * time:7.2f} ms {time / times['plain']:6.2f}")
+
+
 def main() -> None:
   parser = measure.parser(__doc__)
   parser.add_argument("nets", nargs="*", metavar="net", default=list(_NETS))
   parser.add_argument("--small-maps", action="store_true")
+  parser.add_argument("--on-chips", action="store_true")
   parser.add_argument("--rounds", type=int, default=9)
   options = parser.parse_args()
   print(measure.machine())
   if options.small_maps:
     of_small_maps(options.rounds)
+  elif options.on_chips:
+    of_chips(options.rounds)
   else:
     of_nets(options.nets, options.rounds)
 

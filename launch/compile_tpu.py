@@ -116,7 +116,7 @@ def programs(stage, experiment, devices):
       module = nets.module(net, experiment)
       made = train.make_programs(net, module, experiment, mesh)
       state = _state(made.init, mesh)
-      yield net, made.step.lower(state, batch, None).compile()
+      yield net, made.step.lower(state, first, batch, None).compile()
   else:
     steps = robustness.measurements(config)
     steps = [

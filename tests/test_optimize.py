@@ -2,14 +2,12 @@
 
 import functools
 
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from scipy import special
-from scipy import stats
 import tiny_net
 
 from hawis_jax import cost
@@ -95,10 +93,6 @@ def test_distillation_is_the_kl_and_spares_the_teacher(rng):
   np.testing.assert_array_equal(grad[1], 0)
 
 
-_DEVICES = [
-  crossbar.Device(stuck_on=0.1, stuck_off=0.3),
-  crossbar.Device(variation=0.5),
-]
 _VECTORS = np.array(
   [tiny_net.WIDTHS, (3,) * 7, tiny_net.NARROWER, (6, 2, 3, 7, 9, 11, 2)]
 )
@@ -116,22 +110,18 @@ def _key(rng):
   return jax.random.key(rng.integers(2**31))
 
 
-_program = jax.jit(crossbar.program)
-
-
-def _chip(rng, params, stuck_on=0.0, stuck_off=0.0, variation=0.0):
-  """A chip; traced severities, so that one program makes all."""
-  severities = {"stuck_on": stuck_on, "stuck_off": stuck_off}
-  severities = {k: np.float32(v) for k, v in severities.items()}
-  device = crossbar.Device(**severities, variation=np.float32(variation))
-  return _program(_key(rng), {"params": params}, device)["crossbar"]
+def _program(key, net, variation):
+  """A chip; a traced severity, so that one program makes all."""
+  device = crossbar.Device(variation=variation)
+  return crossbar.program(key, net, device, straight_through=True)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 5))
 def _sandwich(params, module, bits, labels, chip=None, faulty=0):
-  """((loss, logits), gradient) of one vmapped pass."""
+  """((loss, logits), gradient) of one vmapped pass; chip: (key, variation)."""
   grad = jax.value_and_grad(supernet.sandwich_loss, has_aux=True)
-  return grad(params, module, _VECTORS, bits, labels, True, chip, faulty)
+  program = lambda net: _program(chip[0], net, chip[1])  # noqa: E731
+  return grad(params, module, _VECTORS, bits, labels, True, program, faulty)
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +190,7 @@ def test_a_chip_without_defects_trains_as_the_ideal_net(wide_net, ideal, rng):
   module, params, bits, labels = wide_net
   (loss, logits), grads = ideal
   (loss2, logits2), grads2 = _sandwich(
-    params, module, bits, labels, _chip(rng, params), _FAULTY
+    params, module, bits, labels, (_key(rng), np.float32(0)), _FAULTY
   )
   np.testing.assert_allclose(logits2, logits, rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(loss2, loss, rtol=1e-5)
@@ -210,7 +200,7 @@ def test_a_chip_without_defects_trains_as_the_ideal_net(wide_net, ideal, rng):
 def test_only_the_last_vectors_are_on_the_chip(wide_net, ideal, rng):
   module, params, bits, labels = wide_net
   (_, ideal), _ = ideal
-  chip = _chip(rng, params, variation=1.0)
+  chip = _key(rng), np.float32(1)
   (_, got), _ = _sandwich(params, module, bits, labels, chip, _FAULTY)
   got = np.asarray(got)
   np.testing.assert_allclose(
@@ -219,66 +209,8 @@ def test_only_the_last_vectors_are_on_the_chip(wide_net, ideal, rng):
   alone = jax.jit(
     lambda net, vector: module.apply(net, bits, vector, train=True)
   )
-  net = {"params": params, "crossbar": chip}
+  net = jax.jit(_program)(chip[0], {"params": params}, chip[1])
   for index in range(len(_VECTORS) - _FAULTY, len(_VECTORS)):
     expected = alone(net, _VECTORS[index])
     np.testing.assert_allclose(got[index], expected, rtol=1e-4, atol=1e-4)
     assert np.abs(got[index] - ideal[index]).max() > 0.1
-
-
-def test_latent_weights_of_a_chip_learn_whether_stuck_or_not(wide_net, rng):
-  """The gradient is that of the effective weights themselves."""
-  module, params, bits, labels = wide_net
-  chip = _chip(rng, params, stuck_on=0.2, stuck_off=0.3)
-
-  def loss(variables):
-    logits = module.apply(variables, bits, train=True)
-    return optimization.cross_entropy(logits, labels)
-
-  def of_latent(params):
-    return loss(supernet.on_chip(params, chip))
-
-  def of_effective(chip):
-    return loss({"params": params, "crossbar": chip})
-
-  got, plain, chip, params = map(
-    traverse_util.flatten_dict,
-    jax.device_get(
-      (
-        jax.jit(jax.grad(of_latent))(params),
-        jax.jit(jax.grad(of_effective))(chip),
-        chip,
-        params,
-      )
-    ),
-  )
-  for path, weights in chip.items():
-    kernel = (*path[:-1], "kernel")
-    scale = np.abs(plain[path]).max()
-    np.testing.assert_allclose(got[kernel], plain[path], atol=1e-5 * scale)
-    stuck = weights != np.sign(params[kernel])
-    assert 0.1 < stuck.mean() < 0.9
-    assert (got[kernel][stuck] != 0).mean() > 0.2
-
-
-def test_drawn_devices_have_a_uniform_share_of_their_severities(rng):
-  draw = jax.jit(
-    jax.vmap(lambda key: supernet.sample_device(key, _DEVICES)),
-  )
-  drawn = jax.device_get(draw(jax.random.split(_key(rng), 2000)))
-  stuck = drawn.stuck_on > 0
-  assert 900 < stuck.sum() < 1100  # 22 is the standard deviation
-  np.testing.assert_array_equal(drawn.variation > 0, ~stuck)
-  np.testing.assert_allclose(drawn.stuck_off, 3 * drawn.stuck_on, rtol=1e-6)
-  np.testing.assert_allclose(drawn.g_on, _DEVICES[0].g_on)
-  for share in (drawn.stuck_on[stuck] / 0.1, drawn.variation[~stuck] / 0.5):
-    assert stats.kstest(share, "uniform").pvalue > 1e-6
-
-
-def test_a_chip_is_a_function_of_its_key(wide_net, rng):
-  params = wide_net[1]
-  draw = jax.jit(lambda key: supernet.sample_chip(key, params, _DEVICES))
-  key = _key(rng)
-  first, again, other = map(draw, (key, key, _key(rng)))
-  jax.tree.map(np.testing.assert_array_equal, first, again)
-  assert not np.array_equal(first["stem"]["weight"], other["stem"]["weight"])

@@ -15,13 +15,17 @@ import numpy as np
 import pytest
 import short_run
 
+from hawis_jax import crossbar
 from hawis_jax import data
 from hawis_jax import errors
 from hawis_jax import interop
 from hawis_jax import main
 from hawis_jax.config import settings
+from hawis_jax.networks import net_variables
+from hawis_jax.pipeline import nets
 from hawis_jax.pipeline import results
 from hawis_jax.pipeline.experiment import prepare
+from hawis_jax.robustness import evaluation
 from hawis_jax.robustness import monte_carlo
 from hawis_jax.runtime import storage
 from hawis_jax.runtime.metrics import Metrics
@@ -202,6 +206,53 @@ def test_fault_aware_pretraining_compiles_once_and_resumes_to_the_same_bits(
   assert "config.pretrain.devices was" in capsys.readouterr().err
 
 
+def test_nets_on_chips_compile_once_resume_and_have_statistics(
+  run, after, tmp_path, caplog
+):
+  """A net of the search is trained on chips beside the plain one."""
+  fields = {
+    "train.nets": "('found','found_chips')",
+    "hardware_aware.chips": 2,
+    "hardware_aware.ramp": (0.0, 0.5),
+    "robustness.batch_norm": "design",
+    "robustness.calibration_images": 64,
+    "hardware_aware.design_chips": 3,
+  }
+  workdir = after("search")
+  with jax.log_compiles():
+    assert run(workdir, "--stages=train", **fields) == 0
+  compiled = "Finished XLA compilation of jit(step)"
+  assert sum(compiled in message for message in caplog.messages) == 2
+  folder = workdir / "train"
+  weights = short_run.arrays(folder / "found_chips" / "8")
+  assert weights != short_run.arrays(folder / "found" / "8")
+  (folder / "found_chips" / "8").rename(tmp_path / "away")
+  assert run(workdir, "--stages=train,robustness", **fields) == 0
+  assert weights == short_run.arrays(folder / "found_chips" / "8")
+  # Of ideal weights, as loaded; on chips, the mean of chips'.
+  experiment = results.open_run(workdir)
+  module, variables = results.load_net("found_chips", experiment, workdir)
+  images = nets.calibration_images(experiment)
+  code = jax.lax.map(module.encode, images)
+  ideal = net_variables.recalibrate(module, variables, code)
+  design = nets.design_statistics(module, variables, experiment)["batch_stats"]
+  for tree, same in ((ideal, True), (design, False)):
+    mean = tree["bn_head"]["mean"]
+    close = np.allclose(mean, variables["batch_stats"]["bn_head"]["mean"], 1e-4)
+    assert close == same
+  measured = json.loads(results.robustness_path(workdir).read_text())
+  severity = measured["nets"]["found_chips"]["sweeps"]["stuck_off"][1]
+  accuracy = evaluation.evaluate_chips(
+    experiment.key("robustness"),
+    module,
+    {**variables, "batch_stats": design},
+    *experiment.unpadded(experiment.splits.test, 100),
+    crossbar.Device(stuck_off=0.1),
+    4,
+  )
+  assert severity["mean"] == pytest.approx(accuracy.mean())
+
+
 def test_chips_are_added_to_a_wanted_interval(run, finished):
   """The first chips are those of a run without; the rest goes on from them."""
   path = finished / "robustness" / "result.json"
@@ -365,8 +416,40 @@ def test_a_bad_config_file_gets_one_clear_line(
     ("pretrain.warmup_steps=99", "at most pretrain.steps = 8"),
     ("pretrain.faulty_widths=3", "at most pretrain.random_widths = 2"),
     (
-      "pretrain.faulty_widths=1;search.scenarios=({'adc_bits':6},)",
-      "pretrain.faulty_widths: got 1, allowed is 0: no scenario of",
+      "pretrain.faulty_widths=1;hardware_aware.scenarios=({'stuck_off':0.1,'"
+      "wire_resistance':1.0},)",
+      "config.hardware_aware.scenarios[0]: got {'stuck_off': 0.1, 'wire_",
+    ),
+    (
+      "hardware_aware.scenarios=({'g_on':1e-4},)",
+      "config.hardware_aware.scenarios[0]: got no effect, needed is one",
+    ),
+    (
+      "hardware_aware.scenarios=({'adc_bits':1},)",
+      "config.hardware_aware.scenarios[0].adc_bits: got 1, a sense amplifier",
+    ),
+    (
+      "hardware_aware.scenarios=({'adc_bits':4,'adc_range':'calibrated'},)",
+      "config.hardware_aware.scenarios[0].adc_range: got 'calibrated', allowed",
+    ),
+    (
+      "hardware_aware.most_severity=10.0;hardware_aware.scenarios=("
+      "{'stuck_off':0.2},)",
+      "config.hardware_aware.most_severity = 10, hardware_aware.scenarios[0]."
+      "stuck_off: got 2.0, allowed is a share",
+    ),
+    (
+      "hardware_aware.ramp=(0.5,0.1)",
+      "got (0.5, 0.1), allowed is a tuple of 2",
+    ),
+    (
+      "hardware_aware.chips=3;train.nets=('found_chips',)",
+      "config.hardware_aware.chips: got 3, allowed is a number that with",
+    ),
+    (
+      "train.nets=('found_float_chips',);hardware_aware.scenarios=("
+      "{'read_noise':1.0},)",
+      "allowed is no float net on chips where scenarios have converters or",
     ),
     ("search.updates_per_call=3", "config.search.updates_per_call: got 3"),
     (
@@ -395,6 +478,10 @@ def test_a_bad_config_file_gets_one_clear_line(
     (
       "train.int8='quantized';train.nets=('baseline_1x_int8',)",
       "a tuple with 'baseline_1x_float' before 'baseline_1x_int8'",
+    ),
+    (
+      "train.int8='quantized';train.nets=('found_float','found_int8_chips')",
+      "a tuple with 'found_float_chips' before 'found_int8_chips'",
     ),
     (
       "robustness.scenarios=({'stuck_off':(0.5,1.5)},)",

@@ -73,7 +73,7 @@ def _swept(workdir, rng, experiment):
   ease = rng.uniform(0, 1, 360)
   partial = workdir / "robustness" / "partial.json"
   for net in config.train.nets:
-    vector, kind = net_names.parse(net)
+    vector, kind, _ = net_names.parse(net)
     clean, sweeps = round(0.97 * 360) / 360, {}
     for swept in () if kind == "float" else settings.sweeps(config):
       most, sweeps[swept.key] = max(x.value for x in swept.severities), []

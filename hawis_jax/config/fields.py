@@ -297,8 +297,7 @@ _PRETRAIN = dict(
   ),
   faulty_widths=_integer(
     0,
-    "so many of those are on a chip, a new one each step: with the defects of "
-    "one of search.scenarios, times a factor drawn uniform in [0, 1)",
+    "so many of those are on a chip, a new one each step, see hardware_aware",
     0,
     1024,
   ),
@@ -401,12 +400,52 @@ _SEARCH = dict(
     16, "chips a scenario for that final score", 2, 2**20
   ),
 )
+_HARDWARE_AWARE = dict(
+  scenarios=_tuple(
+    (),
+    "one is drawn for each chip: fields of crossbar.Device, severities too; "
+    "empty: search.scenarios",
+    "dicts of device parameters",
+    lambda x: all(isinstance(one, dict) for one in x),
+  ),
+  most_severity=_number(
+    1.0,
+    "a chip has a share of its scenario's severities, uniform from 0 to this",
+    0,
+    10,
+    above=True,
+  ),
+  chips=_integer(
+    1, "new ones a step, between which a batch of train is divided", 1, 1024
+  ),
+  ramp=_tuple(
+    (0.0, 0.0),
+    "shares of all steps: none has defects up to the first, and most_severity "
+    "is reached in a line at the second",
+    "2 ascending shares of the steps in [0, 1]",
+    lambda x: (
+      len(x) == 2 and all(_is_number(s, 0, 1) for s in x) and x[0] <= x[1]
+    ),
+  ),
+  worst=_number(
+    1.0,
+    "share of a step's chips, those of the largest loss, that train learns "
+    "from (CVaR)",
+    0,
+    1,
+    above=True,
+  ),
+  design_chips=_integer(
+    32, "that robustness.batch_norm = design averages over", 1, 2**16
+  ),
+)
 _TRAIN = dict(
   nets=_tuple(
     ("found", "baseline_1x", "uniform"),
     "found, uniform, baseline_1x or a published vector, e.g. resnet20_hawis_a; "
-    "with _int8 or _float its 8-bit or float reference net; without found, "
-    "uniform and the loss supernet there is nothing to search",
+    "with _int8 or _float its 8-bit or float reference net, with _chips at the "
+    "end trained on chips; without found, uniform and the loss supernet there "
+    "is nothing to search",
     "distinct names of nets",
     lambda x: len(x) > 0 and all(map(_is_text, x)) and _is_distinct(x),
   ),
@@ -416,10 +455,13 @@ _TRAIN = dict(
     1, "parts of a batch, one at a time, gradients summed", 1, 2**16
   ),
   loss=_choice(
-    ("labels", "supernet", "teacher"),
-    "of the binary nets; supernet, teacher: KL to the softmax of the maximum "
-    "super-net, or of teacher; the other nets learn labels",
+    ("labels", "margin", "supernet", "teacher"),
+    "of the binary nets; labels: cross-entropy; margin: mean of max(0, "
+    "train.margin - y logit), y = 1 or -1; supernet, teacher: KL to the "
+    "softmax of the maximum super-net, or of teacher; the other nets learn "
+    "labels",
   ),
+  margin=_number(8.0, "of the loss margin", 0, 1e6, above=True),
   teacher=_text(
     "",
     "a float net earlier in nets, or a file of PyTorch weights of a standard "
@@ -475,12 +517,12 @@ _ROBUSTNESS = dict(
   ),
   images=_integer(0, "of the test images, the first; 0: all", 0),
   batch_norm=_choice(
-    ("fixed", "chip"),
-    "statistics: fixed of the ideal net, as in the search, or recalibrated on "
-    "each chip",
+    ("fixed", "design", "chip"),
+    "statistics: fixed of the ideal net, as in the search; design: the mean of "
+    "chips as of hardware_aware; or recalibrated on each chip",
   ),
   calibration_images=_integer(
-    256, "training images of chip's recalibration and of 8-bit ranges", 2
+    256, "training images of chip's and design's, and of 8-bit ranges", 2
   ),
   calibration_batch=_integer(
     64, "their batch; moments are pooled, converters see the first batch", 2
@@ -516,6 +558,7 @@ SECTIONS = {
   "device": ("The device without random effects", _DEVICE),
   "pretrain": ("The super-net", _PRETRAIN),
   "search": ("What is searched, how, and by which reward", _SEARCH),
+  "hardware_aware": ("Training on chips", _HARDWARE_AWARE),
   "train": ("Which nets are trained, and how", _TRAIN),
   "robustness": ("What nets meet on chips, and how", _ROBUSTNESS),
 }

@@ -101,6 +101,17 @@ _COMBINATIONS: tuple[tuple[str, str, Callable[[_Config], bool]], ...] = (
     lambda c: c.train.select == "last" or c.train.validate_every,
   ),
   (
+    "hardware_aware.chips",
+    "a number that with train.microbatches divides train.batch_size into parts "
+    "of at least 2 images",
+    lambda c: (
+      not trains_on_chips(c)
+      or is_divided(
+        c.train.batch_size, c.train.microbatches * c.hardware_aware.chips
+      )
+    ),
+  ),
+  (
     "robustness.chips",
     f"at least {statistics.FEWEST} with robustness.target_ci",
     lambda c: (
@@ -135,6 +146,16 @@ _RELATIONS = {
 }
 
 
+def is_divided(size: int, parts: int) -> bool:
+  """Returns whether a batch can be divided into parts of 2 images or more."""
+  return size % parts == 0 and size >= 2 * parts
+
+
+def trains_on_chips(config: _Config) -> bool:
+  """Returns whether a net of `train.nets` is trained on chips."""
+  return any(net_names.parse(net).on_chips for net in config.train.nets)
+
+
 def validate(config: _Config) -> None:
   """Checks every field and the combinations that need no data.
 
@@ -157,7 +178,10 @@ def validate(config: _Config) -> None:
   if searches(config):
     width_space(config)
   search_devices(config)
+  if config.hardware_aware.scenarios:
+    chip_devices(config)
   pretrain_devices(config)
+  train_devices(config)
   sweeps(config)
 
 
@@ -192,14 +216,16 @@ def _check_nets(config):
   parsed = [net_names.parse(name) for name in train.nets]
   if not all(net.widths in vectors for net in parsed):
     known = ", ".join(vectors)
-    allowed = f"a tuple of some of {known}, each also with _int8, _float"
+    allowed = (
+      f"a tuple of some of {known}, each also with _int8, _float, and at the "
+      "end _chips"
+    )
     raise _error("train.nets", train.nets, allowed)
-  for place, net in enumerate(parsed):
-    source = net_names.Net(net.widths, net_names.FLOAT)
-    quantized = net.kind == net_names.INT8 and train.int8 == "quantized"
-    if quantized and source not in parsed[:place]:
-      name = train.nets[place]
-      float_name = f"{net.widths}_float"
+  for place, name in enumerate(train.nets):
+    float_name = net_names.float_of(name)
+    is_int8 = parsed[place].kind == net_names.INT8
+    quantized = is_int8 and train.int8 == "quantized"
+    if quantized and float_name not in train.nets[:place]:
       allowed = f"a tuple with {float_name!r} before {name!r}, to be quantised"
       raise _error("train.nets", train.nets, allowed)
   if train.loss == "teacher" and not os.path.isfile(train.teacher):
@@ -293,24 +319,86 @@ def search_devices(config: _Config) -> list[crossbar.Device]:
   return devices
 
 
-def pretrain_devices(config: _Config) -> list[crossbar.Device]:
-  """Returns the devices that `pretrain.faulty_widths` are trained on, checked.
+def chip_devices(config: _Config) -> list[crossbar.Device]:
+  """Returns the devices of `hardware_aware.scenarios`, checked.
 
-  Those of `search.scenarios` that have defects of cells or lines, with ideal
-  read-out: converters pass no gradient, and noise a read is no weight.
+  Wires are those of the scenarios alone, not those of `config.device`: their
+  exact fold takes far longer than a step.
   """
+  given = _checked(config, "hardware_aware.scenarios")
+  if given:
+    section = "hardware_aware.scenarios"
+    base = dataclasses.replace(
+      device(config), wire_resistance=0.0, load_resistance=0.0
+    )
+    devices = []
+    for index, scenario in enumerate(given):
+      name = f"config.{section}[{index}]"
+      scenarios.check_values(scenario, name)
+      allowed = crossbar.SCENARIO_FIELDS
+      devices.append(crossbar.with_fields(base, scenario, name, allowed))
+  else:
+    section, devices = "search.scenarios", search_devices(config)[:-1]
+  most = config.hardware_aware.most_severity
+  for index, one in enumerate(devices):
+    name = f"config.{section}[{index}]"
+    if crossbar.without_effects(one) == one:
+      raise errors.InputError(
+        f"{name}: got no effect, needed is one with a severity, to be trained "
+        "on"
+      )
+    if one.adc_bits and one.adc_range == "calibrated":
+      raise errors.InputError(
+        f"{name}.adc_range: got 'calibrated', allowed in training on chips are "
+        "'full_scale' and 'granular': what it is calibrated on changes"
+      )
+    if one.adc_bits == 1:
+      raise errors.InputError(
+        f"{name}.adc_bits: got 1, a sense amplifier, allowed in training on "
+        "chips are 0 and 2 to 16: its threshold is of a net that is trained"
+      )
+    hardest = crossbar.scaled(one, most)
+    crossbar.validate(
+      hardest,
+      f"config.hardware_aware.most_severity = {most:g}, {section}[{index}]",
+    )
+  try:
+    crossbar.stack(devices)
+  except errors.InputError as error:
+    raise errors.InputError(f"config.{section}: {error}") from error
+  return devices
+
+
+def pretrain_devices(config: _Config) -> list[crossbar.Device]:
+  """Returns the devices of `pretrain.faulty_widths`, checked."""
   if not config.pretrain.faulty_widths:
     return []
-  ideal_readout = dict(adc_bits=0, read_noise=0.0, telegraph_noise=0.0)
-  devices = [
-    dataclasses.replace(device, **ideal_readout)
-    for device in search_devices(config)[:-1]
-  ]
-  devices = [d for d in devices if crossbar.without_defects(d) != d]
-  if not devices:
-    allowed = "0: no scenario of search.scenarios has defects of cells or lines"
-    got = config.pretrain.faulty_widths
-    raise _error("pretrain.faulty_widths", got, allowed)
+  devices = chip_devices(config)
+  for index, one in enumerate(devices):
+    if one.wire_resistance or one.load_resistance:
+      raise _error(
+        f"hardware_aware.scenarios[{index}]",
+        config.hardware_aware.scenarios[index],
+        "one without wires where pretrain.faulty_widths are trained: cells of "
+        "the super-net that a vector does not have would load them",
+      )
+  return devices
+
+
+def train_devices(config: _Config) -> list[crossbar.Device]:
+  """Returns the devices that nets of `train.nets` are trained on, checked."""
+  if not trains_on_chips(config) and config.robustness.batch_norm != "design":
+    return []
+  devices = chip_devices(config)
+  kinds = [net_names.parse(net) for net in config.train.nets]
+  on_float = any(n.kind == net_names.FLOAT and n.on_chips for n in kinds)
+  if on_float and any(map(crossbar.needs_tiles, devices)):
+    raise _error(
+      "train.nets",
+      config.train.nets,
+      "no float net on chips where scenarios have converters or noise a read: "
+      "they read integers",
+    )
   return devices
 
 

@@ -1,9 +1,9 @@
-"""Names of the nets that are trained: a width vector and a kind of weights.
+"""Names of the nets that are trained: a width vector, and what is made of it.
 
 "<widths>" is binary, "<widths>_int8" its 8-bit and "<widths>_float" its float
-reference net. <widths> is "found" (by the search), "uniform" (scaled to the
-same budget), "baseline_1x", or a published width vector of
-`width_vectors.PRESETS`.
+reference net; "..._chips" is such a net that is trained on chips. <widths> is
+"found" (by the search), "uniform" (scaled to the same budget), "baseline_1x" or
+a published width vector of `width_vectors.PRESETS`.
 """
 
 from typing import NamedTuple
@@ -15,6 +15,7 @@ BASELINE = "baseline_1x"
 
 BINARY, INT8, FLOAT = "binary", "int8", "float"
 _SUFFIXES = {"_int8": INT8, "_float": FLOAT}
+_CHIPS = "_chips"
 
 
 class Net(NamedTuple):
@@ -22,14 +23,22 @@ class Net(NamedTuple):
 
   widths: str  # name of the width vector
   kind: str  # BINARY, INT8 or FLOAT
+  on_chips: bool = False  # trained there
 
 
 def parse(name: str) -> Net:
-  """Splits a name; any text before the suffix is taken for a width vector."""
+  """Splits a name; any text before suffixes is taken for a width vector."""
+  on_chips, name = name.endswith(_CHIPS), name.removesuffix(_CHIPS)
   for suffix, kind in _SUFFIXES.items():
     if name.endswith(suffix):
-      return Net(name.removesuffix(suffix), kind)
-  return Net(name, BINARY)
+      return Net(name.removesuffix(suffix), kind, on_chips)
+  return Net(name, BINARY, on_chips)
+
+
+def float_of(name: str) -> str:
+  """Returns the float net that an 8-bit one may be made of."""
+  net = parse(name)
+  return f"{net.widths}_float{_CHIPS if net.on_chips else ''}"
 
 
 def vector_names(depth: int) -> list[str]:

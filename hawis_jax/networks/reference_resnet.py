@@ -49,7 +49,8 @@ class QuantConv(nn.Module):
   seen takes its place, and sets it where `batch_stats` is mutable.
 
   Variables in the collection `crossbar` (see `crossbar.program`) replace the
-  integer weights by one chip: its effective weights, or its tiles.
+  integer weights by one chip: its effective weights, or its tiles. Of a float
+  net they are the weights themselves (see `training.hardware_aware`).
   """
 
   features: int  # C_out
@@ -70,6 +71,9 @@ class QuantConv(nn.Module):
       )
     x = x.astype(kernel.dtype)
     if self.bits is None:
+      if self.has_variable("crossbar", "weight"):
+        kernel = self.get_variable("crossbar", "weight")
+        product = products.on_chips(product)
       y = product(x, kernel)
     else:
       step_x = integer.scale(self._max_abs(x, train), self.bits)

@@ -32,6 +32,8 @@ KEY_USES = (
   "train_init",
   "robustness",
   "pretrain_chips",
+  "train_chips",
+  "design_chips",
 )
 
 _READ_BATCH = 1024  # images that are read at a time
@@ -363,7 +365,10 @@ def check_batches(
   Raises:
     InputError: names the field.
   """
-  sizes = {"train": (config.train.batch_size, config.train.microbatches)}
+  parts = config.train.microbatches
+  if settings.trains_on_chips(config):
+    parts *= config.hardware_aware.chips
+  sizes = {"train": (config.train.batch_size, parts)}
   if settings.searches(config):
     sizes["pretrain"] = (config.pretrain.batch_size, 1)
   for stage, (size, parts) in sizes.items():
@@ -373,6 +378,8 @@ def check_batches(
       by = f"{devices}, the number of devices"
       if parts > 1:
         by = f"{devices * parts}, devices times train.microbatches"
+        if parts != config.train.microbatches:
+          by += " times hardware_aware.chips"
       raise errors.InputError(
         f"config.{stage}.batch_size: got {size}, allowed are multiples of {by}"
       )
@@ -384,7 +391,8 @@ def _check_images(config, splits):
     ("train.batch_size", "train"),
     ("robustness.images", "test"),
   ]
-  calibrating = config.robustness.batch_norm == "chip"
+  calibrating = config.robustness.batch_norm != "fixed"
+  calibrating |= settings.trains_on_chips(config)
   if calibrating or config.train.int8 == "quantized":
     needs.append(("robustness.calibration_images", "train"))
   if settings.searches(config):

@@ -1,15 +1,22 @@
 """The nets of a run: their modules, optimisers and initial states."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
+import chex
 from flax import linen as nn
 import jax
+import ml_collections
 import optax
 
+from hawis_jax import crossbar
+from hawis_jax.config import settings
 from hawis_jax.networks import net_names
+from hawis_jax.networks import net_variables
 from hawis_jax.networks import reference_resnet
 from hawis_jax.pipeline.experiment import Experiment
+from hawis_jax.training import hardware_aware
 from hawis_jax.training import optimization
 
 
@@ -104,3 +111,67 @@ def net_init(
     network, experiment.splits.image_shape, optimizer, averaging, mesh
   )
   return init, optimizer
+
+
+def chips(
+  devices: list[crossbar.Device], config: ml_collections.ConfigDict
+) -> hardware_aware.Settings:
+  """Returns what `config.hardware_aware` says, of devices of `settings`."""
+  section = config.hardware_aware
+  return hardware_aware.Settings(
+    tuple(devices),
+    section.chips,
+    section.most_severity,
+    tuple(section.ramp),
+    section.worst,
+  )
+
+
+def ideal_statistics(
+  module: nn.Module, variables: dict, experiment: Experiment
+) -> dict:
+  """Returns a net's variables, whose statistics are those of ideal weights.
+
+  While a net is trained on chips its running averages are over chips of all
+  severities, and fit none.
+  """
+  images = calibration_images(experiment)
+  return {**variables, "batch_stats": _ideal(module, variables, images)}
+
+
+def design_statistics(
+  module: nn.Module, variables: dict, experiment: Experiment
+) -> dict:
+  """Returns a net's variables, whose statistics are means over many chips."""
+  config = experiment.config
+  found = _design(
+    module,
+    chips(settings.train_devices(config), config),
+    config.hardware_aware.design_chips,
+    experiment.key("design_chips"),
+    variables,
+    calibration_images(experiment),
+  )
+  return {**variables, "batch_stats": found}
+
+
+def calibration_images(experiment: Experiment) -> chex.Array:
+  """Returns images of training, uint8 `[N, B, H, W, C]`."""
+  config = experiment.config.robustness
+  return experiment.evaluation(
+    experiment.splits.train, config.calibration_batch, config.calibration_images
+  ).image
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _ideal(module, variables, images):
+  inputs = jax.lax.map(module.encode, images)
+  return net_variables.recalibrate(module, variables, inputs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _design(module, chips, num_chips, key, variables, images):
+  inputs = jax.lax.map(module.encode, images)
+  return hardware_aware.design_statistics(
+    key, module, variables, inputs, chips, num_chips
+  )

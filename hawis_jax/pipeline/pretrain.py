@@ -17,6 +17,7 @@ from hawis_jax.runtime import checkpoint
 from hawis_jax.runtime import loop
 from hawis_jax.runtime import sharding
 from hawis_jax.runtime.metrics import Metrics
+from hawis_jax.training import hardware_aware
 from hawis_jax.training import supernet
 
 
@@ -69,6 +70,7 @@ def make_programs(experiment: Experiment, mesh: jax.sharding.Mesh) -> Programs:
   config = experiment.config.pretrain
   root, chip_root = map(experiment.key, ("pretrain", "pretrain_chips"))
   devices = settings.pretrain_devices(experiment.config)
+  chips = nets.chips(devices, experiment.config)
   init, optimizer = nets.supernet_init(experiment, mesh)
   state = jax.eval_shape(init, root)
   bands = cost.cost_bands(experiment.space, experiment.costs, config.cost_bins)
@@ -100,11 +102,16 @@ def make_programs(experiment: Experiment, mesh: jax.sharding.Mesh) -> Programs:
     )
     if not devices:
       return step_function(state, vectors, batch)
-    key = jax.random.fold_in(chip_root, step)
-    params = sharding.gathered(state.params, mesh)
-    chip = supernet.sample_chip(key, params, devices)
+    program = functools.partial(
+      hardware_aware.program,
+      jax.random.fold_in(chip_root, step),
+      module=experiment.supernet,
+      settings=chips,
+      most=chips.most_at(step / config.steps),
+      images=config.batch_size,
+    )
     return step_function(
-      state, vectors, batch, chip, faulty=config.faulty_widths
+      state, vectors, batch, program, faulty=config.faulty_widths
     )
 
   return Programs(init, warm_up, sandwich)

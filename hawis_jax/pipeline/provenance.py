@@ -68,7 +68,7 @@ def net_digest(
   """
   config = experiment.config.train
   if nets.is_quantized(net, experiment):
-    net = f"{net_names.parse(net).widths}_float"
+    net = net_names.float_of(net)
   digest = checkpoint.saved_digest(
     results.net_folder(workdir, net), config.steps
   )
@@ -93,7 +93,7 @@ def training_inputs(
   if name.widths != "found" or results.search_path(workdir).exists():
     module = results.net_module(net, experiment, workdir)
     inputs["widths"] = [int(width) for width in module.max_widths]
-  if name.kind != net_names.BINARY or config.loss == "labels":
+  if name.kind != net_names.BINARY or config.loss in ("labels", "margin"):
     return inputs
   if config.loss == "supernet":
     return {**inputs, "teacher": supernet_digest(experiment, workdir)}

@@ -144,17 +144,15 @@ def load_net(
 ) -> Trained:
   """Returns a trained net, of the last or the best step.
 
+  Its statistics are those of ideal weights, see `nets.ideal_statistics`.
+
   Raises:
     InputError: it has not been trained.
   """
   config, module = experiment.config, net_module(net, experiment, workdir)
   if nets.is_quantized(net, experiment):
-    float_net = f"{net_names.parse(net).widths}_float"
-    images = experiment.evaluation(
-      experiment.splits.train,
-      config.robustness.calibration_batch,
-      config.robustness.calibration_images,
-    ).image
+    float_net = net_names.float_of(net)
+    images = nets.calibration_images(experiment)
     variables = load_net(float_net, experiment, workdir).variables
     return Trained(module, reference_resnet.quantize(module, variables, images))
   init, _ = nets.net_init(net, module, experiment)
@@ -164,7 +162,10 @@ def load_net(
   if config.train.select == "best":
     with checkpoint.Checkpoints(best_folder(workdir, net)) as checkpoints:
       state = loop.Best(checkpoints).load(example)
-  return Trained(module, state.variables)
+  variables = state.variables
+  if net_names.parse(net).on_chips:
+    variables = nets.ideal_statistics(module, variables, experiment)
+  return Trained(module, variables)
 
 
 def open_run(workdir: str | os.PathLike) -> Experiment:
@@ -221,7 +222,7 @@ def chosen_step(net: str, experiment: Experiment, workdir: pathlib.Path) -> int:
   if config.select == "last":
     return config.steps
   if nets.is_quantized(net, experiment):
-    net = f"{net_names.parse(net).widths}_float"
+    net = net_names.float_of(net)
   with checkpoint.Checkpoints(best_folder(workdir, net)) as checkpoints:
     return checkpoints.latest_step()
 
@@ -236,7 +237,7 @@ def load_teacher(
       holds another network.
   """
   config = experiment.config.train
-  if config.loss == "labels":
+  if config.loss in ("labels", "margin"):
     return None
   if config.loss == "supernet":
     params = load_supernet(experiment, workdir)
@@ -345,9 +346,10 @@ def _with_new_fields(now, before):
   absent = _as_read(absent)
   before = now | before
   before["device.resolved"] = absent | before["device.resolved"]
-  before["pretrain.devices"] = [
-    absent | device for device in before["pretrain.devices"]
-  ]
+  for stage in ("pretrain", "train"):
+    before[f"{stage}.devices"] = [
+      absent | device for device in before[f"{stage}.devices"]
+    ]
   technology = "space.technology.resolved"
   before[technology] = now[technology] | before[technology]
   return before
@@ -369,6 +371,12 @@ def _resolved(config):
     "pretrain.devices": [
       dataclasses.asdict(device) for device in settings.pretrain_devices(config)
     ],
+    # The section is training's, but where the super-net is trained so too.
+    "pretrain.hardware_aware": config.pretrain.faulty_widths
+    and [config.hardware_aware.most_severity, config.hardware_aware.ramp],
+    "train.devices": [
+      dataclasses.asdict(device) for device in settings.train_devices(config)
+    ],
     "robustness.fault_maps": {
       path: storage.digest(path) for path in sorted(maps)
     },
@@ -383,7 +391,7 @@ def _as_read(values):
 def _matters(field, workdir):
   if field in fields.FIELDS and fields.FIELDS[field].is_free:
     return False
-  section = field.split(".")[0]
+  section = field.split(".")[0].replace("hardware_aware", "train")
   first = _STAGES.index(section) if section in _STAGES else 0
   folders = (workdir / stage for stage in _STAGES[first:])
   return any(map(storage.holds_files, folders))

@@ -71,7 +71,7 @@ def run(
       continue
     if loaded != step.net:
       trained = results.load_net(step.net, experiment, workdir)
-      loaded = step.net
+      on_chips, loaded = _on_chips(trained, experiment), step.net
     if step.net not in result["nets"]:
       result["nets"][step.net] = _describe(
         step.net, trained, experiment, workdir
@@ -87,7 +87,7 @@ def run(
         results.ROBUSTNESS_FORMAT,
         experiment.config.seed,
         jax.default_backend(),
-        net_variables.digest(trained.variables),
+        net_variables.digest(on_chips.variables),
       ],
       num_images=len(images[1]),
     )
@@ -96,7 +96,7 @@ def run(
       known = {"accuracy": tally.accuracy.mean()} if tally.count else {}
       progress.show(first + chips, known)
 
-    chunks = _evaluate(tally, step.severity, trained, images, experiment, show)
+    chunks = _evaluate(tally, step.severity, on_chips, images, experiment, show)
     for _ in _named(step, chunks):
       values = {"accuracy": tally.accuracy.mean()}
       # Before it is saved: a line too many is dropped, one too few is missing.
@@ -115,6 +115,15 @@ def run(
     )
     distributed.on_first(lambda: results.write_robustness(workdir, result))
     tally.remove_saved()
+
+
+def _on_chips(trained, experiment):
+  """The net with the statistics that it has on chips."""
+  if experiment.config.robustness.batch_norm != "design":
+    return trained
+  return trained._replace(
+    variables=nets.design_statistics(*trained, experiment)
+  )
 
 
 def _stored(workdir):
@@ -187,7 +196,7 @@ def calibrated(
   if not device.adc_bits:
     return variables
   if device.adc_range == "calibrated":
-    images = _calibration_images(experiment)[0]
+    images = nets.calibration_images(experiment)[0]
   return calibration.calibrate_converters(module, variables, images, device)
 
 
@@ -205,17 +214,9 @@ def make_setting(
     severity.device,
     interop.load_faults(severity.fault_map) if severity.fault_map else None,
     severity.layers,
-    _calibration_images(experiment) if on_chip else None,
+    nets.calibration_images(experiment) if on_chip else None,
     severity.placing,
   )
-
-
-def _calibration_images(experiment):
-  """Of training, uint8 `[N, B, H, W, C]`."""
-  config = experiment.config.robustness
-  return experiment.evaluation(
-    experiment.splits.train, config.calibration_batch, config.calibration_images
-  ).image
 
 
 def check_chips(experiment: Experiment, workdir: pathlib.Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import jax
 
+from hawis_jax.config import settings
 from hawis_jax.networks import net_names
 from hawis_jax.pipeline import nets
 from hawis_jax.pipeline import provenance
@@ -63,7 +64,7 @@ def train_net(
       )
       validation = dataclasses.replace(validation, best=loop.Best(best))
     loop.run_steps(
-      lambda state, step, batch: programs.step(state, batch, teacher_variables),
+      lambda *inputs: programs.step(*inputs, teacher_variables),
       programs.init(experiment.key("train_init")),
       name=f"train/{net}",
       total=config.steps,
@@ -83,7 +84,8 @@ class Programs(NamedTuple):
 
   Attributes:
     init: key -> the state at step 0.
-    step: (state, batch, the teacher's variables or None) -> (state, metrics).
+    step: (state, number of the step, batch, the teacher's variables or None) ->
+      (state, metrics).
   """
 
   init: Callable[..., Any]
@@ -101,19 +103,29 @@ def make_programs(
   config = experiment.config.train
   init, optimizer = nets.net_init(net, module, experiment, mesh)
   recipe = fixed_net.Recipe(config.microbatches, config.label_smoothing)
-  if net_names.parse(net).kind == net_names.BINARY:
+  name, root = net_names.parse(net), experiment.key("train_chips")
+  if name.kind == net_names.BINARY:
     recipe = dataclasses.replace(
-      recipe, weight_penalty=config.weight_penalty, ema=config.ema
+      recipe,
+      margin=config.margin if config.loss == "margin" else 0.0,
+      weight_penalty=config.weight_penalty,
+      ema=config.ema,
     )
+  if name.on_chips:
+    devices = settings.train_devices(experiment.config)
+    chips = nets.chips(devices, experiment.config)
+    recipe = dataclasses.replace(recipe, chips=chips)
   state = jax.eval_shape(init, experiment.key("train_init"))
   where = sharding.split(state, mesh), sharding.replicated(mesh)
 
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=where)
-  def step(state, batch, teacher):
+  def step(state, number, batch, teacher):
     return fixed_net.train_step(
       state,
       batch,
       teacher,
+      jax.random.fold_in(root, number),
+      number / config.steps,
       module=module,
       optimizer=optimizer,
       recipe=recipe,

@@ -272,7 +272,7 @@ def claims(content: dict) -> list[str]:
 
 def origin(content: dict, name: str) -> str:
   """Returns where a net's widths come from, in a few words."""
-  vector, kind = net_names.parse(name)
+  vector, kind, _ = net_names.parse(name)
   if kind != net_names.BINARY:
     return f"reference net of the widths of {style.net_name(vector)}"
   if vector == "found" and content["search"]:

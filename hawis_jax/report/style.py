@@ -166,12 +166,13 @@ def net_name(net: str) -> str:
   Args:
     net: as in `config.train.nets`; one not known keeps its name.
   """
-  vector, kind = net_names.parse(net)
+  vector, kind, on_chips = net_names.parse(net)
   preset = _PRESET.fullmatch(vector)
   name = preset[2] if preset else vector
   name = _KINDS.get(kind, "") + _NAMES.get(name, name)
-  is_alone = preset and kind == net_names.BINARY
-  return f"{name} (ResNet-{preset[1]})" if is_alone else name
+  if preset and kind == net_names.BINARY:
+    name = f"{name} (ResNet-{preset[1]})"
+  return f"{name}, trained on chips" if on_chips else name
 
 
 def weights(bits: int) -> str:

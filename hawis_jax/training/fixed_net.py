@@ -1,4 +1,4 @@
-"""A training step of one net of fixed widths.
+"""A training step of one net of fixed widths, ideal or on chips.
 
 A fixed net is the masked network at its own widths: no second definition.
 
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from hawis_jax.runtime import sharding
+from hawis_jax.training import hardware_aware
 from hawis_jax.training import optimization
 
 
@@ -25,14 +26,18 @@ class Recipe:
   # BN normalises and updates its statistics part by part.
   microbatches: int = 1
   label_smoothing: float = 0.0  # share of a label that goes to all classes
+  margin: float = 0.0  # of `optimization.margin_loss`; 0: cross-entropy
   weight_penalty: float = 0.0  # factor of `optimization.weight_penalty`
   ema: float = 0.0  # decay a step of the moving average; 0: none
+  chips: hardware_aware.Settings | None = None  # None: the net is ideal
 
 
 def train_step(
   state: optimization.TrainState,
   batch: dict[str, chex.Array],
   teacher: dict | None = None,
+  key: chex.PRNGKey | None = None,
+  progress: chex.Numeric = 0.0,
   *,
   module: nn.Module,
   optimizer: optax.GradientTransformation,
@@ -44,32 +49,49 @@ def train_step(
 
   A batch has `image` uint8 `[B, H, W, C]` and `label` int `[B]`, and is split
   on the `data` axis of a mesh (None: one device has it). The loss is KL(teacher
-  || student), with the variables of a teacher module, else cross-entropy.
+  || student), with the variables of a teacher module, else that of the labels.
+  Where the recipe has chips, each of its microbatches draws new ones from `key`
+  at `progress`, the share of all steps that are done.
   """
 
-  def loss_function(params, batch_stats, part):
+  def loss_of(variables, part):
     logits, updated = module.apply(
-      {"params": params, "batch_stats": batch_stats},
+      variables,
       module.encode(part["image"]),
       train=True,
       mutable=["batch_stats"],
     )
-    if teacher is None:
+    if teacher is not None:
+      loss = optimization.distillation(logits, part["teacher"])
+    elif recipe.margin:
+      loss = optimization.margin_loss(logits, part["label"], recipe.margin)
+    else:
       loss = optimization.cross_entropy(
         logits, part["label"], recipe.label_smoothing
       )
-    else:
-      target = teacher_module.apply(
+    correct = (logits.argmax(-1) == part["label"]).mean()
+    return loss, (updated["batch_stats"], correct)
+
+  def loss_function(params, batch_stats, part, key):
+    if teacher is not None:
+      logits = teacher_module.apply(
         teacher,
         teacher_module.encode(part["image"]),
         # One that was trained as a super-net has no statistics of its own.
         train="batch_stats" not in teacher,
       )
-      loss = optimization.distillation(logits, target)
+      part = {**part, "teacher": logits}
+    net = {"params": params, "batch_stats": batch_stats}
+    if recipe.chips is None:
+      loss, (batch_stats, correct) = loss_of(net, part)
+    else:
+      most = recipe.chips.most_at(progress)
+      loss, (batch_stats, correct) = hardware_aware.loss_on_chips(
+        loss_of, key, net, part, module, recipe.chips, most, mesh
+      )
     if recipe.weight_penalty:
       loss += recipe.weight_penalty * optimization.weight_penalty(params)
-    correct = (logits.argmax(-1) == part["label"]).mean()
-    return loss, (updated["batch_stats"], {"loss": loss, "accuracy": correct})
+    return loss, (batch_stats, {"loss": loss, "accuracy": correct})
 
   # Each device keeps a share of the state, and needs the whole to compute.
   teacher = sharding.gathered(teacher, mesh)
@@ -77,6 +99,7 @@ def train_step(
     jax.grad(loss_function, has_aux=True),
     state.replace(params=sharding.gathered(state.params, mesh)),
     batch,
+    key,
     recipe.microbatches,
     mesh,
   )
@@ -91,17 +114,17 @@ def train_step(
   return state, values
 
 
-def _mean_gradients(gradient, state, batch, microbatches, mesh):
+def _mean_gradients(gradient, state, batch, key, microbatches, mesh):
   """Returns (gradients, `batch_stats`, metrics) of a batch, part by part."""
   if microbatches == 1:
     grads, (batch_stats, values) = gradient(
-      state.params, state.batch_stats, batch
+      state.params, state.batch_stats, batch, key
     )
     return grads, batch_stats, values
 
-  def step(carry, part):
+  def step(carry, inputs):
     total, batch_stats = carry
-    grads, (batch_stats, values) = gradient(state.params, batch_stats, part)
+    grads, (batch_stats, values) = gradient(state.params, batch_stats, *inputs)
     return (jax.tree.map(jnp.add, total, grads), batch_stats), values
 
   parts = jax.tree.map(
@@ -110,9 +133,10 @@ def _mean_gradients(gradient, state, batch, microbatches, mesh):
   if mesh is not None:  # all devices take part in each of them
     where = sharding.on_data(mesh, axis=1)
     parts = jax.lax.with_sharding_constraint(parts, where)
+  keys = None if key is None else jax.random.split(key, microbatches)
   zeros = jax.tree.map(jnp.zeros_like, state.params)
   (total, batch_stats), values = jax.lax.scan(
-    step, (zeros, state.batch_stats), parts
+    step, (zeros, state.batch_stats), (parts, keys)
   )
   grads = jax.tree.map(lambda x: x / microbatches, total)
   return grads, batch_stats, jax.tree.map(jnp.mean, values)

@@ -118,6 +118,19 @@ def cross_entropy(
   return optax.softmax_cross_entropy(logits, targets).mean()
 
 
+def margin_loss(
+  logits: chex.Array, labels: chex.Array, margin: float
+) -> chex.Array:
+  """Returns the mean of max(0, margin - y logit) over `[B, classes]`.
+
+  y is 1 for the label, int `[B]`, and -1 for the other classes: the modified
+  hinge loss of Buschjaeger et al. (DATE 2021), which asks for logits that bit
+  errors do not turn.
+  """
+  signs = 2 * jax.nn.one_hot(labels, logits.shape[-1]) - 1
+  return jnp.maximum(margin - signs * logits, 0).mean()
+
+
 def distillation(logits: chex.Array, teacher: chex.Array) -> chex.Array:
   """Returns the mean KL(teacher || student) [nat] of logits `[B, classes]`."""
   # No gradient flows to the teacher: in a sandwich, it is trained too.

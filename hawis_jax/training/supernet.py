@@ -10,18 +10,15 @@ robustness too.
 Axes: N vectors of a step, B images, L layers.
 """
 
-from collections.abc import Sequence
-import dataclasses
+from collections.abc import Callable
 
 import chex
 from flax import linen as nn
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import optax
 
 from hawis_jax import cost
-from hawis_jax import crossbar
 from hawis_jax.networks import width_vectors
 from hawis_jax.runtime import sharding
 from hawis_jax.training import optimization
@@ -49,48 +46,6 @@ def sample_widths(
   return jnp.concatenate([ends, jax.vmap(draw)(jax.random.split(key, num))])
 
 
-def sample_device(
-  key: chex.PRNGKey, devices: Sequence[crossbar.Device]
-) -> crossbar.Device:
-  """Draws one of some devices, all its defects at a share of their severities.
-
-  The share is uniform in [0, 1), so that training meets what scores do, from
-  the ideal net to the devices themselves, and nothing worse. The devices are
-  alike in their static fields, see `crossbar.stack`; severities are traced.
-  """
-  choice_key, share_key = jax.random.split(key)
-  choice = jax.random.randint(choice_key, (), 0, len(devices))
-  share = jax.random.uniform(share_key)
-  device = jax.tree.map(lambda x: x[choice], crossbar.stack(devices))
-  severities = {field: getattr(device, field) for field in crossbar.DEFECTS}
-  return dataclasses.replace(
-    device,
-    **{k: v * share for k, v in severities.items() if crossbar.is_present(v)},
-  )
-
-
-def sample_chip(
-  key: chex.PRNGKey, params: dict, devices: Sequence[crossbar.Device]
-) -> dict:
-  """Returns the collection `crossbar` of a chip of `sample_device`."""
-  device_key, chip_key = jax.random.split(key)
-  device = sample_device(device_key, devices)
-  return crossbar.program(chip_key, {"params": params}, device)["crossbar"]
-
-
-def on_chip(params: dict, chip: dict) -> dict:
-  """Returns variables of a net on a chip of `sample_chip`, to be trained."""
-  # The gradient of an effective weight is its latent weight's, as in the
-  # binariser: that of a stuck cell's weight too, which another chip will need.
-  latent = traverse_util.flatten_dict(params)
-  weights = {}
-  for path, weight in traverse_util.flatten_dict(chip).items():
-    kernel = latent[(*path[:-1], "kernel")]
-    straight_through = kernel - jax.lax.stop_gradient(kernel)
-    weights[path] = jax.lax.stop_gradient(weight) + straight_through
-  return {"params": params, "crossbar": traverse_util.unflatten_dict(weights)}
-
-
 def sandwich_loss(
   params: dict,
   module: nn.Module,
@@ -98,7 +53,7 @@ def sandwich_loss(
   inputs: chex.Array,
   labels: chex.Array,
   distill: bool,
-  chip: dict | None = None,
+  program: Callable[[dict], dict] | None = None,
   faulty: int = 0,
   looped: bool = False,
 ) -> tuple[chex.Array, chex.Array]:
@@ -106,8 +61,8 @@ def sandwich_loss(
 
   Widths are int `[N, L]`, the first those of the maximum net; inputs `[B, H, W,
   C]`, from `module.encode`; labels int `[B]`. With `distill`, vectors after the
-  first learn its softmax, not the labels; the last `faulty` are on a chip from
-  `sample_chip`.
+  first learn its softmax, not the labels; the last `faulty` are on the chip
+  that `program` makes of `params`, as of `hardware_aware`.
   """
 
   def apply(variables, widths):
@@ -122,7 +77,7 @@ def sandwich_loss(
   ideal = len(widths) - faulty
   logits = apply({"params": params}, widths[:ideal])
   if faulty:
-    on_it = apply(on_chip(params, chip), widths[ideal:])
+    on_it = apply(program({"params": params}), widths[ideal:])
     logits = jnp.concatenate([logits, on_it])
   loss = optimization.cross_entropy(logits[0], labels)
   for student in logits[1:]:
@@ -138,7 +93,7 @@ def sandwich_step(
   state: optimization.TrainState,
   widths: chex.Array,
   batch: dict[str, chex.Array],
-  chip: dict | None = None,
+  program: Callable[[dict], dict] | None = None,
   *,
   module: nn.Module,
   optimizer: optax.GradientTransformation,
@@ -156,7 +111,7 @@ def sandwich_step(
   params, labels = sharding.gathered(state.params, mesh), batch["label"]
   looped = mesh is not None and mesh.size > 1
   (loss, logits), grads = grad(
-    params, module, widths, inputs, labels, distill, chip, faulty, looped
+    params, module, widths, inputs, labels, distill, program, faulty, looped
   )
   grads = sharding.gathered(grads, mesh)
   # The maximum net uses every weight, so weight decay moves none that the step

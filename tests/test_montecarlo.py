@@ -1,6 +1,7 @@
 """The engine: the same bits however chips, images and devices are divided."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import subprocess
@@ -20,6 +21,8 @@ _VARIATION = crossbar.Device(stuck_off=0.1, variation=0.4)
 _NOISY = crossbar.Device(
   stuck_off=0.1, adc_bits=5, read_noise=2e3, tile_shape=(24, 16)
 )
+# With whether layers' gains are compensated.
+_ALL = ((_STUCK, False), (_VARIATION, False), (_NOISY, False), (_NOISY, True))
 _DIVIDED = monte_carlo.Limits(chips=3, images=200)  # two chunks, two segments
 
 
@@ -27,7 +30,7 @@ def _correct(tiny, device, chips, **kwargs):
   module, variables, images, labels = tiny
   fields = {
     name: kwargs.pop(name)
-    for name in ("layers", "calibration")
+    for name in ("layers", "calibration", "compensated")
     if name in kwargs
   }
   setting = monte_carlo.Setting(module, variables, device, **fields)
@@ -39,20 +42,24 @@ def _correct(tiny, device, chips, **kwargs):
 
 @pytest.mark.exact
 @pytest.mark.parametrize(
-  "device",
-  [_STUCK, _VARIATION, pytest.param(_NOISY, marks=pytest.mark.slow)],
+  ("device", "compensated"),
+  [
+    (_STUCK, False),
+    (_VARIATION, True),
+    pytest.param(_VARIATION, False, marks=pytest.mark.slow),
+    pytest.param(_NOISY, True, marks=pytest.mark.slow),
+  ],
 )
-def test_chunks_and_segments_do_not_matter(tiny, device):
-  reference = _correct(tiny, device, range(5))
+def test_chunks_and_segments_do_not_matter(tiny, device, compensated):
+  correct = functools.partial(_correct, tiny, device, compensated=compensated)
+  reference = correct(range(5))
   assert reference.shape == (5, len(tiny.images))
   assert 0 < reference.mean() < 1
   assert len({row.tobytes() for row in reference}) == 5
-  np.testing.assert_array_equal(
-    reference, _correct(tiny, device, range(5), limits=_DIVIDED)
-  )
+  np.testing.assert_array_equal(reference, correct(range(5), limits=_DIVIDED))
   alone = monte_carlo.Limits(1, 1)
   np.testing.assert_array_equal(
-    reference[3:], _correct(tiny, device, range(3, 5), limits=alone)
+    reference[3:], correct(range(3, 5), limits=alone)
   )
 
 
@@ -226,8 +233,8 @@ import tiny_net
 tiny = tiny_net.make(np.random.default_rng({seed}))
 for count in (2, 8):
   devices = jax.devices()[:count]
-  correct = [t._correct(tiny, d, range(6), devices=devices) for d in
-          (t._STUCK, t._VARIATION, t._NOISY)]
+  correct = [t._correct(tiny, d, range(6), devices=devices, compensated=own)
+             for d, own in t._ALL]
   np.save({folder!r} + f"/{{count}}.npy", np.stack(correct))
 print(len(devices))
 """
@@ -250,7 +257,7 @@ def test_devices_do_not_matter(tmp_path, rng):
   assert output.split() == ["8"]
   tiny = tiny_net.make(np.random.default_rng(seed))
   reference = [
-    _correct(tiny, device, range(6)) for device in (_STUCK, _VARIATION, _NOISY)
+    _correct(tiny, device, range(6), compensated=own) for device, own in _ALL
   ]
   for count in (2, 8):
     np.testing.assert_array_equal(np.load(tmp_path / f"{count}.npy"), reference)

@@ -381,14 +381,16 @@ def test_ideal_sense_amplifiers_change_no_bit(net, rng):
   # They are what stands in `converters`: not signs.
   signs = jax.tree.map(np.zeros_like, folded["converters"])
   assert (logits({**folded, "converters": signs}) != expected).any()
-  with pytest.raises(
-    errors.InputError, match="calibration: got images with ad"
+  for message, refused in (
+    ("calibration: got images with ad", {"calibration": images[None]}),
+    ("compensated: got True with ad", {"compensated": True}),
   ):
-    evaluation.evaluate_chips(
-      *(jax.random.key(0), module, folded, images, np.zeros(12, int), device),
-      calibration=images[None],
-      layers=_FOLDED,
-    )
+    with pytest.raises(errors.InputError, match=message):
+      evaluation.evaluate_chips(
+        *(jax.random.key(0), module, folded, images, np.zeros(12, int), device),
+        layers=_FOLDED,
+        **refused,
+      )
 
 
 def test_a_threshold_folds_scale_normalisation_and_rprelu(rng):

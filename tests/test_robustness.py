@@ -12,9 +12,11 @@ import tiny_net
 from hawis_jax import backend
 from hawis_jax import crossbar
 from hawis_jax import errors
+from hawis_jax.networks import layers
 from hawis_jax.networks import net_variables
 from hawis_jax.pipeline import tally
 from hawis_jax.pipeline.tally import Tally
+from hawis_jax.robustness import calibration
 from hawis_jax.robustness import evaluation
 from hawis_jax.robustness import monte_carlo
 from hawis_jax.robustness import statistics
@@ -196,6 +198,137 @@ def test_chip_mode_recalibrates_on_the_programmed_chip(net):
     logits = by_hand(jax.random.fold_in(jax.random.key(7), chip))
     correct = np.asarray(logits).argmax(-1) == labels
     np.testing.assert_allclose(got[chip], correct.mean(), atol=1e-6)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _chip(setting, key, variables, device, images=None):
+  """What a chip has of its own; of `setting` the module counts."""
+  setting = dataclasses.replace(
+    setting, variables=variables, device=device, calibration=images
+  )
+  return monte_carlo._chip(key, setting, "float32")
+
+
+def test_chip_mode_measures_what_the_chips_own_read_out_gives(net):
+  """First layer: moments of sums that are read with noise and converters."""
+  module, variables, images, _ = net
+  device = crossbar.Device(
+    stuck_off=0.1, adc_bits=5, read_noise=2e3, tile_shape=(24, 16)
+  )
+  key, setting = jax.random.key(3), monte_carlo.Setting(module, None, None)
+  own = _chip(setting, key, variables, device, images.reshape(5, 8, 8, 8, 1))
+
+  @jax.jit
+  def read(device):
+    chip = crossbar.program(key, variables, device)
+    # Calibration images have noise of their own: their numbers are below 0.
+    chip = crossbar.for_images(chip, -1 - np.arange(len(images)))
+    stem = {name: chip[name]["stem"] for name in ("params", "crossbar")}
+    product = layers.BinaryConv(module.max_widths[0])
+    return product.apply(stem, module.encode(images), None, None)
+
+  sums = np.asarray(read(device), np.float64)
+  found = own["batch_stats"]["bn_stem"]
+  np.testing.assert_allclose(found["mean"], sums.mean((0, 1, 2)), atol=1e-5)
+  np.testing.assert_allclose(found["var"], sums.var((0, 1, 2)), rtol=1e-4)
+  for silent in ({"read_noise": 0.0}, {"adc_bits": 0}):
+    sums = np.asarray(read(dataclasses.replace(device, **silent)), np.float64)
+    assert (np.abs(found["var"] / sums.var((0, 1, 2)) - 1) > 0.01).any()
+
+
+@pytest.fixture(scope="module")
+def two_layers():
+  """Parameters of a convolution and of a linear layer."""
+  rng = np.random.default_rng(1)
+  shapes = {"conv1": (3, 3, 12, 16), "head": (40, 10)}
+  kernels = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+  return {name: {"kernel": np.float32(x)} for name, x in kernels.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("bits", "compensated"))
+def _layers_on_chip(key, params, device, bits, compensated):
+  chip = crossbar.program(key, {"params": params}, device, bits)
+  if compensated:
+    chip = calibration.compensate(chip, bits)
+  return chip["crossbar"]
+
+
+def _weights(params, device, compensated, bits=1, key=1):
+  """Layers' weights, of tiled ones times the factors of their reads."""
+  key = jax.random.key(key)
+  chip = _layers_on_chip(key, params, device, bits, compensated)
+  return {
+    name: np.asarray(layer["weight"])
+    if "weight" in layer
+    else (np.asarray(layer["kernels"]).T * np.asarray(layer["factors"])).T
+    for name, layer in chip.items()
+  }
+
+
+# All cells lose the same share of their conductance, or shares that differ.
+_DRIFTED = crossbar.Device(drift_time=1e6, drift_std=(0.0,) * 4)
+_SPREAD = dataclasses.replace(_DRIFTED, drift_std=(0.0, *[0.02] * 3))
+
+
+@pytest.mark.parametrize(
+  ("bits", "fields"),
+  [(1, {}), (1, {"read_noise": 1e-9}), (8, {"read_noise": 1e-9})],
+  ids=["folded", "tiled", "8-bit"],
+)
+def test_compensation_undoes_what_all_cells_have_in_common(
+  two_layers, bits, fields
+):
+  device = dataclasses.replace(_DRIFTED, **fields)
+  new = dataclasses.replace(device, drift_time=20.0)
+  drifted = _weights(two_layers, device, False, bits)
+  repaired = _weights(two_layers, device, True, bits)
+  for name, weight in _weights(two_layers, new, False, bits).items():
+    share = (1e6 / 20) ** -0.1
+    np.testing.assert_allclose(
+      drifted[name], share * weight, rtol=1e-5, atol=1e-3
+    )
+    np.testing.assert_allclose(repaired[name], weight, rtol=1e-5, atol=1e-3)
+
+
+def test_compensation_of_ideal_and_of_lost_layers_changes_nothing(two_layers):
+  for device in (crossbar.Device(), crossbar.Device(stuck_off=1.0)):
+    plain = _weights(two_layers, device, False)
+    repaired = _weights(two_layers, device, True)
+    jax.tree.map(np.testing.assert_array_equal, plain, repaired)
+
+
+def test_compensation_leaves_what_cells_do_not_have_in_common(two_layers):
+  """Of drift that spreads: the rest is that of the best factor."""
+  ideal = _weights(two_layers, crossbar.Device(), False)
+  drifted = _weights(two_layers, _SPREAD, False)
+  repaired = _weights(two_layers, _SPREAD, True)
+  for name, weight in ideal.items():
+    error, rest = (
+      np.square(chip[name] - weight).mean() for chip in (drifted, repaired)
+    )
+    best = (drifted[name] * weight).sum() / np.square(drifted[name]).sum()
+    least = np.square(best * drifted[name] - weight).mean()
+    assert least < rest < 1.2 * least and 0.03 < rest < 0.2 * error
+
+
+def test_compensation_is_measured_by_the_chips_read_out(two_layers):
+  """A coarse converter's gain is another one, and noise adds no bias."""
+  device = dataclasses.replace(_DRIFTED, tile_shape=(24, 16), read_noise=1e3)
+  chip = _layers_on_chip(jax.random.key(0), two_layers, device, 1, False)
+  factor = {
+    bits: _layers_on_chip(
+      jax.random.key(0),
+      two_layers,
+      dataclasses.replace(device, adc_bits=bits, adc_range="granular"),
+      1,
+      True,
+    )["conv1"]["factors"]
+    for bits in (0, 2)
+  }
+  assert (chip["conv1"]["factors"] == 1).all()
+  np.testing.assert_allclose(factor[0], (1e6 / 20) ** 0.1, rtol=0.02)
+  # Saturated sums of -2 to 1 are less than drifted ones.
+  assert (factor[2] > 1.2 * factor[0].max()).all()
 
 
 def _tally(folder, key="both: stuck", severity=0.1, images=13):

@@ -1,6 +1,6 @@
-"""What converters are set to: ranges from data, folded thresholds.
+"""What chips are set to: converters' ranges and thresholds, layers' factors.
 
-Axes: B images, H rows, W columns, C channels.
+Axes: B images, H rows, W columns, C channels, K known inputs.
 """
 
 import dataclasses
@@ -11,12 +11,22 @@ from flax import linen as nn
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax.arithmetic import binary
+from hawis_jax.crossbar import cells
+from hawis_jax.crossbar import readout
 from hawis_jax.networks import layers
+from hawis_jax.networks import products
 from hawis_jax.networks import resnet
+
+_KNOWN_INPUTS = 64  # K
+# Of the first one, for its noise: no image's, and no calibration image's.
+_KNOWN_NUMBER = -(2**30)
+# A layer that conducts less of what it was programmed to has lost its weights.
+_LEAST_GAIN = 1e-4
 
 
 def calibrate_converters(
@@ -99,6 +109,48 @@ def thresholds(
     once = changes.sum(0) <= 1
     found[block, "conv1", "threshold"] = jnp.where(once, first, jnp.nan)
   return found
+
+
+def compensate(chip: dict, bits: int = 1, scales: str = "channel") -> dict:
+  """Returns a chip of `crossbar.program` whose layers' gains are compensated.
+
+  Each layer reads known inputs once; g of s = g t is fitted by least squares to
+  its sums s, t being those that programming aimed at; and all its sums are
+  multiplied by 1 / g, digitally, after its converters. So one factor a layer
+  undoes what all of its cells have in common. It is the global drift
+  compensation of Joshi et al. (Nature Communications 2020), who divide a sum of
+  currents by what it was after programming; a slope instead of absolute values
+  has no bias from noise. An ideal layer's g is 1.
+
+  Args:
+    chip: variables with `params` and `crossbar`.
+    bits: of the network's weights, as of `crossbar.program`.
+    scales: of its weights of several bits, as of `crossbar.program`.
+  """
+  numbers = _KNOWN_NUMBER - jnp.arange(_KNOWN_INPUTS)
+  read = crossbar.for_images(chip, numbers)["crossbar"]
+  read, params, own = map(
+    traverse_util.flatten_dict, (read, chip["params"], chip["crossbar"])
+  )
+  for path in dict.fromkeys(path[:-1] for path in own):
+    kernel = params[(*path, "kernel")]
+    layer = {name: x for (*of, name), x in read.items() if tuple(of) == path}
+    # The same rows are driven on all chips, at the largest input.
+    shape = _KNOWN_INPUTS, *kernel.shape[:-1]
+    driven = jax.random.bernoulli(jax.random.key(0), np.float32(0.5), shape)
+    inputs = driven.astype(kernel.dtype) * max(2 ** (bits - 1) - 1, 1)
+    product = binary.multiply
+    if kernel.ndim > 2:
+      product = functools.partial(binary.convolve, strides=1, padding=0)
+    product = products.on_chips(product)
+    aimed = product(inputs, cells.kernel_integers(kernel, bits, scales))
+    if "weight" in layer:
+      name, sums = "weight", product(inputs, layer["weight"])
+    else:
+      name, sums = "factors", readout.read(product, inputs, layer)
+    gain = (sums * aimed).sum() / jnp.square(aimed).sum()
+    own[(*path, name)] *= jnp.where(gain > _LEAST_GAIN, 1 / gain, 1)
+  return {**chip, "crossbar": traverse_util.unflatten_dict(own)}
 
 
 @functools.partial(jax.jit, static_argnums=0)

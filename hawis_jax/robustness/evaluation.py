@@ -35,6 +35,7 @@ def evaluate_chips(
   faults: Mapping[str, chex.Array] | None = None,
   layers: Sequence[str] | None = None,
   placing: crossbar.Placing | None = None,
+  compensated: bool = False,
   limits: monte_carlo.Limits = monte_carlo.FREE,
   accelerators: Sequence[jax.Device] | None = None,
 ) -> np.ndarray:
@@ -73,6 +74,8 @@ def evaluate_chips(
     layers: patterns of the layers on chips, see `crossbar.program`; None: all.
     placing: of the weights, on every chip for its own stuck cells and dead
       lines, which are assumed to be known (write-verify); None: as they come.
+    compensated: multiply each layer's sums by one factor that is measured on
+      every chip, see `calibration.compensate`.
     limits: of chips, images and memory a step.
     accelerators: to run on; None: all.
 
@@ -90,7 +93,14 @@ def evaluate_chips(
     )
   layers = None if layers is None else tuple(layers)  # to be hashed
   setting = monte_carlo.Setting(
-    module, variables, device, faults, layers, calibration, placing
+    module,
+    variables,
+    device,
+    faults,
+    layers,
+    calibration,
+    placing,
+    compensated,
   )
   chunks = monte_carlo.classify(
     key,

@@ -31,6 +31,7 @@ from hawis_jax import backend
 from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax.networks import net_variables
+from hawis_jax.robustness import calibration
 from hawis_jax.runtime import sharding
 
 # Pixels and images of a block, at most: chosen on CPU. Accelerators' are a
@@ -86,6 +87,7 @@ class Setting:
   layers: tuple[str, ...] | None = None
   calibration: chex.Array | None = None
   placing: crossbar.Placing | None = None
+  compensated: bool = False
 
 
 def classify(
@@ -160,13 +162,12 @@ def _check(setting, images, labels, limits):
       f"labels: got {labels.min()} to {labels.max()}, allowed are 0 to "
       f"{classes - 1}"
     )
-  calibration = setting.calibration
-  if calibration is not None and (
-    np.shape(calibration)[2:] != images.shape[1:]
-    or calibration.dtype != np.uint8
+  given = setting.calibration
+  if given is not None and (
+    np.shape(given)[2:] != images.shape[1:] or given.dtype != np.uint8
   ):
     raise errors.InputError(
-      f"calibration: got shape {np.shape(calibration)}, needed are uint8 "
+      f"calibration: got shape {np.shape(given)}, needed are uint8 "
       f"[M, B, {', '.join(map(str, images.shape[1:]))}]"
     )
   for name, least in (("chips", 0), ("images", 1), ("memory", 0)):
@@ -187,6 +188,11 @@ def _check(setting, images, labels, limits):
     raise errors.InputError(
       "calibration: got images with adc_bits = 1, allowed is None: a sense "
       "amplifier's threshold folds the normalisation as it is"
+    )
+  if setting.compensated and device.adc_bits == 1:
+    raise errors.InputError(
+      "compensated: got True with adc_bits = 1, allowed is False: a sense "
+      "amplifier has no sum to be multiplied"
     )
   # A comparison with NaN is False: such a net would seem to be a bad one.
   flat = traverse_util.flatten_dict(dict(setting.variables), sep="/")
@@ -270,6 +276,8 @@ def weights_form(
 
 
 def _form(setting):
+  if setting.compensated:  # by a factor that is no integer
+    return "float32"
   return weights_form(
     setting.device, setting.module.weight_bits, setting.placing
   )
@@ -319,6 +327,7 @@ def make_plan(
     layers=setting.layers,
     form=form,
     placing=setting.placing,
+    compensated=setting.compensated,
     mesh=mesh,
   )
   while True:
@@ -330,7 +339,8 @@ def make_plan(
     program = compile_("program", *_abstract(*chosen, placement, *net))
     chips_out = program.out[0]
     evaluate = compile_("evaluate", *_abstract(shared, chips_out, *blocks))
-    needed = max(program.needs.memory, evaluate.needs.memory)
+    parts = [part for part in (known, program, evaluate) if part]
+    needed = max(part.needs.memory for part in parts)
     if needed <= memory:
       break
     if chips == 1:
@@ -411,7 +421,16 @@ class _Compiled:
 # Kept, because scenarios of a sweep differ in values more than in shapes.
 @functools.lru_cache(maxsize=64)
 def _compile(
-  function, leaves, structure, *, module, layers, form, placing, mesh
+  function,
+  leaves,
+  structure,
+  *,
+  module,
+  layers,
+  form,
+  placing,
+  compensated,
+  mesh,
 ):
   """Compiles one of three functions for arguments of `_abstract`.
 
@@ -420,7 +439,7 @@ def _compile(
   arguments = jax.tree.unflatten(structure, leaves)
   if function != "evaluate":
     local = {"known_faults": _known_faults, "program": _program}[function]
-    local = functools.partial(local, module, layers, form, placing)
+    local = functools.partial(local, module, layers, form, placing, compensated)
     specs = (P(), *[P(sharding.SAMPLE)] * 2, *[P()] * 4)
     out = P(sharding.SAMPLE)
   else:
@@ -477,6 +496,8 @@ def _chip(key, setting, form, placement=None):
     scales=_scales(module),
     placement=placement,
   )
+  if setting.compensated:
+    net = calibration.compensate(net, module.weight_bits, _scales(module))
   own = {"crossbar": net["crossbar"]}
   if setting.calibration is not None:
     inputs = jnp.asarray(setting.calibration)
@@ -489,9 +510,11 @@ def _chip(key, setting, form, placement=None):
   return own
 
 
-def _known_faults(module, layers, form, placing, key, numbers, _, *net):
+def _known_faults(
+  module, layers, form, placing, compensated, key, numbers, _, *net
+):
   """Returns what write-verify finds on one device's chips."""
-  del form
+  del form, compensated
   variables, device, faults, _ = net
   return jax.lax.map(
     lambda number: crossbar.known_faults(
@@ -508,11 +531,13 @@ def _known_faults(module, layers, form, placing, key, numbers, _, *net):
   )
 
 
-def _program(module, layers, form, placing, key, numbers, placement, *net):
+def _program(
+  module, layers, form, placing, compensated, key, numbers, placement, *net
+):
   """Returns the chips of one device, `[K]` of every leaf, and if finite."""
-  variables, device, faults, calibration = net
+  variables, device, faults, images = net
   setting = Setting(
-    module, variables, device, faults, layers, calibration, placing
+    module, variables, device, faults, layers, images, placing, compensated
   )
 
   def one(chip):

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import importlib.util
 import json
+import logging
 import multiprocessing
 import os
 import pathlib
@@ -162,6 +163,14 @@ def test_mistakes_of_ours_are_not_hidden():
   with pytest.raises(AttributeError):
     with storage.write_errors("gs://tests/run"):
       None.missing  # noqa: B018
+
+
+def test_requests_that_are_given_up_print_a_line(caplog):
+  """It is gcsfs that logs them, with two tracebacks each."""
+  with checkpoint.without_leftovers():
+    logging.getLogger("gcsfs").error("out of retries", exc_info=OSError("x"))
+  (record,) = caplog.records
+  assert (record.getMessage(), record.exc_info) == ("out of retries", None)
 
 
 @pytest.mark.parametrize(

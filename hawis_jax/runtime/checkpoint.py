@@ -269,7 +269,7 @@ def _clear(directory):
 
 @contextlib.contextmanager
 def without_leftovers() -> Iterator[None]:
-  """Drops what Orbax prints, with long tracebacks, where it also raises.
+  """Drops what Orbax prints, and gcsfs's tracebacks, where they also raise.
 
   The error that it raises becomes our one line. After an error it goes on to
   the process's end: threads of a failed save may still be writing.
@@ -281,6 +281,7 @@ def without_leftovers() -> Iterator[None]:
     "asyncio": lambda record: (
       not any(word in record.getMessage() for word in ("orbax", "tensorstore"))
     ),
+    "gcsfs": _without_traceback,  # of requests that it gave up, and raises too
   }
   hook = sys.unraisablehook
 
@@ -304,6 +305,11 @@ def without_leftovers() -> Iterator[None]:
   yield
   gc.collect()  # what would be told when it is found later
   undo.close()
+
+
+def _without_traceback(record):
+  record.exc_info = None
+  return True
 
 
 def _named(state):

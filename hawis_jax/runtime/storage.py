@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 import tempfile
 from typing import Any
 
@@ -25,6 +26,7 @@ import fsspec
 import numpy as np
 
 from hawis_jax import errors
+from hawis_jax.runtime import terminal
 
 _PREFIX = "gs://"
 _PARTIAL = re.compile(r".+\.(json|jsonl|npz|npy|html|png|svg|css)\.\d+\.tmp")
@@ -369,6 +371,9 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
   Raises:
     InputError: another process holds it, or it can't be written to.
   """
+  if is_remote(folder):
+    # Without a network it takes a minute to know that there is none.
+    terminal.say(f"asking for {folder}", sys.stdout)
   make_directory(folder)
   if is_remote(folder):
     yield

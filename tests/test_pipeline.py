@@ -488,6 +488,10 @@ def test_a_bad_config_file_gets_one_clear_line(
       "config.robustness.scenarios[0].stuck_off: got 1.5, allowed",
     ),
     (
+      "robustness.compensation='global';robustness.batch_norm='design'",
+      "config.robustness.compensation: got 'global', allowed is 'none' with ro",
+    ),
+    (
       "robustness.target_ci=0.1;robustness.chips=15",
       "config.robustness.chips: got 15, allowed",
     ),
@@ -536,6 +540,7 @@ def test_every_other_choice_runs_to_the_end(run, tmp_path, capsys):
     "train.optimizer.weight_decay": 1e-4,
     "train.nets": "('found',)",
     "robustness.batch_norm": "chip",
+    "robustness.compensation": "global",
     "robustness.calibration_images": 64,
     "robustness.scenarios": "({'variation':(0.3,)},)",
     "pretrain.distill": False,

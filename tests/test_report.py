@@ -330,6 +330,22 @@ def test_differences_are_paired(made):
   assert {"ahead", "undecided"} <= {*told}
 
 
+def test_what_nets_have_on_chips_stands_beside_each_of_their_accuracies(made):
+  content, page = made[-2:]
+  said = "On chips nets have the normalisation statistics of ideal weights."
+  assert " ".join(page.text.split()).count(said) == 3
+  for batch_norm, compensation, words in (
+    ("design", "none", "mean normalisation statistics of 32 chips as training"),
+    ("chip", "none", "on every chip with 256 training images"),
+    ("chip", "global", "training images, and one factor a layer measured on"),
+  ):
+    config = content["config"] | {
+      "robustness.batch_norm": batch_norm,
+      "robustness.compensation": compensation,
+    }
+    assert words in facts.calibration({"config": config})
+
+
 @pytest.mark.parametrize("kind", ["arrays", "energy"])
 def test_the_search_is_told_budget_by_budget(rng, tmp_path, kind):
   names = rng.permutation(registry.NAMES).tolist()

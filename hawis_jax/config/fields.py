@@ -521,6 +521,11 @@ _ROBUSTNESS = dict(
     "statistics: fixed of the ideal net, as in the search; design: the mean of "
     "chips as of hardware_aware; or recalibrated on each chip",
   ),
+  compensation=_choice(
+    ("none", "global"),
+    "global: a layer's sums times one factor, measured on each chip with known "
+    "inputs",
+  ),
   calibration_images=_integer(
     256, "training images of chip's and design's, and of 8-bit ranges", 2
   ),

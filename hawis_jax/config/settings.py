@@ -112,6 +112,14 @@ _COMBINATIONS: tuple[tuple[str, str, Callable[[_Config], bool]], ...] = (
     ),
   ),
   (
+    "robustness.compensation",
+    "'none' with robustness.batch_norm = 'design', the statistics of chips "
+    "without it",
+    lambda c: (
+      c.robustness.compensation == "none" or c.robustness.batch_norm != "design"
+    ),
+  ),
+  (
     "robustness.chips",
     f"at least {statistics.FEWEST} with robustness.target_ci",
     lambda c: (

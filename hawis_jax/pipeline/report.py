@@ -28,7 +28,7 @@ from hawis_jax.runtime import storage
 from hawis_jax.runtime.metrics import Metrics
 from hawis_jax.runtime.metrics import read
 
-_FORMAT = 9  # of report.json and the page; a new one remakes old reports
+_FORMAT = 10  # of report.json and the page; a new one remakes old reports
 
 
 def run(

@@ -207,15 +207,18 @@ def make_setting(
   variables: dict,
 ) -> monte_carlo.Setting:
   """Returns what chips of a severity share; `variables` of `calibrated`."""
-  on_chip = experiment.config.robustness.batch_norm == "chip"
+  config = experiment.config.robustness
   return monte_carlo.Setting(
     module,
     variables,
     severity.device,
     interop.load_faults(severity.fault_map) if severity.fault_map else None,
     severity.layers,
-    nets.calibration_images(experiment) if on_chip else None,
+    nets.calibration_images(experiment)
+    if config.batch_norm == "chip"
+    else None,
     severity.placing,
+    config.compensation == "global",
   )
 
 
@@ -253,10 +256,17 @@ def check_chips(experiment: Experiment, workdir: pathlib.Path) -> None:
     )
     try:
       if device.adc_bits == 1:
-        if experiment.config.robustness.batch_norm == "chip":
+        config = experiment.config.robustness
+        if config.batch_norm == "chip":
           raise errors.InputError(
             "adc_bits: got 1, a sense amplifier, with batch_norm = 'chip', "
             "allowed is 'fixed': its threshold folds the normalisation as it is"
+          )
+        if config.compensation != "none":
+          raise errors.InputError(
+            "adc_bits: got 1, a sense amplifier, with compensation = "
+            f"{config.compensation!r}, allowed is 'none': it has no sum to be "
+            "multiplied"
           )
         fold = functools.partial(calibration.thresholds, module, device=device)
         known = jax.eval_shape(fold, variables)

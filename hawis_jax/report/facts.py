@@ -16,6 +16,14 @@ from hawis_jax.report import style
 from hawis_jax.robustness import statistics
 
 _ORDER = ("found", "uniform", "baseline_1x")  # others follow
+# {robustness.batch_norm: what nets have on chips}
+_STATISTICS = {
+  "fixed": "the normalisation statistics of ideal weights",
+  "design": "the mean normalisation statistics of {design} chips as training "
+  "draws them",
+  "chip": "normalisation statistics measured on every chip with {images} "
+  "training images",
+}
 _VERDICTS = {
   "ahead": "beats",
   "behind": "loses to",
@@ -241,6 +249,18 @@ def chips(content: dict) -> str:
   """Returns the least to greatest number of chips of a severity."""
   counts = {row["chips"] for row in content["accuracy"]} - {1} or {1}
   return " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
+
+
+def calibration(content: dict) -> str:
+  """Returns what nets have on chips: which statistics, which factors."""
+  config = content["config"]
+  words = _STATISTICS[config["robustness.batch_norm"]].format(
+    design=f"{config['hardware_aware.design_chips']:,}",
+    images=f"{config['robustness.calibration_images']:,}",
+  )
+  if config["robustness.compensation"] == "global":
+    words += ", and one factor a layer measured on every chip"
+  return words
 
 
 def claims(content: dict) -> list[str]:

@@ -323,3 +323,7 @@ def test_a_run_checks_its_sense_amplifiers_first(tmp_path):
   config.robustness.batch_norm = "chip"
   with pytest.raises(errors.InputError, match="allowed is 'fixed'"):
     check(layers=("*/conv1",))
+  config.robustness.batch_norm = "fixed"
+  config.robustness.compensation = "global"
+  with pytest.raises(errors.InputError, match="compensation = 'global', allow"):
+    check(layers=("*/conv1",))

@@ -50,7 +50,7 @@ _OBJECTS = st.sampled_from(
 _KEYS = st.one_of(
   st.sampled_from(
     [*crossbar.SCENARIO_FIELDS, "name", "fault_map", "layers"]
-    + ["placing", "spare_columns", "copies", 3, (1,)]
+    + ["placing", "spare_columns", "copies", "copied", 3, (1,)]
   ),
   st.text(max_size=3),
 )

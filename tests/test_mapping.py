@@ -108,6 +108,21 @@ def test_copies_are_averaged_wherever_they_are_read(rng, tiny):
   )
 
 
+def test_chosen_layers_have_copies(rng):
+  net = _net(rng, (16, 8), (8, 8))
+  device = crossbar.Device(tile_shape=(16, 8), **_RATES)
+  plain = _weights(net, device)
+  placing = crossbar.Placing(copies=3, copied=("layer1",))
+  placed = _weights(net, device, crossbar.place(_KEY, net, device, placing))
+  np.testing.assert_array_equal(
+    plain["layer0"]["weight"], placed["layer0"]["weight"]
+  )
+  thirds = 3 * placed["layer1"]["weight"]
+  np.testing.assert_allclose(thirds, np.round(thirds), atol=1e-6)
+  assert (np.round(thirds) % 3 != 0).any()
+  assert crossbar.overhead(net, device, placing).arrays == 2
+
+
 def _error(net, device, placement, importance):
   weight = _weights(net, device, placement)["layer0"]["weight"]
   wrong = np.abs(weight - np.sign(net["params"]["layer0"]["kernel"]))
@@ -255,10 +270,16 @@ def test_the_engine_places_every_chip_for_its_own_faults(tiny, fields):
     ({"spare_columns": 8}, "spare_columns: got 8, allowed are 0 to 7"),
     ({"copies": 0}, "copies: got 0"),
     ({"copies": 2}, "copies: got 2 with adc_bits = 1"),
+    ({"copied": "head"}, "copied: got 'head', needed is a tuple"),
+    (
+      {"copies": 2, "copied": ("no",), "rules": ()},
+      "copied: got 'no', allowed",
+    ),
   ],
 )
 def test_bad_placing_is_one_line(rng, values, message):
-  device = crossbar.Device(tile_shape=(8, 8), adc_bits=1)
+  bits = 0 if "copied" in values else 1
+  device = crossbar.Device(tile_shape=(8, 8), adc_bits=bits)
   with pytest.raises(errors.InputError) as caught:
     crossbar.place(_KEY, _net(rng, (4, 4)), device, crossbar.Placing(**values))
   text = str(caught.value)

@@ -155,10 +155,13 @@ def test_placing():
   placing = crossbar.Placing(("polarity",))
   assert [severity.placing for severity in found.severities] == [placing] * 2
   both = {"placing": ("polarity", "permutation"), "spare_columns": 4}
-  found = _parse({"stuck_off": 0.1, **both, "copies": 2})
-  assert found.severities[0].placing == crossbar.Placing(both["placing"], 4, 2)
+  found = _parse({"stuck_off": 0.1, **both, "copies": 2, "copied": ["head"]})
+  assert found.severities[0].placing == crossbar.Placing(
+    both["placing"], 4, 2, ("head",)
+  )
   assert found.key == (
-    "polarity and permutation, spare_columns = 4, copies = 2: stuck_off"
+    "polarity and permutation, spare_columns = 4, copies = 2, copied head: "
+    "stuck_off"
   )
   found = _parse({"stuck_off": 0.1, "placing": ()})
   assert found == _parse({"stuck_off": 0.1})

@@ -135,9 +135,13 @@ def kernels_of(params: Mapping) -> Mapping[tuple[str, ...], chex.Array]:
 
 
 def matching(
-  kernels: Mapping[tuple[str, ...], chex.Array], patterns: Sequence[str] | None
-) -> Mapping[tuple[str, ...], chex.Array]:
+  kernels: Mapping[tuple[str, ...], Any],
+  patterns: Sequence[str] | None,
+  field: str = "layers",
+) -> Mapping[tuple[str, ...], Any]:
   """Returns the kernels whose layers match one of some patterns; None: all.
+
+  `field` is for errors.
 
   Raises:
     InputError: no pattern, or one that no layer matches.
@@ -146,13 +150,13 @@ def matching(
     return kernels
   if not patterns:
     raise errors.InputError(
-      "layers: got none, needed are patterns of layers, or None for all"
+      f"{field}: got none, needed are patterns of layers, or None for all"
     )
   names = {path: "/".join(path) for path in kernels}
   for pattern in patterns:
     if not fnmatch.filter(names.values(), pattern):
       raise errors.InputError(
-        f"layers: got {pattern!r}, allowed are patterns that match some of "
+        f"{field}: got {pattern!r}, allowed are patterns that match some of "
         f"{', '.join(names.values())}"
       )
   return {

@@ -267,7 +267,7 @@ def _layers(
   write,
   scales,
   faults=None,
-  names=(),
+  names=("",),
   form="float32",
   straight_through=False,
   placement=None,
@@ -280,7 +280,7 @@ def _layers(
   average is the weight, among the slices.
   """
   placing = placement.placing if placement else _AS_IT_COMES
-  cuts = mapping.cut(kernels, device, placing, bits, scales)
+  cuts = mapping.cut(kernels, names, device, placing, bits, scales)
   stacked = cells.stack_tiles(keys, cuts, faults, names)
   mapping.check_placement(placement, stacked[1].shape)
   ternary = is_ternary(device, bits, placing)
@@ -303,7 +303,7 @@ def _layers(
     return mapping.back(found, placement) if placement else found
 
   slices, steps = cells.cell_slices(device, bits)
-  place = np.tile((steps + 1.0) ** np.arange(slices), placing.copies)
+  place = (steps + 1.0) ** np.arange(slices)
   found = cells.in_blocks(amounts, *stacked, placement)
   if straight_through:
     integers = stacked[1]
@@ -312,14 +312,16 @@ def _layers(
   parts = {name: cells.by_layer(array, cuts) for name, array in found.items()}
   return [
     {
-      "place": jnp.asarray(place, kernel.dtype),
-      "copies": placing.copies,
+      "place": jnp.asarray(np.tile(place, copies), kernel.dtype),
+      "copies": copies,
       **{
         name: _join_columns(part[layer], kernel.shape[-1], placing)
         for name, part in parts.items()
       },
     }
-    for layer, kernel in enumerate(kernels)
+    for layer, (kernel, copies) in enumerate(
+      zip(kernels, mapping.copies(placing, names), strict=True)
+    )
   ]
 
 

@@ -11,7 +11,7 @@ R rows and C columns of a tile; a tile's logical columns are those of the
 matrix, then its empty ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import math
 from typing import Any, NamedTuple
@@ -43,13 +43,14 @@ class Placing:
       tile holds any of the matrix's columns in it.
     spare_columns: of every tile, that are left empty: columns move there also
       without "permutation".
-    copies: of every layer, in arrays of their own, whose read-outs are
-      averaged.
+    copies: of a layer, in arrays of their own, whose read-outs are averaged.
+    copied: patterns of the layers that have copies; None: all.
   """
 
   rules: tuple[str, ...] = ()
   spare_columns: int = 0
   copies: int = 1
+  copied: tuple[str, ...] | None = None
 
   def __post_init__(self):
     """Raises InputError where a value is none that is allowed."""
@@ -60,7 +61,19 @@ class Placing:
         f"rules: got {rules!r}, allowed is a tuple of {', '.join(RULES)}, each "
         "at most once"
       )
+    copied = self.copied
+    good = copied is None or (
+      isinstance(copied, tuple | list)
+      and len(copied) > 0
+      and all(isinstance(x, str) and x for x in copied)
+    )
+    if not good:
+      raise errors.InputError(
+        f"copied: got {copied!r}, needed is a tuple of names or patterns of "
+        'layers, e.g. ("stage3_*", "head")'
+      )
     object.__setattr__(self, "rules", tuple(rules))
+    object.__setattr__(self, "copied", copied and tuple(copied))
     for name, least in (("spare_columns", 0), ("copies", 1)):
       value = getattr(self, name)
       if type(value) is not int or value < least:
@@ -183,9 +196,9 @@ def tiles_of(
   if given:
     raise errors.InputError(
       f"importance: got layer {next(iter(given))!r}, allowed are "
-      f"{', '.join(map('/'.join, kernels))}"
+      f"{', '.join(_names(kernels))}"
     )
-  cuts = cut(list(kernels.values()), device, placing, bits, scales)
+  cuts = cut(kernels.values(), _names(kernels), device, placing, bits, scales)
   costs = []
   for weight, layer in zip(weights, cuts, strict=True):
     matrix = tiles.kernel_to_matrix(weight)[None]
@@ -198,26 +211,47 @@ def _stacked(cuts):
   return jnp.concatenate([cut.reshape(-1, *cut.shape[3:]) for cut in cuts])
 
 
+def _names(kernels):
+  return ["/".join(path) for path in kernels]
+
+
 def cut(
-  kernels: Sequence[chex.Array],
+  kernels: Iterable[chex.Array],
+  names: Sequence[str],
   device: devices.Device,
   placing: Placing,
   bits: int,
   scales: str,
 ) -> list[chex.Array]:
-  """Returns every kernel's integers, as `cells.cut_kernel`, to be placed.
+  """Returns every layer's integers, as `cells.cut_kernel`, to be placed.
 
   Copies are further slices: those of the first copy, of the second, ...
 
   Raises:
-    InputError: other bits or scales; spare columns that fill a tile.
+    InputError: other bits or scales; spare columns that fill a tile; a layer
+      that there is not.
   """
   check_placing(placing, device)
-  spares, copies = placing.spare_columns, placing.copies
-  cuts = (cells.cut_kernel(k, device, bits, scales, spares) for k in kernels)
+  spares = placing.spare_columns
   return [
-    jnp.concatenate([cut] * copies) if copies > 1 else cut for cut in cuts
+    jnp.concatenate(
+      [cells.cut_kernel(kernel, device, bits, scales, spares)] * n
+    )
+    for kernel, n in zip(kernels, copies(placing, names), strict=True)
   ]
+
+
+def copies(placing: Placing, names: Sequence[str]) -> list[int]:
+  """Returns how many copies each layer has.
+
+  Raises:
+    InputError: `copied` has a pattern that no layer matches.
+  """
+  if placing.copies == 1:
+    return [1] * len(names)
+  paths = {tuple(name.split("/")): 1 for name in names}
+  chosen = cells.matching(paths, placing.copied, "copied")
+  return [placing.copies if path in chosen else 1 for path in paths]
 
 
 def check_placing(placing: Placing, device: devices.Device) -> None:
@@ -271,8 +305,8 @@ def known_faults(
   int8 `[T, 2, R, C]`: 1 stuck on, -1 stuck off or on a dead line, 0 healthy.
   """
   keys, kernels = cells.layer_keys(key, variables["params"], layers)
-  cuts = cut(list(kernels.values()), device, placing, bits, scales)
-  names = ["/".join(path) for path in kernels]
+  names = _names(kernels)
+  cuts = cut(kernels.values(), names, device, placing, bits, scales)
   stacked = cells.stack_tiles(keys, cuts, faults, names)
   return cells.in_blocks(
     lambda *part: cells.fault_states(*part, device, dead_lines=True), *stacked
@@ -410,11 +444,12 @@ def overhead(
     cells.cell_slices(device, bits),
   )
   arrays = before = used = 0
-  for kernel in kernels.values():
+  each = copies(placing, _names(kernels))
+  for kernel, of_layer in zip(kernels.values(), each, strict=True):
     *inputs, outputs = kernel.shape
     tall = slices * -(-math.prod(inputs) // rows)
     before += tall * -(-outputs // columns)
-    tall *= placing.copies
+    tall *= of_layer
     arrays += tall * -(-outputs // (columns - placing.spare_columns))
     used += tall * outputs
   index = (columns - 1).bit_length()

@@ -5,8 +5,8 @@ tuple is swept, tuples of one scenario together, and everything else of the
 device is as it is. Optional are `name`; `fault_map`, a file of a measured
 chip's faults (see `interop.load_faults`); `layers`, patterns of the layers that
 are on chips, while the others are computed exactly; and `placing`,
-`spare_columns` and `copies`: how weights are placed on every chip for its own
-faults, `rules` and fields of `crossbar.Placing`. Examples:
+`spare_columns`, `copies` and `copied`: how weights are placed on every chip for
+its own faults, `rules` and fields of `crossbar.Placing`. Examples:
 
   {"stuck_off": (0.0, 0.05, 0.1)}
   {"name": "both faults", "stuck_off": (0.0, 0.09), "stuck_on": (0.0, 0.018)}
@@ -28,7 +28,7 @@ import numpy as np
 from hawis_jax import crossbar
 from hawis_jax import errors
 
-_PLACING = ("placing", "spare_columns", "copies")
+_PLACING = ("placing", "spare_columns", "copies", "copied")
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -179,8 +179,10 @@ def _key(scenario, values, effect):
   if scenario.get("placing"):
     others.append(" and ".join(scenario["placing"]))
   others += [
-    f"{name} = {scenario[name]}" for name in _PLACING[1:] if name in scenario
+    f"{name} = {scenario[name]}" for name in _PLACING[1:3] if name in scenario
   ]
+  if scenario.get("copied"):
+    others.append(f"copied {' '.join(scenario['copied'])}")
   if scenario.get("fault_map"):
     others.append(pathlib.Path(scenario["fault_map"]).name)
   name = str(scenario.get("name") or ", ".join(others))

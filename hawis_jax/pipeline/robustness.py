@@ -234,7 +234,10 @@ def check_chips(experiment: Experiment, workdir: pathlib.Path) -> None:
   for step in measurements(experiment.config):
     severity = step.severity
     if severity is None or not (
-      severity.fault_map or severity.layers or severity.device.adc_bits == 1
+      severity.fault_map
+      or severity.layers
+      or severity.placing
+      or severity.device.adc_bits == 1
     ):
       continue
     if results.search_path(workdir).exists():

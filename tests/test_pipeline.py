@@ -209,10 +209,8 @@ def test_fault_aware_pretraining_compiles_once_and_resumes_to_the_same_bits(
 def test_nets_on_chips_compile_once_resume_and_have_statistics(
   run, after, tmp_path, caplog
 ):
-  """A net of the search is trained on chips beside the plain one."""
   fields = {
-    "train.nets": "('found','found_chips')",
-    "hardware_aware.chips": 2,
+    "train.nets": "('found_chips',)",
     "hardware_aware.ramp": (0.0, 0.5),
     "robustness.batch_norm": "design",
     "robustness.calibration_images": 64,
@@ -222,10 +220,9 @@ def test_nets_on_chips_compile_once_resume_and_have_statistics(
   with jax.log_compiles():
     assert run(workdir, "--stages=train", **fields) == 0
   compiled = "Finished XLA compilation of jit(step)"
-  assert sum(compiled in message for message in caplog.messages) == 2
+  assert sum(compiled in message for message in caplog.messages) == 1
   folder = workdir / "train"
   weights = short_run.arrays(folder / "found_chips" / "8")
-  assert weights != short_run.arrays(folder / "found" / "8")
   (folder / "found_chips" / "8").rename(tmp_path / "away")
   assert run(workdir, "--stages=train,robustness", **fields) == 0
   assert weights == short_run.arrays(folder / "found_chips" / "8")
@@ -486,6 +483,19 @@ def test_a_bad_config_file_gets_one_clear_line(
     (
       "robustness.scenarios=({'stuck_off':(0.5,1.5)},)",
       "config.robustness.scenarios[0].stuck_off: got 1.5, allowed",
+    ),
+    (
+      "robustness.batch_norm='chip';robustness.calibration_images=16",
+      "got 16, allowed is a multiple of robustness.calibration_batch = 64",
+    ),
+    (
+      "robustness.batch_norm='chip';robustness.calibration_images=2048",
+      "config.robustness.calibration_images: got 2048, allowed is at most",
+    ),
+    (
+      "robustness.calibration_images=2048;robustness.scenarios=("
+      "{'adc_bits':4,'adc_range':'calibrated'},)",
+      "config.robustness.calibration_images: got 2048, allowed is at most",
     ),
     (
       "robustness.compensation='global';robustness.batch_norm='design'",

@@ -393,6 +393,11 @@ def _check_images(config, splits):
   ]
   calibrating = config.robustness.batch_norm != "fixed"
   calibrating |= settings.trains_on_chips(config)
+  calibrating |= any(
+    severity.device.adc_bits and severity.device.adc_range == "calibrated"
+    for scenario in settings.sweeps(config)
+    for severity in scenario.severities
+  )
   if calibrating or config.train.int8 == "quantized":
     needs.append(("robustness.calibration_images", "train"))
   if settings.searches(config):

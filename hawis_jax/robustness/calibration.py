@@ -117,10 +117,11 @@ def compensate(chip: dict, bits: int = 1, scales: str = "channel") -> dict:
   Each layer reads known inputs once; g of s = g t is fitted by least squares to
   its sums s, t being those that programming aimed at; and all its sums are
   multiplied by 1 / g, digitally, after its converters. So one factor a layer
-  undoes what all of its cells have in common. It is the global drift
-  compensation of Joshi et al. (Nature Communications 2020), who divide a sum of
-  currents by what it was after programming; a slope instead of absolute values
-  has no bias from noise. An ideal layer's g is 1.
+  undoes what all of its cells have in common: global drift compensation (Le
+  Gallo et al., Advanced Electronic Materials 2018; Joshi et al., Nature
+  Communications 2020). They divide currents' sum by what it was right after
+  programming; a slope to the aim undoes more than drift, and noise that is read
+  adds no bias to it. An ideal layer's g is 1.
 
   Args:
     chip: variables with `params` and `crossbar`.

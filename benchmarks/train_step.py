@@ -15,7 +15,7 @@ that of a step with all masks, at the net's own widths.
 XLA's convolution, and by patches and a matrix product.
 
 --on-chips: a step of the digits net of twice the 1x widths on ideal weights, on
-K = 1, 2 and 4 new chips a step, and the draw of a chip alone.
+K = 1 and 2 new chips a step, and the draw of a chip alone.
 
 All are medians of calls in turn.
 """
@@ -206,7 +206,7 @@ def of_chips(rounds: int) -> None:
   scenarios["both"] = stuck, varying
   for name, devices in scenarios.items():
     calls[f"{name}, draw alone"] = draw(hardware_aware.Settings(devices))
-    for num in (1, 2, 4) if name == "both" else (1,):
+    for num in (1, 2) if name == "both" else (1,):
       chips = hardware_aware.Settings(devices, num)
       calls[f"{name}, K = {num}"] = step(chips)
   times = measure.seconds(calls, rounds)

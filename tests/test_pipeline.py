@@ -141,13 +141,25 @@ def test_interrupted_in_every_stage_equals_uninterrupted(
   short_run.same(tmp_path / "run", finished)
 
 
-def test_64_bits_are_ignored(run, after, finished, capsys):
-  """The results are those of 32 bits, and one line says so."""
+@pytest.mark.parametrize(
+  "name, value, ours",
+  [
+    ("jax_enable_x64", True, False),
+    ("jax_default_prng_impl", "rbg", "threefry2x32"),
+    ("jax_threefry_partitionable", False, True),
+    ("jax_random_seed_offset", 7, 0),
+  ],
+)
+def test_other_numbers_of_jax_are_ignored(
+  run, after, finished, capsys, name, value, ours
+):
+  """The results are those without, and one line says so."""
   workdir = after("train")
-  jax.config.update("jax_enable_x64", True)
+  jax.config.update(name, value)
   assert run(workdir) == 0
-  assert not jax.config.jax_enable_x64
-  assert capsys.readouterr().err.startswith("JAX_ENABLE_X64: ignored, all is")
+  assert getattr(jax.config, name) == ours
+  told = f"{name.upper()}: ignored, it is {ours} here\n"
+  assert capsys.readouterr().err.startswith(told)
   short_run.same(workdir, finished)
 
 

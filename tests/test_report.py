@@ -680,6 +680,8 @@ def test_names_and_looks_differ():
     "baseline_1x_int8": "8-bit 1x baseline",
     "resnet18_hawis_b": "HAWIS-B (ResNet-18)",
     "resnet20_hawis_a_int8": "8-bit HAWIS-A",
+    "resnet20_hawis_a_chips": "HAWIS-A (ResNet-20), trained on chips",
+    "baseline_1x_int8_chips": "8-bit 1x baseline, trained on chips",
     "mine": "mine",
   }
   assert {net: style.net_name(net) for net in shown} == shown

@@ -73,11 +73,8 @@ def program(
     images: that the chip will read, B: each has noise of its own.
   """
   choice_key, share_key, chip_key = jax.random.split(key, 3)
-  devices, scales = (
-    settings.devices,
-    getattr(module, "weight_scales", "channel"),
-  )
-  share = most * jax.random.uniform(share_key)
+  devices, share = settings.devices, most * jax.random.uniform(share_key)
+  scales = getattr(module, "weight_scales", "channel")
 
   def on(device):
     return crossbar.program(

@@ -226,7 +226,7 @@ def test_nets_on_chips_compile_once_resume_and_have_statistics(
     "hardware_aware.ramp": (0.0, 0.5),
     "robustness.batch_norm": "design",
     "robustness.calibration_images": 64,
-    "hardware_aware.design_chips": 3,
+    "robustness.design_chips": 3,
   }
   workdir = after("search")
   with jax.log_compiles():

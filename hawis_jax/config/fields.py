@@ -435,9 +435,6 @@ _HARDWARE_AWARE = dict(
     1,
     above=True,
   ),
-  design_chips=_integer(
-    32, "that robustness.batch_norm = design averages over", 1, 2**16
-  ),
 )
 _TRAIN = dict(
   nets=_tuple(
@@ -526,6 +523,7 @@ _ROBUSTNESS = dict(
     "global: a layer's sums times one factor, measured on each chip with known "
     "inputs",
   ),
+  design_chips=_integer(32, "that design averages over", 1, 2**16),
   calibration_images=_integer(
     256, "training images of chip's and design's, and of 8-bit ranges", 2
   ),

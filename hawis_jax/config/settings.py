@@ -190,6 +190,7 @@ def validate(config: _Config) -> None:
     chip_devices(config)
   pretrain_devices(config)
   train_devices(config)
+  design_devices(config)
   sweeps(config)
 
 
@@ -395,7 +396,7 @@ def pretrain_devices(config: _Config) -> list[crossbar.Device]:
 
 def train_devices(config: _Config) -> list[crossbar.Device]:
   """Returns the devices that nets of `train.nets` are trained on, checked."""
-  if not trains_on_chips(config) and config.robustness.batch_norm != "design":
+  if not trains_on_chips(config):
     return []
   devices = chip_devices(config)
   kinds = [net_names.parse(net) for net in config.train.nets]
@@ -408,6 +409,12 @@ def train_devices(config: _Config) -> list[crossbar.Device]:
       "they read integers",
     )
   return devices
+
+
+def design_devices(config: _Config) -> list[crossbar.Device]:
+  """Returns the devices that statistics of a design are of, checked."""
+  is_asked = config.robustness.batch_norm == "design"
+  return chip_devices(config) if is_asked else []
 
 
 def sweeps(config: _Config) -> tuple[scenarios.Scenario, ...]:

@@ -146,8 +146,8 @@ def design_statistics(
   config = experiment.config
   found = _design(
     module,
-    chips(settings.train_devices(config), config),
-    config.hardware_aware.design_chips,
+    chips(settings.design_devices(config), config),
+    config.robustness.design_chips,
     experiment.key("design_chips"),
     variables,
     calibration_images(experiment),

@@ -346,7 +346,7 @@ def _with_new_fields(now, before):
   absent = _as_read(absent)
   before = now | before
   before["device.resolved"] = absent | before["device.resolved"]
-  for stage in ("pretrain", "train"):
+  for stage in ("pretrain", "train", "robustness"):
     before[f"{stage}.devices"] = [
       absent | device for device in before[f"{stage}.devices"]
     ]
@@ -376,6 +376,9 @@ def _resolved(config):
     and [config.hardware_aware.most_severity, config.hardware_aware.ramp],
     "train.devices": [
       dataclasses.asdict(device) for device in settings.train_devices(config)
+    ],
+    "robustness.devices": [
+      dataclasses.asdict(device) for device in settings.design_devices(config)
     ],
     "robustness.fault_maps": {
       path: storage.digest(path) for path in sorted(maps)

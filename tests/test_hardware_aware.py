@@ -117,8 +117,12 @@ def _settings(**fields):
   return hardware_aware.Settings((_STUCK, _VARYING), **fields)
 
 
-def test_k_chips_are_the_mean_of_k_runs_or_of_the_worst(rng):
-  """Each has its part of the batch."""
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_k_chips_are_the_mean_of_k_runs_or_of_the_worst(
+  rng, backend, monkeypatch
+):
+  """Each has its part of the batch; looped over, and vmapped."""
+  monkeypatch.setattr(hardware_aware.backend, "platform", lambda: backend)
   key, module = _key(rng), types.SimpleNamespace(weight_bits=1)
   params = {"head": {"kernel": rng.normal(size=(40, 3)).astype(np.float32)}}
   batch = {"image": rng.normal(size=(12, 40)), "label": np.arange(12)}

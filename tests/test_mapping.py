@@ -33,7 +33,9 @@ def _weights(net, device, placement=None, **kwargs):
   return jax.device_get(chip["crossbar"])
 
 
-@pytest.mark.parametrize("rows, percent", [(27, 31), (64, 20), (256, 11)])
+@pytest.mark.parametrize(
+  "rows, percent", [(27, 31), (64, 20), (128, 15), (256, 11)]
+)
 def test_polarity_lowers_the_error_as_simulated(rng, rows, percent):
   """Figures of an independent simulation, of columns of so many rows."""
   device = crossbar.Device(tile_shape=(rows, 64), **_RATES)

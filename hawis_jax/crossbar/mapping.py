@@ -20,7 +20,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import optimize
 
 from hawis_jax import errors
 from hawis_jax.crossbar import cells
@@ -339,7 +338,7 @@ def match(
   # Else all is well as it is.
   faulty = states.any((1, 2, 3)).nonzero()[0]
   if len(faulty) and (placing.rules or placing.moves):
-    top = cells.largest_digit(device, bits)
+    _, top = cells.cell_slices(device, bits)
     part, states = Tiles(*(x[faulty] for x in net)), states[faulty]
     cost = expected_errors(part, states, top)
     negated = np.zeros(cost.shape, bool)
@@ -349,6 +348,8 @@ def match(
       negated = other < cost
       cost = np.minimum(cost, other)
     if placing.moves:
+      from scipy import optimize  # 0.2 s, needed only here
+
       if "permutation" not in placing.rules:
         cost = np.where(_allowed(part), cost, np.inf)
       places[faulty] = [optimize.linear_sum_assignment(x)[1] for x in cost]
@@ -360,7 +361,8 @@ def match(
 def expected_errors(net: Tiles, states: np.ndarray, top: int) -> np.ndarray:
   """Returns the error of every logical column (axis 1) in every place (axis 2).
 
-  float32 `[T, C, C]`; `top` is the integer of a pair of cells (on, off).
+  float32 `[T, C, C]`; `top` is the integer of a pair of cells (on, off), which
+  `spare_level` puts beyond those of weights.
   """
   q = net.integers
   cells_of = np.maximum(q, 0), np.maximum(-q, 0)

@@ -1,6 +1,7 @@
 """Intervals over chips, and over chips and images: coverage by simulation."""
 
 import functools
+import re
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from hawis_jax import errors
 from hawis_jax.robustness import statistics
 
 _RUNS = 800
@@ -113,6 +115,31 @@ def test_summary_is_consistent(values):
     assert None in ends or 0 <= ends[0] <= ends[1]
   assert (got["ci95"] is None) == (len(values) == 1)
   assert got == statistics.summarize(values)
+
+
+@pytest.mark.parametrize(
+  "values, got",
+  [
+    ([95.0, 96.0, 94.0], "95.0, allowed are finite ones from 0.0 to 1.0"),
+    ([0.5, -0.1], "-0.1,"),
+    ([0.5, np.nan], "nan,"),
+    ([0.5, np.inf], "inf,"),
+    ([], "shape (0,), needed is [S]"),
+    (0.5, "shape (),"),
+    ([[0.5, 0.6]], "shape (1, 2),"),
+  ],
+)
+def test_a_summary_of_impossible_values_is_refused(values, got):
+  with pytest.raises(errors.InputError, match=re.escape(f"values: got {got}")):
+    statistics.summarize(values)
+
+
+def test_a_summary_is_in_the_unit_of_its_values():
+  percent = statistics.summarize([95.0, 96.0, 94.0], high=100.0)
+  share = statistics.summarize([0.95, 0.96, 0.94])
+  np.testing.assert_allclose(percent["ci95"], 100 * np.array(share["ci95"]))
+  with pytest.raises(errors.InputError, match="got -inf"):
+    statistics.summarize([-np.inf], -np.inf, np.inf)
 
 
 @pytest.mark.parametrize("common", [0.1, 0.8312, 1 / 3])
@@ -316,9 +343,10 @@ def test_total_interval_of_one_chip_is_wilsons():
 def _catastrophic(rng, share, *shape):
   """Accuracies around 90 %, of a share of the chips around 20 %."""
   bad = rng.uniform(size=shape) < share
-  return np.where(
+  values = np.where(
     bad, rng.normal(0.2, 0.05, shape), rng.normal(0.9, 0.01, shape)
   )
+  return np.maximum(values, 0)
 
 
 @pytest.mark.parametrize(

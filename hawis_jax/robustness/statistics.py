@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from hawis_jax import errors
+
 CVAR_SHARE = 0.25
 _LEVEL = 0.95
 _TAILS = (0.5 - _LEVEL / 2, 0.5 + _LEVEL / 2)
@@ -56,7 +58,7 @@ def summarize(
 
   Args:
     values: `[S]`.
-    low: least possible value: intervals end there.
+    low: least possible value; intervals end there.
     high: greatest possible value.
     failed_below: value below which a chip has failed; None: none has.
 
@@ -70,8 +72,21 @@ def summarize(
     the others' are None. Those of median and p5 are ranks, with None where the
     chips are too few for a bound. The mean's holds where chips are not very
     skewed: docs/monte_carlo.md has its coverage with catastrophic ones.
+
+  Raises:
+    InputError: there is no value, or one that is not finite or not possible.
   """
   values = np.asarray(values, np.float64)
+  if values.ndim != 1 or not values.size:
+    raise errors.InputError(
+      f"values: got shape {values.shape}, needed is [S], one a chip"
+    )
+  possible = np.isfinite(values) & (values >= low) & (values <= high)
+  if not possible.all():
+    raise errors.InputError(
+      f"values: got {values[~possible][0]}, allowed are finite ones from "
+      f"{low} to {high}"
+    )
   count = len(values)
   spread = float(values.std(ddof=1)) if count > 1 else 0.0
   summary = {

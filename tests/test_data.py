@@ -651,6 +651,10 @@ def truncate(path, size=30_000):
   os.truncate(path, size)
 
 
+def _change_template(path):
+  path.write_text(path.read_text().replace("{SPLIT}", "{SPLIT"))
+
+
 DAMAGE = {
   "truncated": ("*-train.*", truncate),
   "truncated test": ("*-test.*", truncate),
@@ -659,7 +663,10 @@ DAMAGE = {
   "missing": ("*-train.*-00000-*", os.remove),
   "no metadata": ("dataset_info.json", lambda path: truncate(path, 0)),
   "half metadata": ("dataset_info.json", lambda path: truncate(path, 100)),
+  "another template": ("dataset_info.json", _change_template),
   "no features": ("features.json", os.remove),
+  "no JSON": ("features.json", lambda path: path.write_text("{,")),
+  "brackets": ("features.json", lambda path: path.write_text("[" * 9000)),
   "half features": ("features.json", lambda path: truncate(path, 100)),
 }
 

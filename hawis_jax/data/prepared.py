@@ -31,19 +31,18 @@ def open_set(name: str, data_dir: str) -> sources.Stored:
     InputError: no such data set, not one of labelled uint8 images, or damaged.
   """
   folder = _find(name, prepare.root(data_dir))
+  _check_classes(folder)
   try:
-    features = (folder / "features.json").read_bytes()
-    classes = set(_classes(errors.parse_json(features, "features.json")))
-  except Exception as error:  # brackets too many for Python, too
-    raise sources.unreadable(folder, error) from error
-  for found in sorted(classes):
-    if not _FEATURE.fullmatch(found):
-      allowed = "those of tensorflow_datasets.core.features"
-      raise sources.unfit(folder, f"a feature of the class {found!r}", allowed)
-  try:
-    builder = tfds.builder_from_directory(folder)
+    return _opened(name, folder)
+  except errors.InputError:
+    raise
   except Exception as error:  # JSON, protobuf and TFDS have their own
     raise sources.unreadable(folder, error) from error
+
+
+def _opened(name, folder):
+  """Returns the data set in a folder, whose features TFDS may read."""
+  builder = tfds.builder_from_directory(folder)
   shape, num_classes = _check(builder.info, folder)
   # We decode images ourselves: TFDS takes OpenCV where there is one, whose JPEG
   # pixels differ from Pillow's, and keeps CMYK and greyscale as they are.
@@ -69,6 +68,19 @@ def open_set(name: str, data_dir: str) -> sources.Stored:
     raise sources.unfit(folder, f"no labelled images {wanted}", "some")
   train, test = records["train"], records[test]
   return sources.Stored(folder, folder.name, train, test, shape, num_classes)
+
+
+def _check_classes(folder):
+  """Raises InputError where features.json names a class that is not TFDS's."""
+  try:
+    features = (folder / "features.json").read_bytes()
+    names = [*_classes(errors.parse_json(features, "features.json"))]
+  except Exception as error:  # too many brackets for Python, too
+    raise sources.unreadable(folder, error) from error
+  for name in names:
+    if not _FEATURE.fullmatch(name):
+      allowed = "those of tensorflow_datasets.core.features"
+      raise sources.unfit(folder, f"a feature of the class {name!r}", allowed)
 
 
 def _classes(value: Any, key: str = "") -> Iterator[str]:

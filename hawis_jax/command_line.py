@@ -20,6 +20,16 @@ from hawis_jax.runtime import terminal
 
 PREEMPTED = os.EX_TEMPFAIL  # exit status, 75: start again to go on
 
+# Of jax's configuration, which users can set for all programs. With others all
+# random numbers would be others: weights, chips and what is found.
+_NUMBERS = {
+  "jax_enable_x64": False,
+  "jax_default_prng_impl": "threefry2x32",
+  "jax_threefry_partitionable": True,
+  "jax_random_seed_offset": 0,
+  "jax_numpy_dtype_promotion": "standard",
+}
+
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "An experiment, e.g. configs/digits.py.", lock_config=True
 )
@@ -50,10 +60,11 @@ def run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
   if not {"--help", "-help", "--helpshort", "-h", "-?"}.isdisjoint(argv[1:]):
     terminal.say(_help(sys.modules[main.__module__]), sys.stdout)
     return 0
-  if jax.config.jax_enable_x64:
-    # Else all random numbers would be others: weights, chips and what is found.
-    jax.config.update("jax_enable_x64", False)
-    terminal.say("JAX_ENABLE_X64: ignored, all is of 32 bits", sys.stderr)
+  for name, value in _NUMBERS.items():
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    if getattr(jax.config, name) != before:
+      terminal.say(f"{name.upper()}: ignored, it is {value} here", sys.stderr)
   try:
     return main(parse(argv)) or 0
   except errors.Preempted as stop:
@@ -91,7 +102,7 @@ def _help(module):
     )
     for flag in own
   ]
-  return "\n".join([module.__doc__, *lines, "", describe.help_text()])
+  return "\n".join([module.__doc__ or "", *lines, "", describe.help_text()])
 
 
 def _out_of_memory(error):

@@ -391,6 +391,16 @@ def test_files_that_hold_less_than_they_say(tmp_path, make, match):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_two_arrays_have(tmp_path):
+  path = tmp_path / "net.npz"
+  with zipfile.ZipFile(path, "w") as archive:
+    for _ in range(2):
+      archive.writestr("a.npy", _npy_header((0,)))
+  with pytest.raises(errors.InputError, match="got 'a.npy' twice"):
+    interop.load_state_dict(path)
+
+
 def test_files_larger_than_any_net(tmp_path):
   """Sparse ones take no room on a disk."""
   for suffix in (".safetensors", ".pt", ".npz"):

@@ -116,7 +116,14 @@ def opened(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _check_headers(path, archive):
-  """Raises InputError where arrays are larger than what is stored of them."""
+  """Raises InputError where arrays are larger than what is stored of them.
+
+  So does a name that two have: readers differ in which they take.
+  """
+  names = archive.namelist()
+  if len(set(names)) < len(names):
+    twice = next(name for name in names if names.count(name) > 1)
+    raise errors.InputError(f"{path}: got {twice!r} twice, needed is one")
   for member in archive.infolist():
     with archive.open(member) as file:
       try:

@@ -206,6 +206,14 @@ def of_chips(rounds: int) -> None:
   scenarios["both"] = stuck, varying
   for name, devices in scenarios.items():
     calls[f"{name}, draw alone"] = draw(hardware_aware.Settings(devices))
+  for name, fields in (
+    ("drift", {"drift_time": 1e4}),
+    ("wires", {"wire_resistance": 1.0}),
+    ("converters", {"adc_bits": 6}),
+    ("noise a read", {"read_noise": 1.0}),
+  ):
+    scenarios[name] = (crossbar.Device(**fields),)
+  for name, devices in scenarios.items():
     for num in (1, 2) if name == "both" else (1,):
       chips = hardware_aware.Settings(devices, num)
       calls[f"{name}, K = {num}"] = step(chips)

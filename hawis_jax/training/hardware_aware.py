@@ -1,8 +1,8 @@
 """Training on chips: every step draws new ones (docs/robust_nets.md).
 
 A net that is trained on chips works on chips that it has never met (Joshi et
-al., Nature Communications 2020; Hirtzlin et al., Frontiers in Neuroscience
-2020, of binary nets). A step divides its batch over K chips, so that its
+al., Nature Communications 2020; of binary nets Hirtzlin et al., AICAS 2019, and
+Buschjaeger et al., arXiv:2002.00909). A step divides its batch over K chips, so that its
 gradient is a mean over chips at the price of one batch. It passes straight
 through all defects to the latent weight, that of a stuck cell too: another chip
 will need it.

@@ -113,7 +113,8 @@ def main(argv: list[str]) -> None:
     for stage in stages:
       if preemption.reached():
         raise errors.Preempted(f"before {stage}")
-      provenance.check(experiment, workdir, _REMAKE.value)
+      remade = stages if _REMAKE.value else ()
+      provenance.check(experiment, workdir, remade, metrics.say)
       STAGES[stage](experiment, workdir, metrics)
   if first:
     minutes, seconds = divmod(round(time.monotonic() - start), 60)

@@ -41,10 +41,14 @@ def test_accuracies_of_a_net_that_was_trained_again_are_not_its_own(
   )
   assert _result(finished) == before
   assert (finished / "report" / "index.html").read_bytes() == page
+  # What no stage that is asked for makes is not removed.
+  assert run(finished, "--remake", "--stages=report") == 2
+  assert "--remake with --stages robustness" in short_run.one_line(capsys)
   assert run(finished, "--remake") == 0
+  assert "net found: removed, to be made anew" in capsys.readouterr().out
   after = _result(finished)
   assert after["uniform"] == before["uniform"]
-  assert after["found"]["checkpoint"] != before["found"]["checkpoint"]
+  assert after["found"]["inputs"] != before["found"]["inputs"]
   assert (finished / "report" / "index.html").read_bytes() != page
 
 
@@ -59,6 +63,47 @@ def test_a_search_with_another_super_net_is_not_gone_on_with(
   assert run(finished, "--stages=train") == 2
   error = short_run.one_line(capsys)
   assert "search: it was made from another super-net (digest " in error
+
+
+@pytest.mark.parametrize(
+  "fields, first",
+  [
+    ({"seed": 1}, "pretrain"),
+    ({"robustness__batch_norm": "chip"}, "robustness"),
+  ],
+)
+def test_another_runs_configuration_is_not_believed(
+  finished, tmp_path, data_dir, fields, first
+):
+  """As where a config.json, or a stage's folder, is put back from elsewhere."""
+  config = short_run.config(data__data_dir=str(data_dir), **fields)
+  facts = results.open_run(finished).splits.facts()
+  results.settle(config, tmp_path / "other", facts)
+  shutil.copy(tmp_path / "other" / "config.json", finished)
+  results.settle(config, finished, facts)
+  message = f"{first}.*: it was made from another configuration"
+  with pytest.raises(errors.InputError, match=message):
+    provenance.check(results.open_run(finished), finished)
+
+
+def test_a_state_that_was_best_in_another_training_is_not_kept(
+  run, tmp_path, monkeypatch
+):
+  fields = {
+    "train.nets": "('baseline_1x',)",
+    "train.select": "best",
+    "train.validate_every": 4,
+  }
+  assert run(tmp_path, "--stages=train", **fields) == 0
+  folder = tmp_path / "train" / "baseline_1x"
+  (kept,) = [path for path in (folder / "best").iterdir() if path.is_dir()]
+  for path in folder.glob("[0-9]*"):
+    shutil.rmtree(path)
+  kept.rename(folder / "best" / "16")  # of more steps than there will be
+  with monkeypatch.context() as patch:
+    _other_weights("train_init", patch)
+    assert run(tmp_path, "--stages=train", **fields) == 0
+  assert {path.name for path in (folder / "best").iterdir()} <= {"4", "8"}
 
 
 def test_training_at_other_widths_is_refused(finished, data_dir):
@@ -82,6 +127,14 @@ def test_results_without_their_configuration_are_refused(run, finished, capsys):
   assert run(finished, seed=1) == 2
   error = short_run.one_line(capsys)
   assert "config.json: missing beside pretrain, search, train, robus" in error
+
+
+def test_metrics_of_another_run_are_not_drawn(run, finished, tmp_path, capsys):
+  workdir = tmp_path / "new"
+  workdir.mkdir()
+  shutil.copy(finished / "metrics.jsonl", workdir)
+  assert run(workdir) == 2
+  assert "config.json: missing beside metrics" in short_run.one_line(capsys)
 
 
 def test_a_teachers_file_is_known_by_its_content(tmp_path, data_dir):

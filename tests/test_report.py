@@ -89,7 +89,9 @@ def _swept(workdir, rng, experiment):
           {"severity": severity.value, **measured.finish()}
         )
     described = dict(test_images=360, clean=clean, sweeps=sweeps)
-    described["versions"] = {"jax": "0.10.2" if net == "found" else "0.11.0"}
+    described["versions"] = [{"jax": "0.10.2"}]
+    if net == "found":
+      described["versions"].append({"jax": "0.11.0"})
     described |= dict(widths=list(_WIDTHS[vector]), weight_bits=_BITS[kind])
     if kind != net_names.FLOAT:
       costs = experiment.exact_costs(_WIDTHS[vector])
@@ -323,7 +325,7 @@ def test_differences_are_paired(made):
     cell = style.estimate(gap.mean(), (low, high), style.points)
     cell += f"\n{row['verdict']}"
     lines = [r for r in page.rows if r[0] == style.severity(*place)]
-    assert any(c.startswith(cell) for line in lines for c in line)
+    assert any(cell in line for line in lines)
   decided = statistics.verdicts(content["comparisons"])
   told = [row["verdict"] for row in content["comparisons"]]
   assert told == [row["verdict"] for row in decided]

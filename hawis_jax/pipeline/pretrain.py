@@ -34,7 +34,7 @@ def run(
     return programs.sandwich(state, step, batch)
 
   folder = workdir / "pretrain"
-  provenance.record(folder, {})
+  provenance.record(experiment, workdir, "pretrain")
   with checkpoint.Checkpoints(folder) as checkpoints:
     loop.run_steps(
       update,

@@ -1,19 +1,23 @@
 """What the artefacts of a work directory were made from, and if that is there.
 
 A net is trained under a teacher, at widths that a search found with a
-super-net, and is measured as it was trained. So search/ and train/<net>/ hold
-inputs.json, and a net's entry of robustness/result.json its checkpoint's
-digest. Data, teachers in files and the configuration are in config.json (see
-`results.settle`).
+super-net, and is measured as it was trained. So pretrain/, search/ and
+train/<net>/ hold inputs.json, and a net's entry of robustness/result.json its
+inputs: digests of checkpoints and of what config.json says, of data, teachers
+and fault maps in files too (see `results.settle`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+import dataclasses
 import importlib.metadata
+import json
 import pathlib
 import platform
 from typing import Any, NamedTuple
 
+from hawis_jax import crossbar
 from hawis_jax import errors
+from hawis_jax.config import settings
 from hawis_jax.networks import net_names
 from hawis_jax.pipeline import nets
 from hawis_jax.pipeline import results
@@ -36,13 +40,19 @@ def versions() -> dict[str, str]:
   return found
 
 
-def record(folder: pathlib.Path, inputs: dict[str, Any]) -> None:
-  """Writes <folder>/inputs.json, or adds to it that these versions go on."""
+def record(
+  experiment: Experiment, workdir: pathlib.Path, stage: str, net: str = ""
+) -> None:
+  """Writes what a stage is about to make something from, to inputs.json.
 
-  def write():
-    path = folder / "inputs.json"
-    saved = {"inputs": inputs, "versions": []}
-    if path.exists():
+  Where something is made already it adds that these versions go on.
+  """
+  folder = results.net_folder(workdir, net) if net else workdir / stage
+  saved = {"inputs": inputs(experiment, workdir, stage, net), "versions": []}
+
+  def write(saved=saved):
+    path = folder / results.INPUTS
+    if path.exists() and results.holds_artefacts(folder):
       saved = storage.read_record(path)
     if versions() not in saved["versions"]:
       saved["versions"].append(versions())
@@ -77,33 +87,72 @@ def net_digest(
   return digest
 
 
-def search_inputs(
-  experiment: Experiment, workdir: pathlib.Path
+def inputs(
+  experiment: Experiment, workdir: pathlib.Path, stage: str, net: str = ""
 ) -> dict[str, Any]:
-  """Returns what a search is made from; None: not there."""
-  return {"super-net": supernet_digest(experiment, workdir)}
+  """Returns what something is made from, by name; None: not there.
 
-
-def training_inputs(
-  net: str, experiment: Experiment, workdir: pathlib.Path
-) -> dict[str, Any]:
-  """Returns what a net's training is made from; None: not there."""
+  Args:
+    experiment: of the run.
+    workdir: of the run.
+    stage: that makes it.
+    net: of the stages train and robustness.
+  """
+  found = {"configuration": _configuration(workdir, stage)}
+  if stage == "search":
+    found["super-net"] = supernet_digest(experiment, workdir)
+  if stage == "robustness":
+    found["trained net"] = net_digest(net, experiment, workdir)
+  if stage != "train":
+    return found
   config, name = experiment.config.train, net_names.parse(net)
-  inputs = {"widths": None}
+  found["widths"] = None
   if name.widths != "found" or results.search_path(workdir).exists():
     module = results.net_module(net, experiment, workdir)
-    inputs["widths"] = [int(width) for width in module.max_widths]
+    found["widths"] = [int(width) for width in module.max_widths]
   if name.kind != net_names.BINARY or config.loss in ("labels", "margin"):
-    return inputs
+    return found
   if config.loss == "supernet":
-    return {**inputs, "teacher": supernet_digest(experiment, workdir)}
-  if not pathlib.Path(config.teacher).is_file():
-    inputs["teacher"] = net_digest(config.teacher, experiment, workdir)
-  return inputs
+    found["teacher"] = supernet_digest(experiment, workdir)
+  elif not pathlib.Path(config.teacher).is_file():
+    found["teacher"] = net_digest(config.teacher, experiment, workdir)
+  return found
+
+
+def _configuration(workdir, stage):
+  """Digest of what config.json says that a stage's artefacts depend on.
+
+  Values that are defaults are left out, so that a field that is newer than a
+  run changes nothing.
+  """
+  path = workdir / "config.json"
+  if not path.exists():
+    return None
+  fields = json.loads(json.dumps(settings.flatten(settings.default())))
+  device = {f.name: f.default for f in dataclasses.fields(crossbar.Device)}
+
+  def sparse(value):
+    if isinstance(value, list):
+      return [sparse(item) for item in value]
+    if isinstance(value, dict):  # of a device or a technology
+      return {k: v for k, v in value.items() if v and v != device.get(k)}
+    return value
+
+  saved = storage.read_record(path)
+  return storage.record_digest(
+    {
+      name: sparse(value)
+      for name, value in saved.items()
+      if results.concerns(name, stage) and value not in (None, fields.get(name))
+    }
+  )
 
 
 def check(
-  experiment: Experiment, workdir: pathlib.Path, remake: bool = False
+  experiment: Experiment,
+  workdir: pathlib.Path,
+  remade: Collection[str] = (),
+  say: Callable[[str], None] = print,
 ) -> None:
   """Checks that artefacts were made from what lies in the folder now.
 
@@ -112,22 +161,25 @@ def check(
   Args:
     experiment: of the run.
     workdir: of the run.
-    remake: removes an artefact that was made from something else, so that its
-      stage makes it anew.
+    remade: stages whose artefacts are removed, and said to be, where they were
+      made from something else, so that they are made anew.
+    say: takes the lines that name them.
 
   Raises:
-    InputError: one was, and `remake` is False; it says what has changed.
+    InputError: another stage's was; it says what has changed.
   """
 
   def check_all():
     for artefact in _artefacts(experiment, workdir):
       changed = _changed(artefact)
-      if changed and remake:
+      if changed and artefact.stage in remade:
+        say(f"{artefact.path}: removed, to be made anew: {changed}")
         artefact.remove()
       elif changed:
         raise errors.InputError(
-          f"{artefact.path}: {changed}; --remake makes it anew, or restore "
-          "what it was made from, or take another --workdir"
+          f"{artefact.path}: {changed}; --remake with --stages "
+          f"{artefact.stage} makes it anew, or restore what it was made from, "
+          "or take another --workdir"
         )
 
   distributed.on_first(check_all)
@@ -136,6 +188,7 @@ def check(
 class _Artefact(NamedTuple):
   """Something made: its inputs then (None: unknown) and now; its removal."""
 
+  stage: str
   path: pathlib.Path | str
   then: dict[str, Any] | None
   now: dict[str, Any]
@@ -144,19 +197,17 @@ class _Artefact(NamedTuple):
 
 def _artefacts(experiment, workdir) -> Iterator[_Artefact]:
   """Those that are there, in the order in which they are made."""
-  folders = {}
+  places = [("train", net) for net in nets.trained(experiment)]
   if experiment.space:
-    folders[workdir / "search"] = lambda: search_inputs(experiment, workdir)
-  for net in nets.trained(experiment):
-    folders[results.net_folder(workdir, net)] = lambda net=net: training_inputs(
-      net, experiment, workdir
-    )
-  for folder, inputs in folders.items():
-    if storage.holds_files(folder):
+    places = [("pretrain", ""), ("search", ""), *places]
+  for stage, net in places:
+    folder = results.net_folder(workdir, net) if net else workdir / stage
+    if results.holds_artefacts(folder):
       yield _Artefact(
+        stage,
         folder,
         _recorded(folder),
-        inputs(),
+        inputs(experiment, workdir, stage, net),
         lambda folder=folder: storage.remove_folder(folder),
       )
   path = results.robustness_path(workdir)
@@ -172,15 +223,16 @@ def _artefacts(experiment, workdir) -> Iterator[_Artefact]:
     if net not in experiment.config.train.nets:
       continue
     yield _Artefact(
+      "robustness",
       f"{path}, net {net}",
-      {"trained net": entry["checkpoint"]},
-      {"trained net": net_digest(net, experiment, workdir)},
+      entry["inputs"],
+      inputs(experiment, workdir, "robustness", net),
       lambda net=net: forget(net),
     )
 
 
 def _recorded(folder):
-  path = folder / "inputs.json"
+  path = folder / results.INPUTS
   return storage.read_record(path)["inputs"] if path.exists() else None
 
 

@@ -28,7 +28,7 @@ from hawis_jax.runtime import storage
 from hawis_jax.runtime.metrics import Metrics
 from hawis_jax.runtime.metrics import read
 
-_FORMAT = 10  # of report.json and the page; a new one remakes old reports
+_FORMAT = 11  # of report.json and the page; a new one remakes old reports
 
 
 def run(
@@ -159,10 +159,10 @@ def collect(experiment: Experiment, workdir: pathlib.Path) -> dict:
 
 def _versions(swept):
   """Those that the nets were measured with, which may be several."""
-  nets = [net["versions"] for net in swept.values()]
+  times = [time for net in swept.values() for time in net["versions"]]
   return {
-    package: ", ".join(sorted({net[package] for net in nets}))
-    for package in nets[0]
+    package: ", ".join(sorted({time[package] for time in times}))
+    for package in times[0]
   }
 
 

@@ -39,8 +39,10 @@ _SEARCH_FORMAT = 4
 # Of robustness/result.json: a new one where chips, keys or names change.
 ROBUSTNESS_FORMAT = 4
 _ELSEWHERE = "take another --workdir"
+# Of a stage's or a net's folder: what it is made from (see `provenance`).
+INPUTS = "inputs.json"
 # Stages with artefacts of their own in <workdir>/<stage>, in order.
-_STAGES = ("pretrain", "search", "train", "robustness")
+STAGES = ("pretrain", "search", "train", "robustness")
 
 
 class Trained(NamedTuple):
@@ -299,10 +301,11 @@ def settle(
   """
   path = workdir / "config.json"
   if not path.exists():
-    results = [s for s in _STAGES if storage.holds_files(workdir / s)]
-    if results:
+    left = [stage for stage in STAGES if holds_artefacts(workdir / stage)]
+    left += ["metrics.jsonl"] * storage.has_content(workdir / "metrics.jsonl")
+    if left:
       raise errors.InputError(
-        f"{path}: missing beside {', '.join(results)}: nothing else says what "
+        f"{path}: missing beside {', '.join(left)}: nothing else says what "
         "these are of; restore it, or take another --workdir"
       )
   now = _as_read(settings.flatten(config) | _resolved(config))
@@ -391,10 +394,24 @@ def _as_read(values):
   return json.loads(json.dumps(values))
 
 
-def _matters(field, workdir):
+def concerns(field: str, stage: str) -> bool:
+  """Returns whether an artefact of a stage may depend on a field."""
   if field in fields.FIELDS and fields.FIELDS[field].is_free:
     return False
   section = field.split(".")[0].replace("hardware_aware", "train")
-  first = _STAGES.index(section) if section in _STAGES else 0
-  folders = (workdir / stage for stage in _STAGES[first:])
-  return any(map(storage.holds_files, folders))
+  return STAGES.index(stage) >= (
+    STAGES.index(section) if section in STAGES else 0
+  )
+
+
+def holds_artefacts(folder: pathlib.Path) -> bool:
+  """Returns whether a stage has made anything in a folder."""
+  # It writes what it will be made from before anything else.
+  return any(path.name != INPUTS for path in storage.contents(folder))
+
+
+def _matters(field, workdir):
+  return any(
+    concerns(field, stage) and holds_artefacts(workdir / stage)
+    for stage in STAGES
+  )

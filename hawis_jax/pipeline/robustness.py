@@ -76,8 +76,11 @@ def run(
       result["nets"][step.net] = _describe(
         step.net, trained, experiment, workdir
       )
-      distributed.on_first(lambda: results.write_robustness(workdir, result))
+    versions = result["nets"][step.net]["versions"]
+    if provenance.versions() not in versions:
+      versions.append(provenance.versions())
     if step.severity is None:
+      distributed.on_first(lambda: results.write_robustness(workdir, result))
       continue
     first = end - _chips(step, most)
     tally = Tally(
@@ -356,8 +359,8 @@ def _describe(net, trained, experiment, workdir):
   return {
     "widths": list(module.max_widths),
     "weight_bits": _WEIGHT_BITS[kind],
-    "checkpoint": provenance.net_digest(net, experiment, workdir),
-    "versions": provenance.versions(),
+    "inputs": provenance.inputs(experiment, workdir, "robustness", net),
+    "versions": [],
     "step": results.chosen_step(net, experiment, workdir),
     **size,
     "test_images": limit or len(test),

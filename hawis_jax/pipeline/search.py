@@ -46,7 +46,7 @@ def run(
   updates = make_updates(experiment, methods, mesh)
   state = sharding.place(init(experiment, methods, context), mesh)
   placed = sharding.place((context, experiment.key("search")), mesh)
-  provenance.record(folder, provenance.search_inputs(experiment, workdir))
+  provenance.record(experiment, workdir, "search")
   with checkpoint.Checkpoints(folder) as checkpoints:
     state = loop.run_steps(
       lambda state, step: updates(state, step, scorer, *placed),

@@ -19,8 +19,10 @@ from hawis_jax.pipeline.experiment import Experiment
 from hawis_jax.robustness import evaluation
 from hawis_jax.robustness import monte_carlo
 from hawis_jax.runtime import checkpoint
+from hawis_jax.runtime import distributed
 from hawis_jax.runtime import loop
 from hawis_jax.runtime import sharding
+from hawis_jax.runtime import storage
 from hawis_jax.runtime.metrics import Metrics
 from hawis_jax.training import fixed_net
 
@@ -48,8 +50,7 @@ def train_net(
   programs = make_programs(
     net, module, experiment, mesh, teacher and teacher.module
   )
-  inputs = provenance.training_inputs(net, experiment, workdir)
-  provenance.record(results.net_folder(workdir, net), inputs)
+  provenance.record(experiment, workdir, "train", net)
   source = splits.train
   if config.use_validation:
     source = splits.train_and_validation
@@ -59,6 +60,9 @@ def train_net(
     )
     validation = _validation(module, experiment, mesh)
     if config.select == "best":
+      if checkpoints.latest_step() is None:  # of a training that was deleted
+        best = results.best_folder(workdir, net)
+        distributed.on_first(lambda: storage.remove_folder(best))
       best = stack.enter_context(
         checkpoint.Checkpoints(results.best_folder(workdir, net), keep=1)
       )

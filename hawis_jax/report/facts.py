@@ -255,7 +255,7 @@ def calibration(content: dict) -> str:
   """Returns what nets have on chips: which statistics, which factors."""
   config = content["config"]
   words = _STATISTICS[config["robustness.batch_norm"]].format(
-    design=f"{config['hardware_aware.design_chips']:,}",
+    design=f"{config['robustness.design_chips']:,}",
     images=f"{config['robustness.calibration_images']:,}",
   )
   if config["robustness.compensation"] == "global":

@@ -185,6 +185,11 @@ def holds_files(folder: pathlib.Path) -> bool:
   return bool(contents(folder))
 
 
+def has_content(path: pathlib.Path) -> bool:
+  """Returns whether a file is there and not empty."""
+  return path.exists() and bool(path.read_bytes())
+
+
 def contents(folder: pathlib.Path) -> list[pathlib.Path]:
   """Returns all files in a folder, and in those within it; none if missing."""
   if not folder.is_dir():
@@ -196,13 +201,13 @@ def contents(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def remove_folder(folder: pathlib.Path) -> None:
-  """Removes a folder with all that lies in it.
+  """Removes a folder with all that lies in it, if it is there.
 
   Raises:
     InputError: the file system or the storage refuses.
   """
   with write_errors(folder):
-    epath.Path(folder).rmtree()
+    epath.Path(folder).rmtree(missing_ok=True)
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:

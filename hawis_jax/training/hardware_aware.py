@@ -2,10 +2,10 @@
 
 A net that is trained on chips works on chips that it has never met (Joshi et
 al., Nature Communications 2020; of binary nets Hirtzlin et al., AICAS 2019, and
-Buschjaeger et al., arXiv:2002.00909). A step divides its batch over K chips, so that its
-gradient is a mean over chips at the price of one batch. It passes straight
-through all defects to the latent weight, that of a stuck cell too: another chip
-will need it.
+Buschjaeger et al., arXiv:2002.00909). A step divides its batch over K chips, so
+that its gradient is a mean over chips at the price of one batch. It passes
+straight through all defects to the latent weight, that of a stuck cell too:
+another chip will need it.
 
 Axes: K chips, N batches, B images.
 """

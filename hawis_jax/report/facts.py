@@ -351,7 +351,7 @@ def tables(content: dict) -> dict[str, pd.DataFrame]:
   made = {
     "nets": _nets(content),
     "accuracy": _grid(_cells(rows, "net", _on_chips), places, nets),
-    "differences": _grid(_cells(pairs, "rival", _unpaired), places, rivals),
+    "differences": _grid(_cells(pairs, "rival", _paired), places, rivals),
     "vectors": _vectors(content),
     "components": _components(content),
   }
@@ -405,10 +405,6 @@ def _on_chips(row):
 def _paired(pair):
   text = style.estimate(pair["difference"], pair["ci95"], style.points)
   return f"{text}\n{pair['verdict']}"
-
-
-def _unpaired(pair):
-  return f"{_paired(pair)}\nunpaired {pair['narrowing']:.1f}x the error"
 
 
 def _nets(content):

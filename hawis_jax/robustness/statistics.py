@@ -24,7 +24,7 @@ CVAR_SHARE = 0.25
 _LEVEL = 0.95
 _TAILS = (0.5 - _LEVEL / 2, 0.5 + _LEVEL / 2)
 _RESAMPLES = 1000
-FEWEST = 16  # chips of a bootstrap interval
+FEWEST = 16  # chips of a bootstrap interval, and of a verdict
 _MOST = 10_000
 # Chips before an adaptive stop: of few, the rare bad ones may all be missing.
 FEWEST_TO_STOP = 128
@@ -251,9 +251,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> dict:
 
   Returns:
     chips S, images N, `over` ("chips and images" or "images"), the mean
-    `difference`, its `ci95` by itself, `p` of no difference, and `narrowing`:
-    how many times the standard error of different chips and images would be
-    the paired one.
+    `difference`, its `ci95` by itself, and `p` of no difference.
   """
   chips = min(len(first), len(second))
   first, second = (np.asarray(x[:chips], bool) for x in (first, second))
@@ -263,7 +261,6 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> dict:
   _, error, freedom = _crossed(table)
   half = error * stats.t.ppf(_TAILS[1], freedom)
   ends = table.mean() - half, table.mean() + half
-  unpaired = math.hypot(_crossed(first)[1], _crossed(second)[1])
   return {
     "chips": chips,
     "images": gap.shape[1],
@@ -271,17 +268,20 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> dict:
     "difference": float(gap.mean()),
     "ci95": list(_within(ends, -1, 1)),
     "p": float(2 * stats.t.sf(abs(table.mean()) / error, freedom)),
-    "narrowing": unpaired / error,
   }
 
 
 def verdicts(differences: Sequence[dict]) -> list[dict]:
   """Returns a `verdict` on every difference of a table, and its `p_holm`.
 
-  A verdict is "ahead", "behind" or "undecided" (first against second). With a
-  chance of 5 % at most is any verdict of the table false, whatever depends on
-  what: the p-values of `paired_difference` are multiplied by Holm's (1979)
-  steps. So an interval may leave out 0 where the verdict is "undecided".
+  A verdict is "ahead", "behind" or "undecided" (first against second). The
+  p-values of `paired_difference` are multiplied by Holm's (1979) steps, so any
+  verdict of the table is false with a chance of 5 % at most, whatever depends
+  on what, if each p-value holds. These take the mean effects of chips and of
+  images for normal: they fail where failures are so rare that the chips may
+  hold none, or few chips have very skewed effects (rates:
+  docs/monte_carlo.md). Fewer than 16 chips that are drawn are therefore
+  "undecided". An interval may leave out 0 where the verdict is that.
   """
   p = np.array([one["p"] for one in differences])
   order = np.argsort(p)
@@ -292,7 +292,7 @@ def verdicts(differences: Sequence[dict]) -> list[dict]:
     {
       "p_holm": float(adjusted),
       "verdict": words[one["difference"] > 0]
-      if adjusted < 1 - _LEVEL
+      if adjusted < 1 - _LEVEL and not 1 < one["chips"] < FEWEST
       else "undecided",
     }
     for one, adjusted in zip(differences, p, strict=True)

@@ -84,7 +84,7 @@ def test_an_ideal_chip_is_exact_wherever_its_weights_are(
     for name, value in entries.items():
       if name in ("kernels", "factors", "variances", "thermal"):
         value = np.concatenate([value] * copies)
-      if name in ("starts", "first"):
+      if name == "starts":
         value = np.tile(value, copies)
       if name != "read_key":  # it follows from the layer's alone
         jax.tree.map(np.testing.assert_array_equal, found[layer][name], value)

@@ -176,20 +176,9 @@ def test_converters_are_the_formula(seed, bits, most):
   rng = np.random.default_rng(seed)
   sums = rng.normal(0, most, 200).astype(np.float32)
   half = 2 ** (bits - 1)
-  exact = 2**bits > 2 * most
-  ends = (-half, half - 1) if exact else (0.5 - half, half - 0.5)
+  lsb = 1 if 2**bits > 2 * most else 2 * most / (2**bits - 2)
   for converter, step, low, high in (
-    (
-      converters.full_scale(bits, most),
-      1 if exact else 2 * most / (2**bits - 1),
-      *ends,
-    ),
-    (
-      converters.calibrated(bits, most),
-      max(most / max(half - 1, 1), 1),
-      min(1 - half, -1),
-      max(half - 1, 1),
-    ),
+    (converters.symmetric(bits, most), lsb, 1 - half, half - 1),
     (converters.granular(bits), 1, -half, half - 1),
   ):
     values = np.arange(low, high + 1) * step
@@ -201,27 +190,40 @@ def test_converters_are_the_formula(seed, bits, most):
     np.testing.assert_allclose(distance, 0, atol=1e-4 * most)
 
 
-@given(st.integers(0, 16), st.integers(1, 1500))
+@given(st.sampled_from([0, *range(2, 17)]), st.integers(1, 1500))
 @example(8, 64)
 @example(8, 100)
 @example(7, 64)
 @example(4, 15)
-def test_full_scale_is_exact_or_within_half_an_lsb(bits, most):
-  """Of all whole sums: from end to end, monotone and odd."""
+@example(2, 5)
+def test_ranges_of_all_rows_are_exact_or_within_half_an_lsb(bits, most):
+  """Of all whole sums: from end to end, monotone, and odd: 0 at 0."""
   sums = np.arange(-1500, 1501).astype(np.float32)  # of any `most`: one shape
-  got = np.asarray(_convert(sums, converters.full_scale(bits, most)))
+  got = np.asarray(_convert(sums, converters.symmetric(bits, most)))
   sums, got = (x[1500 - most : 1501 + most] for x in (sums, got))
   if bits == 0 or 2**bits >= 2 * most + 1:
     np.testing.assert_array_equal(got, sums)
     return
-  step = 2 * most / (2**bits - 1)
-  assert (abs(got - sums) <= step / 2 * (1 + 1e-5)).all()
+  step = 2 * most / (2**bits - 2)
+  assert (abs(got - sums) <= step / 2 + 1e-6 * most).all()
   np.testing.assert_allclose(got[[0, -1]], sums[[0, -1]], rtol=1e-6)
   assert (np.diff(got) >= 0).all()
-  # But at 0, which lies between two codes.
-  np.testing.assert_array_equal(got[:most], -got[: -most - 1 : -1])
-  np.testing.assert_allclose(got[most], step / 2, rtol=1e-6)
-  assert len(np.unique(got)) <= 2**bits
+  np.testing.assert_array_equal(got, -got[::-1])
+  assert len(np.unique(got)) <= 2**bits - 1
+
+
+def test_converters_of_8_bit_nets_have_no_bias(rng):
+  """Bit planes' sums are mostly 0, that of the sign plane always."""
+  device = crossbar.Device(adc_bits=8)
+  kernel = _kernel(rng, (256, 64))
+  x = rng.integers(0, 128, (50, 256)).astype(np.float32)  # after a ReLU
+  q = np.round(kernel / (np.abs(kernel).max(0) / 127))
+  error = _read(_key(rng), kernel, x, device, bits=8) - x @ q
+  # 4 tiles of 8 planes of 8-bit values, an LSB of 64: 4 * 21845 * 64^2 / 12.
+  # Columns share no weights: of 3200 errors the mean is within 5 sigma.
+  variance = 4 * (4**8 - 1) / 3 * 64**2 / 12
+  assert error.var() < 1.5 * variance
+  assert abs(error.mean()) < 5 * np.sqrt(variance / error.size)
 
 
 def test_granular_saturates_at_its_codes():
@@ -252,7 +254,7 @@ def test_ideal_cells_of_isaac_lose_nothing(rng):
 
 
 def test_gradient_passes_where_codes_do_not_clip():
-  converter = converters.full_scale(4, 8.0)
+  converter = converters.symmetric(4, 8.0)
   slope = jax.jit(jax.grad(lambda x: _convert(x, converter).sum()))
   sums = np.float32([-20.0, -8.0, 0.3, 6.9, 7.2, 9.0])
   np.testing.assert_array_equal(slope(sums), [0, 1, 1, 1, 1, 0])
@@ -300,16 +302,17 @@ def test_fewer_bits_lose_more_down_to_the_fold(net):
     linear = crossbar.Device(tile_shape=(24, 8), **effects)
     folded = _logits(net, linear)
     assert np.ptp(folded) > 0
-    tiled, four, sixteen = (
+    tiled, three, sixteen = (
       _logits(net, dataclasses.replace(linear, adc_bits=np.float32(bits)))
-      for bits in (0, 4, 16)
+      for bits in (0, 3, 16)
     )
     if module.weight_bits == 1 and "wire_resistance" not in effects:
       np.testing.assert_array_equal(tiled, folded)
     else:  # a float that crosses a threshold moves a logit by a step
       assert np.median(abs(tiled - folded)) < 1e-3 * np.abs(folded).max()
-    errors_of = [np.square(x - tiled).mean() for x in (four, sixteen)]
-    assert errors_of[1] < 0.1 * errors_of[0]
+    errors_of = [np.square(x - tiled).mean() for x in (three, sixteen)]
+    # Of wired sums, which are not whole, 16 bits of one unit lose some too.
+    assert errors_of[1] < 0.5 * errors_of[0]
 
 
 def test_calibrated_range_is_the_percentile_of_the_partial_sums(net):

@@ -394,8 +394,7 @@ def _tiled(layer, kernel, one_read):
       name: layer[name].reshape(len(place), 1, -1, kernel.shape[-1])
       for name in names
     }
-  row_tiles, rows = layer["weights"].shape[1:3]
-  read = {"factors": jnp.repeat(place, row_tiles)}
+  read = {"factors": jnp.repeat(place, layer["weights"].shape[1])}
   for name in names:
     kernels, starts = readout.read_kernels(layer[name], kernel.shape)
     read[{"weights": "kernels"}.get(name, name)] = kernels
@@ -405,13 +404,7 @@ def _tiled(layer, kernel, one_read):
     taps = tuple(range(1, kernel.ndim - 1))
     read["thermal"] = read["thermal"].sum(taps)
   read = {name: value.astype(kernel.dtype) for name, value in read.items()}
-  taps = kernel.size // (kernel.shape[-2] * kernel.shape[-1])
-  first = np.tile(np.arange(row_tiles) * rows // taps, len(place))
-  return {
-    **read,
-    "starts": jnp.asarray(starts),
-    "first": jnp.asarray(first, jnp.int32),
-  }
+  return {**read, "starts": jnp.asarray(starts)}
 
 
 def _converter(path, variables, device, bits):
@@ -423,9 +416,9 @@ def _converter(path, variables, device, bits):
   if device.adc_range == "granular":
     converter = converters.granular(device.adc_bits)
   elif device.adc_range == "full_scale":
-    converter = converters.full_scale(device.adc_bits, most)
+    converter = converters.symmetric(device.adc_bits, most)
   elif "range" in known:
-    converter = converters.calibrated(device.adc_bits, known["range"])
+    converter = converters.symmetric(device.adc_bits, known["range"])
   else:
     raise errors.InputError(
       f"adc_range: got 'calibrated', but layer {'/'.join(path)} has no range; "

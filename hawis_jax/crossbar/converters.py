@@ -18,9 +18,9 @@ import jax.numpy as jnp
 class Converter(NamedTuple):
   """A converter: the value is LSB times one of evenly spaced codes.
 
-  Codes are whole numbers (mid-tread) or, where `middle` is 1/2, halfway between
-  them (mid-rise). Of x = (sum - threshold) / step they are clip(round(x), low,
-  high), or clip(sign(x) (floor(|x|) + 1/2), low, high) with sign(0) = 1.
+  Codes are whole numbers (mid-tread), or -1/2 and 1/2 of a sense amplifier. Of
+  x = (sum - threshold) / step they are clip(round(x), low, high), or
+  clip(floor(x) + 1/2, low, high).
 
   Attributes:
     step: LSB, in the units of the sums; 0: ideal, the value is the sum.
@@ -37,30 +37,14 @@ class Converter(NamedTuple):
   threshold: chex.Numeric
 
 
-def full_scale(bits: chex.Numeric, most: chex.Numeric) -> Converter:
-  """Returns the range whose values reach both -most and most.
-
-  `most` is the greatest sum, a whole number, and `bits` are 2 to 16, or 0:
-  ideal. Where 2^b >= 2 most + 1 the LSB is one unit, so that whole sums are
-  exact; else it is 2 most / (2^b - 1), and codes are mid-rise.
-  """
-  codes, unit = 2.0 ** jnp.asarray(bits), granular(bits)
-  exact = codes >= 2 * most + 1
-  end = jnp.maximum((codes - 1) / 2, 0.5)
-  return _converter(
-    bits,
-    step=jnp.where(exact, 1, most / end),
-    low=jnp.where(exact, unit.low, -end),
-    high=jnp.where(exact, unit.high, end),
-    middle=jnp.where(exact, 0.0, 0.5),
-  )
-
-
-def calibrated(bits: chex.Numeric, most: chex.Numeric) -> Converter:
+def symmetric(bits: chex.Numeric, most: chex.Numeric) -> Converter:
   """Returns 2^b - 1 codes, 0 in their middle, whose ends are -most and most.
 
-  Greater sums than `most` clip. The LSB is at least one unit: ideal sums are
-  whole numbers. `bits` are as above.
+  The LSB is at least one unit, since ideal sums are whole numbers: where codes
+  suffice for that, the ends are beyond -most and most. Greater sums clip.
+
+  `bits` are 2 to 16, or 0: ideal. 0 must be a value: most sums of a bit plane
+  are 0, and whatever they read as adds up over tiles and planes.
   """
   ends = jnp.maximum(2.0 ** (jnp.asarray(bits) - 1) - 1, 1)
   step = jnp.maximum(most / ends, 1)
@@ -103,8 +87,7 @@ def convert(sums: chex.Array, converter: Converter) -> chex.Array:
     threshold = threshold.reshape((1,) * (sums.ndim - 1) + (-1,))
   # An ideal converter's step is 0: dividing by it would make gradients NaN.
   x = (sums - threshold) / jnp.where(step == 0, 1, step)
-  rise = jnp.where(x < 0, -1, 1) * (jnp.floor(jnp.abs(x)) + 0.5)
-  code = jnp.where(middle == 0, jnp.round(x), rise)
+  code = jnp.where(middle == 0, jnp.round(x), jnp.floor(x) + middle)
   clipped = jnp.clip(code, low, high)
   passed = jnp.where(clipped == code, sums, 0)
   value = jax.lax.stop_gradient(clipped * step)

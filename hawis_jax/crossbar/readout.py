@@ -19,7 +19,7 @@ import numpy as np
 from hawis_jax.crossbar import converters
 
 # What a layer has once a read; its other entries serve all reads.
-_BY_READ = ("kernels", "starts", "first", "factors", "variances", "thermal")
+_BY_READ = ("kernels", "starts", "factors", "variances", "thermal")
 
 Product = Callable[[chex.Array, chex.Array], chex.Array]
 
@@ -72,15 +72,14 @@ def read(
   Args:
     product: of input and kernel, e.g. a convolution with its strides.
     x: input `[B, ..., C_in]`: bits, or integers.
-    layer: what `chip.program` made of it: `kernels`, `starts`, `factors`;
-      `first`, the channel of a tile's first row, `[N]`; a `converter` where
-      there are any; `planes` where the bits of integers are applied one after
-      the other; `variances` and `read_keys` (`[B]`, from `chip.for_images`)
-      where there is noise a read; `thermal`, the variances of an input
-      channel's cells whatever its inputs, `[N, C, C_out]`; `copies`, whose
-      average is returned.
+    layer: what `chip.program` made of it: `kernels`, `starts`, `factors`; a
+      `converter` where there are any; `planes` where the bits of integers are
+      applied one after the other; `variances` and `read_keys` (`[B]`, from
+      `chip.for_images`) where there is noise a read; `thermal`, the variances
+      of an input channel's cells whatever its inputs, `[N, C, C_out]`;
+      `copies`, whose average is returned.
     mask: bool `[C_in]`, the input channels that there are, the first ones: the
-      others, whose inputs are 0, have no rows and no tiles; None: all.
+      others, whose inputs are 0, have no rows; None: all.
   """
 
   def accumulate(total, sums, factor):
@@ -169,11 +168,7 @@ def _scan_reads(product, bits, layer, plane, value, carry, accumulate):
         lambda k: jax.random.normal(k, sums.shape[1:], jnp.float32)
       )(keys)
       sums = sums + _sqrt(variance) * normal.astype(sums.dtype)
-    factor = value * read["factors"]
-    if "mask" in layer:
-      # Of a tile that is not there a converter would not always make 0.
-      factor *= layer["mask"][read["first"]]
-    return accumulate(carry, sums, factor), None
+    return accumulate(carry, sums, value * read["factors"]), None
 
   return jax.lax.scan(step, carry, reads)[0]
 

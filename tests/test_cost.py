@@ -123,6 +123,36 @@ def test_a_table_of_another_kind_is_refused():
     cost.tables(np.full((7, 2), 8), geometry, "power")
 
 
+@pytest.mark.parametrize(
+  "widths, message",
+  [
+    ((-4, 4, 4, 6, 6, 8, 8), "widths: got -4 to 8, allowed are 1 to 65536 ch"),
+    ((0, 4, 4, 6, 6, 8, 8), "widths: got 0 to 8, allowed"),
+    ((4, 4, 4, 6, 6, 8, 2**40), "widths: got 4 to 1099511627776, allowed"),
+    ((4.7, 4, 4, 6, 6, 8, 8), "widths: got float64 of shape .*7.*, needed a"),
+    ((4, 4, 4, 6, 6, 8), r"widths: got int64 of shape .*6.*, needed .*, 7\]"),
+  ],
+)
+def test_widths_are_whole_numbers_of_channels(widths, message):
+  geometry = cost.cifar_geometry(8, (8, 8, 1), 2, 10, (16, 8))
+  for function in (cost.network_cost, cost.components, cost.utilisation):
+    with pytest.raises(errors.InputError, match=message):
+      function(widths, geometry)
+  with pytest.raises(errors.InputError, match=message):
+    cost.tables(np.array([widths] * 2).T, geometry, "energy")
+
+
+def test_a_network_has_products_of_whole_numbers():
+  for make, message in (
+    (lambda: cost.cifar_geometry(9, (8, 8, 1), 2, 10), "depth: got 9, allowed"),
+    (lambda: cost.cifar_geometry(8, (8, 8, 1), 0, 10), "product stem: got 0,"),
+    (lambda: cost.cifar_geometry(8, (8, 8, 1), 2, -1), "product head: got -1,"),
+    (lambda: cost.imagenet_geometry("5x5", 64, 2, 9), "stem: got '5x5', allow"),
+  ):
+    with pytest.raises(errors.InputError, match=message):
+      make()
+
+
 def test_a_product_reaches_back_two_layers_at_most():
   products = (cost.Product(cost.Layer(0), cost.Layer(3), 9, 4, "far"),)
   geometry = cost.Geometry(products, (4,) * 4, (64, 64))

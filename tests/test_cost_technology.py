@@ -206,6 +206,17 @@ def test_cells_may_conduct_while_columns_are_converted(rows, convert):
     ({"duplication": (1, 2.0)}, "duplication: got"),
     ({"duplication": (1, 1)}, "duplication: got 2 numbers, needed is one"),
     ({"activity": 1.5}, "activity: got 1.5, allowed"),
+    ({"activity": float("nan")}, "activity: got nan, allowed"),
+    ({"g_on": float("nan")}, "g_on: got nan, allowed is a finite number above"),
+    ({"g_off": 4.0}, "g_off: got 4.0, allowed is at most g_on"),
+    ({"read_voltage": 0}, "read_voltage: got 0, allowed"),
+    ({"adc_bits": 2.5}, "adc_bits: got 2.5, allowed are integers from 0 to 16"),
+    ({"tile_shape": (0, 8)}, "tile_shape: got .0, 8., allowed are"),
+    ({"technology": "isaac_32nm"}, "technology: got 'isaac_32nm', allowed"),
+    (
+      {"technology": dataclasses.replace(_ROUND, read_time=float("nan"))},
+      "technology.read_time: got nan, allowed is a finite number",
+    ),
   ],
 )
 def test_bad_hardware_is_refused(fields, message):

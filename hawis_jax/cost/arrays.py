@@ -9,6 +9,7 @@ import chex
 from flax import traverse_util
 import numpy as np
 
+from hawis_jax.cost.geometry import checked_widths
 from hawis_jax.cost.geometry import Geometry
 from hawis_jax.cost.geometry import Layer
 
@@ -26,7 +27,7 @@ def utilisation(widths: chex.Array, geometry: Geometry) -> Utilisation:
 
   Widths are int `[..., L]`, leading axes allowed.
   """
-  widths = np.asarray(widths, np.int64)
+  widths = np.asarray(checked_widths(widths, geometry), np.int64)
   tile_rows, tile_columns = geometry.tile_shape
 
   def channels(end):

@@ -5,10 +5,15 @@ Axes: L layers (convolutions that a width vector sets, stem first).
 
 import dataclasses
 
+import chex
+import jax
+import numpy as np
+
 from hawis_jax import errors
 from hawis_jax.cost.hardware import Hardware
 
 _HARDWARE = Hardware()
+_MOST = 2**16  # channels: of products of such numbers int64 holds the sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +43,16 @@ class Product:
   positions: int
   name: str = ""
   binarized: bool = False
+
+  def __post_init__(self):
+    """Raises InputError where it is no product: it would cost less than 0."""
+    ends = [e for e in (self.inputs, self.outputs) if not isinstance(e, Layer)]
+    for n in (*ends, self.taps, self.positions):
+      if not (isinstance(n, int | np.integer) and n >= 1):
+        raise errors.InputError(
+          f"product {self.name}: got {n!r}, allowed are channels, taps and "
+          "positions of at least 1, whole numbers"
+        )
 
   @property
   def layer(self) -> int:
@@ -84,6 +99,34 @@ class Geometry:
     return tuple(product.name for product in self.products)
 
 
+def checked_widths(widths: chex.Array, geometry: Geometry) -> chex.Array:
+  """Returns width vectors `[..., L]`, a JAX array or else NumPy's int64.
+
+  Traced values are not known, and not checked.
+
+  Raises:
+    InputError: they are no such integers of at least 1.
+  """
+  if not isinstance(widths, jax.Array):
+    widths = np.asarray(widths)
+  layers = len(geometry.positions)
+  whole = np.issubdtype(widths.dtype, np.integer)
+  if not whole or widths.shape[-1:] != (layers,):
+    raise errors.InputError(
+      f"widths: got {widths.dtype} of shape {widths.shape}, needed are "
+      f"integers of shape [..., {layers}], one a layer"
+    )
+  if isinstance(widths, jax.core.Tracer):
+    return widths
+  if widths.size and not 1 <= widths.min() <= widths.max() <= _MOST:
+    raise errors.InputError(
+      f"widths: got {widths.min()} to {widths.max()}, allowed are 1 to {_MOST} "
+      "channels"
+    )
+  is_jax = isinstance(widths, jax.Array)
+  return widths if is_jax else widths.astype(np.int64)
+
+
 def cifar_geometry(
   depth: int,
   image_shape: tuple[int, int, int],
@@ -102,6 +145,10 @@ def cifar_geometry(
   (('stem', 'stage1_block0/conv1', 'stage1_block0/conv2'), 64)
   """
   height, width, channels = image_shape
+  if depth < 8 or depth % 6 != 2:
+    raise errors.InputError(
+      f"network depth: got {depth}, allowed are 8, 14, 20, ...: 6 n + 2"
+    )
   blocks = (depth - 2) // 6
   positions = [height * width]
   products = [Product(channels * levels, Layer(0), 9, height * width, "stem")]
@@ -140,6 +187,8 @@ def imagenet_geometry(
   >>> len(geometry.positions), geometry.positions[-1]
   (17, 49)
   """
+  if stem not in ("7x7", "3x3"):
+    raise errors.InputError(f"stem: got {stem!r}, allowed are 7x7, 3x3")
   planes = 3 * levels
   size = -(-image_size // 2)
   first, size_in = size**2, size

@@ -6,6 +6,8 @@ from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax.cost.technology import DEFAULT
 from hawis_jax.cost.technology import Technology
+from hawis_jax.cost.technology import validate_technology
+from hawis_jax.crossbar.devices import is_finite
 
 _DEVICE = crossbar.Device()
 
@@ -40,24 +42,40 @@ class Hardware:
   spare_columns: int = 0
 
   def __post_init__(self):
-    """Raises InputError where the use makes no sense; devices are checked."""
+    """Raises InputError where a field makes no sense: costs would not."""
+
+    def check(field, is_good, allowed):
+      if not is_good:
+        raise errors.InputError(
+          f"{field}: got {getattr(self, field)!r}, allowed {allowed}"
+        )
+
+    shape = self.tile_shape
+    good = isinstance(shape, tuple) and len(shape) == 2
+    good = good and all(type(n) is int and n >= 1 for n in shape)
+    check("tile_shape", good, "are (rows, columns), integers of at least 1")
+    for field in ("g_on", "g_off", "read_voltage"):
+      value = getattr(self, field)
+      good = is_finite(value) and value > 0
+      check(field, good, "is a finite number above 0")
+    check("g_off", self.g_off <= self.g_on, "is at most g_on")
+    bits = self.adc_bits
+    good = type(bits) is int and 0 <= bits <= 16
+    check("adc_bits", good, "are integers from 0 to 16")
+    good = isinstance(self.technology, Technology)
+    check("technology", good, "is a Technology, as cost.technology(name) is")
+    validate_technology(self.technology)
     copies = self.duplication
     copies = copies if isinstance(copies, tuple) else (copies,)
-    if not copies or not all(type(n) is int and n >= 1 for n in copies):
-      raise errors.InputError(
-        f"duplication: got {self.duplication!r}, allowed are integers of at "
-        "least 1: one, or a tuple of one a layer"
-      )
-    if not (isinstance(self.activity, int | float) and 0 <= self.activity <= 1):
-      raise errors.InputError(
-        f"activity: got {self.activity!r}, allowed is a share of rows in [0, 1]"
-      )
-    spares, most = self.spare_columns, self.tile_shape[1] - 1
-    if type(spares) is not int or not 0 <= spares <= most:
-      raise errors.InputError(
-        f"spare_columns: got {spares!r}, allowed are integers from 0 to "
-        f"{most}: an array has {most + 1} columns"
-      )
+    good = copies and all(type(n) is int and n >= 1 for n in copies)
+    allowed = "are integers of at least 1: one, or a tuple of one a layer"
+    check("duplication", good, allowed)
+    good = is_finite(self.activity) and 0 <= self.activity <= 1
+    check("activity", good, "is a share of rows in [0, 1]")
+    spares, most = self.spare_columns, shape[1] - 1
+    good = type(spares) is int and 0 <= spares <= most
+    allowed = f"are integers from 0 to {most}: an array has {most + 1} columns"
+    check("spare_columns", good, allowed)
 
   @property
   def converter_bits(self) -> int:
@@ -95,7 +113,7 @@ def hardware(
   """Returns the hardware of a (concrete) device.
 
   Raises:
-    InputError: a bad device, duplication or activity.
+    InputError: a bad device, technology, duplication or activity.
   """
   crossbar.validate(device)
   return Hardware(

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hawis_jax.cost.geometry import checked_widths
 from hawis_jax.cost.geometry import Geometry
 from hawis_jax.cost.geometry import Layer
 from hawis_jax.cost.geometry import Product
@@ -185,8 +186,7 @@ def product_costs(
 
 def _each(widths, geometry):
   """Returns costs of the products, `[...]` each, and their components."""
-  if not isinstance(widths, jax.Array):
-    widths = np.asarray(widths, np.int64)
+  widths = checked_widths(widths, geometry)
   xp = jnp if isinstance(widths, jax.Array) else np
 
   def channels(end):
@@ -224,6 +224,9 @@ def network_cost(widths: chex.Array, geometry: Geometry) -> Cost:
   >>> geometry = hx.cifar_geometry(20, (32, 32, 3), 32, 10)
   >>> int(hx.network_cost(hx.WIDTHS["resnet20_1x"], geometry).arrays)
   111
+
+  Raises:
+    InputError: widths are no integers `[..., L]` of at least 1.
   """
   costs, _ = _each(widths, geometry)
   total = Cost(*map(sum, zip(*costs, strict=True)))

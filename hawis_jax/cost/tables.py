@@ -8,6 +8,7 @@ import numpy as np
 
 from hawis_jax import errors
 from hawis_jax.cost import model
+from hawis_jax.cost.geometry import checked_widths
 from hawis_jax.cost.geometry import Geometry
 from hawis_jax.cost.geometry import Layer
 
@@ -45,13 +46,14 @@ def tables(choices: np.ndarray, geometry: Geometry, kind: str) -> np.ndarray:
   (7, 1, 2, 2)
 
   Raises:
-    InputError: no such kind, or a product that skips more than one layer.
+    InputError: no such kind, choices that are no widths, or a product that
+      skips more than one layer.
   """
   if kind not in model.KINDS:
     raise errors.InputError(
       f"cost: got {kind!r}, allowed are {', '.join(model.KINDS)}"
     )
-  choices = np.asarray(choices, np.int64)
+  choices = checked_widths(np.asarray(choices).T, geometry).T
   layers, count = choices.shape
   back = count if _span(geometry) == 2 else 1
   dtype = np.int64 if kind in model.COUNTS else np.float64

@@ -161,7 +161,9 @@ def test_a_form_that_cannot_hold_the_weights_is_refused(
   variables = _net(rng)[1]
   with pytest.raises(errors.InputError, match=f"form: got '{form}'"):
     jax.eval_shape(
-      lambda key: crossbar.program(key, variables, device, bits, form=form),
+      lambda key: crossbar.program(
+        key, variables, device, bits, form=form, scales="channel"
+      ),
       jax.random.key(0),
     )
 

@@ -1,6 +1,7 @@
 """Chips: tiling, defect statistics against theory, common random numbers."""
 
 import dataclasses
+import functools
 
 from hypothesis import given
 from hypothesis import settings
@@ -13,6 +14,7 @@ from scipy import stats
 
 from hawis_jax import crossbar
 from hawis_jax import errors
+from hawis_jax import interop
 from hawis_jax.arithmetic import integer
 from hawis_jax.crossbar import cells
 from hawis_jax.crossbar import tiles
@@ -24,7 +26,9 @@ from hawis_jax.networks import resnet
 _IDEAL = crossbar.Device()
 _effective = jax.jit(crossbar.effective_weights, static_argnames="bits")
 _conductances = jax.jit(crossbar.conductances, static_argnames="bits")
-_program = jax.jit(crossbar.program, static_argnames="bits")
+_program = jax.jit(
+  functools.partial(crossbar.program, scales="channel"), static_argnames="bits"
+)
 
 
 def _key(rng):
@@ -346,3 +350,31 @@ def test_weights_that_no_cell_holds(bits):
   net = {"params": {"kernel": jnp.ones((3, 3))}}
   with pytest.raises(errors.InputError, match=f"got {bits}, allowed are 1 to"):
     crossbar.program(jax.random.key(0), net, _IDEAL, bits)
+
+
+@pytest.mark.parametrize(
+  "bits, message",
+  [
+    (1, "bits: got 1, needed are the net's own weight_bits, 2 to 8"),
+    (8, "scales: got None with bits = 8, needed are the net's own weight_scal"),
+  ],
+)
+def test_integers_are_those_of_the_net(tmp_path, bits, message):
+  """Its variables tell what is wrong, or do not tell what is needed."""
+  net = {
+    "params": {"head": {"kernel": jnp.ones((3, 3))}},
+    "batch_stats": {"head": {"max_abs": 1.0}},
+  }
+  arguments = jax.random.key(0), net, _IDEAL, bits
+  with pytest.raises(errors.InputError, match=message):
+    crossbar.program(*arguments)
+  with pytest.raises(errors.InputError, match=message):
+    interop.export_chip(tmp_path / "chip.npz", *arguments)
+
+
+def test_faults_are_stuck_on_stuck_off_or_none():
+  net = {"params": {"head": {"kernel": jnp.ones((3, 3))}}}
+  faults = {"head": np.zeros((1, 1, 1, 2, 64, 64), np.int8)}
+  faults["head"][0, 0, 0, 1, 2, 3] = 7
+  with pytest.raises(errors.InputError, match="faults of head: got 7, allowed"):
+    crossbar.program(jax.random.key(0), net, _IDEAL, faults=faults)

@@ -52,8 +52,9 @@ _LENGTHS.update(write_range=2, telegraph=2)
 # Of the other fields, what is not allowed and what is.
 _WORDS = {
   "tile_shape": (
-    [(64,), (0, 64), (64, -1), (2.0, 2), (True, 8), [64, 64], 64, (1, 1, 1)],
-    "needed are (rows, columns) >= 1",
+    [(64,), (0, 64), (64, -1), (2.0, 2), (True, 8), [64, 64], 64, (1, 1, 1)]
+    + [(10**9, 10**9), (2**16 + 1, 1), (2**12, 2**12 + 1)],
+    "needed are (rows, columns), integers from 1 to 65536, of at most 16,777,",
   ),
   "cell_bits": ([-1, 3, 8, 1.0, True, None, "2"], "allowed is 0 (one analog"),
   "adc_range": (["full", "", None, 1, ("full_scale",)], "one of full_scale, c"),

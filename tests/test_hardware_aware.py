@@ -93,7 +93,9 @@ def test_gradients_pass_straight_through_to_the_latent_weight(
   def gradient(kernel):
     def loss(kernel):
       net = {"params": {"head": {"kernel": kernel}}}
-      net = crossbar.program(key, net, device, bits, straight_through=True)
+      net = crossbar.program(
+        *(key, net, device, bits), scales="channel", straight_through=True
+      )
       layer = crossbar.for_images(net, np.arange(5))["crossbar"]["head"]
       if "weight" in layer:
         sums = x @ layer["weight"]

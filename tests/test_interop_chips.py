@@ -21,7 +21,10 @@ try:
 except ImportError:
   h5py = None
 
-_program = jax.jit(crossbar.program, static_argnames="bits")
+_program = jax.jit(
+  functools.partial(crossbar.program, scales="channel"), static_argnames="bits"
+)
+_export_chip = functools.partial(interop.export_chip, scales="channel")
 _SUFFIXES = (".npz", ".hdf5", ".h5")  # the last two are the same format
 _KINDS = ("target", "actual", "faults")
 # (bits, cell_bits): binary, one analog cell, slices.
@@ -74,7 +77,7 @@ def _device(cell_bits=0, **fields):
 
 def _export(path, device=None, **options):
   device = _device() if device is None else device
-  interop.export_chip(path, _KEY, _some_net(), device, **options)
+  _export_chip(path, _KEY, _some_net(), device, **options)
 
 
 def _read(path):
@@ -139,7 +142,7 @@ def test_numpy_finds_the_programmed_chip_in_its_file(
   )
   chip = _weights(_program(key, net, device, bits=bits, write=3))
   path = _path(tmp_path / "new folder", ".npz")
-  interop.export_chip(path, key, net, device, bits, write=3)
+  _export_chip(path, key, net, device, bits, write=3)
   arrays, metadata = _read(path)
   assert [x.name for x in path.parent.iterdir()] == [path.name]
   assert arrays.keys() == {f"{x}/{kind}" for x in _SHAPES for kind in _KINDS}
@@ -186,7 +189,7 @@ def test_numpy_finds_the_programmed_chip_in_its_file(
   assert crossbar.Device(**fields) == device
   for suffix in _SUFFIXES[1:]:
     path = _path(tmp_path, suffix)
-    interop.export_chip(path, key, net, device, bits, write=3)
+    _export_chip(path, key, net, device, bits, write=3)
     found, found_metadata = _read(path)
     assert found_metadata == metadata
     _assert_same(found, arrays)
@@ -201,7 +204,7 @@ def test_loaded_faults_make_the_same_chip(rng, tmp_path, bits, cell_bits):
   expected = _weights(_program(key, net, device, bits=bits))
   for suffix in (".npz", ".h5"):
     path = _path(tmp_path, suffix)
-    interop.export_chip(path, key, net, device, bits)
+    _export_chip(path, key, net, device, bits)
     faults = interop.load_faults(path)
     chip = _program(_key(rng), net, ideal, bits=bits, faults=faults)
     _assert_same(_weights(chip), expected)
@@ -211,7 +214,7 @@ def test_loaded_faults_make_the_same_chip(rng, tmp_path, bits, cell_bits):
     _assert_same(loaded, faults)
     assert {x.dtype for x in loaded.values()} == {np.dtype(np.int8)}
     # Exporting them again, beside an ideal device, finds them too.
-    interop.export_chip(path, _key(rng), net, ideal, bits, faults=faults)
+    _export_chip(path, _key(rng), net, ideal, bits, faults=faults)
     _assert_same(interop.load_faults(path), faults)
 
 

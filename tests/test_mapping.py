@@ -29,7 +29,8 @@ def _net(rng, *shapes):
 
 
 def _weights(net, device, placement=None, **kwargs):
-  chip = crossbar.program(_KEY, net, device, placement=placement, **kwargs)
+  kwargs = {"placement": placement, "scales": "channel", **kwargs}
+  chip = crossbar.program(_KEY, net, device, **kwargs)
   return jax.device_get(chip["crossbar"])
 
 

@@ -228,7 +228,7 @@ def test_8_bit_layers(shared, layer, x64):
         "kernels": kernels,
         "starts": jnp.asarray(starts),
         "factors": jnp.ones(len(starts)),
-        "converter": converters.calibrated(8, most),
+        "converter": converters.symmetric(8, most),
       }
       y = readout.read(product, integers, chip) * (step_w * step_x)
       y = y + golden[f"{layer}/b"].reshape((1,) * (y.ndim - 1) + (-1,))

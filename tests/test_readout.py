@@ -34,7 +34,9 @@ _BOLTZMANN, _CHARGE = 1.380649e-23, 1.602176634e-19
 
 _convert = jax.jit(converters.convert)
 _conductances = jax.jit(crossbar.conductances, static_argnames="bits")
-_program = jax.jit(crossbar.program, static_argnames="bits")
+_program = jax.jit(
+  functools.partial(crossbar.program, scales="channel"), static_argnames="bits"
+)
 
 
 def _key(rng):
@@ -60,7 +62,8 @@ def _product(kernel, strides=1):
 def _chip(key, kernel, device, bits=1):
   """What a chip makes of a net of one layer."""
   params = {"layer": {"kernel": kernel}}
-  return crossbar.program(key, {"params": params}, device, bits)
+  net = {"params": params}
+  return crossbar.program(key, net, device, bits, scales="channel")
 
 
 @functools.partial(jax.jit, static_argnames=("bits", "strides"))
@@ -440,7 +443,8 @@ def test_bad_readouts_are_refused(net):
   def program(device):
     jax.eval_shape(
       lambda: crossbar.program(
-        jax.random.key(0), variables, device, module.weight_bits
+        *(jax.random.key(0), variables, device, module.weight_bits),
+        scales="channel",
       )
     )
 

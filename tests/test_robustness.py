@@ -247,7 +247,8 @@ def two_layers():
 
 @functools.partial(jax.jit, static_argnames=("bits", "compensated"))
 def _layers_on_chip(key, params, device, bits, compensated):
-  chip = crossbar.program(key, {"params": params}, device, bits)
+  net = {"params": params}
+  chip = crossbar.program(key, net, device, bits, scales="channel")
   if compensated:
     chip = calibration.compensate(chip, bits)
   return chip["crossbar"]

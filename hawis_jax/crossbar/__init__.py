@@ -2,6 +2,7 @@
 # ruff: noqa: F401  These names are gathered for those outside of this folder.
 
 from hawis_jax.crossbar.cells import cell_slices
+from hawis_jax.crossbar.cells import check_faults
 from hawis_jax.crossbar.cells import conductances
 from hawis_jax.crossbar.chip import check_readout
 from hawis_jax.crossbar.chip import effective_weights

@@ -199,6 +199,30 @@ def largest_digit(device: devices.Device, bits: int) -> int:
   return steps if slices > 1 else integer.largest(bits)
 
 
+def check_integers(
+  variables: Mapping[str, Any], bits: int, scales: str | None
+) -> None:
+  """Checks that a net's weights are quantised on its chip as in the net.
+
+  `variables` are the net's, with `batch_stats` where there are any.
+
+  Raises:
+    InputError: 1 bit for a net of integers; or no scales of several bits, which
+      no variable tells.
+  """
+  if bits in range(2, 9) and scales is None:
+    raise errors.InputError(
+      f"scales: got None with bits = {bits}, needed are the net's own "
+      f"weight_scales: {', '.join(integer.SCALES)}"
+    )
+  stats = traverse_util.flatten_dict(dict(variables.get("batch_stats", {})))
+  if bits == 1 and any(path[-1] == "max_abs" for path in stats):
+    raise errors.InputError(
+      "bits: got 1, needed are the net's own weight_bits, 2 to 8: its "
+      "activations have ranges, as those of integers"
+    )
+
+
 def kernel_integers(kernel: chex.Array, bits: int, scales: str) -> chex.Array:
   """Returns the integers of a kernel, in its shape and with its gradient."""
   if bits not in range(1, 9):
@@ -346,6 +370,23 @@ def in_blocks(
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], found)
 
 
+def check_faults(faults: Mapping[str, chex.Array]) -> None:
+  """Checks that measured faults are -1, 0 or 1; those traced are not known.
+
+  Raises:
+    InputError: they are not.
+  """
+  for name, array in faults.items():
+    if isinstance(array, jax.core.Tracer):
+      continue
+    wrong = ~np.isin(array, (-1, 0, 1))
+    if wrong.any():
+      raise errors.InputError(
+        f"faults of {name}: got {np.asarray(array)[wrong][0]}, allowed are 1 "
+        "(stuck on), -1 (stuck off) and 0 (healthy)"
+      )
+
+
 def stack_tiles(
   keys: Sequence[chex.PRNGKey],
   cuts: Sequence[chex.Array],
@@ -378,6 +419,7 @@ def by_layer(array: chex.Array, cuts: Sequence[chex.Array]) -> list[chex.Array]:
 def _measured(faults, names, cuts):
   if faults is None:
     return None
+  check_faults(faults)
   unknown = sorted(set(faults) - set(names))
   if unknown:
     raise errors.InputError(
@@ -396,5 +438,5 @@ def _measured(faults, names, cuts):
       )
     # A wider net's map serves a narrower one: its cells are the first ones.
     array = jnp.asarray(array)[tuple(map(slice, needed[:3]))]
-    states.append(jnp.sign(array).astype(jnp.int8).reshape(-1, *needed[3:]))
+    states.append(array.astype(jnp.int8).reshape(-1, *needed[3:]))
   return jnp.concatenate(states)

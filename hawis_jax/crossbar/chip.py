@@ -90,7 +90,7 @@ def program(
   *,
   layers: Sequence[str] | None = None,
   form: str = "float32",
-  scales: str = "channel",
+  scales: str | None = None,
   straight_through: bool = False,
   placement: mapping.Placement | None = None,
 ) -> dict:
@@ -117,7 +117,7 @@ def program(
     form: of the weights: "float32"; or, where `is_ternary`, "bfloat16" (same
       integers, no gradients) or "planes".
     scales: of the network's weights of several bits, its own `weight_scales`,
-      see `conductances`.
+      see `conductances`; None: of 1 bit, which has none.
     straight_through: a weight's gradient is that of what it multiplies,
       whatever its cells are: a stuck cell's too, which another chip will need.
     placement: of the chip's weights, from `mapping.place` of the same
@@ -130,12 +130,13 @@ def program(
     which are digital) are unchanged. Noise a read also needs `for_images`.
 
   Raises:
-    InputError: a bad device; other bits: a float net can't be programmed; a
-      sense amplifier where `check_readout` has none; no calibrated range;
-      faults or a placement that don't fit; no layer matches; a form that can't
-      hold the weights.
+    InputError: a bad device; other bits: a float net can't be programmed, nor
+      one of integers with 1 bit; no scales of several bits; a sense amplifier
+      where `check_readout` has none; no calibrated range; faults or a placement
+      that don't fit; no layer matches; a form that can't hold the weights.
   """
   devices.validate(device)
+  cells.check_integers(variables, bits, scales)
   keys, kernels = cells.layer_keys(key, variables["params"], layers)
   check_readout(variables, device, bits, layers)
   names = ["/".join(path) for path in kernels]

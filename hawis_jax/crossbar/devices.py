@@ -287,6 +287,9 @@ _NUMBERS = {
 # conductance by up to 2^-24 of itself: at this ratio by 128 2^-24 / 0.01, a
 # thousandth of a step; at 1 + 1e-5 by most of one, and g_on - g_off may be 0.
 _LEAST_RATIO = 1.01
+# Of one tile: a pair of arrays has 2^25 cells then, 128 MB of float32, which is
+# what is computed at a time (see `cells`), and no line of cells is longer.
+_MOST_CELLS, _MOST_LINES = 2**24, 2**16
 _BOOL = (lambda value: type(value) is bool, "True or False")
 _LINE = (lambda x: x[2] <= x[3], "(a, b, low, high) with low <= high")
 # {field: (whether a value is good, what is allowed)}.
@@ -413,10 +416,12 @@ def _validate(device, name):
   if (
     not isinstance(shape, tuple)
     or len(shape) != 2
-    or not all(type(n) is int and n > 0 for n in shape)
+    or not all(type(n) is int and 0 < n <= _MOST_LINES for n in shape)
+    or shape[0] * shape[1] > _MOST_CELLS
   ):
     raise errors.InputError(
-      f"{name}.tile_shape: got {shape!r}, needed are (rows, columns) >= 1"
+      f"{name}.tile_shape: got {shape!r}, needed are (rows, columns), integers "
+      f"from 1 to {_MOST_LINES}, of at most {_MOST_CELLS:,} cells"
     )
   _check_combinations(device, name)
 

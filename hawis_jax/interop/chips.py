@@ -57,7 +57,7 @@ def export_chip(
   bits: int = 1,
   write: int = 0,
   faults: Mapping[str, Any] | None = None,
-  scales: str = "channel",
+  scales: str | None = None,
 ) -> None:
   """Programs a net into one chip, as `crossbar.program`, and writes its cells.
 
@@ -65,12 +65,12 @@ def export_chip(
     path: .npz, .hdf5 or .h5; replaced if it is there. See the module's
       documentation for what it holds.
     key: of one chip; consumed.
-    variables: of a network: its `params`.
+    variables: of a network: its `params`, and `batch_stats` if it has any.
     device: see `crossbar.Device`; its parameters are concrete.
     bits: of the network's weights, see `crossbar.conductances`.
     write: number of the programming.
     faults: of a measured chip, beside those drawn, as of `load_faults`.
-    scales: of the network's weights, see `crossbar.conductances`.
+    scales: of the network's weights of several bits, see `crossbar.program`.
 
   Raises:
     InputError: another suffix; a bad device, bits, scales or faults; no h5py;
@@ -78,6 +78,7 @@ def export_chip(
   """
   path = array_files.checked_path(path, array_files.SUFFIXES)
   device = devices.plain(devices.validate(device))
+  cells.check_integers(variables, bits, scales)
   params = {"params": variables["params"]}
   if faults is not None:
     faults = fault_maps.as_faults("faults", faults)

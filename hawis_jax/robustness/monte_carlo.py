@@ -183,6 +183,7 @@ def _check(setting, images, labels, limits):
       "and batch_stats"
     )
   device, bits = setting.device, setting.module.weight_bits
+  crossbar.check_faults(setting.faults or {})
   crossbar.check_readout(setting.variables, device, bits, setting.layers)
   if setting.calibration is not None and device.adc_bits == 1:
     raise errors.InputError(

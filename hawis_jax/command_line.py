@@ -75,6 +75,10 @@ def run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
   except (errors.InputError, errors.DivergenceError) as error:
     terminal.say(f"error: {error}", sys.stderr)
     return 2
+  except PermissionError as error:  # another user's files, in any place
+    name = errors.printable(str(error.filename))
+    terminal.say(f"error: {name}: {error.strerror}", sys.stderr)
+    return 2
   except Exception as error:
     if storage.passes(error):
       reason = " ".join(str(error).split()) or type(error).__name__

@@ -66,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   options = parser.parse_args(arguments)
   try:
     folder = prepare(options.name, root(options.data_dir), options.archive)
-  except errors.InputError as error:
-    terminal.say(f"error: {error}", sys.stderr)
+  except (errors.InputError, PermissionError) as error:
+    terminal.say(errors.printable(f"error: {error}"), sys.stderr)
     return 2
   splits = tfds.builder_from_directory(folder).info.splits
   counts = (f"{split.num_examples:,} {name}" for name, split in splits.items())

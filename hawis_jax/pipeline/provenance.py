@@ -233,7 +233,7 @@ def _artefacts(experiment, workdir) -> Iterator[_Artefact]:
 
 def _recorded(folder):
   path = folder / results.INPUTS
-  return storage.read_record(path)["inputs"] if path.exists() else None
+  return storage.read_record(path).get("inputs") if path.exists() else None
 
 
 def _changed(artefact):

@@ -172,6 +172,12 @@ def _swap_correct(workdir):
   return "npy: missing, or got another content than was written there"
 
 
+def _inputs_of_another_version(workdir):
+  """A record, but not of what it was made from."""
+  storage.write_record(workdir / "search" / "inputs.json", {"versions": []})
+  return "search: has no inputs.json, which says what it was made from"
+
+
 def _cut_config(workdir):
   _cut(workdir / "config.json")
   return "config.json: got damaged JSON"
@@ -202,6 +208,7 @@ def _checkpoint_of_another_net(workdir):
     _earlier_revision,
     _change_partial,
     _swap_correct,
+    _inputs_of_another_version,
     _cut_config,
     _file_for_folder,
     _checkpoint_of_another_net,

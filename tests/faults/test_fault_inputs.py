@@ -1,8 +1,10 @@
 """Numbers, clocks, data and other input that go wrong."""
 
 import contextlib
+import errno
 import functools
 import itertools
+import pathlib
 import pickle
 import shutil
 import signal
@@ -225,6 +227,24 @@ def test_a_lock_that_cannot_be_opened(run, tmp_path, capsys, kind):
     (tmp_path / "lock").symlink_to(tmp_path / "nowhere" / "lock")
   assert run(tmp_path) == 2
   assert f"can't write {tmp_path}/lock" in short_run.one_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "search"])
+def test_files_of_another_user(run, finished, capsys, monkeypatch, name):
+  """Refused wherever they are opened: root, as here, may open all."""
+  opened, listed = pathlib.Path.open, pathlib.Path.iterdir
+
+  def refuse(call, path, *args, **kwargs):
+    if path.name == name:
+      raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    return call(path, *args, **kwargs)
+
+  for attribute, call in (("open", opened), ("iterdir", listed)):
+    refusing = functools.partialmethod(functools.partial(refuse, call))
+    monkeypatch.setattr(type(finished), attribute, refusing)
+  capsys.readouterr()
+  assert run(finished, "--stages=report") == 2
+  assert f"{finished / name}: Permission denied" in short_run.one_line(capsys)
 
 
 def test_a_log_that_cannot_be_written_ends_no_run(capsys):

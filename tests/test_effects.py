@@ -52,7 +52,9 @@ _ALL = crossbar.Device(
 
 _conductances = jax.jit(crossbar.conductances, static_argnames="bits")
 _effective = jax.jit(crossbar.effective_weights, static_argnames="bits")
-_program = jax.jit(crossbar.program, static_argnames="bits")
+_program = jax.jit(
+  functools.partial(crossbar.program, scales="channel"), static_argnames="bits"
+)
 _drift = jax.jit(defects.drift)
 
 

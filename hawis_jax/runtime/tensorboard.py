@@ -57,8 +57,11 @@ class Board:
 
   def close(self) -> None:
     """Ends the file; all that was added is in it."""
-    with storage.write_errors(self._folder):
+    try:  # to close it, wherever its folder is now
       self._writer.close()
+    except OSError:
+      with storage.write_errors(self._folder):
+        raise
 
   def _write(self, **event):
     self._writer.write_event(event_pb2.Event(wall_time=time.time(), **event))

@@ -257,6 +257,7 @@ def check_chips(experiment: Experiment, workdir: pathlib.Path) -> None:
       crossbar.program,
       device=device,
       bits=module.weight_bits,
+      scales=getattr(module, "weight_scales", None),
       faults=faults,
       layers=severity.layers,
     )

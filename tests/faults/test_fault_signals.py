@@ -64,7 +64,8 @@ def test_stopped_at_random_moments_it_ends_the_same(
     else:
       assert status == 75, output
       last = output.splitlines()[-1]
-      assert last.startswith("stopped: ") and ", saved at " in last
+      assert last.startswith("stopped: ")
+      assert ", saved at " in last or "stopped: before " in last
     # What was compiled before need not be whole either.
     for path in list((tmp_path / "cache").iterdir())[::3]:
       path.write_bytes(path.read_bytes()[: rng.integers(100)])

@@ -89,8 +89,8 @@ def test_arrays_come_back(tmp_path):
   storage.write_npz(tmp_path / "a" / "x.npz", {"a": np.arange(3.0)})
   with np.load(tmp_path / "a" / "x.npz", allow_pickle=False) as arrays:
     np.testing.assert_array_equal(arrays["a"], np.arange(3.0))
-  assert storage.holds_files(tmp_path)
-  assert not storage.holds_files(tmp_path / "b")
+  assert storage.contents(tmp_path) == [tmp_path / "a" / "x.npz"]
+  assert storage.contents(tmp_path / "b") == []
 
 
 def test_lines(tmp_path):

@@ -302,16 +302,11 @@ def search_devices(config: _Config) -> list[crossbar.Device]:
   The search scores without IR drop: cells of a super-net that a candidate does
   not have would load the wires of those that it has.
   """
-  base = dataclasses.replace(
-    device(config), wire_resistance=0.0, load_resistance=0.0
-  )
+  section = "search.scenarios"
   allowed = [f for f in crossbar.SCENARIO_FIELDS if "_resistance" not in f]
-  devices = []
-  for index, scenario in enumerate(_checked(config, "search.scenarios")):
-    name = f"search.scenarios[{index}]"
-    scenarios.check_values(scenario, f"config.{name}")
-    one = crossbar.with_fields(base, scenario, f"config.{name}", allowed)
-    devices.append(one)
+  devices = _scenario_devices(config, section, allowed)
+  for index, one in enumerate(devices):
+    name = f"{section}[{index}]"
     if one.adc_bits and one.adc_range == "calibrated" and searches(config):
       others = (
         "full_scale or granular: the super-net has no widths to calibrate for"
@@ -320,11 +315,28 @@ def search_devices(config: _Config) -> list[crossbar.Device]:
     if one.adc_bits == 1 and searches(config):
       more = "0 or 2 to 16: signs of parts of a column don't add up"
       raise _error(f"{name}, adc_bits", 1, more)
-  devices.append(crossbar.without_effects(base))
+  devices.append(crossbar.without_effects(device(config)))
+  return _stackable(devices, section)
+
+
+def _scenario_devices(config, section, allowed):
+  """Devices of scenarios, without the wires of `config.device`."""
+  base = dataclasses.replace(
+    device(config), wire_resistance=0.0, load_resistance=0.0
+  )
+  devices = []
+  for index, scenario in enumerate(_checked(config, section)):
+    name = f"config.{section}[{index}]"
+    scenarios.check_values(scenario, name)
+    devices.append(crossbar.with_fields(base, scenario, name, allowed))
+  return devices
+
+
+def _stackable(devices, section):
   try:
     crossbar.stack(devices)
   except errors.InputError as error:
-    raise errors.InputError(f"config.search.scenarios: {error}") from error
+    raise errors.InputError(f"config.{section}: {error}") from error
   return devices
 
 
@@ -334,19 +346,9 @@ def chip_devices(config: _Config) -> list[crossbar.Device]:
   Wires are those of the scenarios alone, not those of `config.device`: their
   exact fold takes far longer than a step.
   """
-  given = _checked(config, "hardware_aware.scenarios")
-  if given:
-    section = "hardware_aware.scenarios"
-    base = dataclasses.replace(
-      device(config), wire_resistance=0.0, load_resistance=0.0
-    )
-    devices = []
-    for index, scenario in enumerate(given):
-      name = f"config.{section}[{index}]"
-      scenarios.check_values(scenario, name)
-      allowed = crossbar.SCENARIO_FIELDS
-      devices.append(crossbar.with_fields(base, scenario, name, allowed))
-  else:
+  section = "hardware_aware.scenarios"
+  devices = _scenario_devices(config, section, crossbar.SCENARIO_FIELDS)
+  if not devices:
     section, devices = "search.scenarios", search_devices(config)[:-1]
   most = config.hardware_aware.most_severity
   for index, one in enumerate(devices):
@@ -371,11 +373,7 @@ def chip_devices(config: _Config) -> list[crossbar.Device]:
       hardest,
       f"config.hardware_aware.most_severity = {most:g}, {section}[{index}]",
     )
-  try:
-    crossbar.stack(devices)
-  except errors.InputError as error:
-    raise errors.InputError(f"config.{section}: {error}") from error
-  return devices
+  return _stackable(devices, section)
 
 
 def pretrain_devices(config: _Config) -> list[crossbar.Device]:

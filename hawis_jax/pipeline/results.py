@@ -111,15 +111,7 @@ def load_search(workdir: pathlib.Path) -> dict[str, Any]:
     InputError: the stage has not finished, or its file is damaged or of an
       earlier version.
   """
-  path = search_path(workdir)
-  if not path.exists():
-    raise errors.InputError(f"{path}: missing; run --stages search first")
-  result = storage.read_record(path)
-  if result.get("format") != _SEARCH_FORMAT:
-    raise errors.InputError(
-      f"{path}: got format {result.get('format')}, needed is {_SEARCH_FORMAT}: "
-      "it is of another version of hawis_jax; take another --workdir"
-    )
+  result = _load(search_path(workdir), "search", _SEARCH_FORMAT)
   table = evaluations_path(workdir)
   if table.exists() and storage.digest(table) != result["evaluations_digest"]:
     raise errors.InputError(
@@ -261,15 +253,18 @@ def load_robustness(workdir: pathlib.Path) -> dict[str, Any]:
     InputError: the stage has not begun; its file is damaged, or of a version
       whose chips are not those of this one.
   """
-  path = robustness_path(workdir)
+  return _load(robustness_path(workdir), "robustness", ROBUSTNESS_FORMAT)
+
+
+def _load(path, stage, needed):
   if not path.exists():
-    raise errors.InputError(f"{path}: missing; run --stages robustness first")
+    raise errors.InputError(f"{path}: missing; run --stages {stage} first")
   result = storage.read_record(path)
-  if result.get("format") != ROBUSTNESS_FORMAT:
+  if result.get("format") != needed:
     raise errors.InputError(
       f"{path}: got results of format {result.get('format', 1)}, allowed is "
-      f"{ROBUSTNESS_FORMAT}: it is of another version of hawis_jax. Delete "
-      f"{path.parent} to measure anew, or take another --workdir"
+      f"{needed}: it is of another version of hawis_jax. Delete {path.parent} "
+      "to make it anew, or take another --workdir"
     )
   return result
 

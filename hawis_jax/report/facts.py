@@ -518,7 +518,11 @@ def _candidates(content):
           "the best's advantage in the search [points]": advantage,
           "the best's clean accuracy [%]": style.percent(best["clean"]),
           f"its {own} (of the budget)": _costs(spent, [own])[own] + share,
-          **_costs(spent, [kind for kind in cost.KINDS if kind != own]),
+          **{
+            {"macs": "MACs"}.get(kind, kind): amount
+            for kind, amount in _costs(spent, cost.KINDS).items()
+            if kind != own
+          },
         }
       )
   return pd.DataFrame(rows)

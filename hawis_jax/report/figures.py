@@ -407,7 +407,9 @@ def training(content: dict) -> figure_lib.Figure:
         name, line = _curve(panel, metric, points, look)
         keys[name] = _key(name, **line)
     loss.set(title=f"{title}: training loss", ylabel="loss [nat]", yscale="log")
-    loss.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    low, high = loss.get_ylim()  # of many decades, more labels would overlap
+    subs = (1, 2, 5) if high < 1e3 * low else (1,)
+    loss.yaxis.set_major_locator(ticker.LogLocator(subs=subs))
     loss.yaxis.set_major_formatter("{x:g}")
     loss.yaxis.set_minor_formatter(ticker.NullFormatter())
     accuracy.set(title=f"{title}: accuracy on training batches")

@@ -44,19 +44,6 @@ def is_remote(path: str | os.PathLike) -> bool:
   return os.fspath(path).startswith(_PREFIX)
 
 
-def check_local(path: str, field: str) -> None:
-  """Checks that a path is one of this machine's file system.
-
-  Raises:
-    InputError: it is an address: a folder of that name would be made here.
-  """
-  if "://" in path:
-    raise errors.InputError(
-      f"{field}: got {path!r}, allowed is a folder of this machine's file "
-      "system, such as a mounted share"
-    )
-
-
 def expanded(path: str, field: str) -> pathlib.Path:
   """Returns a path of this machine, a user's folder in place of its `~`.
 
@@ -178,11 +165,6 @@ def make_directory(path: pathlib.Path) -> None:
     if not is_remote(path):
       with tempfile.TemporaryFile(dir=path):
         pass
-
-
-def holds_files(folder: pathlib.Path) -> bool:
-  """Returns whether any file lies in a folder, or in those within it."""
-  return bool(contents(folder))
 
 
 def has_content(path: pathlib.Path) -> bool:

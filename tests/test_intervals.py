@@ -478,3 +478,28 @@ def test_one_chip_has_the_binomial_error(rng):
   assert got["chips"] is None and got["total"] is None
   share = correct.mean()
   assert got["images"] == pytest.approx(np.sqrt(share * (1 - share) / 399))
+
+
+@pytest.mark.parametrize("seeds, images", [(8, 360), (12, 50)])
+def test_crossed_mean_covers_the_truth_over_seeds_and_images(
+  seeds, images, rng
+):
+  covered, false = [], []
+  for _ in range(_RUNS):
+    table = 0.8 + rng.normal(0, 0.02, (seeds, 1))
+    table = table + rng.normal(0, 0.2, images)
+    table = table + rng.normal(0, 0.1, (seeds, images))
+    row = statistics.crossed_mean(table)
+    covered.append(row["low"] <= 0.8 <= row["high"])
+    false.append(statistics.crossed_mean(table - 0.8)["p"] < 0.05)
+    np.testing.assert_allclose(row["mean"], table.mean())
+  assert np.sum(false) + np.sum(covered) == _RUNS
+  assert 0.93 <= np.mean(covered) <= 0.98, np.mean(covered)
+
+
+def test_crossed_mean_agrees_with_that_of_truth_values(rng):
+  first, second = _two_nets(rng, 360, 0.3)
+  gap = first.astype(np.int8) - second
+  one, same = (statistics.crossed_mean(x) for x in (gap, gap.astype(float)))
+  assert one == same
+  assert statistics.crossed_mean(np.ones((4, 9)))["low"] == 1

@@ -343,10 +343,39 @@ def total_interval(correct: np.ndarray) -> tuple[float, float]:
   return _within((middle - half, middle + half), 0, 1)
 
 
+def crossed_mean(table: np.ndarray) -> dict:
+  """Returns the mean over two crossed random factors, e.g. seeds and images.
+
+  Its interval and the p-value of a mean of 0 are Student's, as of
+  `paired_difference`; what is drawn anew in every row, as chips of a seed are,
+  is in them.
+
+  Args:
+    table: `[R, N]`, of any values, such as shares of a seed's chips that
+      classify an image correctly, or differences of them.
+
+  Returns:
+    rows R, the `mean`, `low` and `high` of its 95 % interval, and `p`.
+  """
+  table = np.asarray(table, np.float64)
+  mean, (_, error, freedom) = float(table.mean()), _crossed(table)
+  half = float(error * stats.t.ppf(_TAILS[1], freedom))
+  p = float(mean == 0)
+  if error:
+    p = float(2 * stats.t.sf(abs(mean) / error, freedom))
+  return {
+    "rows": len(table),
+    "mean": mean,
+    "low": mean - half,
+    "high": mean + half,
+    "p": p,
+  }
+
+
 def _crossed(table):
   """({chips, images: standard error}, that of both, its degrees of freedom).
 
-  The table `[S, N]`, of -1, 0 and 1, has chips and images crossed.
+  The table `[S, N]` has chips and images crossed.
   """
   chips, images = table.shape
   mean, cells = float(table.mean()), table.size
@@ -354,7 +383,10 @@ def _crossed(table):
     images * np.square(table.mean(1) - mean).sum(),
     chips * np.square(table.mean(0) - mean).sum(),
   ]
-  rest = np.count_nonzero(table) - cells * mean**2 - sum(squares)
+  # Of truth values and their differences it is a count, which is exact.
+  is_count = table.dtype.kind in "bi"
+  square = np.count_nonzero(table) if is_count else np.square(table).sum()
+  rest = square - cells * mean**2 - sum(squares)
   freedom = np.array([chips - 1, images - 1, (chips - 1) * (images - 1)])
   freedom = np.maximum(freedom, 1)
   of = np.array([*squares, max(rest, 0.0)]) / freedom

@@ -5,9 +5,10 @@ launch/compile_tpu.py --topology=v5e:2x4 --config=configs/digits.py \
 
 Needs libtpu (pip install "jax[tpu]", best in an environment of its own). These
 are the stages' programs with their shardings; found nets are as wide as may be,
-teachers are left out. Of each XLA tells what one device takes: MB of arguments,
-of outputs beside them and of temporaries; GFLOP; number and MB of collectives.
-A loop's body counts once. Exit status 2: a mistake, or too little memory.
+teachers and statistics of each chip are left out. Of each XLA tells what one
+device takes: MB of arguments, of outputs beside them and of temporaries; GFLOP;
+number and MB of collectives. A loop's body counts once. Exit status 2: a
+mistake, or too little memory.
 """
 
 import math
@@ -122,7 +123,7 @@ def programs(stage, experiment, devices):
     steps = [
       step for step in steps if step.severity and step.severity.is_random
     ]
-    for step in {step[:2]: step for step in steps}.values():
+    for step in {(step.net, step.scenario): step for step in steps}.values():
       for name, executable in _on_chips(step, experiment, devices):
         yield f"{step.net}, {step.scenario}: {name}", executable
 
@@ -137,7 +138,7 @@ def _on_chips(step, experiment, devices):
     lambda net: robustness.calibrated(experiment, severity, module, net),
     net_variables.shapes(module, shape),
   )
-  setting = robustness.make_setting(experiment, severity, module, net)
+  setting = robustness.make_setting(experiment, severity, module, net, "fixed")
   shared = jax.eval_shape(lambda: monte_carlo.shared_variables(setting, images))
   mesh = sharding.evaluation_mesh(config.chips, devices)
   memory = config.memory_gb * 1e9 or math.inf  # the compiler minds a device's

@@ -36,6 +36,7 @@ SHORT = {
   "robustness.chips": 4,
   "robustness.chips_per_step": 2,
   "robustness.images": 100,
+  "robustness.batch_norm": "('fixed',)",
   "robustness.scenarios": "({'stuck_off':(0.0,0.1)},)",
 }
 

@@ -65,10 +65,10 @@ def test_a_finished_run_has_its_results_and_repeats_nothing(
   assert nets["nets"]["found"]["arrays"] <= budget
   for net in nets["nets"].values():
     assert f"{net['arrays']}" in page
-    for sweep in net["sweeps"].values():
+    for sweep in net["sweeps"]["fixed"].values():
       for entry in sweep:  # nothing random at severity 0
         assert len(entry["accuracy"]) == (4 if entry["severity"] else 1)
-    ideal = net["sweeps"]["stuck_off"][0]
+    ideal = net["sweeps"]["fixed"]["stuck_off"][0]
     assert ideal["mean"] == pytest.approx(net["clean"]) and ideal["std"] == 0
   before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
   before.pop(finished / "config.json")
@@ -224,7 +224,7 @@ def test_nets_on_chips_compile_once_resume_and_have_statistics(
   fields = {
     "train.nets": "('found_chips',)",
     "hardware_aware.ramp": (0.0, 0.5),
-    "robustness.batch_norm": "design",
+    "robustness.batch_norm": "('design',)",
     "robustness.calibration_images": 64,
     "robustness.design_chips": 3,
   }
@@ -250,7 +250,8 @@ def test_nets_on_chips_compile_once_resume_and_have_statistics(
     close = np.allclose(mean, variables["batch_stats"]["bn_head"]["mean"], 1e-4)
     assert close == same
   measured = json.loads(results.robustness_path(workdir).read_text())
-  severity = measured["nets"]["found_chips"]["sweeps"]["stuck_off"][1]
+  sweeps = measured["nets"]["found_chips"]["sweeps"]
+  severity = sweeps["design"]["stuck_off"][1]
   accuracy = evaluation.evaluate_chips(
     experiment.key("robustness"),
     module,
@@ -265,7 +266,7 @@ def test_nets_on_chips_compile_once_resume_and_have_statistics(
 def test_chips_are_added_to_a_wanted_interval(run, finished):
   """The first chips are those of a run without; the rest goes on from them."""
   path = finished / "robustness" / "result.json"
-  before = json.loads(path.read_text())["nets"]["found"]["sweeps"]
+  before = json.loads(path.read_text())["nets"]["found"]["sweeps"]["fixed"]
   shutil.rmtree(path.parent)
   fields = {
     "robustness.chips": 16,
@@ -274,7 +275,7 @@ def test_chips_are_added_to_a_wanted_interval(run, finished):
     "robustness.chips_per_step": 9,
   }
   assert run(finished, "--stages=robustness", **fields) == 0
-  after = json.loads(path.read_text())["nets"]["found"]["sweeps"]
+  after = json.loads(path.read_text())["nets"]["found"]["sweeps"]["fixed"]
   assert list(after) == list(before)
   for scenario, entries in after.items():
     for first, second in zip(before[scenario], entries, strict=True):
@@ -497,11 +498,11 @@ def test_a_bad_config_file_gets_one_clear_line(
       "config.robustness.scenarios[0].stuck_off: got 1.5, allowed",
     ),
     (
-      "robustness.batch_norm='chip';robustness.calibration_images=16",
+      "robustness.batch_norm=('chip',);robustness.calibration_images=16",
       "got 16, allowed is a multiple of robustness.calibration_batch = 64",
     ),
     (
-      "robustness.batch_norm='chip';robustness.calibration_images=2048",
+      "robustness.batch_norm=('chip',);robustness.calibration_images=2048",
       "config.robustness.calibration_images: got 2048, allowed is at most",
     ),
     (
@@ -510,8 +511,17 @@ def test_a_bad_config_file_gets_one_clear_line(
       "config.robustness.calibration_images: got 2048, allowed is at most",
     ),
     (
-      "robustness.compensation='global';robustness.batch_norm='design'",
-      "config.robustness.compensation: got 'global', allowed is 'none' with ro",
+      "robustness.compensation='global';robustness.batch_norm=('chip',)",
+      "config.robustness.compensation: got 'global', allowed is 'none' without",
+    ),
+    (
+      "robustness.batch_norm=('chip','chip')",
+      "config.robustness.batch_norm: got ('chip', 'chip'), allowed is a tuple "
+      "of distinct ones of 'fixed', 'design', 'chip'",
+    ),
+    (
+      "robustness.batch_norm='chip'",
+      "config.robustness.batch_norm: got 'chip', allowed is a tuple of",
     ),
     (
       "robustness.target_ci=0.1;robustness.chips=15",
@@ -561,7 +571,7 @@ def test_every_other_choice_runs_to_the_end(run, tmp_path, capsys):
     "train.optimizer.schedule": "multistep",
     "train.optimizer.weight_decay": 1e-4,
     "train.nets": "('found',)",
-    "robustness.batch_norm": "chip",
+    "robustness.batch_norm": "('chip','fixed')",
     "robustness.compensation": "global",
     "robustness.calibration_images": 64,
     "robustness.scenarios": "({'variation':(0.3,)},)",
@@ -644,7 +654,7 @@ def test_best_nets_are_measured_and_the_8_bit_one_is_the_teacher_quantised(
   bits = {name: net["weight_bits"] for name, net in nets.items()}
   assert bits == dict(zip(bits, (32, 1, 8), strict=True))
   for name in ("baseline_1x", "baseline_1x_int8"):
-    (ideal,) = nets[name]["sweeps"]["variation"]
+    (ideal,) = nets[name]["sweeps"]["fixed"]["variation"]
     assert ideal["mean"] == pytest.approx(nets[name]["clean"], abs=0.0101)
     assert nets[name]["test_images"] == 100
   for net in nets:
@@ -713,7 +723,7 @@ def test_every_way_of_read_out_runs_to_the_end(run, tmp_path, capsys):
   assert run(workdir, **fields) == 0, capsys.readouterr().err
   result = json.loads((workdir / "robustness" / "result.json").read_text())
   for net in result["nets"].values():
-    sweeps = net["sweeps"]
+    sweeps = net["sweeps"]["fixed"]
     assert list(sweeps) == [
       "load_resistance = 4.0: wire_resistance",
       "adc_range = calibrated: adc_bits",

@@ -69,7 +69,7 @@ def test_a_search_with_another_super_net_is_not_gone_on_with(
   "fields, first",
   [
     ({"seed": 1}, "pretrain"),
-    ({"robustness__batch_norm": "chip"}, "robustness"),
+    ({"robustness__batch_norm": ("chip",)}, "robustness"),
   ],
 )
 def test_another_runs_configuration_is_not_believed(

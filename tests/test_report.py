@@ -45,6 +45,7 @@ _LOSS = dict(found=0.15, uniform=0.2, baseline_1x=0.4, resnet18_hawis_a=0.1)
 
 def _experiment(**fields):
   config = settings.default()
+  config.robustness.batch_norm = ("fixed",)
   fields = {name.replace("__", "."): value for name, value in fields.items()}
   config.update_from_flattened_dict(fields)
   searches, hardware = settings.searches(config), settings.hardware(config)
@@ -82,13 +83,16 @@ def _swept(workdir, rng, experiment):
         lost = _LOSS.get(net, 0.5) * (severity.value / most) ** 1.5 * spread
         chips = np.clip(clean - lost, 0.08, 1)
         chips = chips if severity.is_random else chips[:1]
-        measured = Tally(partial, [net, swept.key, severity.value], [], 360)
+        measured = Tally(
+          partial, [net, "fixed", swept.key, severity.value], [], 360
+        )
         hard = ease + rng.normal(0, 0.05, 360)
         measured.add(chips[:, None] > hard)
         sweeps[swept.key].append(
           {"severity": severity.value, **measured.finish()}
         )
-    described = dict(test_images=360, clean=clean, sweeps=sweeps)
+    measured = {"fixed": sweeps} if sweeps else {}
+    described = dict(test_images=360, clean=clean, sweeps=measured)
     described["versions"] = [{"jax": "0.10.2"}]
     if net == "found":
       described["versions"].append({"jax": "0.11.0"})
@@ -250,7 +254,7 @@ def test_tables_hold_accuracy_of_every_net_and_severity(made):
     bar = 0.1 + 0.5 * (p - 0.1)  # halfway from chance to clean
     assert row[-2] == f"{100 * bar:.2f}"
     assert row[-1] == f"{100 * (0.9 - 0.5 * np.exp(-4)):.2f} (step 400)"
-    for scenario, entries in swept[name]["sweeps"].items():
+    for scenario, entries in facts.sweeps(swept[name]).items():
       for entry in entries:
         chips = np.array(entry["accuracy"])
         correct = tally.load_correct(workdir / "robustness", entry, n)
@@ -308,7 +312,7 @@ def test_differences_are_paired(made):
       workdir / "robustness", entry, 360
     ).astype(float)
     for net, result in swept.items()
-    for scenario, entries in result["sweeps"].items()
+    for scenario, entries in facts.sweeps(result).items()
     for entry in entries
   }
   assert len(content["comparisons"]) == 2 * (6 + 5 + 7)
@@ -342,7 +346,7 @@ def test_what_nets_have_on_chips_stands_beside_each_of_their_accuracies(made):
     ("chip", "global", "training images, and one factor a layer measured on"),
   ):
     config = content["config"] | {
-      "robustness.batch_norm": batch_norm,
+      "robustness.batch_norm": [batch_norm],
       "robustness.compensation": compensation,
     }
     assert words in facts.calibration({"config": config})
@@ -411,7 +415,7 @@ def test_a_run_is_reported_as_its_stages_left_it(finished):
   measured = [
     (name, scenario, entry["severity"], entry["mean"])
     for name in content["nets"]
-    for scenario, entries in swept[name]["sweeps"].items()
+    for scenario, entries in facts.sweeps(swept[name]).items()
     for entry in entries
   ]
   told = [
@@ -588,7 +592,7 @@ def test_odd_names_are_escaped(rng, tmp_path):
   )
   swept = _write(tmp_path, rng, experiment, "energy")
   swept["nets"]["<i>int8"] = swept["nets"].pop("baseline_1x")
-  sweeps = swept["nets"]["found"]["sweeps"]
+  sweeps = swept["nets"]["found"]["sweeps"]["fixed"]
   sweeps["new"] = sweeps["{both} <i>&: stuck_off"]
   storage.write_record(tmp_path / "robustness" / "result.json", swept)
   content, page = _run(experiment, tmp_path)
@@ -604,7 +608,7 @@ def test_an_unfinished_sweep_says_what_is_missing(rng, tmp_path):
   experiment.splits.test = range(5000)
   swept = _write(tmp_path, rng, experiment)
   del swept["nets"]["baseline_1x"]
-  sweeps = swept["nets"]["uniform"]["sweeps"]
+  sweeps = swept["nets"]["uniform"]["sweeps"]["fixed"]
   del sweeps["variation"]
   del sweeps["stuck_on"][-1]
   storage.write_record(tmp_path / "robustness" / "result.json", swept)

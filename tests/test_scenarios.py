@@ -310,6 +310,7 @@ def test_a_run_checks_its_sense_amplifiers_first(tmp_path):
   config = settings.default()
   config.network.depth = 8
   config.train.nets = ("baseline_1x",)
+  config.robustness.batch_norm = ("fixed",)
   splits = data.Splits("digits", "", None, None, None, (8, 8, 1), 10)
 
   def check(rows=1024, **scenario):
@@ -323,10 +324,10 @@ def test_a_run_checks_its_sense_amplifiers_first(tmp_path):
     check(rows=128, layers=("*/conv1",))
   with pytest.raises(errors.InputError, match="layer head has no threshold"):
     check()
-  config.robustness.batch_norm = "chip"
-  with pytest.raises(errors.InputError, match="allowed is 'fixed'"):
+  config.robustness.batch_norm = ("fixed", "chip")
+  with pytest.raises(errors.InputError, match=r"allowed are \('fixed',\) and"):
     check(layers=("*/conv1",))
-  config.robustness.batch_norm = "fixed"
+  config.robustness.batch_norm = ("fixed",)
   config.robustness.compensation = "global"
   with pytest.raises(errors.InputError, match="compensation = 'global', allow"):
     check(layers=("*/conv1",))

@@ -147,6 +147,7 @@ def _optimizer(name, learning_rate, schedule, weight_decay):
   )
 
 
+STATISTICS = ("fixed", "design", "chip")  # of robustness.batch_norm
 _ONE_OR_MORE = "one or more dicts of device parameters"
 _RUN = dict(
   seed=_integer(0, "every random draw of a run derives from it", 0),
@@ -256,6 +257,7 @@ _DEVICE = dict(
     "hawis_published",
     f"one of {', '.join(crossbar.PRESETS)}, or a JSON file "
     '{"field": value} of a crossbar.Device, which may start from a "preset"; '
+    "scenarios with device have its random effects, others their own; "
     "the other fields say what differs, None: nothing",
   ),
   g_on=_or_none(
@@ -363,9 +365,10 @@ _SEARCH = dict(
   ),
   # Cells of a super-net that a vector does not have would load its wires.
   scenarios=_tuple(
-    (dict(stuck_on=0.0175, stuck_off=0.0904), dict(variation=0.5)),
+    (dict(device=1.0), dict(variation=0.5)),
     "mix of the reward, all of the same weight: fields of crossbar.Device but "
-    "for its wires, as the search scores without IR drop",
+    "for its wires, as the search scores without IR drop; device: a share of "
+    "the severities of the device's own effects, left out where it has none",
     _ONE_OR_MORE,
     lambda x: len(x) > 0 and all(isinstance(one, dict) for one in x),
   ),
@@ -513,15 +516,22 @@ _ROBUSTNESS = dict(
     )
   ),
   images=_integer(0, "of the test images, the first; 0: all", 0),
-  batch_norm=_choice(
-    ("fixed", "design", "chip"),
-    "statistics: fixed of the ideal net, as in the search; design: the mean of "
-    "chips as of hardware_aware; or recalibrated on each chip",
+  batch_norm=_tuple(
+    ("fixed", "chip"),
+    "statistics, chips are measured with each: fixed of the ideal net, as in "
+    "the search; design: the mean of chips as of hardware_aware; chip: "
+    "recalibrated on each chip",
+    "distinct ones of 'fixed', 'design', 'chip'",
+    lambda x: (
+      len(x) > 0
+      and all(_is_text(one) and one in STATISTICS for one in x)
+      and _is_distinct(x)
+    ),
   ),
   compensation=_choice(
     ("none", "global"),
-    "global: a layer's sums times one factor, measured on each chip with known "
-    "inputs",
+    "global: with the statistics fixed, and no others, a layer's sums times "
+    "one factor, measured on each chip with known inputs",
   ),
   design_chips=_integer(32, "that design averages over", 1, 2**16),
   calibration_images=_integer(
@@ -545,9 +555,11 @@ _ROBUSTNESS = dict(
       dict(stuck_off=(0.0, 0.02, 0.04, 0.06, 0.08, 0.10)),  # share of cells
       dict(stuck_on=(0.0, 0.005, 0.01, 0.015, 0.02)),  # share of cells
       dict(variation=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.1)),  # lognormal sigma
+      dict(device=1.0),  # with its own effects
     ),
-    "fields of crossbar.Device, severities in a tuple; each may have a name, a "
-    "fault_map, layers, placing, and more than one field (see "
+    "fields of crossbar.Device, severities in a tuple; device: a share of the "
+    "severities of the device's own effects, 1: as it is; each may have a "
+    "name, a fault_map, layers, placing, and more than one field (see "
     "robustness.scenarios)",
     _ONE_OR_MORE,
     lambda x: len(x) > 0,
@@ -558,7 +570,7 @@ SECTIONS = {
   "data": ("Where images come from", _DATA),
   "network": ("The family and its optional parts", _NETWORK),
   "space": ("Width choices, and what they cost", _SPACE),
-  "device": ("The device without random effects", _DEVICE),
+  "device": ("The device; its effects are in scenarios", _DEVICE),
   "pretrain": ("The super-net", _PRETRAIN),
   "search": ("What is searched, how, and by which reward", _SEARCH),
   "hardware_aware": ("Training on chips", _HARDWARE_AWARE),

@@ -113,10 +113,9 @@ _COMBINATIONS: tuple[tuple[str, str, Callable[[_Config], bool]], ...] = (
   ),
   (
     "robustness.compensation",
-    "'none' with robustness.batch_norm = 'design', the statistics of chips "
-    "without it",
+    "'none' without 'fixed' in robustness.batch_norm, which it goes with alone",
     lambda c: (
-      c.robustness.compensation == "none" or c.robustness.batch_norm != "design"
+      c.robustness.compensation == "none" or "fixed" in c.robustness.batch_norm
     ),
   ),
   (
@@ -192,6 +191,7 @@ def validate(config: _Config) -> None:
   train_devices(config)
   design_devices(config)
   sweeps(config)
+  _check_effects(config)
 
 
 def _checked(config, name):
@@ -272,18 +272,47 @@ def width_space(config: _Config) -> width_vectors.WidthSpace:
 
 def device(config: _Config) -> crossbar.Device:
   """Returns the device of `config.device` without random effects, checked."""
-  changes = config.device.to_dict()
-  preset = changes.pop("preset")
-  if preset in crossbar.PRESETS:
-    base = crossbar.preset(preset)
-  elif os.path.isfile(preset):
-    base = crossbar.from_json(storage.read_text(preset), preset)
-  else:
-    allowed = f"a file, or one of {', '.join(crossbar.PRESETS)}"
-    raise _error("device.preset", preset, allowed)
-  changes = {k: v for k, v in changes.items() if v is not None}
-  base = crossbar.without_defects(base)
+  changes = {k: v for k, v in config.device.items() if v is not None}
+  del changes["preset"]
+  base = crossbar.without_defects(_preset(config))
   return crossbar.with_fields(base, changes, "config.device")
+
+
+def _preset(config):
+  preset = config.device.preset
+  if preset in crossbar.PRESETS:
+    return crossbar.preset(preset)
+  if os.path.isfile(preset):
+    return crossbar.from_json(storage.read_text(preset), preset)
+  allowed = f"a file, or one of {', '.join(crossbar.PRESETS)}"
+  raise _error("device.preset", preset, allowed)
+
+
+def own_effects(config: _Config) -> dict[str, float]:
+  """Returns the severities of the random effects that the device has itself."""
+  severities = {x: getattr(_preset(config), x) for x in crossbar.DEFECTS}
+  return {k: v for k, v in severities.items() if crossbar.is_present(v)}
+
+
+def _check_effects(config):
+  """That no effect of the device is left out without a word.
+
+  Of the default device it may be: its fault rates are those of the published
+  test, whose scenarios say theirs.
+  """
+  preset, effects = config.device.preset, own_effects(config)
+  if preset == fields.FIELDS["device.preset"].default:
+    return
+  for section in ("search", "robustness")[not searches(config) :]:
+    named = {name for one in config[section].scenarios for name in one}
+    left = [x for x in effects if not named & {x, scenarios.DEVICE}]
+    if left:
+      raise errors.InputError(
+        f"config.{section}.scenarios: got none with "
+        f"{' and '.join(left)}, which the device {preset!r} has, needed is "
+        "{'device': 1.0}, the device as it is, or one that names them: 0 is "
+        "without"
+      )
 
 
 def hardware(config: _Config) -> cost.Hardware:
@@ -324,11 +353,17 @@ def _scenario_devices(config, section, allowed):
   base = dataclasses.replace(
     device(config), wire_resistance=0.0, load_resistance=0.0
   )
+  own, found = own_effects(config), _checked(config, section)
+  # A device without effects is no chip to search or train on, beside others.
+  is_left_out = not own and any(set(x) != {scenarios.DEVICE} for x in found)
   devices = []
-  for index, scenario in enumerate(_checked(config, section)):
+  for index, scenario in enumerate(found):
     name = f"config.{section}[{index}]"
     scenarios.check_values(scenario, name)
-    devices.append(crossbar.with_fields(base, scenario, name, allowed))
+    errors.check_fields(scenario, (scenarios.DEVICE, *allowed), name)
+    values = scenarios.with_own(scenario, own, name)
+    if not (is_left_out and set(scenario) == {scenarios.DEVICE}):
+      devices.append(crossbar.with_fields(base, values, name, allowed))
   return devices
 
 
@@ -411,18 +446,18 @@ def train_devices(config: _Config) -> list[crossbar.Device]:
 
 def design_devices(config: _Config) -> list[crossbar.Device]:
   """Returns the devices that statistics of a design are of, checked."""
-  is_asked = config.robustness.batch_norm == "design"
+  is_asked = "design" in config.robustness.batch_norm
   return chip_devices(config) if is_asked else []
 
 
 def sweeps(config: _Config) -> tuple[scenarios.Scenario, ...]:
   """Returns the scenarios of `config.robustness.scenarios`, checked."""
-  base, parsed = device(config), []
+  base, own, parsed = device(config), own_effects(config), []
   for index, scenario in enumerate(_checked(config, "robustness.scenarios")):
     name = f"robustness.scenarios[{index}]"
     if not isinstance(scenario, dict):
       raise _error(name, scenario, "a dict of device parameters")
-    parsed.append(scenarios.parse(scenario, base, f"config.{name}"))
+    parsed.append(scenarios.parse(scenario, base, f"config.{name}", own))
   keys = [scenario.key for scenario in parsed]
   if len(set(keys)) < len(keys):
     allowed = "scenarios of distinct names"

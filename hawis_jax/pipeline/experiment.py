@@ -391,7 +391,7 @@ def _check_images(config, splits):
     ("train.batch_size", "train"),
     ("robustness.images", "test"),
   ]
-  calibrating = config.robustness.batch_norm != "fixed"
+  calibrating = config.robustness.batch_norm != ("fixed",)
   calibrating |= settings.trains_on_chips(config)
   calibrating |= any(
     severity.device.adc_bits and severity.device.adc_range == "calibrated"

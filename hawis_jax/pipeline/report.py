@@ -181,9 +181,9 @@ def _missing(config, swept):
     if step.severity is None:
       missing += [f"{name}: everything"] * (result is None)
     elif result is not None:
-      entries = result["sweeps"].get(step.scenario, [])
-      if step.severity.value not in [entry["severity"] for entry in entries]:
-        severity = style.severity(step.scenario, step.severity.value)
+      if step.severity.value not in robustness.severities(result, step):
+        scenario = facts.key(step.statistics, step.scenario)
+        severity = style.severity(scenario, step.severity.value)
         missing.append(f"{name}: {severity}")
   return missing
 

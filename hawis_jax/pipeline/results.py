@@ -30,6 +30,7 @@ from hawis_jax.networks import reference_resnet
 from hawis_jax.pipeline import nets
 from hawis_jax.pipeline.experiment import Experiment
 from hawis_jax.pipeline.experiment import prepare
+from hawis_jax.robustness import scenarios
 from hawis_jax.runtime import checkpoint
 from hawis_jax.runtime import loop
 from hawis_jax.runtime import storage
@@ -37,7 +38,7 @@ from hawis_jax.runtime import storage
 # Of search/result.json: 4 has the digest of evaluations.npz.
 _SEARCH_FORMAT = 4
 # Of robustness/result.json: a new one where chips, keys or names change.
-ROBUSTNESS_FORMAT = 4
+ROBUSTNESS_FORMAT = 5
 _ELSEWHERE = "take another --workdir"
 # Of a stage's or a net's folder: what it is made from (see `provenance`).
 INPUTS = "inputs.json"
@@ -329,6 +330,9 @@ def settle(
 def _read_config(path):
   """What config.json holds, and what its 8-bit nets had before a field."""
   saved = storage.read_record(path, _ELSEWHERE)
+  statistics = saved.get("robustness.batch_norm")
+  if isinstance(statistics, str):  # before it was a tuple
+    saved["robustness.batch_norm"] = [statistics]
   kinds = [net_names.parse(net).kind for net in saved.get("train.nets", ())]
   older = {"train.int8_scales": "tensor"} if net_names.INT8 in kinds else {}
   return older | saved
@@ -378,6 +382,13 @@ def _resolved(config):
     "robustness.devices": [
       dataclasses.asdict(device) for device in settings.design_devices(config)
     ],
+    # Those that scenarios take; None, as without the field, if none does.
+    **{
+      f"{section}.effects": settings.own_effects(config)
+      if any(scenarios.DEVICE in one for one in config[section].scenarios)
+      else None
+      for section in ("search", "robustness")
+    },
     "robustness.fault_maps": {
       path: storage.digest(path) for path in sorted(maps)
     },

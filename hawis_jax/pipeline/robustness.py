@@ -1,7 +1,7 @@
 """Stage 4: accuracy of every trained net on chips, over severities of defects.
 
-All nets meet the same chips: chip s has the same key for every net, scenario
-and severity.
+All nets meet the same chips: chip s has the same key for every net, statistics,
+scenario and severity.
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ def run(
       continue
     if loaded != step.net:
       trained = results.load_net(step.net, experiment, workdir)
-      on_chips, loaded = _on_chips(trained, experiment), step.net
+      loaded, having = step.net, None
     if step.net not in result["nets"]:
       result["nets"][step.net] = _describe(
         step.net, trained, experiment, workdir
@@ -82,6 +82,11 @@ def run(
     if step.severity is None:
       distributed.on_first(lambda: results.write_robustness(workdir, result))
       continue
+    if having != step.statistics:
+      on_chips, having = trained, step.statistics
+      if having == "design":
+        design = nets.design_statistics(*trained, experiment)
+        on_chips = trained._replace(variables=design)
     first = end - _chips(step, most)
     tally = Tally(
       partial,
@@ -99,7 +104,7 @@ def run(
       known = {"accuracy": tally.accuracy.mean()} if tally.count else {}
       progress.show(first + chips, known)
 
-    chunks = _evaluate(tally, step.severity, on_chips, images, experiment, show)
+    chunks = _evaluate(tally, step, on_chips, images, experiment, show)
     for _ in _named(step, chunks):
       values = {"accuracy": tally.accuracy.mean()}
       # Before it is saved: a line too many is dropped, one too few is missing.
@@ -113,20 +118,12 @@ def run(
     if tally.count < end - first:
       progress.report(end, {"accuracy": tally.accuracy.mean()})
       metrics.flush()
-    result["nets"][step.net]["sweeps"].setdefault(step.scenario, []).append(
+    sweeps = result["nets"][step.net]["sweeps"].setdefault(having, {})
+    sweeps.setdefault(step.scenario, []).append(
       {"severity": step.severity.value, **tally.finish()}
     )
     distributed.on_first(lambda: results.write_robustness(workdir, result))
     tally.remove_saved()
-
-
-def _on_chips(trained, experiment):
-  """The net with the statistics that it has on chips."""
-  if experiment.config.robustness.batch_norm != "design":
-    return trained
-  return trained._replace(
-    variables=nets.design_statistics(*trained, experiment)
-  )
 
 
 def _stored(workdir):
@@ -143,12 +140,14 @@ def _chips(step, most):
   return most if step.severity.is_random else 1
 
 
-def _evaluate(tally, severity, trained, images, experiment, show):
+def _evaluate(tally, step, trained, images, experiment, show):
   """Adds a severity's chips to its tally; yields after every chunk of them."""
-  config = experiment.config.robustness
+  config, severity = experiment.config.robustness, step.severity
   module = trained.module
   variables = calibrated(experiment, severity, module, trained.variables)
-  setting = make_setting(experiment, severity, module, variables)
+  setting = make_setting(
+    experiment, severity, module, variables, step.statistics
+  )
   limits = monte_carlo.Limits(
     config.chips_per_step, config.batch_size, config.memory_gb * 1e9
   )
@@ -184,7 +183,7 @@ def _named(step, chunks):
   except errors.InputError as error:
     raise errors.InputError(
       f"config.robustness.scenarios, {step.scenario} at {step.severity.value}, "
-      f"net {step.net}: {error}"
+      f"net {step.net}, {step.statistics} statistics: {error}"
     ) from error
 
 
@@ -208,8 +207,17 @@ def make_setting(
   severity: scenarios.Severity,
   module: nn.Module,
   variables: dict,
+  statistics: str,
 ) -> monte_carlo.Setting:
-  """Returns what chips of a severity share; `variables` of `calibrated`."""
+  """Returns what chips of a severity share.
+
+  Args:
+    experiment: of the run.
+    severity: of a scenario.
+    module: the net.
+    variables: of `calibrated`.
+    statistics: that it has on chips; those of "design" are in `variables`.
+  """
   config = experiment.config.robustness
   return monte_carlo.Setting(
     module,
@@ -217,11 +225,9 @@ def make_setting(
     severity.device,
     interop.load_faults(severity.fault_map) if severity.fault_map else None,
     severity.layers,
-    nets.calibration_images(experiment)
-    if config.batch_norm == "chip"
-    else None,
+    nets.calibration_images(experiment) if statistics == "chip" else None,
     severity.placing,
-    config.compensation == "global",
+    statistics == "fixed" and config.compensation == "global",
   )
 
 
@@ -234,9 +240,10 @@ def check_chips(experiment: Experiment, workdir: pathlib.Path) -> None:
     InputError: a sense amplifier where it can't read, measured faults that do
       not fit, or layers that there are not.
   """
+  config = experiment.config.robustness
   for step in measurements(experiment.config):
     severity = step.severity
-    if severity is None or not (
+    if step.statistics != config.batch_norm[0] or not (
       severity.fault_map
       or severity.layers
       or severity.placing
@@ -263,11 +270,12 @@ def check_chips(experiment: Experiment, workdir: pathlib.Path) -> None:
     )
     try:
       if device.adc_bits == 1:
-        config = experiment.config.robustness
-        if config.batch_norm == "chip":
+        if "chip" in config.batch_norm:
           raise errors.InputError(
-            "adc_bits: got 1, a sense amplifier, with batch_norm = 'chip', "
-            "allowed is 'fixed': its threshold folds the normalisation as it is"
+            "adc_bits: got 1, a sense amplifier, with config.robustness."
+            f"batch_norm = {config.batch_norm}, allowed are ('fixed',) and "
+            "others without 'chip': its threshold folds the normalisation as "
+            "it is"
           )
         if config.compensation != "none":
           raise errors.InputError(
@@ -300,18 +308,20 @@ class Measurement(NamedTuple):
 
   Attributes:
     net: its name.
+    statistics: one of `robustness.batch_norm`; None: without defects.
     scenario: key of the scenario; None: without defects.
-    severity: of the scenario.
+    severity: of the scenario; None: without defects.
   """
 
   net: str
+  statistics: str | None = None
   scenario: str | None = None
   severity: scenarios.Severity | None = None
 
   @property
   def name(self) -> list:
     """What JSON holds of a measurement at a severity."""
-    return [self.net, self.scenario, self.severity.value]
+    return [self.net, self.statistics, self.scenario, self.severity.value]
 
 
 def measurements(config: ml_collections.ConfigDict) -> list[Measurement]:
@@ -321,7 +331,8 @@ def measurements(config: ml_collections.ConfigDict) -> list[Measurement]:
     steps.append(Measurement(net))
     if net_names.parse(net).kind != net_names.FLOAT:
       steps += [
-        Measurement(net, scenario.key, severity)
+        Measurement(net, statistics, scenario.key, severity)
+        for statistics in config.robustness.batch_norm
         for scenario in settings.sweeps(config)
         for severity in scenario.severities
       ]
@@ -332,8 +343,13 @@ def _is_done(result, step):
   entry = result["nets"].get(step.net)
   if step.severity is None or entry is None:
     return entry is not None
-  severities = [e["severity"] for e in entry["sweeps"].get(step.scenario, [])]
-  return step.severity.value in severities
+  return step.severity.value in severities(entry, step)
+
+
+def severities(entry: dict, step: Measurement) -> list[float]:
+  """Returns those of a net's entry that are measured as one measurement is."""
+  sweeps = entry["sweeps"].get(step.statistics, {})
+  return [one["severity"] for one in sweeps.get(step.scenario, [])]
 
 
 _WEIGHT_BITS = {net_names.BINARY: 1, net_names.INT8: 8, net_names.FLOAT: 32}

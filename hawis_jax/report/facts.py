@@ -96,9 +96,26 @@ def accuracy(
       ),
     }
     for net, result in swept.items()
-    for scenario, entries in result["sweeps"].items()
+    for scenario, entries in sweeps(result).items()
     for entry in sorted(entries, key=lambda entry: entry["severity"])
   ]
+
+
+def sweeps(result: dict) -> dict[str, list[dict]]:
+  """Returns the sweeps of a net with all statistics, {key: entries}."""
+  return {
+    key(kind, scenario): entries
+    for kind, found in result["sweeps"].items()
+    for scenario, entries in found.items()
+  }
+
+
+def key(kind: str, scenario: str) -> str:
+  """Returns the key of a scenario that is measured with some statistics."""
+  if kind == "fixed":
+    return scenario
+  name, _, effect = scenario.rpartition(": ")
+  return f"{f'{name}, ' * bool(name)}{kind} statistics: {effect}"
 
 
 def comparisons(
@@ -254,9 +271,12 @@ def chips(content: dict) -> str:
 def calibration(content: dict) -> str:
   """Returns what nets have on chips: which statistics, which factors."""
   config = content["config"]
-  words = _STATISTICS[config["robustness.batch_norm"]].format(
-    design=f"{config['robustness.design_chips']:,}",
-    images=f"{config['robustness.calibration_images']:,}",
+  words = " or ".join(
+    _STATISTICS[kind].format(
+      design=f"{config['robustness.design_chips']:,}",
+      images=f"{config['robustness.calibration_images']:,}",
+    )
+    for kind in config["robustness.batch_norm"]
   )
   if config["robustness.compensation"] == "global":
     words += ", and one factor a layer measured on every chip"

@@ -173,7 +173,7 @@ def test_the_defaults_are_valid_and_the_table_is_all_there_is():
     assert isinstance(field.default, kinds)
   # A change of one is not another's.
   config.search.scenarios[0]["stuck_on"] = 1.0
-  assert settings.default().search.scenarios[0]["stuck_on"] == 0.0175
+  assert settings.default().search.scenarios[0]["device"] == 1.0
 
 
 def test_missing_and_unknown_fields_are_named():

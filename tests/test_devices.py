@@ -581,6 +581,75 @@ def test_configured_file(file):
       _complains(f"{message} of hawis_published, reram_", check, config)
 
 
+_OWN = dict(stuck_off=0.1, variation=0.3, read_noise=1.0, tile_shape=(32, 8))
+
+
+def test_a_device_has_its_effects_where_a_scenario_says_so(file):
+  """In the default sweep and mix; shares of them, and single ones left out."""
+  config = _config(preset=str(file(_OWN)))
+  config.device.wire_resistance = 2.0
+  settings.validate(config)
+  own = dataclasses.replace(_IDEAL, **_OWN)
+  (severity,) = settings.sweeps(config)[-1].severities
+  assert severity.is_random and severity.value == 1
+  assert severity.device == dataclasses.replace(own, wire_resistance=2.0)
+  assert settings.search_devices(config)[0] == own
+  config.robustness.scenarios = (
+    {"device": (0.0, 0.5), "variation": 0.0, "stuck_on": 0.01},
+  )
+  for share, severity in zip(
+    (0.0, 0.5), settings.sweeps(config)[0].severities, strict=True
+  ):
+    assert severity.value == share
+    assert severity.device == dataclasses.replace(
+      own,
+      wire_resistance=2.0,
+      stuck_on=0.01,
+      variation=0.0,
+      stuck_off=share * 0.1,
+      read_noise=share,
+    )
+  for share in (-1.0, "1", True, None):
+    config.robustness.scenarios = ({"variation": 0.1, "device": share},)
+    _complains(
+      f"scenarios[0].device: got {share!r}, allowed is a share",
+      *(settings.sweeps, config),
+    )
+
+
+@pytest.mark.parametrize(
+  "preset", [n for n in crossbar.PRESETS if n != "hawis_published"]
+)
+def test_no_effect_of_a_preset_is_left_out_without_a_word(preset):
+  config = _config(preset=preset)
+  config.train.nets = ("found",)
+  effects = settings.own_effects(config)
+  assert effects or preset == "isaac"
+  settings.validate(config)  # the defaults have all
+  for section in ("search", "robustness"):
+    for left in effects:
+      others = {name: 0.0 for name in effects if name != left}
+      config[section].scenarios = (dict(dead_rows=0.1, **others),)
+      _complains(
+        f"config.{section}.scenarios: got none with {left}, which the device "
+        f"{preset!r} has, needed is {{'device': 1.0}}",
+        *(settings.validate, config),
+      )
+      config[section].scenarios[0][left] = 0.0  # named: left out on purpose
+      settings.validate(config)
+
+
+def test_the_default_device_is_in_the_default_mix():
+  """Its fault rates are the published ones; a device without any has none."""
+  first, second, ideal = settings.search_devices(_config())
+  assert first == crossbar.PRESETS["hawis_published"]
+  assert second == dataclasses.replace(ideal, variation=0.5)
+  assert settings.search_devices(_config(preset="isaac")) == [
+    dataclasses.replace(crossbar.PRESETS["isaac"], variation=0.5),
+    dataclasses.replace(crossbar.PRESETS["isaac"], adc_bits=0),
+  ]
+
+
 def test_search_devices_are_the_scenarios_and_the_ideal():
   """Without wires: a candidate's masked cells would load them."""
   config = _config(wire_resistance=2.0, adc_bits=6)
@@ -654,4 +723,7 @@ def test_settled_devices_are_written_out(file, tmp_path):
   results.settle(config, workdir)
   file({"tile_shape": [32, 16]})
   message = "config.device.resolved was"
+  _complains(message, results.settle, config, workdir)
+  file({"tile_shape": [32, 8], "stuck_on": 0.1})  # as in a scenario
+  message = "config.search.effects was {}, is {'stuck_on': 0.1}"
   _complains(message, results.settle, config, workdir)

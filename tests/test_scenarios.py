@@ -300,6 +300,7 @@ def test_default_sweeps_are_the_published_ranges():
     "stuck_off": [0, 0.02, 0.04, 0.06, 0.08, 0.1],
     "stuck_on": [0, 0.005, 0.01, 0.015, 0.02],
     "variation": [0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.1],
+    "device": [1],
   }
   for scenario in found:
     for severity in scenario.severities:

@@ -360,7 +360,7 @@ def _scenario_devices(config, section, allowed):
   for index, scenario in enumerate(found):
     name = f"config.{section}[{index}]"
     scenarios.check_values(scenario, name)
-    errors.check_fields(scenario, (scenarios.DEVICE, *allowed), name)
+    errors.check_fields(scenario, (*allowed, scenarios.DEVICE), name)
     values = scenarios.with_own(scenario, own, name)
     if not (is_left_out and set(scenario) == {scenarios.DEVICE}):
       devices.append(crossbar.with_fields(base, values, name, allowed))

@@ -272,7 +272,7 @@ def score_vectors(
     Preempted: the run was asked to stop; the scores so far are saved.
   """
   config = experiment.config.search
-  num_scenarios = len(config.scenarios)
+  num_scenarios = len(settings.search_devices(experiment.config)) - 1
   keys = reward.chip_keys(key, config.candidate_chips, num_scenarios)
   keys.append(key[None])  # of the ideal device, the last
   scorer = scorer.replace(

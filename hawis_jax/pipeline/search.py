@@ -143,11 +143,12 @@ def make_step(experiment: Experiment, methods: dict[str, method.Method], score):
     score: from `reward.make_score`, or in its place.
   """
   config = experiment.config.search
+  devices = settings.search_devices(experiment.config)[:-1]
   return functools.partial(
     update.search_step,
     settings=update.Settings(
       chips=config.chips,
-      scenarios=len(config.scenarios),
+      scenarios=len(devices),
       cvar_weight=config.cvar_weight,
       reward=config.reward,
       penalty=config.penalty,

@@ -96,6 +96,11 @@ EFFECTS = {
     "variation γ = {:g}", 1,
     "Every conductance is divided by exp(θ), θ normal with standard deviation "
     "γ."),
+  "device": Effect(
+    "Chips as the device is", "share of the device's own severities",
+    "{:g} x the device's own effects", 1,
+    "All random effects of the configured device, at this share of their "
+    "severities."),
   "dead_rows": Effect(
     "Dead word lines", "word lines without current [%]", "{:g} % dead rows",
     100, "Share of word lines of an array whose cells carry no current."),

@@ -2,12 +2,15 @@
 
 A scenario is a mapping {field of the device: a number, or a tuple of them}; a
 tuple is swept, tuples of one scenario together, and everything else of the
-device is as it is. Optional are `name`; `fault_map`, a file of a measured
-chip's faults (see `interop.load_faults`); `layers`, patterns of the layers that
-are on chips, while the others are computed exactly; and `placing`,
-`spare_columns`, `copies` and `copied`: how weights are placed on every chip for
-its own faults, `rules` and fields of `crossbar.Placing`. Examples:
+device is as it is, without its random effects. Those are brought by `device`,
+the share that a chip has of their severities: 1 is the device as it is.
+Optional are `name`; `fault_map`, a file of a measured chip's faults (see
+`interop.load_faults`); `layers`, patterns of the layers that are on chips,
+while the others are computed exactly; and `placing`, `spare_columns`, `copies`
+and `copied`: how weights are placed on every chip for its own faults, `rules`
+and fields of `crossbar.Placing`. Examples:
 
+  {"device": 1.0}
   {"stuck_off": (0.0, 0.05, 0.1)}
   {"name": "both faults", "stuck_off": (0.0, 0.09), "stuck_on": (0.0, 0.018)}
   {"wire_resistance": (0.78, 1.6, 4.7), "load_resistance": 4.0}
@@ -28,6 +31,7 @@ import numpy as np
 from hawis_jax import crossbar
 from hawis_jax import errors
 
+DEVICE = "device"  # the word for the effects that the device has itself
 _PLACING = ("placing", "spare_columns", "copies", "copied")
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -53,9 +57,18 @@ class Scenario:
 
 
 def parse(
-  scenario: Mapping[str, Any], base: crossbar.Device, field: str
+  scenario: Mapping[str, Any],
+  base: crossbar.Device,
+  field: str,
+  own: Mapping[str, float] | None = None,
 ) -> Scenario:
   """Checks a scenario and makes its devices.
+
+  Args:
+    scenario: see above.
+    base: the device without random effects.
+    field: for errors.
+    own: severities of the device's own effects; None: it has none.
 
   Raises:
     InputError: names the field, what it got and what is allowed.
@@ -67,7 +80,7 @@ def parse(
   check_values(scenario, field)
   words = ("name", "fault_map", "layers", *_PLACING)
   values = {k: v for k, v in scenario.items() if k not in words}
-  errors.check_fields(values, crossbar.SCENARIO_FIELDS, field)
+  errors.check_fields(values, (*crossbar.SCENARIO_FIELDS, DEVICE), field)
   fault_map = scenario.get("fault_map", "")
   if not isinstance(fault_map, str) or (
     fault_map and not os.path.isfile(fault_map)
@@ -100,7 +113,8 @@ def parse(
   severities = []
   for place in range(max(counts, default=1)):
     at = {k: v[place] if k in swept else v for k, v in values.items()}
-    device = crossbar.with_fields(base, at, field, crossbar.SCENARIO_FIELDS)
+    fields = with_own(at, own or {}, field)
+    device = crossbar.with_fields(base, fields, field, crossbar.SCENARIO_FIELDS)
     placing = _placing(scenario, device, field)
     defects = (getattr(device, k) for k in crossbar.DEFECTS)
     is_random = any(map(crossbar.is_present, defects))
@@ -116,6 +130,32 @@ def parse(
       "severities"
     )
   return Scenario(_key(scenario, values, effect), tuple(severities))
+
+
+def with_own(
+  values: Mapping[str, Any], own: Mapping[str, float], field: str
+) -> dict[str, Any]:
+  """Returns one device's fields, `device` written out as the effects it means.
+
+  >>> with_own({"device": 0.5, "stuck_on": 0.0}, {"stuck_off": 0.1}, "here")
+  {'stuck_off': 0.05, 'stuck_on': 0.0}
+
+  Args:
+    values: of a scenario, at one severity.
+    own: severities of the device's own effects.
+    field: for errors.
+
+  Raises:
+    InputError: the share is no number from 0 on.
+  """
+  values = dict(values)
+  share = values.pop(DEVICE, 0)
+  if type(share) not in (int, float) or not 0 <= share < math.inf:
+    raise errors.InputError(
+      f"{field}.{DEVICE}: got {share!r}, allowed is a share of the severities "
+      "of the device's own effects, from 0 on; 1: as it is"
+    )
+  return {name: share * own[name] for name in own if share} | values
 
 
 def check_values(scenario: Mapping[str, Any], field: str) -> None:

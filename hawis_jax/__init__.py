@@ -32,6 +32,7 @@ _PUBLIC = {
   "wire_transfer": "crossbar",
   "cifar_geometry": "cost",
   "cost_tables": "cost:tables",
+  "own_costs": "cost:own_tables",
   "imagenet_geometry": "cost",
   "network_cost": "cost",
   "evaluate_chips": "robustness.evaluation",

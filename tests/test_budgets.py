@@ -296,3 +296,117 @@ def test_infeasible_budget_names_the_range():
   limit = cost.Limit(energy, 0.9 * cheapest, name="energy")
   with pytest.raises(errors.InputError, match="limits: got energy"):
     cost.feasible_set(space, costs, [(0, high)], [limit])
+
+
+@pytest.mark.parametrize("back, dtype", [(1, int), (3, int), (1, float)])
+def test_own_costs_are_counted_as_by_enumeration(rng, back, dtype):
+  """Whichever way they rise and fall with widths."""
+  space = width_vectors.WidthSpace(((2, 4, 9), (3, 5), (1, 7, 8), (4, 6, 8)))
+  shape = (4, back, 3, 3)
+  table = rng.integers(0, 60, shape) if dtype is int else rng.random(shape)
+  table[0], table[1] = table[0, :1, :1], table[1, :1]
+  costs = cost.own_tables(space, table)
+  choices = np.array(
+    list(itertools.product(*(range(len(c)) for c in space.choices)))
+  )
+  spent = np.array(
+    [
+      table[0, 0, 0, a]
+      + table[1, 0, a, b]
+      + table[2, min(a, back - 1), b, c]
+      + table[3, min(b, back - 1), c, d]
+      for a, b, c, d in choices
+    ]
+  )
+  np.testing.assert_allclose(cost.vector_cost(costs, choices), spent)
+  np.testing.assert_allclose(
+    cost.cost_range(space, costs), (spent.min(), spent.max())
+  )
+  low, high = np.quantile(spent, (0.2, 0.6), method="nearest")
+  feasible = cost.feasible_set(space, costs, [(low, high)])
+  counted = np.exp(feasible.log_counts(0, feasible.start())).sum()
+  inside = np.asarray(feasible.contains(0, jnp.asarray(choices)))
+  np.testing.assert_allclose(counted, inside.sum(), rtol=1e-5)
+  if dtype is int:
+    np.testing.assert_array_equal(inside, (low <= spent) & (spent <= high))
+  else:
+    near = len(shape) * cost.cost_unit(costs, high)
+    assert not inside[spent > high * (1 + 1e-9)].any()
+    assert inside[(spent > low + near) & (spent < high - near)].all()
+    assert not inside[spent < low - near].any()
+
+
+def test_own_costs_are_functions_tables_or_lines():
+  space = width_vectors.WidthSpace(((2, 4), (3,), (1, 7, 8)))
+  function = lambda layer, inputs, outputs: layer + inputs * outputs  # noqa: E731
+  table = cost.own_tables(space, function)
+  assert table.dtype == np.int64 and table.shape == (3, 1, 3, 3)
+  assert table[1, 0, 1, 0] == 1 + 4 * 3 and table[2, 0, 0, 2] == 2 + 3 * 8
+  # A short layer's padding is its last choice, whatever stands there.
+  given_table = table.copy()
+  given_table[1, :, :, 1:], given_table[2, :, 1:] = 10**6, np.arange(3)
+  np.testing.assert_array_equal(
+    cost.own_tables(space, given_table[:, 0]), table
+  )
+  lines = ["layer,inputs,outputs,cost", "0,99,99,1"]  # of no choice: not read
+  for layer, inputs, outputs in itertools.product(range(3), range(9), range(9)):
+    lines.append(f"{layer},{inputs},{outputs},{layer + inputs * outputs}")
+  text = "\n".join([*lines, ""])
+  read = cost.own_tables_from_csv(text, space, "x.csv")
+  np.testing.assert_array_equal(read, table)
+  assert read.dtype == np.int64
+  text = text.replace("2,3,8,26\n", "2,3,8,26.5\n")
+  halves = cost.own_tables_from_csv(text, space, "x")
+  assert halves.dtype == np.float64 and halves[2, 0, 0, 2] == 26.5
+
+
+@pytest.mark.parametrize(
+  "costs, message",
+  [
+    (lambda *_: -1, "x(layer=0, inputs=0, outputs=2): got -1, needed is a f"),
+    (lambda *_: np.nan, "x(layer=0, inputs=0, outputs=2): got nan, needed"),
+    (lambda *_: 10**400, "x(layer=0, inputs=0, outputs=2): got "),
+    (lambda *_: "1", "x(layer=0, inputs=0, outputs=2): got 1, needed is a f"),
+    (lambda *_: True, "x(layer=0, inputs=0, outputs=2): got True, needed is"),
+    (lambda *_: [1, 2], "x(layer=0, inputs=0, outputs=2): got [1 2], needed"),
+    (lambda layer: 1, "x(layer=0, inputs=0, outputs=2): raised TypeError: "),
+    (lambda *_: 2**53, "x: got up to 2.7"),
+    (np.ones((3, 2, 2)), "x: got a table of shape (3, 2, 2), needed is (3, 3,"),
+    (np.full((3, 3, 3), np.inf), "x[0, 0, 0, 0]: got inf, needed are finite"),
+    (-np.ones((3, 3, 3), int), "x[0, 0, 0, 0]: got -1, needed are finite"),
+    (np.ones((3, 3, 3), bool), "x: got a table of bool, needed are integers"),
+    (np.arange(27).reshape(3, 3, 3), "x[0]: got costs that differ with the ch"),
+    ("costs.csv", "x: got a table of <U9, needed are integers or floats"),
+    (None, "x: got a table of object, needed are"),
+  ],
+)
+def test_bad_own_costs(costs, message):
+  space = width_vectors.WidthSpace(((2, 4), (3,), (1, 7, 8)))
+  with pytest.raises(errors.InputError, match=re.escape(message)):
+    cost.own_tables(space, costs, "x")
+
+
+@pytest.mark.parametrize(
+  "text, message",
+  [
+    ("", "x: got 'nothing' as first line, needed is layer,inputs,outputs,cost"),
+    ("0,0,2,1", "x: got '0,0,2,1' as first line"),
+    (
+      "layer,inputs,outputs,cost\n0,0,2",
+      "x, line 2: got '0,0,2', needed are f",
+    ),
+    ("layer,inputs,outputs,cost\n0,0,2,a", "x, line 2: could not convert"),
+    (
+      "layer,inputs,outputs,cost\n0,0,2,1\n",
+      "x: got no line 0,0,4,..., needed",
+    ),
+    ("layer,inputs,outputs,cost\n0,0,2,1\n0,0,2,1", "x, line 3: got '0,0,2,1'"),
+    ("layer,inputs,outputs,cost\n0,0,2,-1\n", "inputs=0, outputs=2): got -1"),
+    (f"layer,inputs,outputs,cost\n0,0,2,{'9' * 400}", "outputs=2): got inf"),
+    ("layer,inputs,outputs,cost\n\0,0,2,1", "x, line 2: "),
+  ],
+)
+def test_bad_lines_of_own_costs(text, message):
+  space = width_vectors.WidthSpace(((2, 4), (3,), (1, 7, 8)))
+  with pytest.raises(errors.InputError, match=re.escape(message)):
+    cost.own_tables_from_csv(text, space, "x")

@@ -39,6 +39,8 @@ from hawis_jax.cost.model import COUNTS
 from hawis_jax.cost.model import KINDS
 from hawis_jax.cost.model import layer_costs
 from hawis_jax.cost.model import network_cost
+from hawis_jax.cost.tables import own_tables
+from hawis_jax.cost.tables import own_tables_from_csv
 from hawis_jax.cost.tables import tables
 from hawis_jax.cost.technology import TECHNOLOGIES
 from hawis_jax.cost.technology import Technology

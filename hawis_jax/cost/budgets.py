@@ -95,8 +95,9 @@ def _spread(costs, axis):
 def _beyond_cheapest(costs):
   """Returns costs less each layer's least, and their sum: the cheapest's.
 
-  No cost falls with a width, so the least of all layers are of one vector. What
-  is counted is only what vectors differ in, and the cheapest one exactly.
+  No cost of ours falls with a width, so the least of all layers are of one
+  vector. What is counted is only what vectors differ in, and the cheapest one
+  exactly. With costs of one's own the sum may lie below the cheapest vector's.
   """
   least = costs.min((1, 2, 3), keepdims=True)
   return costs - least, least.sum().item()

@@ -34,7 +34,7 @@ class SearchResult(NamedTuple):
 
 def feasible_set(
   space: width_vectors.WidthSpace,
-  costs: np.ndarray,
+  costs: np.ndarray | Callable[[int, int, int], float],
   budget_range: tuple[float, float],
 ) -> Context:
   """Returns the width vectors whose cost lies in a budget range.
@@ -50,16 +50,20 @@ def feasible_set(
   >>> ok = hx.feasible_set(space, costs, (0.0, 4e5))
   >>> ok.widths.shape
   (7, 2)
+  >>> weights = lambda layer, inputs, outputs: 9 * (inputs or 16) * outputs
+  >>> ok = hx.feasible_set(space, weights, (0.0, 2e4))
 
   Args:
     space: of the vectors, see `width_space`.
-    costs: `[L, A, C, C]` by adjacent layers' choices, from `cost_tables` or
-      one's own; a vector costs their sum.
+    costs: `[L, A, C, C]` by adjacent layers' choices, from `cost_tables`; or
+      one's own: a table or a function (layer, inputs, outputs) -> cost, see
+      `own_costs`. A vector costs the sum over its layers.
     budget_range: (least, most), in the unit of `costs`.
 
   Raises:
-    InputError: no vector lies in the range.
+    InputError: no vector lies in the range; or costs that are none.
   """
+  costs = cost.own_tables(space, costs)
   feasible = cost.feasible_set(
     space, costs, [budget_range], name="budget_range"
   )

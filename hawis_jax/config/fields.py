@@ -148,6 +148,7 @@ def _optimizer(name, learning_rate, schedule, weight_decay):
 
 
 STATISTICS = ("fixed", "design", "chip")  # of robustness.batch_norm
+ADDITIVE = tuple(name for name, kind in cost.KINDS.items() if kind.additive)
 _ONE_OR_MORE = "one or more dicts of device parameters"
 _RUN = dict(
   seed=_integer(0, "every random draw of a run derives from it", 0),
@@ -238,10 +239,11 @@ _SPACE = dict(
     lambda x: all(map(_is_layer, x)),
   ),
   # The interval of a pipeline is that of its slowest layer: no sum.
-  cost=_choice(
-    [name for name, kind in cost.KINDS.items() if kind.additive],
-    "what budgets count; energy [J] and latency [s] are of one image, layer "
-    "after layer; area [m^2]",
+  cost=_text(
+    "arrays",
+    f"what budgets count, one of {', '.join(ADDITIVE)}: energy [J] and latency "
+    "[s] are of one image, layer after layer; area [m^2]. Or a file of costs "
+    "of your own, .csv or .npz (docs/own_data_and_devices.md)",
   ),
   technology=_text(
     "neurosim_22nm",

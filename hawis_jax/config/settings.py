@@ -4,15 +4,18 @@ from collections.abc import Callable
 import copy
 import dataclasses
 import os
+import pathlib
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
+import numpy as np
 
 from hawis_jax import cost
 from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax.config import fields
+from hawis_jax.interop import array_files
 from hawis_jax.networks import net_names
 from hawis_jax.networks import width_vectors
 from hawis_jax.robustness import scenarios
@@ -182,6 +185,7 @@ def validate(config: _Config) -> None:
       raise _error(name, values[name], allowed)
   _check_nets(config)
   hardware(config)
+  own_costs(config)
   if searches(config):
     width_space(config)
   search_devices(config)
@@ -268,6 +272,37 @@ def width_space(config: _Config) -> width_vectors.WidthSpace:
     num_groups(config),
     "config.space.choices",
   )
+
+
+def own_costs(config: _Config) -> np.ndarray | None:
+  """Returns the table of a file `space.cost`, checked.
+
+  None: it is one of our costs, or there is no search. See `cost.own_tables`.
+  """
+  name, field = config.space.cost, "config.space.cost"
+  is_file = name.endswith((".csv", ".npz")) and os.path.isfile(name)
+  if name not in fields.ADDITIVE and not is_file:
+    allowed = f"one of {', '.join(fields.ADDITIVE)}, or a file .csv or .npz"
+    raise _error("space.cost", name, allowed)
+  if not is_file or not searches(config):
+    return None
+  space, place = width_space(config), f"{field}, {name}"
+  if name.endswith(".csv"):
+    return cost.own_tables_from_csv(storage.read_text(name), space, place)
+  path = pathlib.Path(name)
+  with array_files.read_errors(path), array_files.opened(path) as arrays:
+    there = sorted(arrays)
+    if not {"costs", "widths"} <= set(there):
+      raise errors.InputError(
+        f"{place}: got arrays {', '.join(there)}, needed are costs and widths"
+      )
+    costs, widths = arrays["costs"], arrays["widths"]
+  if not np.array_equal(widths, space.table):
+    raise errors.InputError(
+      f"{place}: got widths that are not those of config.space.choices, needed "
+      f"is the table {space.table.shape} of hx.width_space(choices, ...)"
+    )
+  return cost.own_tables(space, costs, f"{place}, costs")
 
 
 def device(config: _Config) -> crossbar.Device:

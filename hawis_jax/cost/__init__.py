@@ -36,9 +36,12 @@ from hawis_jax.cost.model import COMPONENTS
 from hawis_jax.cost.model import components
 from hawis_jax.cost.model import Cost
 from hawis_jax.cost.model import COUNTS
+from hawis_jax.cost.model import field
 from hawis_jax.cost.model import KINDS
 from hawis_jax.cost.model import layer_costs
 from hawis_jax.cost.model import network_cost
+from hawis_jax.cost.model import OWN
+from hawis_jax.cost.model import unit
 from hawis_jax.cost.tables import own_tables
 from hawis_jax.cost.tables import own_tables_from_csv
 from hawis_jax.cost.tables import tables

@@ -76,6 +76,19 @@ KINDS = {
   "area": Kind("area_m2", "m²"),
 }
 
+OWN = "own_cost"  # stands for the field of a cost that is not of `KINDS`
+
+
+def field(kind: str) -> str:
+  """Returns the name under which results have a kind of cost."""
+  return KINDS[kind].field if kind in KINDS else OWN
+
+
+def unit(kind: str) -> str:
+  """Returns the unit of a kind of cost, for display; one's own has none."""
+  return KINDS[kind].unit if kind in KINDS else ""
+
+
 COMPONENTS = (
   "array",
   "drivers",

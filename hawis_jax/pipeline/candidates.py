@@ -191,13 +191,16 @@ def write_table(path: pathlib.Path, experiment: Experiment, state) -> None:
     path: of the .npz file: `methods` `[M]`, `budgets` `[K]`, `widths` int32
       `[U, M, K, P, L]`, `scores` float32 `[U, M, K, P]`, `reference_widths`
       int32 `[K, R, L]`, `reference_scores` float32 `[U, K, R]`, and every cost
-      (see `cost.Cost`) float64 `[U, M, K, P]`; `seed`; `config`, as JSON.
+      (see `cost.Cost`; the user's own is `own_cost`) float64 `[U, M, K, P]`;
+      `seed`; `config`, as JSON.
     experiment: of the run.
     state: `update.SearchState`, on the host.
   """
   table, layers = experiment.space.table, np.arange(len(experiment.space.table))
   widths = table[layers, state.choices]
   costs = experiment.cost(widths)._asdict()
+  if experiment.config.space.cost not in cost.KINDS:
+    costs[cost.OWN] = cost.vector_cost(experiment.costs, state.choices)
   content = {
     "methods": np.array(experiment.config.search.methods),
     "budgets": np.array(experiment.budgets),
@@ -207,7 +210,7 @@ def write_table(path: pathlib.Path, experiment: Experiment, state) -> None:
     "reference_scores": state.reference_scores,
     "seed": np.array(experiment.config.seed),
     "config": np.array(json.dumps(experiment.config.to_dict(), default=str)),
-    **{name: np.asarray(cost, np.float64) for name, cost in costs.items()},
+    **{name: np.asarray(value, np.float64) for name, value in costs.items()},
   }
   storage.write_npz(path, content)
 

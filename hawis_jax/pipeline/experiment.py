@@ -50,7 +50,8 @@ class Experiment:
     device: ideal device with the configured conductances and tiles.
     widths: of the named width vectors, but for the found one.
     space: width choices; None, and what follows empty, without a search.
-    costs: `[L, A, C, C]` of kind `config.space.cost`, see `cost.tables`.
+    costs: `[L, A, C, C]` of kind `config.space.cost`, see `cost.tables`, or of
+      the user's own.
     budgets: greatest costs, ascending.
     main_budget: index of the found net's.
     limits: on other costs of every net searched.
@@ -124,8 +125,11 @@ class Experiment:
     return cost.network_cost(np.array(net_widths, np.int64), self.geometry)
 
   def exact_costs(self, net_widths: tuple[int, ...]) -> dict[str, float]:
-    """All costs of one width vector, by name."""
+    """All costs of one width vector of the space, by name."""
     found = self.cost(net_widths)._asdict()
+    if self.config.space.cost not in cost.KINDS:
+      choices = self.space.choices_of(np.array(net_widths))
+      found[cost.OWN] = cost.vector_cost(self.costs, choices)
     return {name: np.asarray(value).item() for name, value in found.items()}
 
   def train_batches(
@@ -234,13 +238,14 @@ def _with_search(experiment):
   config, geometry = experiment.config, experiment.geometry
   search, kind = config.search, config.space.cost
   space = settings.width_space(config)
-  costs = cost.tables(space.table, geometry, kind)
+  costs = settings.own_costs(config)
+  if costs is None:
+    costs = cost.tables(space.table, geometry, kind)
+  experiment = dataclasses.replace(experiment, space=space, costs=costs)
   main = _main_budget(experiment)
   shares = sorted({1.0, *search.front})
   experiment = dataclasses.replace(
     experiment,
-    space=space,
-    costs=costs,
     budgets=tuple(float(share * main) for share in shares),
     main_budget=shares.index(1.0),
     limits=tuple(
@@ -289,7 +294,8 @@ def _main_budget(experiment):
     return _amount(experiment, kind, search.budget_of, name)
   base = np.array(experiment.widths[net_names.BASELINE])
   scaled = (base * search.budget_uniform).astype(np.int64)
-  return cost.KINDS[kind].of(experiment.cost(scaled))
+  name = f"config.search.budget_uniform = {search.budget_uniform:g}"
+  return _of_kind(experiment, kind, scaled, f"{name}, base_widths times it")
 
 
 def _amount(experiment, kind, amount, name):
@@ -305,7 +311,15 @@ def _amount(experiment, kind, amount, name):
     raise errors.InputError(
       f"{name}: got {amount!r}, allowed are numbers and {', '.join(names)}"
     )
-  return cost.KINDS[kind].of(experiment.cost(vector))
+  return _of_kind(experiment, kind, vector, name)
+
+
+def _of_kind(experiment, kind, vector, name):
+  """What a vector costs; own costs are known of the space's widths alone."""
+  if kind in cost.KINDS:
+    return cost.KINDS[kind].of(experiment.cost(vector))
+  choices = experiment.space.choices_of(experiment.space.check(vector, name))
+  return cost.vector_cost(experiment.costs, choices).item()
 
 
 def _check_budget(experiment, budget):
@@ -322,7 +336,7 @@ def _check_budget(experiment, budget):
   if budget != experiment.budgets[experiment.main_budget]:
     name = f"config.search.front = {search.front}"
   raise errors.InputError(
-    f"{name}: got {budget:g} {cost.KINDS[kind].unit}, allowed by "
+    f"{name}: got {f'{budget:g} {cost.unit(kind)}'.strip()}, allowed by "
     f"config.space.choices is {cheapest:g} to {dearest:g}"
   )
 

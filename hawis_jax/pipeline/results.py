@@ -11,6 +11,7 @@ config.json, metrics.jsonl, lock
 
 from collections.abc import Mapping
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -364,11 +365,15 @@ def _resolved(config):
     severity.fault_map for one in sweeps for severity in one.severities
   } - {""}
   technology = settings.hardware(config).technology
+  costs = settings.own_costs(config)
   teacher = pathlib.Path(config.train.teacher)
   from_file = config.train.loss == "teacher" and teacher.is_file()
   return {
     "train.teacher.resolved": storage.digest(teacher) if from_file else None,
     "device.resolved": dataclasses.asdict(settings.device(config)),
+    "space.cost.resolved": None
+    if costs is None
+    else hashlib.sha256(costs.tobytes()).hexdigest(),
     "space.technology.resolved": dataclasses.asdict(technology),
     "pretrain.devices": [
       dataclasses.asdict(device) for device in settings.pretrain_devices(config)

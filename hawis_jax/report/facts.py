@@ -460,7 +460,7 @@ def _nets(content):
 
 def _costs(costs, kinds):
   """{kind: amount} of some of `cost.KINDS`."""
-  return {k: style.quantity(k, costs[cost.KINDS[k].field]) for k in kinds}
+  return {k: style.quantity(k, costs[cost.field(k)]) for k in kinds}
 
 
 def _vectors(content):
@@ -513,7 +513,7 @@ def _candidates(content):
   """The best candidate of each budget and method, and how many it is of."""
   search = content["search"]
   looks = style.method_looks(search["trajectory"])
-  own, field = search["cost"], cost.KINDS[search["cost"]].field
+  own, field = search["cost"], cost.field(search["cost"])
   rows = []
   for budget, most in enumerate(search["budgets"]):
     for name, bests in search["best"].items():

@@ -282,7 +282,7 @@ def quantity(kind: str, value: float | None) -> str:
     return f"{value:,.6g}"
   if kind == "area":  # of square millimetres, prefixes would be squared
     return f"{_three_digits(1e6 * value)} mm²"
-  unit = "" if kind in cost.COUNTS else cost.KINDS[kind].unit
+  unit = "" if kind in cost.COUNTS else cost.unit(kind)
   text = ticker.EngFormatter(unit)(float(f"{value:.3g}"))
   number, _, unit = text.partition(" ")
   return f"{_three_digits(float(number))} {unit}".strip()

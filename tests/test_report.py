@@ -315,7 +315,7 @@ def test_differences_are_paired(made):
     for scenario, entries in facts.sweeps(result).items()
     for entry in entries
   }
-  assert len(content["comparisons"]) == 2 * (6 + 5 + 7)
+  assert len(content["comparisons"]) == 2 * (6 + 5 + 7 + 1)
   for row in content["comparisons"]:
     place = row["scenario"], row["severity"]
     gap = correct["found", *place] - correct[row["rival"], *place]

@@ -27,7 +27,6 @@ from matplotlib import figure
 import measure
 import numpy as np
 
-from hawis_jax import crossbar
 from hawis_jax.pipeline import results
 from hawis_jax.pipeline import tally
 from hawis_jax.robustness import statistics
@@ -37,9 +36,6 @@ _NETS = tuple(f"{n}{how}" for n in _WIDTHS for how in ("", "_chips"))
 _STATISTICS = ("fixed", "design", "chip")
 _STUCK = dict(stuck_on=0.0175, stuck_off=0.0904)
 _SHARES = (0.5, 1.0, 2.0)  # of those
-_WAN = ("g_on", "g_off", "write_error", "write_sigma", "write_range")
-_WAN = {k: getattr(crossbar.preset("reram_wan2022"), k) for k in _WAN}
-# Of each the last word of its key is the effect.
 _SCENARIOS = (
   dict(variation=(0.0, 0.3, 0.5, 0.7, 0.9, 1.1)),
   {
@@ -48,7 +44,6 @@ _SCENARIOS = (
   },
   dict(stuck_off=(0.1,)),
   dict(stuck_on=(0.02,)),
-  dict(name="wan2022", **{**_WAN, "write_error": (1.0,)}),
   dict(name="wires", wire_resistance=(1.0,)),
 )
 _FIELDS = {

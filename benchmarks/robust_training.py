@@ -33,11 +33,12 @@ from hawis_jax.robustness import statistics
 
 _WIDTHS = ("found", "uniform", "baseline_1x", "baseline_1x_int8")
 _NETS = tuple(f"{n}{how}" for n in _WIDTHS for how in ("", "_chips"))
+_CHIPS = 16  # a seed: most of what differs are trainings
 _STATISTICS = ("fixed", "design", "chip")
 _STUCK = dict(stuck_on=0.0175, stuck_off=0.0904)
-_SHARES = (0.5, 1.0, 2.0)  # of those
+_SHARES = (1.0, 2.0)  # of those
 _SCENARIOS = (
-  dict(variation=(0.0, 0.3, 0.5, 0.7, 0.9, 1.1)),
+  dict(variation=(0.0, 0.3, 0.7, 1.1)),
   {
     "name": "stuck",
     **{k: tuple(s * v for s in _SHARES) for k, v in _STUCK.items()},
@@ -55,7 +56,7 @@ _FIELDS = {
   "search.scenarios": (_STUCK, dict(variation=0.7)),
   "hardware_aware.most_severity": 1.5,
   "robustness.batch_norm": _STATISTICS,
-  "robustness.chips": 32,
+  "robustness.chips": _CHIPS,
   "robustness.scenarios": _SCENARIOS,
 }
 _PLACES = (("variation", 0.7), ("variation", 1.1), ("stuck", 0.0175))
@@ -197,7 +198,7 @@ def main() -> None:
   content = {
     "revision": revision(),
     "machine": f"{measure.machine()}, 2 cores",
-    "chips": 32,
+    "chips": _CHIPS,
     "rows": rows,
     "differences": differences(found),
   }

@@ -48,6 +48,7 @@ _PUBLIC = {
   "random_search": "search.methods",
   "reinforce": "search.methods",
   "from_torch_state_dict": "interop",
+  "arrays": "data.arrays",
   "load_net": "pipeline.results:load_net_of_run",
   "InputError": "errors",
 }

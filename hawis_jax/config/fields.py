@@ -160,13 +160,15 @@ _RUN = dict(
 _DATA = dict(
   name=_text(
     "digits",
-    'a TFDS data set (digits is embedded), or "image_folder": data_dir has '
-    "train/<class>/<image> and test/ or val/<class>/<image>",
+    'a TFDS data set (digits is embedded); "image_folder": data_dir has '
+    'train/<class>/<image> and test/ or val/<class>/<image>; or "npz": '
+    "data_dir is a file of arrays x_train, y_train, x_test, y_test",
   ),
   data_dir=Field(
     "",
     "where it is prepared; empty: $TFDS_DATA_DIR, or TFDS's default",
-    "a folder of this machine's file system, such as a mounted share",
+    "a folder of this machine's file system, such as a mounted share; of npz "
+    "a file",
     lambda x: _is_text(x) and "://" not in x,
     str,
     is_free=True,

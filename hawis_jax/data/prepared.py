@@ -124,7 +124,9 @@ def _find(name, place):
   hint = f"; did you mean '{close[0]}'?" if close else ""
   raise errors.InputError(
     f"config.data.name: got '{name}', allowed are '{digits.NAME}',"
-    f" 'image_folder' and what {place} holds: {there}{hint}"
+    f" 'image_folder', 'npz' and what {place} holds: {there}{hint}; images of"
+    " your own: np.savez('mine.npz', x_train=.., y_train=.., x_test=..,"
+    " y_test=..), data.name = 'npz', data.data_dir = 'mine.npz'"
   )
 
 

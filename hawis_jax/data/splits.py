@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from hawis_jax import errors
+from hawis_jax.data import arrays
 from hawis_jax.data import image_folder
 from hawis_jax.data import prepared
 from hawis_jax.data import sources
@@ -18,8 +19,9 @@ _IN_MEMORY_BYTES = 1 << 30  # smaller splits are decoded once and kept
 class Settings:
   """Which data set, and how its images are read."""
 
-  name: str  # of TFDS, or "image_folder"
-  data_dir: str = ""  # of all sets, "" where TFDS looks; or the image folder
+  name: str  # of TFDS, "image_folder" or "npz"
+  # Of all sets, "" where TFDS looks; or the image folder, or the .npz file.
+  data_dir: str = ""
   validation_images: int = 0  # held out of `train`
   image_size: int = 0  # H = W of the images [pixels]; 0: as they are stored
   resize: int = 0  # their short side before H = W are cut out of them [pixels]
@@ -32,8 +34,8 @@ class Settings:
 class Splits:
   """A data set, ready to be read."""
 
-  name: str  # of TFDS, or "image_folder"
-  version: str  # of the TFDS data set; "" of a folder
+  name: str  # of TFDS, "image_folder" or "npz"
+  version: str  # of the TFDS data set; "" of a folder or a file
   train: sources.Source  # what weights are learnt from
   validation: sources.Source  # held out of `train`, for pretraining and search
   test: sources.Source  # for the final figures only
@@ -64,9 +66,9 @@ def load(settings: Settings) -> Splits:
   """Opens a data set and holds the validation images out of its `train`.
 
   `digits` is prepared if need be; any other one must be there, as
-  `<data_dir>/<name>/<version>` in ArrayRecord files, or as an image folder:
-  nothing is downloaded. Which images are held out depends on nothing but the
-  size of `train`.
+  `<data_dir>/<name>/<version>` in ArrayRecord files, as an image folder or as
+  an .npz file: nothing is downloaded. Which images are held out depends on
+  nothing but the size of `train`.
 
   Raises:
     InputError: no such data set, not one of labelled uint8 images, of one
@@ -74,7 +76,9 @@ def load(settings: Settings) -> Splits:
       the validation images.
   """
   name, skip = settings.name, settings.damaged == "skip"
-  if name == image_folder.NAME:
+  if name == arrays.NAME:
+    stored = arrays.open_file(settings.data_dir)
+  elif name == image_folder.NAME:
     stored = image_folder.open_folder(settings.data_dir, skip_damaged=skip)
   else:
     stored = prepared.open_set(name, settings.data_dir)

@@ -21,6 +21,7 @@ def get_config():
   c.pretrain.steps = 1000
   c.pretrain.warmup_steps = 200
   c.pretrain.batch_size = 64
+  c.pretrain.faulty_widths = 2
   c.search.budget_uniform = 2.0
   c.search.updates = 30
   c.search.images = 128  # half the validation images; all rank the candidates
@@ -29,6 +30,12 @@ def get_config():
   c.search.vectors_per_step = 32
   c.search.batch_size = 64
   c.search.candidates = 8
+  # What chips do where widths matter most.
+  c.search.scenarios = (
+    dict(stuck_on=0.0175, stuck_off=0.0904),
+    dict(variation=0.7),
+  )
+  c.search.selection = 1.0
   c.train.steps = 2000
   c.train.batch_size = 64
   c.train.optimizer.name = "adam"

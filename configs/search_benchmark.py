@@ -29,6 +29,8 @@ def get_config():
     dict(stuck_on=0.0175, stuck_off=0.0904, write_error=0.0),
     dict(variation=0.5),
   )
+  c.pretrain.faulty_widths = 0
+  c.search.selection = 0.0  # of the first method alone
   c.search.front = (0.7, 1.4)
   c.search.methods = registry.NAMES
   c.search.updates = 20

@@ -42,7 +42,7 @@ _PUBLIC = {
   "evolution": "search.methods",
   "local_search": "search.methods",
   "per_stage": "search.methods",
-  "policy": "search.methods:ppo",
+  "policy": "search.methods",
   "ppo": "search.methods",
   "predictor": "search.methods",
   "random_search": "search.methods",

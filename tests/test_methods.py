@@ -126,7 +126,9 @@ def _planted_rewards(name, seed):
   return np.asarray(rewards)
 
 
-@pytest.mark.parametrize("name", _LEARNING)
+@pytest.mark.parametrize(
+  "name", [pytest.param("policy", marks=pytest.mark.slow), *_LEARNING]
+)
 def test_planted_optimum(name, rng):
   """A known best vector: found, and what is proposed is far beyond random.
 

@@ -346,7 +346,7 @@ _SEARCH = dict(
     "score, in the unit of the reward; 0: hard",
   ),
   methods=_tuple(
-    ("predictor", "random"),
+    ("policy", "random"),
     "the first finds the net; the others are compared with it at equal numbers "
     "of evaluations, on the same chips",
     f"distinct ones of {', '.join(registry.NAMES)}",
@@ -386,7 +386,13 @@ _SEARCH = dict(
   calibration_images=_integer(
     256, "training images that batch norms are recalibrated on", 2
   ),
-  hidden=_integer(64, "GRU units of the policy (ppo, reinforce)", 1, 2**16),
+  batch_norm=_choice(
+    STATISTICS,
+    "statistics that a vector is scored with: fixed of the ideal net; design: "
+    "the mean of chips as of hardware_aware; or recalibrated on each chip",
+  ),
+  design_chips=_integer(8, "that design averages over", 1, 2**16),
+  hidden=_integer(64, "GRU units of policy, ppo and reinforce", 1, 2**16),
   learning_rate=_number(1e-2, "Adam, of the policy", 0, 100, above=True),
   epochs=_integer(4, "PPO epochs an update", 1, 1024),
   clip=_number(0.2, "PPO ratio clip", 0, 1, above=True),
@@ -395,6 +401,16 @@ _SEARCH = dict(
     "entropy bonus, first to last update (linear)",
     "2 numbers from 0 to 1e+06",
     lambda x: len(x) == 2 and all(_is_number(bonus, 0, 1e6) for bonus in x),
+  ),
+  imagined=_integer(
+    8, "PPO updates of policy on its reward model, an update", 1, 2**16
+  ),
+  least_correlation=_number(
+    0.1,
+    "of ranks that policy's reward model expects with those scored, for it to "
+    "be used",
+    -1,
+    1,
   ),
   population=_integer(
     64, "evolution, for each budget; so many first are random", 2, 2**20
@@ -405,6 +421,16 @@ _SEARCH = dict(
   ),
   candidate_chips=_integer(
     16, "chips a scenario for that final score", 2, 2**20
+  ),
+  selection=_number(
+    0.0,
+    "price of selection by training on chips: steps of all candidates, as a "
+    "share of train.steps; 0: the found net is that of the best score",
+    0,
+    100,
+  ),
+  selected=_integer(
+    8, "candidates it starts with, uniform among them", 2, 2**16
   ),
 )
 _HARDWARE_AWARE = dict(

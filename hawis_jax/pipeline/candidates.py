@@ -17,6 +17,7 @@ from hawis_jax import cost
 from hawis_jax import errors
 from hawis_jax.config import settings
 from hawis_jax.networks import net_variables
+from hawis_jax.pipeline import nets
 from hawis_jax.pipeline.experiment import Experiment
 from hawis_jax.robustness import monte_carlo
 from hawis_jax.robustness import statistics
@@ -29,11 +30,13 @@ from hawis_jax.search import method
 from hawis_jax.search import reward
 from hawis_jax.search import selection
 from hawis_jax.search import update
+from hawis_jax.training import hardware_aware
 
 UNIFORM = "uniform"
 _VECTORS_PER_CALL = 8  # of the final scoring
 # Scores so far, until search/result.json has them.
 _FIRST, _FRESH = "candidates_first.json", "candidates_fresh.json"
+SELECTION = "selection"  # folder of the trainings of `halving`, until then
 
 
 def choose(
@@ -118,6 +121,13 @@ def choose(
     "best": best,
     "front": selection.front(candidates),
     "trajectory": _trajectory(names, state.scores),
+    "reports": {
+      name: jax.tree.map(lambda x: x.tolist(), each.report(learnt))
+      for (name, each), learnt in zip(
+        methods.items(), state.methods, strict=True
+      )
+      if each.report
+    },
   }
 
 
@@ -125,6 +135,7 @@ def remove_saved(folder: pathlib.Path) -> None:
   """Removes the scores saved by `choose`, once result.json has them."""
   for name in (_FIRST, _FRESH):
     (folder / name).unlink(missing_ok=True)
+  storage.remove_folder(folder / SELECTION)
 
 
 def _entries(budget_range, group, scored):
@@ -177,11 +188,21 @@ def _candidates(experiment, methods, context, state):
       best = selection.best_vectors(
         choices, advantage, config.candidates, estimate
       )
+      if each.suggest and not config.penalty:
+        best = _with_suggested(best, each.suggest(learnt)[budget_range])
       groups[name, budget_range] = [
         (tuple(int(w) for w in table[np.arange(length), vector]), value)
         for vector, value in best
       ]
   return groups
+
+
+def _with_suggested(best, suggested):
+  """Puts what is expected to be best in the place of the worse half."""
+  known = {tuple(map(int, vector)) for vector, _ in best}
+  new = [v for v in np.asarray(suggested) if tuple(map(int, v)) not in known]
+  new = new[: len(best) // 2]
+  return best[: len(best) - len(new)] + [(vector, None) for vector in new]
 
 
 def write_table(path: pathlib.Path, experiment: Experiment, state) -> None:
@@ -232,19 +253,42 @@ def make_scorer(
   )
 
 
-def make_score(experiment: Experiment) -> Callable[..., monte_carlo.Scores]:
+def make_score(
+  experiment: Experiment, ideal: bool = True
+) -> Callable[..., monte_carlo.Scores]:
   """Returns the jitted score of the scenarios, and of the ideal device, last.
 
-  Its arguments are those of `reward.make_score`'s result.
+  Its arguments are those of `reward.make_score`'s result; without `ideal` it
+  has the scenarios alone.
   """
   mesh = sharding.training_mesh()
-  score = reward.make_score(
-    experiment.supernet,
-    settings.search_devices(experiment.config),
-    experiment.config.search.vectors_per_step,
-    mesh,
-  )
+  score = untraced_score(experiment, mesh, ideal)
   return jax.jit(score, out_shardings=sharding.replicated(mesh))
+
+
+def untraced_score(
+  experiment: Experiment, mesh: jax.sharding.Mesh, ideal: bool
+) -> Callable[..., monte_carlo.Scores]:
+  """Returns `reward.make_score` with the statistics of the configuration."""
+  config = experiment.config
+  devices = settings.search_devices(config)
+  batch_norm = config.search.batch_norm
+  if batch_norm == "design":
+    chips = nets.chips(settings.chip_devices(config), config)
+    key, num = experiment.key("design_chips"), config.search.design_chips
+
+    def batch_norm(params, inputs, widths):
+      return hardware_aware.design_statistics(
+        key, experiment.supernet, params, inputs, chips, num, widths
+      )
+
+  return reward.make_score(
+    experiment.supernet,
+    devices if ideal else devices[:-1],
+    config.search.vectors_per_step,
+    mesh,
+    batch_norm,
+  )
 
 
 def score_vectors(

@@ -34,6 +34,8 @@ KEY_USES = (
   "pretrain_chips",
   "train_chips",
   "design_chips",
+  "selection",
+  "selection_chips",
 )
 
 _READ_BATCH = 1024  # images that are read at a time

@@ -101,6 +101,14 @@ def inputs(
   found = {"configuration": _configuration(workdir, stage)}
   if stage == "search":
     found["super-net"] = supernet_digest(experiment, workdir)
+    config = experiment.config
+    if config.search.selection or config.search.batch_norm == "design":
+      found["training"] = storage.record_digest(
+        [
+          {k: v for k, v in config.train.to_dict().items() if k != "nets"},
+          config.hardware_aware.to_dict(),
+        ]
+      )
   if stage == "robustness":
     found["trained net"] = net_digest(net, experiment, workdir)
   if stage != "train":

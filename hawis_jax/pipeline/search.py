@@ -12,6 +12,7 @@ import jax
 from hawis_jax import cost
 from hawis_jax.config import settings
 from hawis_jax.pipeline import candidates
+from hawis_jax.pipeline import halving
 from hawis_jax.pipeline import provenance
 from hawis_jax.pipeline import results
 from hawis_jax.pipeline.experiment import Experiment
@@ -22,7 +23,6 @@ from hawis_jax.runtime import sharding
 from hawis_jax.runtime.metrics import Metrics
 from hawis_jax.search import method
 from hawis_jax.search import registry
-from hawis_jax.search import reward
 from hawis_jax.search import update
 
 
@@ -70,6 +70,21 @@ def run(
   result = candidates.choose(
     experiment, scorer, methods, context, host, metrics, folder
   )
+  if config.selection:
+    main, name = experiment.main_budget, config.methods[0]
+    result["selection"] = halving.select(
+      experiment,
+      scorer,
+      [
+        tuple(entry["widths"])
+        for entry in result["candidates"][name]
+        if entry["budget"] == main
+      ],
+      experiment.uniforms[main],
+      metrics,
+      folder / candidates.SELECTION,
+    )
+    result["found"] = result["selection"]["found"]
   distributed.on_first(lambda: results.write_search(workdir, result))
   distributed.on_first(lambda: candidates.remove_saved(folder))
   return results.load_search(workdir)
@@ -95,6 +110,8 @@ def method_settings(experiment: Experiment) -> method.Settings:
     epochs=config.epochs,
     clip=config.clip,
     entropy=config.entropy,
+    imagined=config.imagined,
+    least_correlation=config.least_correlation,
     population=config.population,
     tournament=config.tournament,
   )
@@ -165,12 +182,7 @@ def make_updates(
 ):
   """Returns the stage's program for the accelerators of a mesh."""
   config = experiment.config
-  score = reward.make_score(
-    experiment.supernet,
-    settings.search_devices(config)[:-1],
-    config.search.vectors_per_step,
-    mesh,
-  )
+  score = candidates.untraced_score(experiment, mesh, ideal=False)
   return update.make_updates(
     make_step(experiment, methods, score), config.search.updates_per_call, mesh
   )

@@ -151,7 +151,8 @@ EFFECTS = {
 }
 # fmt: on
 _METHODS = {
-  "ppo": "policy (PPO)",
+  "policy": "policy (PPO on a reward model)",
+  "ppo": "PPO",
   "reinforce": "policy (REINFORCE)",
   "local": "local search",
   "random": "random search",

@@ -606,29 +606,42 @@ def score_chips(
   module: nn.Module,
   variables: dict,
   widths: chex.Array,
-  batch_stats: dict,
+  batch_stats: dict | None,
   batches: Batches,
   chip_keys: chex.Array,
   device: crossbar.Device,
+  calibration: chex.Array | None = None,
 ) -> Scores:
   """Scores P candidates of one super-net on S chips; pure, to be jitted.
 
   Candidates are their widths, int `[P, L]`, and `batch_stats` with a leading
-  axis P; they share a chip's weights, so they fold into the batch. Chips are
-  bit planes where they can be, as in `classify`.
+  axis P; they share a chip's weights, so they fold into the batch. Without
+  `batch_stats` each is recalibrated on every chip, with `calibration` `[N, B,
+  H, W, C]`, encoded. Chips are bit planes where they can be, as in `classify`.
   """
   params = {"params": variables["params"]}
   form = weights_form(device, module.weight_bits)
   num, image_shape = len(widths), batches.image.shape[2:]
-  own = jax.vmap(
-    lambda widths, norm: net_variables.with_scales(
-      module, {**params, "batch_stats": norm}, image_shape, widths
-    )
-  )(widths, batch_stats)
-  own = {name: own[name] for name in ("batch_stats", "scales")}
+
+  def with_scales(widths, norm):
+    net = {**params, "batch_stats": norm}
+    net = net_variables.with_scales(module, net, image_shape, widths)
+    return {name: net[name] for name in ("batch_stats", "scales")}
+
+  def on_chip(widths, chip):
+    net = {**params, **chip}
+    norm = net_variables.recalibrate(module, net, calibration, widths)
+    return with_scales(widths, norm)
+
+  if batch_stats is not None:
+    own_of_all = jax.vmap(with_scales)(widths, batch_stats)
 
   def score_chip(key):
     chip = _chip(key, Setting(module, params, device), form)
+    if batch_stats is not None:
+      own = own_of_all
+    else:
+      own = jax.vmap(on_chip, (0, None))(widths, chip)
 
     def score_batch(carry, batch):
       first, correct, losses, finite = carry

@@ -29,6 +29,8 @@ class Settings:
   epochs: int = 4  # of PPO, an update
   clip: float = 0.2  # of PPO's ratio
   entropy: tuple[float, float] = (0.05, 0.001)  # bonus at first, and at last
+  imagined: int = 8  # PPO steps on the reward model an update, of `policy`
+  least_correlation: float = 0.1  # of the reward model's ranks, to be used
   population: int = 64  # of evolution, for each budget
   tournament: int = 16  # of evolution
 
@@ -48,6 +50,9 @@ class Method:
     estimate: (state, context, budget's index, choices `[N, L]`) -> `[N]`,
       advantages it predicts, up to a constant, for `candidates.best_vectors`;
       or None.
+    suggest: state -> choices int32 `[K, N, L]` of the greatest estimates, to be
+      candidates too, scored or not; or None.
+    report: state -> {name: array} for search/result.json; or None.
     limits: {metric: value}: above it the method has gone astray.
   """
 
@@ -57,6 +62,8 @@ class Method:
     lambda key, state, *_: (state, {})
   )
   estimate: Callable[..., chex.Array] | None = None
+  suggest: Callable[[Any], chex.Array] | None = None
+  report: Callable[[Any], dict[str, chex.Array]] | None = None
   limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 

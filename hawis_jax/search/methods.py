@@ -19,13 +19,47 @@ class Choice:
 
 def _choose(name, fields):
   """Returns the choice; `fields` are the arguments of its constructor."""
-  # `entropy` alone may be 0; no count, size or rate may.
+  # No count, size or rate may be 0.
   for field, value in fields.items():
-    if field != "entropy" and not value > 0:
+    if field not in ("entropy", "least_correlation") and not value > 0:
       raise errors.InputError(
         f"{name}, {field}: got {value!r}, needed is more than 0"
       )
   return Choice(name, Settings(**fields))
+
+
+def policy(
+  proposals: int = 64,
+  *,
+  hidden: int = 64,
+  learning_rate: float = 1e-2,
+  epochs: int = 4,
+  clip: float = 0.2,
+  entropy: tuple[float, float] = (0.05, 0.001),
+  imagined: int = 8,
+  least_correlation: float = 0.1,
+) -> Choice:
+  """Returns PPO with a learned reward model (Angermueller et al., ICLR 2020).
+
+  The policy of `ppo` takes many cheap steps on what the regression of
+  `predictor` expects, and only what it then proposes is scored. While the ranks
+  of new scores are not those that the regression expects, it is `ppo`.
+
+  >>> import hawis_jax as hx
+  >>> hx.policy(16).settings.proposals
+  16
+
+  Args:
+    proposals: vectors an update, at least 2.
+    hidden: GRU units of the policy.
+    learning_rate: Adam's.
+    epochs: gradient steps on a set of proposals.
+    clip: of the probability ratio.
+    entropy: weight of the entropy bonus, in the first and the last update.
+    imagined: sets of proposals an update that the regression scores.
+    least_correlation: that ranks have, for the regression to be used.
+  """
+  return _choose("policy", locals())
 
 
 def ppo(
@@ -43,8 +77,8 @@ def ppo(
   vectors uniformly.
 
   >>> import hawis_jax as hx
-  >>> hx.ppo(proposals=16) == hx.policy(16)  # its other name
-  True
+  >>> hx.ppo(proposals=16).name
+  'ppo'
 
   Args:
     proposals: vectors an update, at least 2.

@@ -76,7 +76,7 @@ def search_widths(
   key: chex.PRNGKey,
   score_fn: Callable[[np.ndarray], chex.Array],
   feasible: Context,
-  method: methods.Choice = methods.ppo(),  # noqa: B008
+  method: methods.Choice = methods.policy(),  # noqa: B008
   num_updates: int = 100,
 ) -> SearchResult:
   """Returns the width vector of the highest score, and all that were scored.
@@ -102,7 +102,7 @@ def search_widths(
     score_fn: widths int64 `[P, L]` -> scores `[P]`, the higher the better; it
       may be noisy, and need not be traceable.
     feasible: from `feasible_set`.
-    method: `ppo()`, `predictor()`, `evolution()` or another.
+    method: `policy()`, `predictor()`, `evolution()` or another.
     num_updates: calls of `score_fn`.
 
   Returns:

@@ -3,6 +3,8 @@
 Axes: K budgets, P proposals for each, L layers.
 """
 
+import functools
+
 import chex
 import flax
 import jax
@@ -17,7 +19,7 @@ _BASELINE_DECAY = 0.9
 # them, have become exp(10) times as rare by what was learnt of them. A learning
 # rate of 0.01 comes to about 1; 0.1, which still learns, to 5; 1, by which a
 # policy is stuck wherever it is thrown, beyond 20 (benchmarks/search.py).
-_MOST_KL = 10.0
+MOST_KL = 10.0
 
 
 @flax.struct.dataclass
@@ -43,76 +45,126 @@ def reinforce(settings: method.Settings) -> method.Method:
 
 
 def _method(settings, epochs, ranks):
-  optimizer = optax.adam(settings.learning_rate)
-
-  def network(context):
-    return policy_network.Policy(context.widths.shape[1], settings.hidden)
-
-  def init(key, context):
-    params = policy_network.init(key, network(context), context)
-    none = jnp.zeros(context.feasible.ranges)
-    return State(params, optimizer.init(params), none, none)
-
   def propose(key, state, context, step):
     del step
-    proposals = policy_network.propose(
-      key, network(context), state.params, context, budgets(context)
-    )
+    proposals = draw(key, settings, state, context, settings.proposals)
     shape = context.feasible.ranges, settings.proposals, -1
     return proposals.choices.reshape(shape), proposals
 
-  def budgets(context):
-    """The budget of each proposal, `[K P]`."""
-    return jnp.repeat(jnp.arange(context.feasible.ranges), settings.proposals)
-
   def learn(key, state, context, step, proposals, choices, rewards, advantages):
     del key, choices, advantages
-    first, last = settings.entropy
-    # Exploration is bought at first; at the end the policy is to decide.
-    progress = step / max(settings.updates - 1, 1)
-    entropy = first + (last - first) * progress
-    if ranks:
-      # Ranks have one size, whatever the chips of the update did to scores.
-      advantages = jax.vmap(policy_network.rank_advantages)(rewards)
-    else:
-      state, advantages = _against_baseline(state, step, rewards)
-    advantages = advantages.reshape(-1)
-
-    def evaluate(params):
-      return policy_network.evaluate(
-        network(context), params, context, budgets(context), proposals.choices
-      )
-
-    def loss(params):
-      now = evaluate(params)
-      if ranks:  # PPO's clipped surrogate, with the ratio of each layer
-        ratio = jnp.exp(now.log_probs - proposals.log_probs)
-        clipped = jnp.clip(ratio, 1 - settings.clip, 1 + settings.clip)
-        advantage = jnp.minimum(
-          ratio * advantages[:, None], clipped * advantages[:, None]
-        )
-      else:
-        advantage = advantages * now.log_probs.sum(-1)
-      return -advantage.mean() - entropy * now.entropies.mean()
-
-    def epoch(carry, _):
-      params, opt_state = carry
-      updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
-      return (optax.apply_updates(params, updates), opt_state), None
-
-    (params, opt_state), _ = jax.lax.scan(
-      epoch, (state.params, state.opt_state), length=epochs
+    if not ranks:
+      state, rewards = _against_baseline(state, step, rewards)
+    return improve(
+      settings, state, context, step, proposals, rewards, epochs, ranks
     )
-    moved = proposals.log_probs - evaluate(params).log_probs
-    metrics = {
-      "entropy": proposals.entropies.mean(),
-      # Of the layer that moved most, before from after, estimated.
-      "kl": moved.mean(0).max(),
-      "policy_norm": optax.tree.norm(params),
-    }
-    return state.replace(params=params, opt_state=opt_state), metrics
 
-  return method.Method(propose, init, learn, limits={"kl": _MOST_KL})
+  start = functools.partial(init, settings)
+  return method.Method(propose, start, learn, limits={"kl": MOST_KL})
+
+
+def init(
+  settings: method.Settings, key: chex.PRNGKey, context: method.Context
+) -> State:
+  """Returns a fresh policy, which samples uniformly."""
+  params = policy_network.init(key, _network(settings, context), context)
+  none = jnp.zeros(context.feasible.ranges)
+  return State(params, _optimizer(settings).init(params), none, none)
+
+
+def draw(
+  key: chex.PRNGKey,
+  settings: method.Settings,
+  state: State,
+  context: method.Context,
+  num: int,
+) -> policy_network.Proposals:
+  """Draws `num` vectors of each budget from the policy, `[K num]`."""
+  network = _network(settings, context)
+  budgets = jnp.repeat(jnp.arange(context.feasible.ranges), num)
+  return policy_network.propose(key, network, state.params, context, budgets)
+
+
+def given(
+  settings: method.Settings,
+  state: State,
+  context: method.Context,
+  choices: chex.Array,
+) -> policy_network.Proposals:
+  """Returns vectors `[K, P, L]` as if the policy had drawn them."""
+  network, num = _network(settings, context), choices.shape[1]
+  budgets = jnp.repeat(jnp.arange(context.feasible.ranges), num)
+  flat = choices.reshape(-1, choices.shape[-1])
+  return policy_network.evaluate(network, state.params, context, budgets, flat)
+
+
+def improve(
+  settings: method.Settings,
+  state: State,
+  context: method.Context,
+  step: chex.Numeric,
+  proposals: policy_network.Proposals,
+  rewards: chex.Array,
+  epochs: int,
+  ranks: bool = True,
+) -> tuple[State, dict[str, chex.Array]]:
+  """Takes gradient steps on proposals `[K P]` of `draw`, of rewards `[K, P]`.
+
+  With `ranks`, on PPO's clipped surrogate, of the rewards' ranks; else on
+  REINFORCE's, of the rewards as they are.
+  """
+  optimizer, network = _optimizer(settings), _network(settings, context)
+  budgets = jnp.repeat(jnp.arange(len(rewards)), rewards.shape[1])
+  first, last = settings.entropy
+  # Exploration is bought at first; at the end the policy is to decide.
+  progress = step / max(settings.updates - 1, 1)
+  entropy = first + (last - first) * progress
+  if ranks:
+    # Ranks have one size, whatever the chips of the update did to scores.
+    rewards = jax.vmap(policy_network.rank_advantages)(rewards)
+  advantages = rewards.reshape(-1)
+
+  def evaluate(params):
+    return policy_network.evaluate(
+      network, params, context, budgets, proposals.choices
+    )
+
+  def loss(params):
+    now = evaluate(params)
+    if ranks:  # PPO's clipped surrogate, with the ratio of each layer
+      ratio = jnp.exp(now.log_probs - proposals.log_probs)
+      clipped = jnp.clip(ratio, 1 - settings.clip, 1 + settings.clip)
+      advantage = jnp.minimum(
+        ratio * advantages[:, None], clipped * advantages[:, None]
+      )
+    else:
+      advantage = advantages * now.log_probs.sum(-1)
+    return -advantage.mean() - entropy * now.entropies.mean()
+
+  def epoch(carry, _):
+    params, opt_state = carry
+    updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
+    return (optax.apply_updates(params, updates), opt_state), None
+
+  (params, opt_state), _ = jax.lax.scan(
+    epoch, (state.params, state.opt_state), length=epochs
+  )
+  moved = proposals.log_probs - evaluate(params).log_probs
+  metrics = {
+    "entropy": proposals.entropies.mean(),
+    # Of the layer that moved most, before from after, estimated.
+    "kl": moved.mean(0).max(),
+    "policy_norm": optax.tree.norm(params),
+  }
+  return state.replace(params=params, opt_state=opt_state), metrics
+
+
+def _network(settings, context):
+  return policy_network.Policy(context.widths.shape[1], settings.hidden)
+
+
+def _optimizer(settings):
+  return optax.adam(settings.learning_rate)
 
 
 def _against_baseline(state, step, rewards):

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from hawis_jax.search import method
 from hawis_jax.search import neighbours
 
-# Candidates an update and budget, at least: a half uniform, a half mutations.
-_POOL = 256
+# Vectors of an update and budget, at least: a half uniform, a half mutations.
+POOL = 256
 _ELITE = 16  # vectors that are mutated
 _PRIOR = 1.0  # observations that the prior of a coefficient is worth
 
@@ -44,60 +44,122 @@ def predictor(settings: method.Settings) -> method.Method:
   best posterior means so far.
   """
 
-  def init(key, context):
-    elite = method.uniform_draws(key, context.feasible, _ELITE)
-    size = _features(context, elite).shape[-1]
-    zeros = map(jnp.zeros, ((size, size), size, size, (), ()))
-    return State(*zeros, elite)
-
   def propose(key, state, context, step):
     del step
     pool_key, draw_key = jax.random.split(key)
-    size = max(_POOL, 4 * settings.proposals)
-    pool = _pool(pool_key, state, context, size)
-    mean, factor, noise = _posterior(state)
-    shape = (context.feasible.ranges, settings.proposals, len(mean))
-    normal = jax.random.normal(draw_key, shape) * jnp.sqrt(noise)
-    solve = jax.scipy.linalg.solve_triangular
-    spread = solve(factor.T, normal.reshape(-1, len(mean)).T, lower=False)
-    draws = mean[None, None] + spread.T.reshape(shape)
-    values = jnp.einsum("kpf,knf->kpn", draws, _features(context, pool))
-    best = _without_repeats(pool, values)
-    return jnp.take_along_axis(pool, best[..., None], 1), ()
+    size = max(POOL, 4 * settings.proposals)
+    pool = make_pool(pool_key, state, context, size)
+    drawn = draws(draw_key, state, settings.proposals, context.feasible.ranges)
+    return best_of_draws(context, pool, drawn), ()
 
   def learn(key, state, context, step, notes, choices, rewards, advantages):
     del step, notes
-    features = _features(context, choices)
-    features = features - features.mean(1, keepdims=True)
-    features = features.reshape(-1, features.shape[-1])
-    free = rewards.size - len(rewards)
-    told = (rewards, advantages)
-    rewards, advantages = ((x - x.mean(1, keepdims=True)).ravel() for x in told)
-    # Rewards, which are learnt from, may be cross-entropies; candidates are
-    # chosen by advantages, which are accuracies: so there are two moments.
-    state = state.replace(
-      gram=state.gram + features.T @ features,
-      moment=state.moment + features.T @ rewards,
-      advantage_moment=state.advantage_moment + features.T @ advantages,
-      square=state.square + (rewards**2).sum(),
-      count=state.count + free,
-    )
-    mean, _, noise = _posterior(state)
-    pool = _pool(key, state, context, _POOL)
-    # The old elite has to win again, by what is believed now.
-    pool = jnp.concatenate([state.elite, choices, pool], 1)
-    values = _features(context, pool) @ mean
-    best = _best_distinct(pool, values)
-    elite = jnp.take_along_axis(pool, best[..., None], 1)
-    return state.replace(elite=elite), {"noise": jnp.sqrt(noise)}
+    pool = make_pool(key, state, context, POOL)
+    state = observe(state, context, choices, rewards, advantages, pool)
+    return state, {"noise": jnp.sqrt(_posterior(state)[2])}
 
-  def estimate(state, context, budget, choices):
-    every = (context.feasible.ranges, *choices.shape)
-    features = _features(context, jnp.broadcast_to(choices[None], every))
-    advantages = state.replace(moment=state.advantage_moment)
-    return features[budget] @ _posterior(advantages)[0]
+  return method.Method(propose, init, learn, estimate, lambda s: s.elite)
 
-  return method.Method(propose, init, learn, estimate)
+
+def init(key: chex.PRNGKey, context: method.Context) -> State:
+  """Returns the regression before any score."""
+  elite = method.uniform_draws(key, context.feasible, _ELITE)
+  size = _features(context, elite).shape[-1]
+  zeros = map(jnp.zeros, ((size, size), size, size, (), ()))
+  return State(*zeros, elite)
+
+
+def observe(
+  state: State,
+  context: method.Context,
+  choices: chex.Array,
+  rewards: chex.Array,
+  advantages: chex.Array,
+  pool: chex.Array,
+) -> State:
+  """Learns the scores of an update, see `method.Method`.
+
+  The next elite is of the last one, which has to win again, the update's
+  vectors and a pool `[K, N, L]`.
+  """
+  features = _features(context, choices)
+  features = features - features.mean(1, keepdims=True)
+  features = features.reshape(-1, features.shape[-1])
+  free = rewards.size - len(rewards)
+  told = (rewards, advantages)
+  rewards, advantages = ((x - x.mean(1, keepdims=True)).ravel() for x in told)
+  # Rewards, which are learnt from, may be cross-entropies; candidates are
+  # chosen by advantages, which are accuracies: so there are two moments.
+  state = state.replace(
+    gram=state.gram + features.T @ features,
+    moment=state.moment + features.T @ rewards,
+    advantage_moment=state.advantage_moment + features.T @ advantages,
+    square=state.square + (rewards**2).sum(),
+    count=state.count + free,
+  )
+  pool = jnp.concatenate([state.elite, choices, pool], 1)
+  best = _best_distinct(pool, predict(state, context, pool))
+  return state.replace(elite=jnp.take_along_axis(pool, best[..., None], 1))
+
+
+def predict(
+  state: State, context: method.Context, choices: chex.Array
+) -> chex.Array:
+  """Returns posterior means `[K, N]` of rewards, up to a constant."""
+  return _features(context, choices) @ _posterior(state)[0]
+
+
+def draws(
+  key: chex.PRNGKey, state: State, num: int, budgets: int
+) -> chex.Array:
+  """Draws coefficients `[K, num, F]` from the posterior."""
+  mean, factor, noise = _posterior(state)
+  shape = (budgets, num, len(mean))
+  normal = jax.random.normal(key, shape) * jnp.sqrt(noise)
+  solve = jax.scipy.linalg.solve_triangular
+  spread = solve(factor.T, normal.reshape(-1, len(mean)).T, lower=False)
+  return mean[None, None] + spread.T.reshape(shape)
+
+
+def rewards_of_draws(
+  context: method.Context, choices: chex.Array, drawn: chex.Array
+) -> chex.Array:
+  """Returns what each draw expects of each of `[K, N, L]`, `[K, draws, N]`."""
+  return jnp.einsum("kpf,knf->kpn", drawn, _features(context, choices))
+
+
+def best_of_draws(
+  context: method.Context, pool: chex.Array, drawn: chex.Array
+) -> chex.Array:
+  """Returns the best of a pool by each draw, int32 `[K, draws, L]`, distinct.
+
+  A second score on the same chips would be the first one again.
+  """
+  values = rewards_of_draws(context, pool, drawn)
+  best = _without_repeats(pool, values)
+  return jnp.take_along_axis(pool, best[..., None], 1)
+
+
+def closest(
+  pool: chex.Array, spent: chex.Array, targets: chex.Array
+) -> chex.Array:
+  """Returns for each target cost `[K, P]` the closest of a pool, distinct."""
+  far = jnp.abs(spent[:, None] - targets[..., None])
+  best = _without_repeats(pool, -far)
+  return jnp.take_along_axis(pool, best[..., None], 1)
+
+
+def estimate(
+  state: State,
+  context: method.Context,
+  budget: chex.Numeric,
+  choices: chex.Array,
+) -> chex.Array:
+  """Returns the posterior means of advantages, see `method.Method`."""
+  every = (context.feasible.ranges, *choices.shape)
+  every = jnp.broadcast_to(choices[None], every)
+  state = state.replace(moment=state.advantage_moment)
+  return predict(state, context, every)[budget]
 
 
 def _features(context: method.Context, choices: chex.Array) -> chex.Array:
@@ -132,8 +194,10 @@ def _posterior(state):
   return mean, factor, jnp.where(state.count > 0, noise, 1.0)
 
 
-def _pool(key, state, context, size):
-  """Feasible candidates of each budget, `[K, N, L]`."""
+def make_pool(
+  key: chex.PRNGKey, state: State, context: method.Context, size: int
+) -> chex.Array:
+  """Draws feasible vectors `[K, size, L]`: uniform, and of the elite's kin."""
   budgets = jnp.arange(context.feasible.ranges)
   uniform_key, parent_key, mutation_key = jax.random.split(key, 3)
   shape = len(budgets), size // 2
@@ -150,7 +214,6 @@ def _pool(key, state, context, size):
 def _without_repeats(pool, values):
   """Of each draw in turn the best vector not yet taken, places `[K, P]`."""
 
-  # A second score on the same chips would be the first one again.
   def one_budget(pool, values):
     def pick(taken, row):
       best = jnp.where(taken, -jnp.inf, row).argmax()

@@ -27,27 +27,27 @@ def random_search(settings: method.Settings) -> method.Method:
   return method.Method(propose)
 
 
+def stage_vectors(context: method.Context, groups: int) -> jax.Array:
+  """Returns choices int32 `[N, L]` of one rank a stage, thinned if too many."""
+  num_layers, size = context.valid.shape
+  place = np.maximum(np.arange(num_layers) - 1, 0)
+  group = place // max((num_layers - 1) // groups, 1)
+  every = int(np.ceil(size / _MOST_STAGE_VECTORS ** (1 / groups)))
+  ranks = itertools.product(range(0, size, every), repeat=groups)
+  ranks = jnp.array(list(ranks), jnp.int32)[:, np.minimum(group, groups - 1)]
+  last = context.valid.sum(1, dtype=jnp.int32) - 1
+  return jnp.minimum(ranks, last[None])
+
+
 def per_stage(settings: method.Settings) -> method.Method:
   """Random search among the vectors of one scale a stage (stem with first).
 
   A stage's layers take the choices of the same rank.
   """
 
-  def vectors(context):
-    """Choice indices int32 `[N, L]` of all of them, thinned where too many."""
-    groups = settings.groups
-    num_layers, size = context.valid.shape
-    place = np.maximum(np.arange(num_layers) - 1, 0)
-    group = place // ((num_layers - 1) // groups)
-    every = int(np.ceil(size / _MOST_STAGE_VECTORS ** (1 / groups)))
-    ranks = itertools.product(range(0, size, every), repeat=groups)
-    ranks = jnp.array(list(ranks), jnp.int32)[:, group]
-    last = context.valid.sum(1, dtype=jnp.int32) - 1
-    return jnp.minimum(ranks, last[None])
-
   def init(key, context):
     del key
-    every = vectors(context)
+    every = stage_vectors(context, settings.groups)
     budgets = jnp.arange(context.feasible.ranges)
     within = jax.vmap(context.feasible.affords, (0, None))(budgets, every)
     spent = cost.vector_cost(context.costs, every)[None]

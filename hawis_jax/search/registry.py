@@ -6,11 +6,13 @@ the same chips, and are pure functions, so that an update is one program.
 
 from hawis_jax.search import evolution
 from hawis_jax.search import method
+from hawis_jax.search import policy
 from hawis_jax.search import policy_gradient
 from hawis_jax.search import predictor
 from hawis_jax.search import random_search
 
 _BUILDERS = {
+  "policy": policy.policy,
   "ppo": policy_gradient.ppo,
   "reinforce": policy_gradient.reinforce,
   "predictor": predictor.predictor,

@@ -35,11 +35,14 @@ def make_score(
   devices: Sequence[crossbar.Device],
   block: int,
   mesh: jax.sharding.Mesh | None = None,
+  batch_norm: Callable[..., dict] | str = "fixed",
 ) -> Callable[..., monte_carlo.Scores]:
   """Returns (scorer, widths [P, L], keys) -> Scores of `[S, P]`.
 
   `keys` are those of the chips of every device, `[S_i]` each; S is their sum,
-  device-major. BN is recalibrated at every vector's widths before it is scored.
+  device-major. BN is recalibrated at every vector's widths before it is scored:
+  "fixed", with ideal weights; "chip", on each chip; or by a function, (params,
+  calibration batches, widths) -> `batch_stats`.
   Vectors are shared out over the mesh (None: all accelerators), each of which
   scores `block` of them at a time, for memory's sake.
 
@@ -80,13 +83,17 @@ def make_score(
   def score_block(scorer, widths, keys):
     params = {"params": scorer.params}
     bits = jax.vmap(module.encode)(scorer.calibration)
-    ideal = monte_carlo.ideal_net(params)
-    norms = jax.vmap(
-      lambda w: net_variables.recalibrate(module, ideal, bits, w)
-    )(widths)
+    norms = None
+    if batch_norm == "fixed":
+      ideal = monte_carlo.ideal_net(params)
+      norms = jax.vmap(
+        lambda w: net_variables.recalibrate(module, ideal, bits, w)
+      )(widths)
+    elif batch_norm != "chip":
+      norms = jax.vmap(batch_norm, (None, None, 0))(params, bits, widths)
     parts = [
       monte_carlo.score_chips(
-        module, params, widths, norms, scorer.images, chips, device
+        module, params, widths, norms, scorer.images, chips, device, bits
       )
       for device, chips in zip(devices, keys, strict=True)
     ]

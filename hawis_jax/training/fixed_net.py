@@ -44,6 +44,7 @@ def train_step(
   recipe: Recipe,
   teacher_module: nn.Module | None = None,
   mesh: jax.sharding.Mesh | None = None,
+  widths: chex.Array | None = None,
 ) -> tuple[optimization.TrainState, dict[str, chex.Array]]:
   """Takes one optimiser step of a fixed net.
 
@@ -51,13 +52,15 @@ def train_step(
   on the `data` axis of a mesh (None: one device has it). The loss is KL(teacher
   || student), with the variables of a teacher module, else that of the labels.
   Where the recipe has chips, each of its microbatches draws new ones from `key`
-  at `progress`, the share of all steps that are done.
+  at `progress`, the share of all steps that are done. Widths `[L]` narrow the
+  module, as those of a super-net; None: they are its own.
   """
 
   def loss_of(variables, part):
     logits, updated = module.apply(
       variables,
       module.encode(part["image"]),
+      *(() if widths is None else (widths,)),
       train=True,
       mutable=["batch_stats"],
     )

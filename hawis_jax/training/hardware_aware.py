@@ -160,6 +160,7 @@ def design_statistics(
   inputs: chex.Array,
   settings: Settings,
   num_chips: int,
+  widths: chex.Array | None = None,
 ) -> dict:
   """Returns `batch_stats` that are the mean over many chips of those of each.
 
@@ -170,11 +171,12 @@ def design_statistics(
     inputs: `[N, B, H, W, C]`, encoded calibration batches.
     settings: of the chips.
     num_chips: over which the mean is.
+    widths: int `[L]`, of a super-net; None: all of the net.
   """
 
   def one(key):
     net = program(key, variables, module, settings, settings.most_severity, 1)
-    return net_variables.recalibrate(module, net, inputs)
+    return net_variables.recalibrate(module, net, inputs, widths)
 
   found = jax.lax.map(one, jax.random.split(key, num_chips))
   return jax.tree.map(lambda x: x.mean(0), found)

@@ -1,0 +1,206 @@
+"""Selection by training: the search's best are trained, the worse half goes.
+
+Successive halving (Jamieson & Talwalkar, AISTATS 2016) of the first method's
+best vectors at the main budget and the uniform net of equal cost. All inherit
+the super-net's weights and are trained on chips at their own widths, on the
+same batches and chips; one program serves all, because widths are its input.
+After every round they are scored on new chips, of all validation images, and
+the better half goes on. The uniform net always does, so the net that is found
+is never worse than it by the last round's scores.
+
+Axes: L layers, S chips of all scenarios.
+"""
+
+from collections.abc import Sequence
+import functools
+import pathlib
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hawis_jax import errors
+from hawis_jax.config import settings
+from hawis_jax.pipeline import candidates
+from hawis_jax.pipeline import nets
+from hawis_jax.pipeline.experiment import Experiment
+from hawis_jax.runtime import checkpoint
+from hawis_jax.runtime import loop
+from hawis_jax.runtime import sharding
+from hawis_jax.runtime.metrics import Metrics
+from hawis_jax.search import reward
+from hawis_jax.training import fixed_net
+from hawis_jax.training import optimization
+
+Widths = tuple[int, ...]
+
+
+def select(
+  experiment: Experiment,
+  scorer: reward.Scorer,
+  vectors: Sequence[Widths],
+  uniform: Widths | None,
+  metrics: Metrics,
+  folder: pathlib.Path,
+) -> dict:
+  """Returns what is selected, and all scores, for search/result.json.
+
+  Args:
+    experiment: of the run.
+    scorer: the super-net that they inherit from, and images.
+    vectors: widths of the search's candidates, the best first.
+    uniform: widths of the net to beat; None: there is none.
+    metrics: of the run.
+    folder: where every training is saved, to go on from.
+
+  Raises:
+    InputError: the price does not buy a step.
+    Preempted: the run was asked to stop.
+  """
+  config = experiment.config.search
+  first = [uniform] if uniform else []
+  first += [widths for widths in vectors if widths != uniform]
+  alive = first[: max(config.selected, len(first) and 1)]
+  sizes = round_sizes(len(alive))
+  whole = config.selection * experiment.config.train.steps
+  steps = int(whole / sum(sizes))
+  if not steps:
+    raise errors.InputError(
+      f"config.search.selection: got {config.selection:g}, needed is "
+      f"{sum(sizes) / experiment.config.train.steps:.3g} or more, a step for "
+      f"each of {len(alive)} candidates in {len(sizes)} rounds"
+    )
+  train = _trainer(experiment, steps, metrics, folder)
+  score = _scorer(experiment, scorer)
+  # Copies: a training donates its first state.
+  params = {widths: scorer.params for widths in alive}
+  rounds = []
+  for index, size in enumerate(sizes):
+    alive = _better(alive, rounds, uniform, size)
+    params = {
+      widths: train(params[widths], widths, index, first.index(widths))
+      for widths in alive
+    }
+    rounds.append(
+      [
+        {"widths": list(widths), **score(params[widths], widths, index)}
+        for widths in alive
+      ]
+    )
+  # The first of equal ones: the uniform net is not given up for nothing.
+  found = max(rounds[-1], key=lambda entry: entry["score"])
+  return {"found": found["widths"], "steps": steps, "rounds": rounds}
+
+
+def round_sizes(num: int) -> list[int]:
+  """Returns how many of `num` candidates are trained in every round.
+
+  >>> round_sizes(8)
+  [8, 4, 2]
+  """
+  sizes = [num]
+  while sizes[-1] > 2:
+    sizes.append(-(-sizes[-1] // 2))
+  return sizes
+
+
+def _better(alive, rounds, uniform, size):
+  """The best `size` of the last round, in the order of `alive`."""
+  if not rounds:
+    return alive
+  scores = [entry["score"] for entry in rounds[-1]]
+  kept = sorted(range(len(alive)), key=lambda i: -scores[i])
+  kept.sort(key=lambda i: alive[i] != uniform)  # it stays whatever it scores
+  return [alive[i] for i in sorted(kept[:size])]
+
+
+def _trainer(experiment, steps, metrics, folder):
+  """Returns (params, widths, round, number of the candidate) -> params."""
+  config, section = experiment.config, experiment.config.train
+  mesh, module = sharding.training_mesh(), experiment.supernet
+  optimizer = optimization.make_optimizer(
+    nets.optimizer_settings(section.optimizer), steps
+  )
+  root = experiment.key("selection_chips")
+  recipe = fixed_net.Recipe(
+    section.microbatches,
+    section.label_smoothing,
+    section.margin if section.loss == "margin" else 0.0,
+    chips=nets.chips(settings.chip_devices(config), config),
+  )
+
+  def start(params):
+    shape = experiment.splits.image_shape
+    fresh = optimization.make_init(module, shape, optimizer)(root)
+    params = jax.tree.map(jnp.copy, params)
+    return fresh.replace(params=params, opt_state=optimizer.init(params))
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step(state, number, batch, widths):
+    return fixed_net.train_step(
+      state,
+      batch,
+      key=jax.random.fold_in(root, number),
+      progress=1.0,
+      module=module,
+      optimizer=optimizer,
+      recipe=recipe,
+      mesh=mesh,
+      widths=widths,
+    )
+
+  def train(params, widths, index, number):
+    before = index * steps  # every round has batches and chips of its own
+    batches = functools.partial(
+      experiment.train_batches, experiment.splits.train, section.batch_size
+    )
+    widths = np.array(widths, np.int32)
+    place = folder / f"{index}_{number}"
+    with checkpoint.Checkpoints(place, keep=1) as checkpoints:
+      return loop.run_steps(
+        lambda state, now, batch: step(state, before + now, batch, widths),
+        sharding.place(start(params), mesh),
+        name=f"search/selection/{index}_{number}",
+        total=steps,
+        checkpoints=checkpoints,
+        metrics=metrics,
+        log_every=config.log_every,
+        checkpoint_seconds=config.checkpoint_seconds,
+        batches=lambda first: batches(before + first),
+      ).params
+
+  return train
+
+
+def _scorer(experiment, scorer):
+  """Returns (params, widths, round) -> {"score", "chips"}."""
+  config = experiment.config.search
+  score = candidates.make_score(experiment, ideal=False)
+  scorer = scorer.replace(
+    images=experiment.evaluation(
+      experiment.splits.validation, config.batch_size
+    )
+  )
+  num = len(settings.search_devices(experiment.config)) - 1
+  root = experiment.key("selection")
+
+  def score_one(params: chex.ArrayTree, widths: Widths, index: int) -> dict:
+    keys = reward.chip_keys(
+      jax.random.fold_in(root, index), config.candidate_chips, num
+    )
+    placed = sharding.place(
+      (scorer.replace(params=params), keys), sharding.training_mesh()
+    )
+    vectors = np.array([widths], np.int32)
+    accuracy = np.asarray(score(placed[0], vectors, placed[1]).accuracy)
+    robust = reward.robust_score(accuracy, num, config.cvar_weight)[0]
+    if not np.isfinite(robust):
+      raise errors.InputError(
+        "config.search.scenarios: got chips whose weights or logits are not "
+        "finite in float32 after training"
+      )
+    chips = accuracy.astype(np.float64).reshape(num, -1).mean(0)
+    return {"score": float(robust), "chips": chips.tolist()}
+
+  return score_one

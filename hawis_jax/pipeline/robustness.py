@@ -152,19 +152,23 @@ def _evaluate(tally, step, trained, images, experiment, show):
     config.chips_per_step, config.batch_size, config.memory_gb * 1e9
   )
   wanted = config.chips if severity.is_random else 1
+  # One ideal chip costs less than the program of a chunk of one.
+  is_ideal = crossbar.without_effects(severity.device) == severity.device
   while True:
     start = tally.count
     chunks = monte_carlo.classify(
       experiment.key("robustness"),
       setting,
       *images,
-      range(start, wanted),
+      range(start, config.chips if is_ideal else wanted),
       limits=limits,
-      progress=lambda chips, start=start: show(start + chips),
+      progress=functools.partial(_show, show, start, wanted),
     )
     for correct in chunks if start < wanted else ():
-      tally.add(correct)
+      tally.add(correct[: wanted - start])
       yield
+      if tally.count == wanted:
+        break
     if not (config.target_ci and severity.is_random):
       return
     # Of these chips alone: an interrupted run may hold more already.
@@ -174,6 +178,11 @@ def _evaluate(tally, step, trained, images, experiment, show):
     )
     if wanted <= before:
       return
+
+
+def _show(show, start, wanted, chips):
+  """Shows how many chips are done; an ideal chunk has more than are wanted."""
+  show(min(start + chips, wanted))
 
 
 def _named(step, chunks):

@@ -321,7 +321,7 @@ def make_plan(
   memory = limits.memory or sharding.memory_bytes(mesh)
   # Severities are inputs: all devices of a sweep have one program.
   device = jax.tree.map(np.float32, setting.device)
-  net = (setting.variables, device, setting.faults, setting.calibration)
+  net = setting.variables, device, setting.faults
   compile_ = functools.partial(
     _compile,
     module=setting.module,
@@ -333,14 +333,18 @@ def make_plan(
   )
   while True:
     chosen = jax.random.key(0), np.empty(chips * sample, np.int32)
-    known = placement = None
+    known = placement = calibrate = None
     if setting.placing:
       known = compile_("known_faults", *_abstract(*chosen, None, *net))
       placement = _abstract_placement(known.out, setting.placing)
     program = compile_("program", *_abstract(*chosen, placement, *net))
     chips_out = program.out[0]
+    if setting.calibration is not None:
+      read = setting.variables, chips_out, setting.calibration
+      calibrate = compile_("calibrate", *_abstract(*read))
+      chips_out = chips_out | calibrate.out[0]
     evaluate = compile_("evaluate", *_abstract(shared, chips_out, *blocks))
-    parts = [part for part in (known, program, evaluate) if part]
+    parts = [p for p in (known, program, calibrate, evaluate) if p]
     needed = max(part.needs.memory for part in parts)
     if needed <= memory:
       break
@@ -354,16 +358,14 @@ def make_plan(
     chunk=chips * sample,
     block=block,
     segment=segment,
-    program=_programmer(setting, known, program, net),
+    program=_programmer(setting, known, program, calibrate, net),
     evaluate=evaluate,
     executables=dict(program=program.executable, evaluate=evaluate.executable),
   )
 
 
-def _programmer(setting, known, program, net):
-  """Returns (key, numbers) -> chips: placed on the host, then programmed."""
-  if not setting.placing:
-    return lambda key, numbers: program(key, numbers, None, *net)
+def _programmer(setting, known, program, calibrate, net):
+  """Returns (key, numbers) -> chips, placed on the host, what is finite."""
   device, bits = setting.device, setting.module.weight_bits
 
   @functools.cache
@@ -374,14 +376,21 @@ def _programmer(setting, known, program, net):
     )
     return jax.device_get(found)
 
-  def place_and_program(key, numbers):
+  def place(key, numbers):
     states = sharding.fetch(known(key, numbers, None, *net))
     placements = [
       crossbar.match(tiles(), chip, setting.placing, device, bits)
       for chip in states
     ]
-    placement = jax.tree.map(lambda *chips: np.stack(chips), *placements)
-    return program(key, numbers, placement, *net)
+    return jax.tree.map(lambda *chips: np.stack(chips), *placements)
+
+  def place_and_program(key, numbers):
+    placement = place(key, numbers) if setting.placing else None
+    chips, finite = program(key, numbers, placement, *net)
+    if calibrate is None:
+      return chips, finite
+    own, more = calibrate(setting.variables, chips, setting.calibration)
+    return chips | own, finite | more
 
   return place_and_program
 
@@ -433,15 +442,18 @@ def _compile(
   compensated,
   mesh,
 ):
-  """Compiles one of three functions for arguments of `_abstract`.
+  """Compiles one of four functions for arguments of `_abstract`.
 
-  They are `_known_faults`, `_program` and `_evaluate`.
+  They are `_known_faults`, `_program`, `_calibrate` and `_evaluate`.
   """
   arguments = jax.tree.unflatten(structure, leaves)
-  if function != "evaluate":
+  if function == "calibrate":
+    local = functools.partial(_calibrate, module)
+    specs, out = (P(), P(sharding.SAMPLE), P()), P(sharding.SAMPLE)
+  elif function != "evaluate":
     local = {"known_faults": _known_faults, "program": _program}[function]
     local = functools.partial(local, module, layers, form, placing, compensated)
-    specs = (P(), *[P(sharding.SAMPLE)] * 2, *[P()] * 4)
+    specs = (P(), *[P(sharding.SAMPLE)] * 2, *[P()] * 3)
     out = P(sharding.SAMPLE)
   else:
     # Vmapped, chips share the layers before the first of `layers`; what follows
@@ -483,7 +495,7 @@ def _scales(module):
 
 
 def _chip(key, setting, form, placement=None):
-  """What one chip has of its own: its weights, and recalibrated statistics."""
+  """What one chip has of its own: its weights."""
   module = setting.module
   net = {k: v for k, v in setting.variables.items() if k != "batch_stats"}
   net = crossbar.program(
@@ -499,16 +511,7 @@ def _chip(key, setting, form, placement=None):
   )
   if setting.compensated:
     net = calibration.compensate(net, module.weight_bits, _scales(module))
-  own = {"crossbar": net["crossbar"]}
-  if setting.calibration is not None:
-    inputs = jnp.asarray(setting.calibration)
-    shape = inputs.shape[2:]
-    net["batch_stats"] = net_variables.recalibrate(
-      module, net, jax.lax.map(module.encode, inputs)
-    )
-    net = net_variables.with_scales(module, net, shape)
-    own |= {name: net[name] for name in ("batch_stats", "scales")}
-  return own
+  return {"crossbar": net["crossbar"]}
 
 
 def _known_faults(
@@ -516,7 +519,7 @@ def _known_faults(
 ):
   """Returns what write-verify finds on one device's chips."""
   del form, compensated
-  variables, device, faults, _ = net
+  variables, device, faults = net
   return jax.lax.map(
     lambda number: crossbar.known_faults(
       jax.random.fold_in(key, number),
@@ -536,9 +539,9 @@ def _program(
   module, layers, form, placing, compensated, key, numbers, placement, *net
 ):
   """Returns the chips of one device, `[K]` of every leaf, and if finite."""
-  variables, device, faults, images = net
+  variables, device, faults = net
   setting = Setting(
-    module, variables, device, faults, layers, images, placing, compensated
+    module, variables, device, faults, layers, None, placing, compensated
   )
 
   def one(chip):
@@ -547,6 +550,20 @@ def _program(
 
   chips = jax.lax.map(one, (numbers, placement))
   return chips, jax.vmap(_finite)(chips)
+
+
+def _calibrate(module, variables, chips, images):
+  """Statistics measured on each chip of one device, and if they are finite."""
+  inputs = jax.lax.map(module.encode, images)
+
+  def one(chip):
+    net = {**variables, **chip}
+    net["batch_stats"] = net_variables.recalibrate(module, net, inputs)
+    net = net_variables.with_scales(module, net, images.shape[2:])
+    return {name: net[name] for name in ("batch_stats", "scales")}
+
+  found = jax.lax.map(one, chips)
+  return found, jax.vmap(_finite)(found)
 
 
 def _finite(chip):

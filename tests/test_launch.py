@@ -262,3 +262,9 @@ def test_kubernetes_restarts_on_all_but_2():
   assert fatal["action"] == "FailJob"
   assert fatal["onExitCodes"]["values"] == [2]
   assert job["template"]["spec"]["restartPolicy"] == "Never"  # else refused
+  # GKE's Autopilot mode refuses pods that are privileged.
+  for spec in (job["template"]["spec"], contents[2]["spec"]):
+    for container in spec["containers"]:
+      context = container["securityContext"]
+      assert "privileged" not in context
+      assert context["allowPrivilegeEscalation"] is False

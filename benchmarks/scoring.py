@@ -4,9 +4,10 @@ python benchmarks/scoring.py [--vectors 32] [--chips 4] [--images 256]
 
 The super-net of ResNet-8 on the digits with the default widths, and random
 weights, scores random width vectors on the chips of an update, BN recalibration
-included. For every scenario alone and for those of the default reward together:
-vectors a second, median of interleaved rounds; and the ratio to the same
-scenario with its chips' weights in float32.
+included. For every scenario alone and for those of the default reward together,
+also with statistics of each chip (search.batch_norm): vectors a second, median
+of interleaved rounds; and the ratio to the same scenario with its chips'
+weights in float32.
 """
 
 import dataclasses
@@ -41,11 +42,16 @@ def _calls(experiment, vectors, chips):
     "both": [faults, variation],
     "both, float32": [dense, variation],
   }
+  ways = {(name, "fixed"): devices for name, devices in cases.items()}
+  ways["both, statistics of each chip", "chip"] = cases["both"]
   calls = {}
-  for name, devices in cases.items():
+  for (name, batch_norm), devices in ways.items():
     keys = reward.chip_keys(jax.random.key(1), chips, len(devices))
     score = reward.make_score(
-      experiment.supernet, devices, config.search.vectors_per_step
+      experiment.supernet,
+      devices,
+      config.search.vectors_per_step,
+      batch_norm=batch_norm,
     )
     calls[name] = functools.partial(jax.jit(score), scorer, vectors, keys)
   return calls
@@ -81,7 +87,7 @@ def main() -> None:
     if f"{name}, float32" in rate:
       times_faster = vectors_a_second / rate[f"{name}, float32"]
       ratio = f"{times_faster:6.2f} times float32"
-    print(f"{name:22} {vectors_a_second:8.2f} vectors/s {ratio}")
+    print(f"{name:30} {vectors_a_second:8.2f} vectors/s {ratio}")
 
 
 if __name__ == "__main__":

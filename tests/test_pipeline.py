@@ -562,7 +562,10 @@ def test_every_other_choice_runs_to_the_end(run, tmp_path, capsys):
   """MACs, two budgets, the super-net as teacher, chips' own BN..."""
   fields = {
     "space.cost": "macs",
-    "search.methods": "('ppo','evolution')",
+    "search.methods": "('policy','ppo','evolution')",
+    "search.batch_norm": "chip",
+    "search.selection": 3.0,
+    "search.selected": 4,
     "search.front": "(0.8,)",
     "search.updates_per_call": 2,
     "search.reward": "cross_entropy",
@@ -581,10 +584,16 @@ def test_every_other_choice_runs_to_the_end(run, tmp_path, capsys):
   assert run(tmp_path, **fields) == 0, capsys.readouterr().err
   result = json.loads((tmp_path / "search" / "result.json").read_text())
   assert len(result["budgets"]) == 2 and result["main_budget"] == 1
-  for method in ("ppo", "evolution"):
+  for method in ("policy", "ppo", "evolution"):
     for entry in result["candidates"][method]:
       budget = result["budgets"][entry["budget"]]
       assert 0.95 * budget * 0.99 <= entry["cost"]["macs"] <= budget
+  assert len(result["reports"]["policy"]["correlation"]) == 4
+  first, last = result["selection"]["rounds"]
+  uniform = result["best"]["uniform"][1]["widths"]
+  assert first[0]["widths"] == last[0]["widths"] == uniform
+  best = max(last, key=lambda entry: entry["score"])
+  assert result["found"] == best["widths"]
   energy = [entry["energy_joule"] for entry in result["front"]]
   score = [entry["score"] for entry in result["front"]]
   assert energy == sorted(energy) and score == sorted(score)

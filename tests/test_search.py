@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from hawis_jax.config import settings
 from hawis_jax.networks import net_variables
 from hawis_jax.networks import width_vectors
 from hawis_jax.pipeline import candidates
+from hawis_jax.pipeline import halving
 from hawis_jax.pipeline import results
 from hawis_jax.pipeline import search
 from hawis_jax.pipeline.experiment import prepare
@@ -211,6 +213,45 @@ def test_the_penalty_is_on_what_exceeds_the_budget():
   expected = np.maximum(spent / amounts[None, :, None] - 1, 0)
   np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
   assert (got == 0).any() and (got > 0).any()
+
+
+def test_selection_keeps_the_better_half_and_the_uniform_net(monkeypatch):
+  """Which scores worst until the last round, where it is best."""
+  config = settings.default()
+  config.search.selection, config.train.steps = 0.5, 100
+  vectors = [(n,) for n in range(10)]
+  uniform, trained = (3,), []
+  scores = {3: (0.0, 0.0, 0.9), 7: (0.6, 0.8, 0.8), 5: (0.7, 0.7, 0.1)}
+
+  def trainer(experiment, steps, metrics, folder):
+    assert steps == 50 // (8 + 4 + 2)
+
+    def train(params, widths, index, number):
+      trained.append((index, widths))
+      return params + 1
+
+    return train
+
+  def scorer(experiment, given):
+    def score(params, widths, index):
+      assert params == index + 1  # it goes on from the round before
+      found = scores.get(widths[0], (widths[0] / 100,) * 3)
+      return {"score": found[index], "chips": []}
+
+    return score
+
+  monkeypatch.setattr(halving, "_trainer", trainer)
+  monkeypatch.setattr(halving, "_scorer", scorer)
+  experiment = types.SimpleNamespace(config=config)
+  start = types.SimpleNamespace(params=0)
+  found = halving.select(experiment, start, vectors, uniform, None, None)
+  assert found["found"] == [3]
+  rounds = [[w for i, (w,) in trained if i == n] for n in range(3)]
+  # The first eight; of those the best four, uniform among them; the best two.
+  assert rounds == [[3, 0, 1, 2, 4, 5, 6, 7], [3, 5, 6, 7], [3, 7]]
+  scores[3] = (0.0, 0.0, 0.8)  # equal: it is not given up
+  found = halving.select(experiment, start, vectors, uniform, None, None)
+  assert found["found"] == [3]
 
 
 @pytest.fixture

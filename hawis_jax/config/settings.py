@@ -59,6 +59,15 @@ def flatten(config: _Config) -> dict[str, Any]:
 # How fields go together: (field, what it may be beside others, whether it is).
 _COMBINATIONS: tuple[tuple[str, str, Callable[[_Config], bool]], ...] = (
   (
+    "search.selection",
+    "0, or 3 x search.selected / train.steps and more: a step for each "
+    "candidate of every round",
+    lambda c: (
+      not c.search.selection
+      or c.search.selection * c.train.steps >= 3 * c.search.selected
+    ),
+  ),
+  (
     "network.depth",
     "one of 18",
     lambda c: c.network.family != "imagenet" or c.network.depth == 18,
@@ -194,6 +203,7 @@ def validate(config: _Config) -> None:
   pretrain_devices(config)
   train_devices(config)
   design_devices(config)
+  selection_devices(config)
   sweeps(config)
   _check_effects(config)
 
@@ -450,14 +460,30 @@ def pretrain_devices(config: _Config) -> list[crossbar.Device]:
   """Returns the devices of `pretrain.faulty_widths`, checked."""
   if not config.pretrain.faulty_widths:
     return []
+  return _supernet_chips(config, "pretrain.faulty_widths are trained")
+
+
+def selection_devices(config: _Config) -> list[crossbar.Device]:
+  """Returns the devices of `search.selection` and the design, checked."""
+  section = config.search
+  if not searches(config):
+    return []
+  if section.selection:
+    return _supernet_chips(config, "search.selection trains")
+  if section.batch_norm == "design":
+    return _supernet_chips(config, "search.batch_norm is 'design'")
+  return []
+
+
+def _supernet_chips(config, where):
   devices = chip_devices(config)
   for index, one in enumerate(devices):
     if one.wire_resistance or one.load_resistance:
       raise _error(
         f"hardware_aware.scenarios[{index}]",
         config.hardware_aware.scenarios[index],
-        "one without wires where pretrain.faulty_widths are trained: cells of "
-        "the super-net that a vector does not have would load them",
+        f"one without wires where {where}: cells of the super-net that a "
+        "vector does not have would load them",
       )
   return devices
 

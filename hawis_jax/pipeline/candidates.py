@@ -274,7 +274,7 @@ def untraced_score(
   devices = settings.search_devices(config)
   batch_norm = config.search.batch_norm
   if batch_norm == "design":
-    chips = nets.chips(settings.chip_devices(config), config)
+    chips = nets.chips(settings.selection_devices(config), config)
     key, num = experiment.key("design_chips"), config.search.design_chips
 
     def batch_norm(params, inputs, widths):

@@ -55,22 +55,16 @@ def select(
     folder: where every training is saved, to go on from.
 
   Raises:
-    InputError: the price does not buy a step.
+    InputError: a chip is not finite.
     Preempted: the run was asked to stop.
   """
   config = experiment.config.search
   first = [uniform] if uniform else []
   first += [widths for widths in vectors if widths != uniform]
-  alive = first[: max(config.selected, len(first) and 1)]
+  alive = first[: config.selected]
   sizes = round_sizes(len(alive))
   whole = config.selection * experiment.config.train.steps
-  steps = int(whole / sum(sizes))
-  if not steps:
-    raise errors.InputError(
-      f"config.search.selection: got {config.selection:g}, needed is "
-      f"{sum(sizes) / experiment.config.train.steps:.3g} or more, a step for "
-      f"each of {len(alive)} candidates in {len(sizes)} rounds"
-    )
+  steps = int(whole / sum(sizes))  # of a candidate and round
   train = _trainer(experiment, steps, metrics, folder)
   score = _scorer(experiment, scorer)
   # Copies: a training donates its first state.
@@ -127,7 +121,7 @@ def _trainer(experiment, steps, metrics, folder):
     section.microbatches,
     section.label_smoothing,
     section.margin if section.loss == "margin" else 0.0,
-    chips=nets.chips(settings.chip_devices(config), config),
+    chips=nets.chips(settings.selection_devices(config), config),
   )
 
   def start(params):

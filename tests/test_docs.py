@@ -1,0 +1,69 @@
+"""The documentation: what it names exists, what it prints runs."""
+
+import pathlib
+import re
+
+import pytest
+
+import hawis_jax as hx
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_PAGES = sorted(
+  path
+  for pattern in ("*.md", "docs/**/*.md", "launch/*.md")
+  for path in _ROOT.glob(pattern)
+  if path.name != "CHANGELOG.md"  # it tells of what was, too
+)
+_FENCE = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
+_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_MODULE = re.compile(r"python3? -m ((?:hawis_jax|benchmarks)[\w.]*)")
+_FILE = re.compile(
+  r"(?<![\w/.~$<{:-])((?:\.\./)*(?:benchmarks|configs|docs|examples|hawis_jax|"
+  r"launch|tests)/[\w./-]*\w\.(?:py|md|sh|yaml))"
+)
+
+
+def _anchors(path):
+  """The anchors of a page's headings, as GitHub and MyST make them."""
+  headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", path.read_text()), re.M)
+  plain = (re.sub(r"[^\w\- ]", "", line.lower()) for line in headings)
+  return {line.strip().replace(" ", "-") for line in plain}
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.stem)
+def test_what_a_page_names_exists(page):
+  """Links and their anchors, modules that are run, files of the project."""
+  text, missing = page.read_text(), []
+  for link in _LINK.findall(_FENCE.sub("", text)):
+    if re.match(r"[a-z]+:", link):
+      continue
+    name, _, anchor = link.partition("#")
+    target = page.parent / name if name else page
+    if not target.exists() or (anchor and anchor not in _anchors(target)):
+      missing.append(link)
+  for name in _MODULE.findall(text):
+    path = _ROOT / name.rstrip(".").replace(".", "/")
+    package = path.is_dir() and (path / "__main__.py").is_file()
+    if not package and not path.with_suffix(".py").is_file():
+      missing.append(f"-m {name}")
+  for name in _FILE.findall(text):
+    places = (_ROOT / name, page.parent / name)
+    if not any(path.is_file() for path in places):
+      missing.append(name)
+  assert not missing
+
+
+def test_api_page_has_every_public_name():
+  named = re.findall(
+    r":: hawis_jax\.(\w+)", (_ROOT / "docs/api.md").read_text()
+  )
+  assert sorted(named) == sorted(set(hx.__all__) - {"__version__"})
+
+
+def test_readme_prints_the_example_that_runs():
+  """`examples/` runs in test_public.py."""
+  blocks = re.findall(
+    r"```python\n(.*?)```", (_ROOT / "README.md").read_text(), re.DOTALL
+  )
+  example = (_ROOT / "examples" / "evaluate_chips.py").read_text()
+  assert [block in example for block in blocks] == [True]

@@ -1,5 +1,6 @@
 """The documentation: what it names exists, what it prints runs."""
 
+import json
 import pathlib
 import re
 
@@ -67,3 +68,55 @@ def test_readme_prints_the_example_that_runs():
   )
   example = (_ROOT / "examples" / "evaluate_chips.py").read_text()
   assert [block in example for block in blocks] == [True]
+
+
+_NETS = {
+  "found": "found, 1-bit",
+  "uniform": "uniform, 1-bit",
+  "baseline_1x": "1x widths, 1-bit",
+  "baseline_1x_int8": "1x widths, 8-bit",
+}
+
+
+def _robust_training(results):
+  """The README's figure and table of `benchmarks/robust_training.py`."""
+  rows = {
+    (row["net"], row["training"], row["statistics"], row["scenario"])
+    + (round(row["severity"], 4),): row
+    for row in results["rows"]
+  }
+
+  def figure(*place):
+    row = rows[place]
+    low, mean, high = (100 * row[key] for key in ("low", "mean", "high"))
+    return f"{mean:.1f} ({low:.1f}, {high:.1f})"
+
+  lines = [
+    "![Accuracy on chips, plain and robust](docs/figures/robust_training.svg)",
+    "",
+    "| accuracy on chips [%] | variation 0.7, plain | trained on chips, "
+    "calibrated | stuck cells, plain | trained on chips, calibrated |",
+    "|---|---|---|---|---|",
+  ]
+  for net, words in _NETS.items():
+    cells = [
+      figure(net, *way, *place)
+      for place in (("variation", 0.7), ("stuck", 0.0175))
+      for way in (("plain", "fixed"), ("chips", "chip"))
+    ]
+    lines.append(f"| {' | '.join([words, *cells])} |")
+  seeds = {row["seeds"] for row in results["rows"]}
+  return "\n".join(lines), seeds
+
+
+def test_readme_has_the_figures_of_the_last_run():
+  """No table without results, and no other figure than theirs."""
+  path = _ROOT / "results" / "robust_training.json"
+  readme = (_ROOT / "README.md").read_text()
+  _, shown, _ = readme.split("<!-- robust_training -->")
+  if not path.is_file():
+    assert not shown.strip()
+    return
+  table, seeds = _robust_training(json.loads(path.read_text()))
+  assert table in shown
+  assert all(f"{count} trainings" in shown for count in seeds)

@@ -33,6 +33,10 @@ _RANGES = {
   "dead_columns": (0, 1),
   "variation": (0, 10),
   "gaussian_variation": (0, 10),
+  "chip_variation": (0, 10),
+  "tile_variation": (0, 10),
+  "chip_dispersion": (0, 0.9),
+  "tile_dispersion": (0, 0.9),
   "write_error": (0, 1e3),
   "drift_time": (0, 1e12),
   "drift_start": (1e-12, 1e12),
@@ -59,6 +63,7 @@ _WORDS = {
   "cell_bits": ([-1, 3, 8, 1.0, True, None, "2"], "allowed is 0 (one analog"),
   "adc_range": (["full", "", None, 1, ("full_scale",)], "one of full_scale, c"),
   "stuck_cells_vary": ([0, 1, None, "no"], "True or False"),
+  "fault_cluster": ([0, -1, 2.0, True, None], "a whole number of cells"),
   "spare_level": ([0, 1, None, "no"], "True or False"),
   "analog_inputs": ([0, 1, None, "no"], "True or False"),
 }
@@ -75,6 +80,7 @@ _OTHERS = {
   "drift_std": (0.7, 0.1, -0.1, 0.1),
   "telegraph": (3.4e-4, 7.1e-4),
   "stuck_cells_vary": True,
+  "fault_cluster": 3,
   "spare_level": True,
   "analog_inputs": True,
 }

@@ -16,16 +16,18 @@ import pytest
 from scipy import stats
 
 from hawis_jax import crossbar
+from hawis_jax.crossbar import cells
 from hawis_jax.crossbar import defects
 
 _TILE = (64, 64)
 _SHAPE = (384, 256)  # of the weights: 24 tiles
 _GRID = (6, 4)
+_DISPERSIONS = ("chip_dispersion", "tile_dispersion")
 # Effects on cells.
 _SEVERITIES = tuple(
   name
   for name in crossbar.DEFECTS
-  if name not in ("read_noise", "telegraph_noise")
+  if name not in ("read_noise", "telegraph_noise", *_DISPERSIONS)
 )
 _MEASURED = tuple(
   name for name, device in crossbar.PRESETS.items() if device.write_error
@@ -42,6 +44,8 @@ _ALL = crossbar.Device(
   dead_columns=0.05,
   variation=0.3,
   gaussian_variation=0.1,
+  chip_variation=0.2,
+  tile_variation=0.1,
   write_error=1.5,
   write_sigma=(0.01, 0.05, -1e-5),
   drift_time=1e5,
@@ -466,6 +470,8 @@ def _compose(levels, draws, device):
   g = g + _sigma(device, g) * draws["write_error"]
   g = g * np.exp(-device.variation * draws["variation"])
   g = g * (1 + device.gaussian_variation * draws["gaussian_variation"])
+  for whole in ("chip_variation", "tile_variation"):
+    g = g * np.exp(-getattr(device, whole) * draws[whole])
   exponent = _line(device.drift_mean, g, device)
   exponent += _line(device.drift_std, g, device) * draws["drift_time"]
   g = g * max(device.drift_time / device.drift_start, 1) ** -exponent
@@ -506,7 +512,10 @@ def drawn():
       "dead_rows": alone("dead_rows") == 0,
       "dead_columns": alone("dead_columns") == 0,
       "write_error": (alone("write_error") - targets) / _sigma(device, targets),
-      "variation": -np.log(alone("variation") / targets) / device.variation,
+      **{
+        name: -np.log(alone(name) / targets) / getattr(device, name)
+        for name in ("variation", "chip_variation", "tile_variation")
+      },
       "gaussian_variation": (alone("gaussian_variation") / targets - 1)
       / device.gaussian_variation,
       "drift_time": (exponent - _line(device.drift_mean, targets, device))
@@ -531,7 +540,7 @@ def test_every_effect_has_draws_of_its_own(drawn):
   cells = {
     name: np.asarray(draw, np.float64)
     for name, draw in draws.items()
-    if not name.startswith("dead")
+    if not name.startswith(("dead", "chip", "tile"))
   }
   for name, x in cells.items():
     assert are_uncorrelated(x[0], x[1]), name
@@ -546,6 +555,142 @@ def test_every_effect_has_draws_of_its_own(drawn):
     for line, axis in (("dead_rows", -1), ("dead_columns", -2)):
       dead = draws[line].all(axis).astype(float)
       assert are_uncorrelated(x.mean(axis), dead), (line, name)
+
+
+def test_chips_and_tiles_vary_as_wholes(drawn):
+  """A tile's pair has one factor, and a chip's tiles have one more."""
+  q, key, draws = drawn
+  theta = draws["chip_variation"]
+  np.testing.assert_allclose(theta, theta[0, 0, 0, 0, 0], atol=1e-4)
+  theta = draws["tile_variation"]
+  by_tile = theta[0, ..., 0, 0]
+  expected = np.broadcast_to(by_tile[..., None, None], theta.shape)
+  np.testing.assert_allclose(theta, expected, atol=1e-4)
+  assert len(np.unique(by_tile.round(3))) > 20 and _are_normal(by_tile)
+  device = crossbar.Device(chip_variation=0.3)
+
+  @jax.jit
+  @jax.vmap
+  def factor(key):
+    return defects.of_chip(key, device).chip_variation
+
+  assert _are_normal(factor(jax.random.split(key, 500)) / 0.3)
+
+
+@jax.jit
+def _numbers_of_stuck_cells(keys, device):
+  """Of chips of four tiles: `[S, 4, 2]`, (on, off)."""
+
+  def one(key):
+    own = defects.of_chip(key, device)
+    states = defects.fault_states(defects.tile_keys(key, (2, 2)), _SMALL, own)
+    return jnp.stack([(states == x).sum((1, 2, 3)) for x in (1, -1)], -1)
+
+  return jax.vmap(one)(keys)
+
+
+_SMALL = (2, 8, 8)
+
+
+@pytest.mark.slow
+def test_numbers_of_stuck_cells_are_beta_binomial(rng):
+  """Over chips of one dispersion, and over tiles of another about those."""
+  chips, size = 4000, 2 * 8 * 8
+  mean = 0.15
+  for chip, tile in ((0.05, 0.0), (0.0, 0.1), (0.2, 0.05), (0.0, 0.0)):
+    device = crossbar.Device(
+      stuck_on=np.float32(mean / 3),
+      stuck_off=np.float32(mean * 2 / 3),
+      chip_dispersion=np.float32(chip),
+      tile_dispersion=np.float32(tile),
+    )
+    keys = jax.random.split(_key(rng), chips)
+    numbers = np.asarray(_numbers_of_stuck_cells(keys, device), np.float64)
+    stuck = numbers.sum(-1)
+    # Of two cells of a tile, and of two tiles of a chip.
+    within, across = chip + (1 - chip) * tile, chip
+    total = stuck.sum(1)
+    variance = mean * (1 - mean) * 4 * size
+    variance *= 1 + (size - 1) * within + 3 * size * across
+    spread = np.square(total - 4 * size * mean)
+    error = spread.std() / np.sqrt(chips)
+    assert abs(spread.mean() - variance) < 5 * error, (chip, tile)
+    assert abs(total.mean() - 4 * size * mean) < 5 * np.sqrt(variance / chips)
+    # The kinds keep their shares, of all that are stuck.
+    on = numbers[..., 0].sum()
+    assert _is_binomial(np.repeat([True, False], [on, stuck.sum() - on]), 1 / 3)
+    if not (chip and tile):
+      of, counts = (4 * size, total) if chip else (size, stuck.ravel())
+      rho = chip or tile
+      scale = (1 / rho - 1) if rho else 1e9
+      exact = stats.betabinom(of, mean * scale, (1 - mean) * scale)
+      ends = exact.cdf(counts - 1), exact.cdf(counts)
+      assert _are_uniform(rng.uniform(*ends)), (chip, tile)
+
+
+@pytest.mark.slow
+def test_stuck_cells_in_clusters(rng):
+  """Squares of one kind: each cell as likely, of pairs what overlaps say."""
+  side, rates = 3, (0.02, 0.08)
+  device = crossbar.Device(
+    stuck_on=rates[0], stuck_off=rates[1], fault_cluster=side
+  )
+
+  @jax.jit
+  def states(key):
+    return defects.fault_states(
+      defects.tile_keys(key, _GRID), (2, 64, 64), device
+    )
+
+  found = np.stack([states(_key(rng)) for _ in range(40)])
+  found = found.reshape(-1, 64, 64)
+  for kind, rate in ((1, rates[0]), (-1, rates[1])):
+    share = (found == kind).mean((1, 2))
+    assert abs(share.mean() - rate) < 5 * share.std() / np.sqrt(len(share))
+  edge = (found[:, 0] != 0).mean(1)
+  assert abs(edge.mean() - 0.1) < 5 * edge.std() / np.sqrt(len(edge))
+  healthy = found == 0
+  for down, right in ((0, 1), (1, 1), (2, 0), (3, 0), (0, 7)):
+    overlap = max(side - down, 0) * max(side - right, 0)
+    expected = 0.9 ** (2 - overlap / side**2)
+    both = healthy & np.roll(healthy, (down, right), (1, 2))
+    share = both.mean((1, 2))
+    error = share.std() / np.sqrt(len(share))
+    assert abs(share.mean() - expected) < 5 * error, (down, right)
+
+
+@pytest.mark.slow
+def test_all_forms_are_of_the_chip_of_its_own_fault_rates(rng):
+  """Fold, planes, cells, and what placing knows."""
+  device = crossbar.Device(
+    stuck_on=0.1,
+    stuck_off=0.2,
+    chip_dispersion=0.3,
+    tile_dispersion=0.1,
+    fault_cluster=2,
+    tile_shape=(16, 16),
+  )
+  net = {"params": {"a": {"kernel": _integers(rng, (40, 20), bits=1)}}}
+  key = _key(rng)
+
+  @jax.jit
+  def forms(key):
+    fold, planes = (
+      crossbar.program(key, net, device, form=form)["crossbar"]["a"]
+      for form in ("float32", "bfloat16")
+    )
+    layer = cells.chip_cells(key, net, device)["a"]
+    known = crossbar.known_faults(key, net, device, crossbar.Placing())
+    return fold["weight"], planes["weight"], layer.faults, known
+
+  fold, planes, faults, known = map(np.asarray, forms(key))
+  np.testing.assert_array_equal(fold, planes.astype(np.float32))
+  np.testing.assert_array_equal(faults.reshape(known.shape), known)
+  given = {"a": faults}
+  healthy = crossbar.Device(tile_shape=(16, 16))
+  again = crossbar.program(key, net, healthy, faults=given)["crossbar"]["a"]
+  np.testing.assert_array_equal(fold, again["weight"])
+  assert 20 < (fold != net["params"]["a"]["kernel"]).sum() < 700
 
 
 @pytest.mark.parametrize("vary", [False, True])
@@ -577,7 +722,7 @@ def test_an_absent_effect_is_one_of_severity_0(rng):
   names = rng.permutation(_SEVERITIES)
   # Some are absent, then the others, then all.
   for absent in (names[::2], names[1::2], names):
-    zeros = dict(zip(absent, (0, 0.0, None) * 3, strict=False))
+    zeros = dict(zip(absent, (0, 0.0, None) * 5, strict=False))
     device = dataclasses.replace(_ALL, **zeros)
     leaves = len(jax.tree.leaves(_ALL)) - len(absent)
     assert len(jax.tree.leaves(device)) == leaves
@@ -652,6 +797,8 @@ def test_mean_output_at_the_published_rates(rng):
 _DIFFERENTIABLE = (
   "variation",
   "gaussian_variation",
+  "chip_variation",
+  "tile_variation",
   "write_error",
   "drift_time",
   "legacy_noise",

@@ -84,6 +84,7 @@ def conductances(
     InputError: a bad device, other bits or scales.
   """
   devices.validate(device)
+  device = defects.of_chip(key, device)
   cut = cut_kernel(weights, device, bits, scales)
   _, g = program_tiles(*stack_tiles([key], [cut]), device, bits, write)
   (g,) = by_layer(g, [cut])
@@ -108,6 +109,7 @@ def chip_cells(
   Raises:
     InputError: other bits or scales; faults that don't fit.
   """
+  device = defects.of_chip(key, device)
   keys, kernels = layer_keys(key, variables["params"], None)
   names = ["/".join(path) for path in kernels]
   cuts = [

@@ -76,6 +76,7 @@ def effective_weights(
       "allowed are adc_bits, read_noise and telegraph_noise of 0: with them "
       "read-out is no linear map; use crossbar.program"
     )
+  device = defects.of_chip(key, device)
   (layer,) = _layers([key], [weights], device, bits, write, scales)
   return _folded(layer, weights)
 
@@ -139,6 +140,7 @@ def program(
   cells.check_integers(variables, bits, scales)
   keys, kernels = cells.layer_keys(key, variables["params"], layers)
   check_readout(variables, device, bits, layers)
+  device = defects.of_chip(key, device)
   names = ["/".join(path) for path in kernels]
   programmed = _layers(
     keys,

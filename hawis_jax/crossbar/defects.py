@@ -12,6 +12,9 @@ pair, R rows and C columns of a tile. `normal` is n ~ N(0, 1) and `uniform` u in
 [0, 1), both of the shape of `g` [S].
 """
 
+import dataclasses
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -23,6 +26,9 @@ from hawis_jax.crossbar import draws
 _FAULT, _VARIATION, _GAUSSIAN, _DRIFT, _ROWS, _COLUMNS, _LEGACY, _WRITE = range(
   8
 )
+_TILE_VARIATION, _TILE_RATE = 8, 9
+# Of a chip's key, beyond its layers: what all its cells share.
+_CHIP_VARIATION, _CHIP_RATE = 2**30, 2**30 - 2
 # Slices of a weight after the first have layer keys of their own: these, far
 # beyond any tile row.
 _SLICES = 2**30
@@ -46,6 +52,41 @@ def tile_keys(
   rows, columns = jnp.indices(grid).reshape(2, -1)
   by_row = jax.vmap(jax.random.fold_in, (None, 0))(layer_key, rows)
   return jax.vmap(jax.random.fold_in)(by_row, columns)
+
+
+def of_chip(key: chex.PRNGKey, device: devices.Device) -> devices.Device:
+  """Returns the device as one chip has it, of what all its cells share drawn.
+
+  Its fault rates are the chip's; `chip_variation` is theta itself. The key is
+  the chip's, and not consumed.
+  """
+  own = {}
+  if devices.is_present(device.chip_variation):
+    bits = draws.words(jax.random.fold_in(key, _CHIP_VARIATION), (2, 1, 1))
+    own["chip_variation"] = device.chip_variation * draws.normal(bits[0, 0, 0])
+  rates = _rates(device)
+  if rates is not None and devices.is_present(device.chip_dispersion):
+    stream = jax.random.fold_in(key, _CHIP_RATE)
+    rates = _dispersed(stream, rates, device.chip_dispersion)
+    own.update(zip(("stuck_on", "stuck_off"), rates, strict=True))
+    own["chip_dispersion"] = 0.0
+  return dataclasses.replace(device, **own)
+
+
+def _dispersed(key, rates, dispersion):
+  """Returns (on, off) of a part, whose p = on + off is beta distributed.
+
+  Its variance is dispersion p (1 - p), and on / off stays as it is.
+  """
+  mean = sum(rates)
+  # Where there is no share, or no dispersion, it is not used.
+  inside = jnp.clip(mean, 1e-6, 1 - 1e-6)
+  rho = jnp.maximum(dispersion, 1e-6)
+  total = 1 / rho - 1
+  share = jax.random.beta(key, inside * total, (1 - inside) * total)
+  apart = (dispersion > 0) & (mean > 0) & (mean < 1)
+  factor = jnp.where(apart, share / inside, 1)
+  return tuple(jax.lax.stop_gradient(rate * factor) for rate in rates)
 
 
 def target_conductances(
@@ -117,7 +158,10 @@ def stick(
 
   One draw decides both faults, whose rates these are.
   """
-  is_on, is_off = _is_stuck(uniform, stuck_on, stuck_off)
+  return _stick(g, *_is_stuck(uniform, stuck_on, stuck_off), device)
+
+
+def _stick(g, is_on, is_off, device):
   g = jnp.where(is_on, device.g_on, g)
   return jnp.where(is_off, device.g_off, g)
 
@@ -130,19 +174,43 @@ def fault_states(
   int8 `[T, *shape]`: 1 stuck on, -1 stuck off, 0 healthy; `shape` is that of a
   tile's pair of arrays, (2, R, C).
   """
-  rates = _stuck_rates(device)
-  if rates is None:
+  if _rates(device) is None:
     return jnp.zeros((len(keys), *shape), jnp.int8)
 
   def one_tile(key):
-    is_on, is_off = _is_stuck(_fault_draw(key, shape), *rates)
+    is_on, is_off = _stuck_cells(key, shape, device)
     return jnp.where(is_off, -1, jnp.where(is_on, 1, 0)).astype(jnp.int8)
 
   return jax.vmap(one_tile)(keys)
 
 
-def _fault_draw(tile_key, shape):
-  return draws.uniform(draws.words(jax.random.fold_in(tile_key, _FAULT), shape))
+def _stuck_cells(tile_key, shape, device):
+  """Returns (on, off) of a tile's cells, bool of `shape`, (2, R, C)."""
+  rates = _rates(device)
+  if devices.is_present(device.tile_dispersion):
+    stream = jax.random.fold_in(tile_key, _TILE_RATE)
+    rates = _dispersed(stream, rates, device.tile_dispersion)
+  stream = jax.random.fold_in(tile_key, _FAULT)
+  uniform = draws.uniform(draws.words(stream, shape))
+  if device.fault_cluster == 1:
+    return _is_stuck(uniform, *rates)
+  least = _least_nearby(uniform, device.fault_cluster)
+  on, off = rates
+  return least < on, (least >= on) & (least < on + off)
+
+
+def _least_nearby(uniform, side):
+  """Returns the least draw of the square that ends at a cell, again uniform.
+
+  So a cell whose draw is small sticks a whole square. Edges wrap around: cells
+  there are as likely to stick as all others.
+  """
+  least = uniform
+  for axis in (1, 2):
+    shifted = [jnp.roll(least, shift, axis) for shift in range(side)]
+    least = functools.reduce(jnp.minimum, shifted)
+  # P(least < x) = 1 - (1 - x)^(side^2).
+  return -jnp.expm1(side**2 * jnp.log1p(-least))
 
 
 def on_dead_line(
@@ -165,7 +233,7 @@ def on_dead_line(
   return found
 
 
-def _stuck_rates(device):
+def _rates(device):
   """Returns (on, off); None where neither fault is present."""
   rates = device.stuck_on, device.stuck_off
   if not any(map(devices.is_present, rates)):
@@ -255,7 +323,7 @@ def cell_conductances(
   Args:
     keys: `[T]`, from `tile_keys`.
     targets: `[T, 2, R, C]` [S], from `target_conductances`.
-    device: severities may be traced.
+    device: of `of_chip`; severities may be traced.
     steps: from g_off to g_on.
     write: number of the programming: another one has the same chip's defects,
       and write errors of its own.
@@ -279,9 +347,8 @@ def _tile_conductances(key, g, faults, device, steps, write):
     return draws.normal(draws.words(key, g.shape))
 
   def stuck(g):
-    rates = _stuck_rates(device)
-    if rates is not None:
-      g = stick(g, _fault_draw(key, g.shape), *rates, device)
+    if _rates(device) is not None:
+      g = _stick(g, *_stuck_cells(key, g.shape, device), device)
     if faults is not None:
       g = jnp.where(faults > 0, device.g_on, g)
       g = jnp.where(faults < 0, device.g_off, g)
@@ -297,6 +364,11 @@ def _tile_conductances(key, g, faults, device, steps, write):
   if devices.is_present(device.gaussian_variation):
     normals = normal(stream(_GAUSSIAN))
     g = gaussian_variation(g, normals, device.gaussian_variation)
+  if devices.is_present(device.chip_variation):
+    g = lognormal_variation(g, 1, device.chip_variation)  # see `of_chip`
+  if devices.is_present(device.tile_variation):
+    bits = draws.words(stream(_TILE_VARIATION), (2, 1, 1))
+    g = lognormal_variation(g, draws.normal(bits[:1]), device.tile_variation)
   if devices.is_present(device.drift_time):
     g = drift(g, normal(stream(_DRIFT)), device)
   if devices.is_present(device.legacy_noise):

@@ -57,8 +57,16 @@ class Device:
       published code; else they sit at exactly `g_on` or `g_off`.
     dead_rows: share of word lines that carry no current (chip scope).
     dead_columns: share of bit lines that carry no current (chip scope).
+    chip_dispersion: rho of the share of a chip's cells that are stuck, beta
+      distributed, of mean stuck_on + stuck_off = p and variance rho p (1 - p):
+      chips' numbers of stuck cells are beta-binomial (chip scope).
+    tile_dispersion: the same of tiles about their chip's share.
+    fault_cluster: side of the squares of cells that are stuck alike [cells]; 1:
+      cells one by one.
     variation: gamma, sigma of the lognormal device-to-device variation
       G exp(-theta), theta ~ N(0, gamma^2) (chip scope).
+    chip_variation: the same of one theta for all cells of a chip.
+    tile_variation: the same of one theta for all cells of a tile's arrays.
     gaussian_variation: s of the variation max(G (1 + s n), 0), n ~ N(0, 1)
       (chip scope).
     write_error: programming error max(G + severity sigma(G) n, 0), n ~ N(0, 1)
@@ -127,6 +135,11 @@ class Device:
   adc_bits: int = 0
   adc_range: str = _static("full_scale")
   adc_percentile: float = _static(99.9)
+  chip_variation: float = 0.0
+  tile_variation: float = 0.0
+  chip_dispersion: float = 0.0
+  tile_dispersion: float = 0.0
+  fault_cluster: int = _static(1)
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Device))
@@ -148,9 +161,14 @@ DEFECTS = (
   "read_noise",
   "telegraph_noise",
   "legacy_noise",
+  "chip_variation",
+  "tile_variation",
+  "chip_dispersion",
+  "tile_dispersion",
 )
 # Severities of all effects.
 EFFECTS = (*DEFECTS, "wire_resistance", "load_resistance", "adc_bits")
+_STUCK = ("stuck_on", "stuck_off", "chip_dispersion", "tile_dispersion")
 # What a scenario may set: numbers and words, of which each chip has one.
 SCENARIO_FIELDS = tuple(
   field.name
@@ -255,7 +273,7 @@ def only_sticks(device: Device) -> bool:
   return not any(
     is_present(getattr(device, field))
     for field in EFFECTS
-    if field not in ("stuck_on", "stuck_off")
+    if field not in _STUCK
   )
 
 
@@ -270,6 +288,10 @@ _NUMBERS = {
   "dead_columns": (0, 1, "a share of bit lines in [0, 1]"),
   "variation": (0, 10, "a sigma in [0, 10]"),
   "gaussian_variation": (0, 10, "a relative sigma in [0, 10]"),
+  "chip_variation": (0, 10, "a sigma in [0, 10]"),
+  "tile_variation": (0, 10, "a sigma in [0, 10]"),
+  "chip_dispersion": (0, 0.9, "a dispersion in [0, 0.9]"),
+  "tile_dispersion": (0, 0.9, "a dispersion in [0, 0.9]"),
   "write_error": (0, 1e3, "a factor in [0, 1000]"),
   "drift_time": (0, 1e12, "a time [s] in [0, 1e+12]"),
   "drift_start": (1e-12, 1e12, "a time [s] in [1e-12, 1e+12]"),
@@ -299,6 +321,10 @@ _RULES = {
     # Not a bool, which equals 0 or 1.
     lambda n: type(n) is int and n in (0, 1, 2),
     "0 (one analog cell a weight), 1 or 2",
+  ),
+  "fault_cluster": (
+    lambda n: type(n) is int and n > 0,
+    "a whole number of cells from 1 on",
   ),
   "stuck_cells_vary": _BOOL,
   "spare_level": _BOOL,
@@ -435,6 +461,11 @@ def is_finite(x: Any) -> bool:
 
 def _check_combinations(device, name):
   """Refuses what the formulas do not cover, and says why."""
+  if device.fault_cluster > min(device.tile_shape):
+    raise errors.InputError(
+      f"{name}.fault_cluster: got {device.fault_cluster}, allowed are 1 to "
+      f"{min(device.tile_shape)}: a square fits a tile of {device.tile_shape}"
+    )
   low, high = device.write_range
   if is_present(device.write_error) and not any(device.write_sigma):
     raise errors.InputError(

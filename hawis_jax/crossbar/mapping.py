@@ -23,6 +23,7 @@ import numpy as np
 
 from hawis_jax import errors
 from hawis_jax.crossbar import cells
+from hawis_jax.crossbar import defects
 from hawis_jax.crossbar import devices
 from hawis_jax.crossbar import tiles
 
@@ -303,6 +304,7 @@ def known_faults(
 
   int8 `[T, 2, R, C]`: 1 stuck on, -1 stuck off or on a dead line, 0 healthy.
   """
+  device = defects.of_chip(key, device)
   keys, kernels = cells.layer_keys(key, variables["params"], layers)
   names = _names(kernels)
   cuts = cut(kernels.values(), names, device, placing, bits, scales)

@@ -135,6 +135,24 @@ EFFECTS = {
     "{:g} x the published noise", 1,
     "As in the published code: a third of the whole conductance range, here "
     "drawn once a chip. For comparison only; no device has it."),
+  "chip_variation": Effect(
+    "Variation between chips", "std of a chip's ln $G$",
+    "chips' variation of {:g}", 1,
+    "All conductances of a chip are divided by one exp(θ), θ normal."),
+  "tile_variation": Effect(
+    "Variation between tiles", "std of a tile's ln $G$",
+    "tiles' variation of {:g}", 1,
+    "All conductances of a tile are divided by one exp(θ), θ normal."),
+  "chip_dispersion": Effect(
+    "Chips of more or fewer stuck cells", r"$\rho$ of the share of stuck cells",
+    "chips' dispersion of {:g}", 1,
+    "The share of a chip's cells that are stuck is beta distributed, of "
+    "variance ρ p (1 - p) about its mean p."),
+  "tile_dispersion": Effect(
+    "Tiles of more or fewer stuck cells", r"$\rho$ of the share of stuck cells",
+    "tiles' dispersion of {:g}", 1,
+    "The share of a tile's cells that are stuck is beta distributed about its "
+    "chip's."),
   "wire_resistance": Effect(
     "IR drop of wires", r"wire resistance a cell [$\Omega$]",
     "wires of {:g} Ω a cell", 1, _IR_DROP),

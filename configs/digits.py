@@ -3,8 +3,8 @@
 python -m hawis_jax.main --config configs/digits.py
 
 The found net, trained on chips, stands beside itself trained without, and
-beside opponents trained on chips: as large and uniform, of the 1x widths, and of
-these with 8-bit weights.
+beside opponents trained on chips: as large and uniform, of the 1x widths, and
+of these with 8-bit weights.
 """
 
 from hawis_jax.config import settings

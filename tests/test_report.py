@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import types
+from unittest import mock
 import zlib
 
 import numpy as np
@@ -64,6 +65,13 @@ def _experiment(**fields):
     device=settings.device(config),
     widths=known,
   )
+
+
+def _sweeps(result):
+  """(statistics, scenario, entries) of a net's result."""
+  for kind, sweeps in result["sweeps"].items():
+    for scenario, entries in sweeps.items():
+      yield kind, scenario, entries
 
 
 def _swept(workdir, rng, experiment):
@@ -191,7 +199,8 @@ class _Page(html_parser.HTMLParser):
     assert not self.open
 
   def handle_starttag(self, tag, attrs):
-    assert tag not in ("script", "link", "iframe", "object", "base", "img")
+    assert tag not in ("link", "iframe", "object", "base", "img")
+    assert tag != "script" or not attrs  # it is our own, in the page
     self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href")]
     self.ids += [v for k, v in attrs if k == "id"]
     if tag in ("svg", "table"):  # in a box that scrolls and says what it shows
@@ -213,7 +222,9 @@ class _Page(html_parser.HTMLParser):
     assert self.open.pop()[0] == tag
 
   def handle_data(self, data):
-    self.text += data
+    data = data.replace("\u00a0", " ")
+    if not self.open or self.open[-1][0] not in ("script", "style", "title"):
+      self.text += data
     if self.open and self.open[-1][0] in ("td", "th"):
       self.rows[-1][-1] += data
 
@@ -222,11 +233,13 @@ class _Page(html_parser.HTMLParser):
     return next(r for r in self.rows if r[: len(start)] == list(start))
 
 
-def _run(experiment, workdir):
+def _run(experiment, workdir, drawn=True):
   """Runs the stage; returns report.json's content and the page."""
   quiet = dict(flush=lambda: None, say=lambda text: None)
   metrics = types.SimpleNamespace(recording=True, **quiet)
-  report.run(experiment, workdir, metrics)
+  draw = figures.draw if drawn else lambda content: {}  # which takes seconds
+  with mock.patch.object(figures, "draw", draw):
+    report.run(experiment, workdir, metrics)
   content = storage.read_record(workdir / "report" / "report.json")
   return content, _Page((workdir / "report" / "index.html").read_text())
 
@@ -254,7 +267,7 @@ def test_tables_hold_accuracy_of_every_net_and_severity(made):
     bar = 0.1 + 0.5 * (p - 0.1)  # halfway from chance to clean
     assert row[-2] == f"{100 * bar:.2f}"
     assert row[-1] == f"{100 * (0.9 - 0.5 * np.exp(-4)):.2f} (step 400)"
-    for scenario, entries in facts.sweeps(swept[name]).items():
+    for _, scenario, entries in _sweeps(swept[name]):
       for entry in entries:
         chips = np.array(entry["accuracy"])
         correct = tally.load_correct(workdir / "robustness", entry, n)
@@ -308,16 +321,16 @@ def test_costs_are_those_of_the_widths(made):
 def test_differences_are_paired(made):
   workdir, _, swept, content, page = made
   correct = {
-    (net, scenario, entry["severity"]): tally.load_correct(
+    (net, kind, scenario, entry["severity"]): tally.load_correct(
       workdir / "robustness", entry, 360
     ).astype(float)
     for net, result in swept.items()
-    for scenario, entries in facts.sweeps(result).items()
+    for kind, scenario, entries in _sweeps(result)
     for entry in entries
   }
   assert len(content["comparisons"]) == 2 * (6 + 5 + 7 + 1)
   for row in content["comparisons"]:
-    place = row["scenario"], row["severity"]
+    place = facts.place(row)
     gap = correct["found", *place] - correct[row["rival"], *place]
     np.testing.assert_allclose(row["difference"], gap.mean(), atol=1e-12)
     # About as wide as Student's of the dominant factor, and no narrower.
@@ -328,7 +341,7 @@ def test_differences_are_paired(made):
     assert row["over"] == ("chips and images" if len(gap) > 1 else "images")
     cell = style.estimate(gap.mean(), (low, high), style.points)
     cell += f"\n{row['verdict']}"
-    lines = [r for r in page.rows if r[0] == style.severity(*place)]
+    lines = [r for r in page.rows if r[0] == style.severity(*place[1:])]
     assert any(cell in line for line in lines)
   decided = statistics.verdicts(content["comparisons"])
   told = [row["verdict"] for row in content["comparisons"]]
@@ -357,13 +370,13 @@ def test_the_search_is_told_budget_by_budget(rng, tmp_path, kind):
   names = rng.permutation(registry.NAMES).tolist()
   experiment = _experiment(search__methods=tuple(names))
   _write(tmp_path, rng, experiment, kind, (0.7, 1.0))
-  content, page = _run(experiment, tmp_path)
+  content, page = _run(experiment, tmp_path, drawn=False)
   search = content["search"]
   result = storage.read_record(tmp_path / "search" / "result.json")
-  assert search == {**result, "comparisons": search["comparisons"]}
+  assert {name: search[name] for name in result} == result
   text = " ".join(page.text.split())
   assert "and at most 2.00 ms of latency and at most 250 µs between" in text
-  assert "7 methods, each scored 6,400 width vectors" in text
+  assert f"{len(names)} methods, each scored 6,400 width vectors" in text
   looks, field = style.method_looks(names), cost.KINDS[kind].field
   for budget, most in enumerate(search["budgets"]):
     for name in (*names, "uniform"):
@@ -413,16 +426,16 @@ def test_a_run_is_reported_as_its_stages_left_it(finished):
     name: result["clean"] for name, result in swept.items()
   }
   measured = [
-    (name, scenario, entry["severity"], entry["mean"])
+    (name, kind, scenario, entry["severity"], entry["mean"])
     for name in content["nets"]
-    for scenario, entries in facts.sweeps(swept[name]).items()
+    for kind, scenario, entries in _sweeps(swept[name])
     for entry in entries
   ]
   told = [
-    (row["net"], row["scenario"], row["severity"], row["mean"])
-    for row in content["accuracy"]
+    (row["net"], *facts.place(row), row["mean"]) for row in content["accuracy"]
   ]
   assert told == measured and content["missing"] == []
+  assert content["search"]["scored"] and content["search"]["importance"] is None
   assert {k: content["search"][k] for k in search} == search
   assert page.row(style.net_name("found"), "1-bit")
   assert page.row(style.severity("stuck_off", 0.1))
@@ -431,24 +444,27 @@ def test_a_run_is_reported_as_its_stages_left_it(finished):
 
 
 def test_figures_show_the_numbers(rng, tmp_path):
-  """The front with its budgets, and bars where there is one severity."""
+  """The front with its budgets, and points where there is one severity."""
   scenarios = {"stuck_on": (0.01,)}, {"variation": (0.1, 0.4)}
   experiment = _experiment(robustness__scenarios=scenarios)
   _write(tmp_path, rng, experiment, "energy", (0.7, 1.0))
-  content, _ = _run(experiment, tmp_path)
+  content, _ = _run(experiment, tmp_path, drawn=False)
   search = content["search"]
-  (panel,) = figures.front(content).axes
+  figure, values = figures.front(content)
+  assert len(values) == sum(map(len, search["candidates"].values()))
+  (panel,) = figure.axes
   drawn = [np.array(line.get_data(), float).T for line in panel.lines]
   front = [(p["energy_joule"], 100 * p["score"]) for p in search["front"]]
   assert any(np.array_equal(line, front) for line in drawn)
   for budget in search["budgets"]:
     assert any(np.allclose(line[:, 0], budget) for line in drawn)
-  bars, sweeps = figures.robustness(content).axes
+  figure, values = figures.robustness(content)
+  points, sweeps = figure.axes
   rows, drawn = content["accuracy"], [x.get_ydata() for x in sweeps.lines]
-  heights = [patch.get_height() for patch in bars.patches]
+  np.testing.assert_array_equal(values["mean"], [row["mean"] for row in rows])
+  heights = [y for line in points.lines for y in line.get_ydata()][::-1]
   means = [100 * r["mean"] for r in rows if r["scenario"] == "stuck_on"]
   np.testing.assert_allclose(heights, means)
-  assert not sweeps.patches
   for net in content["nets"]:
     of = [r for r in rows if r["net"] == net and r["scenario"] == "variation"]
     means = [100 * r["mean"] for r in of]
@@ -480,34 +496,45 @@ def test_the_claim_is_that_of_the_harshest_severities(made, verdicts, claim):
     for scenario, verdict in zip(scenarios, verdicts, strict=True):
       if severity != 1:  # not the harshest, or hopeless: must not be told
         verdict = "behind" if verdict == "ahead" else "ahead"
-      place = dict(scenario=scenario, severity=severity)
+      place = dict(statistics="fixed", scenario=scenario, severity=severity)
       gap = dict(zip(("difference", "ci95"), _VERDICTS[verdict], strict=True))
       content["accuracy"].append(dict(net="found", mean=mean, **place))
-      pair = dict(rival="uniform", verdict=verdict, **gap, **place)
+      pair = dict(net="found", rival="uniform", rival_statistics="fixed")
+      pair |= dict(verdict=verdict, **gap, **place)
       content["comparisons"].append(pair)
-  (line,) = facts.claims(content)
+  content["harshest"] = facts.harshest(
+    content["accuracy"], content["nets"], "found"
+  )
+  assert content["harshest"] == dict.fromkeys(scenarios, 1.0)
+  line, *_ = facts.answers(content)["Was the search worth it?"]
   nets = content["nets"]
-  ours, theirs = (nets[n]["arrays"] for n in ("found", "uniform"))
-  assert claim in line and f"at {ours / theirs:.2f} times the cost" in line
+  for name, kind in (("arrays", "arrays"), ("energy", "energy_joule")):
+    ours, theirs = (nets[n][kind] for n in ("found", "uniform"))
+    assert claim in line and f"{ours / theirs:.2f} times the {name}" in line
   ends = {100 * _VERDICTS[v][0] for v in verdicts}
   for end in (min(ends), max(ends)):
     assert (f"{end:+.2f}" if end else "0.00") in line
   nets = {**nets, "uniform": {**nets["uniform"], "widths": list(_FOUND)}}
-  (line,) = facts.claims({**content, "nets": nets})
+  answers = facts.answers({**content, "nets": nets})
+  line, *_ = answers["Was the search worth it?"]
   assert "has the same widths as" in line
 
 
 def test_the_page_stands_alone_and_everything_is_escaped(made):
-  workdir, *_, page = made
+  workdir, *_, content, page = made
   text = page.html
-  assert "<script" not in text and "<script>alert(1)</script>&" in page.text
-  # It points at its own parts alone, and no id occurs twice.
-  assert all(link.startswith("#") for link in page.links)
-  assert {link[1:] for link in page.links} <= {*page.ids}
+  assert text.count("<script") == 1
+  assert "<script>alert(1)</script>&" in page.text
+  # It points at its own parts and files alone, and no id occurs twice.
+  files = {path.name for path in (workdir / "report").iterdir()}
+  parts = {link for link in page.links if link.startswith("#")}
+  assert {link[1:] for link in parts} <= {*page.ids}
+  assert {*page.links} - parts == files - {"index.html", "report.json"}
   assert len({*page.ids}) == len(page.ids)
   assert "@import" not in text and text.count("url(") == text.count("url(#")
-  assert len({*page.labels}) == len(figures.NAMES) and all(page.labels)
-  for name in figures.NAMES:
+  assert len({*page.labels}) == len(content["files"]) // 3 and all(page.labels)
+  assert len({*figures.NAMES}) == 11
+  for name in {file.split(".")[0] for file in content["files"]} - {"index"}:
     svg = (workdir / "report" / f"{name}.svg").read_text()
     # In the page, each colour has a twin on dark screens.
     for color in set(re.findall(r"#[0-9a-f]{6}\b", svg)):
@@ -519,8 +546,8 @@ def test_the_same_content_gives_the_same_bytes(made):
   workdir, experiment, _, content, page = made
   drawn = figures.draw(content)
   assert render.render(content, drawn) == page.html
-  for name, svg in drawn.items():
-    assert svg == (workdir / "report" / f"{name}.svg").read_text()
+  for name, file in render.files(drawn).items():
+    assert file == (workdir / "report" / name).read_bytes(), name
   again = json.loads(json.dumps(report.collect(experiment, workdir)))
   assert again | {"files": content["files"]} == content
   # Nets were measured by two versions: both are told.
@@ -539,19 +566,23 @@ def test_nets_given_by_name_are_compared(rng, tmp_path):
   assert list(content["nets"]) == nets and content["main_net"] == nets[0]
   assert content["search"] is content["space"] is None
   assert content["missing"] == []  # a float net meets no chips
-  shown = ["robustness", "widths", "utilisation", "components", "training"]
-  assert [*content["files"]] == [*(f"{n}.svg" for n in shown), "index.html"]
+  shown = ["robustness", "chips", "yield"]
+  shown += ["widths", "utilisation", "components", "training"]
+  files = [f"{name}.{kind}" for name in shown for kind in ("svg", "pdf", "csv")]
+  assert [*content["files"]] == [*files, "index.html"]
   before, configured = page.text.split("\nConfiguration")
   after = configured.split("What the numbers mean")[1]
   for word in ("search", "policy", "uper-net", "found", "budget"):
     assert word not in before + after, word
-  better, worse = facts.claims(content)
+  answers = facts.answers(content)
+  (better,) = answers["Against other widths"]
+  (worse,) = answers["Against 8-bit weights"]
   assert "loses to the HAWIS-A (ResNet-18)" in better
   arrays = style.quantity("arrays", swept[nets[0]]["arrays"])
   assert "8-bit 1x" in worse and "times" not in worse
   assert f"{arrays} crossbar arrays of 1-bit weights against {arrays} " in worse
   row = page.row("float 1x", "float")
-  assert row[2:8] == ["-"] * 6 and row[8] == "360 of 360"
+  assert row[2:10] == ["-"] * 8 and row[10] == "360 of 360"
   # Groups of blocks start where the published 1x widths double.
   doubled = np.flatnonzero(np.diff(_WIDTHS["resnet18_1x"])) + 2
   assert content["group_starts"] == [1, *doubled]
@@ -562,8 +593,12 @@ def test_only_float_nets_are_on_no_chip(rng, tmp_path):
   _write(tmp_path, rng, experiment)
   content, page = _run(experiment, tmp_path)
   assert content["main_net"] is None and content["accuracy"] == []
-  assert facts.claims(content)[0] in page.text
-  assert [*content["files"]] == ["widths.svg", "training.svg", "index.html"]
+  assert facts.answers(content)["On chips"][0] in page.text
+  assert {f.split(".")[0] for f in content["files"]} == {
+    "widths",
+    "training",
+    "index",
+  }
 
 
 def test_one_net_and_one_method_have_no_rival(rng, tmp_path):
@@ -578,7 +613,7 @@ def test_one_net_and_one_method_have_no_rival(rng, tmp_path):
   (tmp_path / "metrics.jsonl").unlink()
   content, page = _run(experiment, tmp_path)
   assert content["comparisons"] == content["search"]["comparisons"] == []
-  assert "there is no other on chips" in page.text
+  assert "is alone on chips" in page.text
   assert "training.svg" not in content["files"]
 
 
@@ -600,7 +635,7 @@ def test_odd_names_are_escaped(rng, tmp_path):
   assert "<i>" not in page.html
   assert "{both} <i>&: 10 % stuck off" in {row[0] for row in page.rows}
   assert "new = 0.1" in {row[0] for row in page.rows}
-  assert "minus <i>int8" in {cell for row in page.rows for cell in row}
+  assert "found minus <i>int8" in {cell for row in page.rows for cell in row}
 
 
 def test_an_unfinished_sweep_says_what_is_missing(rng, tmp_path):
@@ -612,7 +647,7 @@ def test_an_unfinished_sweep_says_what_is_missing(rng, tmp_path):
   del sweeps["variation"]
   del sweeps["stuck_on"][-1]
   storage.write_record(tmp_path / "robustness" / "result.json", swept)
-  content, page = _run(experiment, tmp_path)
+  content, page = _run(experiment, tmp_path, drawn=False)
   assert "uniform: 2 % stuck on; uniform: variation γ = 0; " in page.text
   assert content["missing"][0] == "1x baseline: everything"
   assert len(content["missing"]) == 1 + 1 + 7
@@ -655,7 +690,7 @@ def test_what_stops_it_is_named(rng, tmp_path):
   _write(tmp_path, rng, experiment)
   (tmp_path / "report").write_text("a file")
   with pytest.raises(errors.InputError, match="can't write"):
-    _run(experiment, tmp_path)
+    _run(experiment, tmp_path, drawn=False)
   (tmp_path / "search" / "result.json").unlink()
   with pytest.raises(errors.InputError, match="--stages search first"):
     _run(experiment, tmp_path)
@@ -696,9 +731,23 @@ def test_names_and_looks_differ():
   presets = {style.net_name(net) for net in width_vectors.PRESETS}
   assert len(presets) == len(width_vectors.PRESETS)
   for looks in (style.net_looks(nets), style.method_looks(registry.NAMES)):
+    assert len(looks) >= 8
     for field in ("name", "color", "marker"):
-      assert len({getattr(look, field) for look in looks.values()}) == 8
+      assert len({getattr(look, field) for look in looks.values()}) == len(
+        looks
+      )
   assert len(style.net_looks(map(str, range(20)))) == 20
+  # Trained on chips: the same colour and marker, dashed and open.
+  plain, chips = style.net_looks(("found", "found_chips")).values()
+  assert (plain.color, plain.marker) == (chips.color, chips.marker)
+  assert (plain.dashes, plain.face) == ("-", plain.color)
+  assert (chips.dashes, chips.face) == ("--", "none")
+  # Of another run: the same colours.
+  looks = style.net_looks(
+    ("a: found", "b: uniform", "b: found", "b: found_chips")
+  )
+  assert looks["a: found"].color == looks["b: found"].color
+  assert len({look.dashes for look in looks.values()}) == 3
 
 
 def test_amounts_have_three_digits():

@@ -1,4 +1,4 @@
-"""Stage 5: report/index.html, its figures as SVG, and report/report.json.
+"""Stage 5: report/index.html, its figures as files, and report/report.json.
 
 `collect` turns the results into report.json's content; figures and page are
 made of nothing else, and the same content gives the same bytes.
@@ -12,6 +12,8 @@ import pathlib
 import re
 import shlex
 import sys
+
+import numpy as np
 
 from hawis_jax import errors
 from hawis_jax.config import settings
@@ -27,8 +29,6 @@ from hawis_jax.report import style
 from hawis_jax.runtime import storage
 from hawis_jax.runtime.metrics import Metrics
 from hawis_jax.runtime.metrics import read
-
-_FORMAT = 11  # of report.json and the page; a new one remakes old reports
 
 
 def run(
@@ -49,21 +49,23 @@ def run(
   if _is_finished(folder, content["digest"]):
     return
   drawn = figures.draw(content)
-  texts = {f"{name}.svg": svg for name, svg in drawn.items()}
-  texts["index.html"] = render.render(content, drawn)
+  files = render.files(drawn)
+  files["index.html"] = render.render(content, drawn).encode()
   content["files"] = {
-    name: hashlib.sha256(text.encode()).hexdigest()
-    for name, text in texts.items()
+    name: hashlib.sha256(file).hexdigest() for name, file in files.items()
   }
   with storage.write_errors(folder):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").unlink(missing_ok=True)
     for name in figures.NAMES:
-      (folder / f"{name}.svg").unlink(missing_ok=True)
-    for name, text in texts.items():
-      storage.write_bytes(folder / name, text.encode())
+      for kind in figures.Drawn._fields:
+        (folder / f"{name}.{kind}").unlink(missing_ok=True)
+    for name, file in files.items():
+      storage.write_bytes(folder / name, file)
   # Last: its digest says that the rest is complete.
   storage.write_record(folder / "report.json", content)
+  for warning in facts.warnings(content):
+    metrics.say(f"warning: {warning}")
   metrics.say(f"report  {folder / 'index.html'}")
 
 
@@ -95,7 +97,10 @@ def collect(experiment: Experiment, workdir: pathlib.Path) -> dict:
   swept = facts.in_order(swept, main)
   found = None  # no net needed a search
   if experiment.space:
-    found = facts.search(results.load_search(workdir))
+    table = results.evaluations_path(workdir)
+    found = facts.search(
+      results.load_search(workdir), np.load(table) if table.exists() else None
+    )
   known = {
     name: experiment.widths[name]
     for name in net_names.vector_names(config.network.depth)
@@ -128,14 +133,16 @@ def collect(experiment: Experiment, workdir: pathlib.Path) -> dict:
     "group_starts": _group_starts(config),
     "chance": 1 / experiment.splits.num_classes,
   }
-  identity = json.dumps([_FORMAT, inputs, swept], sort_keys=True)
+  identity = json.dumps([facts.FORMAT, inputs, swept], sort_keys=True)
   rows = facts.accuracy(swept, inputs["chance"], config.robustness.failed_below)
+  harshest = facts.harshest(rows, swept, main)
 
   def load_correct(row):
     images = swept[row["net"]]["test_images"]
     return tally.load_correct(workdir / "robustness", row, images)
 
   return {
+    "format": facts.FORMAT,
     "digest": hashlib.sha256(identity.encode()).hexdigest(),
     "name": _name(command, workdir),
     "measured": measured,
@@ -149,12 +156,17 @@ def collect(experiment: Experiment, workdir: pathlib.Path) -> dict:
       for name, result in swept.items()
     },
     "comparisons": facts.comparisons(rows, main, load_correct),
-    "accuracy": [
-      {name: value for name, value in row.items() if name != "accuracy"}
-      for row in rows
-    ],
+    "harshest": harshest,
+    "accuracy": [_without_chips(row, harshest) for row in rows],
     "missing": _missing(config, swept),
   }
+
+
+def _without_chips(row, harshest):
+  """A row; its chips are drawn where it is of a harshest severity."""
+  if row["chips"] > 1 and harshest.get(row["scenario"]) == row["severity"]:
+    return row
+  return {name: value for name, value in row.items() if name != "accuracy"}
 
 
 def _versions(swept):
@@ -182,8 +194,9 @@ def _missing(config, swept):
       missing += [f"{name}: everything"] * (result is None)
     elif result is not None:
       if step.severity.value not in robustness.severities(result, step):
-        scenario = facts.key(step.statistics, step.scenario)
-        severity = style.severity(scenario, step.severity.value)
+        severity = style.severity(step.scenario, step.severity.value)
+        if len(config.robustness.batch_norm) > 1:
+          severity += f" ({step.statistics} statistics)"
         missing.append(f"{name}: {severity}")
   return missing
 

@@ -17,7 +17,6 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from hawis_jax import errors
 from hawis_jax.robustness import statistics
 from hawis_jax.runtime import distributed
 from hawis_jax.runtime import storage
@@ -80,7 +79,8 @@ class Tally:
   @property
   def correct(self) -> np.ndarray:
     """Which images every chip classifies correctly, bool `[S, N]`."""
-    return _unpack(np.array(self._packed, np.uint8), self._num_images)
+    packed = np.array(self._packed, np.uint8)
+    return np.unpackbits(packed, 1, self._num_images).view(bool)
 
   @property
   def accuracy(self) -> np.ndarray:
@@ -139,17 +139,7 @@ def load_correct(
     InputError: the file is missing or not the one that was written.
   """
   path = epath.Path(folder) / entry["correct"]["file"]
-  content = path.read_bytes() if path.exists() else b""
-  if hashlib.sha256(content).hexdigest() != entry["correct"]["sha256"]:
-    raise errors.InputError(
-      f"{path}: missing, or got another content than was written there; "
-      f"restore the file, or delete {folder} to measure anew"
-    )
-  return _unpack(np.load(io.BytesIO(content)), num_images)
-
-
-def _unpack(packed, num_images):
-  return np.unpackbits(packed, axis=1, count=num_images).view(bool)
+  return storage.read_bits(path, entry["correct"]["sha256"], num_images)
 
 
 def _file_name(severity):

@@ -5,6 +5,7 @@ is a DataFrame of text, its first column the name of the row.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import operator
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,8 @@ from hawis_jax.networks import net_names
 from hawis_jax.report import style
 from hawis_jax.robustness import statistics
 
+FORMAT = 12  # of report.json and the page; a new one remakes old reports
+_MOST_LINES = 300  # of scored vectors that are drawn
 _ORDER = ("found", "uniform", "baseline_1x")  # others follow
 # {robustness.batch_norm: what nets have on chips}
 _STATISTICS = {
@@ -24,6 +27,15 @@ _STATISTICS = {
   "chip": "normalisation statistics measured on every chip with {images} "
   "training images",
 }
+_SEARCH = "Was the search worth it?"
+_TRAINING = "What training on chips brings"
+_CALIBRATION = "What calibrating brings"
+_ALONE, _WIDTHS, _REFERENCES = (
+  "On chips",
+  "Against other widths",
+  "Against 8-bit weights",
+)
+_QUESTIONS = (_ALONE, _SEARCH, _WIDTHS, _TRAINING, _CALIBRATION, _REFERENCES)
 _VERDICTS = {
   "ahead": "beats",
   "behind": "loses to",
@@ -34,16 +46,19 @@ _VERDICTS = {
 def main_net(swept: Mapping[str, dict], names: Sequence[str]) -> str | None:
   """Returns the net that the others are compared with; None: none on chips.
 
-  It is the found net, else the first binary one.
+  It is the found net, one trained on chips before one that is not, else the
+  first binary one.
 
   Args:
     swept: results of the robustness stage, {net: result}.
     names: of the nets, as configured.
   """
+  favourites = ("found_chips", "found")
 
   def rank(net):
-    place = (*names, net).index(net)
-    return net != "found", swept[net]["weight_bits"] != 1, place
+    place = (*favourites, net).index(net)
+    order = (*names, net).index(net)
+    return place, swept[net]["weight_bits"] != 1, order
 
   measured = (net for net, result in swept.items() if result["sweeps"])
   return min(measured, key=rank, default=None)
@@ -51,10 +66,13 @@ def main_net(swept: Mapping[str, dict], names: Sequence[str]) -> str | None:
 
 def in_order(swept: Mapping[str, dict], main: str | None) -> dict[str, dict]:
   """Returns the results: binary nets first, the main one in front."""
-  order = (main, *_ORDER)
+  vectors = [net_names.parse(net).widths for net in swept]
+  vectors = [*dict.fromkeys((*_ORDER, *vectors))]
 
   def rank(net):
-    return swept[net]["weight_bits"], (*order, net).index(net)
+    vector, _, on_chips = net_names.parse(net)
+    bits = swept[net]["weight_bits"]
+    return bits, net != main, vectors.index(vector), on_chips
 
   return {net: swept[net] for net in sorted(swept, key=rank)}
 
@@ -67,6 +85,8 @@ def net(result: dict, costs: dict) -> dict:
     costs: of a 1-bit net of these widths.
   """
   images, is_binary = result["test_images"], result["weight_bits"] == 1
+  joule = costs["energy_joule"] / costs["macs"]
+  costs = {**costs, "joule_per_mac": joule, "ops_per_joule": 2 / joule}
   correct = stats.binomtest(round(result["clean"] * images), images)
   return {
     **{name: value if is_binary else None for name, value in costs.items()},
@@ -78,7 +98,7 @@ def net(result: dict, costs: dict) -> dict:
 def accuracy(
   swept: Mapping[str, dict], chance: float, failed_below: float
 ) -> list[dict]:
-  """Returns a row for every net, scenario and severity, ascending.
+  """Returns a row for every net, statistics, scenario and severity, ascending.
 
   Args:
     swept: results of the robustness stage, {net: result}, in order.
@@ -89,6 +109,7 @@ def accuracy(
   return [
     {
       "net": net,
+      "statistics": kind,
       "scenario": scenario,
       **entry,
       "failed": statistics.failed_chips(
@@ -96,26 +117,26 @@ def accuracy(
       ),
     }
     for net, result in swept.items()
-    for scenario, entries in sweeps(result).items()
+    for kind, sweeps in result["sweeps"].items()
+    for scenario, entries in sweeps.items()
     for entry in sorted(entries, key=lambda entry: entry["severity"])
   ]
 
 
-def sweeps(result: dict) -> dict[str, list[dict]]:
-  """Returns the sweeps of a net with all statistics, {key: entries}."""
-  return {
-    key(kind, scenario): entries
-    for kind, found in result["sweeps"].items()
-    for scenario, entries in found.items()
-  }
+def harshest(
+  rows: Sequence[dict], nets: Mapping[str, dict], main: str | None
+) -> dict[str, float]:
+  """Returns the harshest severity of every scenario, {scenario: severity}.
 
-
-def key(kind: str, scenario: str) -> str:
-  """Returns the key of a scenario that is measured with some statistics."""
-  if kind == "fixed":
-    return scenario
-  name, _, effect = scenario.rpartition(": ")
-  return f"{f'{name}, ' * bool(name)}{kind} statistics: {effect}"
+  It is the last one that leaves the main net half its clean accuracy, with all
+  statistics that it has on chips: beyond, nets differ in how they fail.
+  """
+  frame = pd.DataFrame([row for row in rows if row["net"] == main])
+  if frame.empty:
+    return {}
+  worst = frame.groupby(["scenario", "severity"], sort=False)["mean"].min()
+  kept = worst[worst >= 0.5 * nets[main]["clean"]].reset_index()
+  return kept.groupby("scenario", sort=False)["severity"].max().to_dict()
 
 
 def comparisons(
@@ -123,42 +144,77 @@ def comparisons(
   main: str | None,
   load_correct: Callable[[dict], np.ndarray],
 ) -> list[dict]:
-  """Returns the paired differences main net - rival, at all severities.
+  """Returns paired differences net - rival at all severities, of one family.
 
-  Their verdicts are of one family: what the page says of some holds of all.
+  Every other net has a rival of its own training: the main net, or the net of
+  its widths that is trained as the other one is. So a difference is that of one
+  thing, where such a net was measured. Further, the main net's statistics are
+  compared with the first. Their verdicts hold together: what the page says of
+  some holds of all. A difference of an image or less is never "ahead".
 
   Args:
     rows: of `accuracy`.
     main: the net that others are compared with.
     load_correct: row -> which images each chip classifies correctly, `[S, N]`.
   """
-  ours = {_place(row): row for row in rows if row["net"] == main}
-  pairs = [
+  by_place = {(row["net"], *place(row)): row for row in rows}
+  nets = [*dict.fromkeys(row["net"] for row in rows)]
+  pairs = []
+  for row in rows:
+    kind, *rest = place(row)
+    if row["net"] != main:
+      ours = by_place.get((_opponent(row["net"], main, nets), *place(row)))
+      pairs += [(ours, row)] if ours else []
+    first = by_place.get((main, rows[0]["statistics"], *rest))
+    if row["net"] == main and first and kind != first["statistics"]:
+      pairs.append((row, first))
+  differences = [
     {
+      "net": ours["net"],
       "rival": row["net"],
+      "statistics": ours["statistics"],
+      "rival_statistics": row["statistics"],
       "scenario": row["scenario"],
       "severity": row["severity"],
-      **statistics.paired_difference(
-        load_correct(ours[_place(row)]), load_correct(row)
-      ),
+      **statistics.paired_difference(load_correct(ours), load_correct(row)),
     }
-    for row in rows
-    if row["net"] != main and _place(row) in ours
+    for ours, row in pairs
   ]
-  decided = statistics.verdicts(pairs)
-  return [pair | verdict for pair, verdict in zip(pairs, decided, strict=True)]
+  decided = statistics.verdicts(differences)
+  for one, verdict in zip(differences, decided, strict=True):
+    if abs(one["difference"]) * one["images"] <= 1:
+      verdict["verdict"] = "undecided"
+  return [one | other for one, other in zip(differences, decided, strict=True)]
 
 
-def _place(row):
-  return row["scenario"], row["severity"]
+def _opponent(rival, main, nets):
+  """The main net, or one of its widths that is trained as the rival is."""
+  vector, kind, _ = net_names.parse(main)
+  same = [
+    net
+    for net in nets
+    if net_names.parse(net)
+    == net_names.Net(vector, kind, net_names.parse(rival).on_chips)
+  ]
+  return main if not same or rival in same else same[0]
 
 
-def search(result: dict) -> dict:
-  """Returns the search's result and `comparisons`.
+def place(row: dict) -> tuple:
+  """Returns what is measured: (statistics, scenario, severity)."""
+  return row["statistics"], row["scenario"], row["severity"]
 
-  These are the found net minus every other method's best at the main budget,
-  paired over chips; their intervals are over chips alone, so that they give no
-  verdict.
+
+def search(result: dict, table: Mapping[str, np.ndarray] | None) -> dict:
+  """Returns the search's result, `comparisons`, `importance` and `scored`.
+
+  Comparisons are the found net minus every other method's best at the main
+  budget, paired over chips; their intervals are over chips alone, so that they
+  give no verdict.
+
+  Args:
+    result: of the search.
+    table: all that it scored, see `candidates.write_table`; None: it was
+      deleted, so that nothing is known of `importance` and `scored`.
   """
   best = {n: of[result["main_budget"]] for n, of in result["best"].items()}
   found = best.pop(result["method"])
@@ -176,7 +232,63 @@ def search(result: dict) -> dict:
           "ci95": statistics.mean_interval(gap, -1, 1),
         }
       )
-  return {**result, "comparisons": pairs}
+  result = {**result, "comparisons": pairs, "importance": None, "scored": None}
+  return result | (_scored(table, result["main_budget"]) if table else {})
+
+
+def _scored(table, budget):
+  """What all distinct vectors of a budget say of widths; a sample of them."""
+  widths = table["widths"][:, :, budget]  # [U, M, P, L]
+  own = table["reference_scores"][:, budget].mean(-1)[:, None, None]
+  advantages = (table["scores"][:, :, budget] - own).reshape(-1)
+  vectors, place = np.unique(
+    widths.reshape(-1, widths.shape[-1]), axis=0, return_inverse=True
+  )
+  place = place.reshape(-1)
+  advantages = np.bincount(place, advantages) / np.bincount(place)
+  order = np.argsort(advantages, kind="stable")
+  some = np.linspace(0, len(order) - 1, min(len(order), _MOST_LINES))
+  some = order[some.astype(int)]
+  return {
+    "importance": width_importance(vectors, advantages),
+    "scored": {
+      "of": len(vectors),
+      "widths": vectors[some].tolist(),
+      "advantage": advantages[some].tolist(),
+    },
+  }
+
+
+def width_importance(
+  widths: np.ndarray, advantages: np.ndarray
+) -> list[dict] | None:
+  """Returns what doubling each layer's width brings, the others as they are.
+
+  It is the slope of least squares on the logarithms to base 2 of all widths,
+  with Student's 95 % interval. So it is linear, and of what was scored.
+
+  Args:
+    widths: distinct vectors, `[D, L]`.
+    advantages: of each, `[D]`.
+
+  Returns:
+    `layer` (from 1), `points` a doubling, `low95`, `high95`, of every layer
+    whose width varies; None: too few vectors, or they tell no layers apart.
+  """
+  layers = np.flatnonzero(np.ptp(widths, axis=0))
+  design = np.column_stack([np.ones(len(widths)), np.log2(widths[:, layers])])
+  freedom = len(design) - design.shape[1]
+  if freedom < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
+    return None
+  slopes, *_ = np.linalg.lstsq(design, advantages)
+  variance = np.square(advantages - design @ slopes).sum() / freedom
+  errors = np.sqrt(variance * np.linalg.inv(design.T @ design).diagonal())
+  half = stats.t.ppf(0.975, freedom) * errors
+  rows = zip(layers + 1, slopes[1:], half[1:], strict=True)
+  return [
+    dict(layer=int(k), points=float(m), low95=float(m - h), high95=float(m + h))
+    for k, m, h in rows
+  ]
 
 
 def vectors(
@@ -283,126 +395,284 @@ def calibration(content: dict) -> str:
   return words
 
 
-def claims(content: dict) -> list[str]:
-  """Returns the main finding: a sentence a rival of the main net."""
+def answers(content: dict) -> dict[str, list[str]]:
+  """Returns the main findings: sentences, {question: answers}."""
   nets, main = content["nets"], content["main_net"]
+  about = "What was searched" if content["search"] else "What is compared"
+  about = {about: [*_compared(content)]}
   if main is None:
-    return ["No net was measured on chips."]
-  ours, lines = f"The {style.net_name(main)} net", []
-  for rival, rows in _harshest(content).groupby("rival", sort=False):
-    theirs = f"the {style.net_name(rival)} net"
-    if all(nets[rival][k] == nets[main][k] for k in ("widths", "weight_bits")):
-      lines.append(f"{ours} has the same widths as {theirs}.")
+    return about | {_ALONE: ["No net was measured on chips."]}
+  found = {question: [] for question in _QUESTIONS}
+  worst = worst_pairs(content)
+  for (net, rival), rows in worst.groupby(["net", "rival"], sort=False):
+    question = _question(net, rival)
+    if question == _CALIBRATION:
+      kinds = ["statistics", "rival_statistics"]
+      for kind, of_kind in rows.groupby(kinds, sort=False):
+        names = (f"{name} statistics" for name in kind)
+        verdict = _verdict(*names, of_kind, content)
+        found[question].append(f"{verdict}, of {_the(net)}.")
       continue
-    counts = rows["verdict"].value_counts()
-    verdict = f"{ours} {_VERDICTS[counts.index[0]]} {theirs}"
-    where = "at the harshest severity of every defect"
-    if len(counts) > 1:
-      tally = ", ".join(f"{v} at {counts[v]}" for v in _VERDICTS if v in counts)
-      verdict = f"{ours} against {theirs} is {tally}"
-      where = f"of {len(rows)} harshest severities"
-    ends = map(style.points, rows["difference"].agg(["min", "max"]))
-    ends = " to ".join(dict.fromkeys(ends))
-    price = _price(content, nets[main], nets[rival])
-    lines.append(f"{verdict} {where}: by {ends} points, {price}.")
-  if not lines and content["comparisons"]:
-    return [f"No severity leaves {ours.lower()} half its clean accuracy."]
-  return lines or [f"{ours} is alone: there is no other on chips to compare."]
+    ours, theirs = map(_the, (net, rival))
+    if question != _TRAINING and all(
+      nets[rival][key] == nets[net][key] for key in ("widths", "weight_bits")
+    ):
+      same = f"{ours} has the same widths as {theirs}."
+      found[question].append(style.capital(same))
+      continue
+    price = _price(nets[net], nets[rival])
+    if question == _TRAINING:
+      clean = [f"{style.percent(nets[n]['clean'])} %" for n in (net, rival)]
+      price = f"at the same cost; without defects {' against '.join(clean)}"
+    found[question].append(f"{_verdict(ours, theirs, rows, content)}, {price}.")
+  if not any(found.values()):
+    found[_ALONE] = [
+      f"No severity leaves {_the(main)} half its clean accuracy."
+      if content["comparisons"]
+      else style.capital(f"{_the(main)} is alone on chips: there is no other.")
+    ]
+  if content["search"]:
+    found[_SEARCH] += _in_search(content)
+  return about | {question: said for question, said in found.items() if said}
 
 
-def origin(content: dict, name: str) -> str:
-  """Returns where a net's widths come from, in a few words."""
-  vector, kind, _ = net_names.parse(name)
-  if kind != net_names.BINARY:
-    return f"reference net of the widths of {style.net_name(vector)}"
-  if vector == "found" and content["search"]:
-    search = content["search"]
+def _the(net):
+  """A net in running text."""
+  name = style.net_name(net.removesuffix("_chips"))
+  trained = " trained on chips" if net_names.parse(net).on_chips else ""
+  return f"the {name} net{trained}"
+
+
+def _question(net, rival):
+  """What a difference of two nets answers."""
+  ours, theirs = map(net_names.parse, (net, rival))
+  if net == rival:
+    return _CALIBRATION
+  if ours.kind != theirs.kind:
+    return _REFERENCES
+  if ours.widths == theirs.widths:
+    return _TRAINING
+  searched = (ours.widths, theirs.widths) == net_names.SEARCHED
+  return _SEARCH if searched else _WIDTHS
+
+
+def _verdict(ours, theirs, rows, content):
+  """What some differences say together, in words."""
+  counts = rows["verdict"].value_counts()
+  verdict = f"{ours} {_VERDICTS[counts.index[0]]} {theirs}"
+  if ours.endswith("statistics"):
+    verdict = verdict.replace("beats", "beat").replace("loses", "lose")
+  where = "at the harshest severity of every defect"
+  if len(counts) > 1:
+    tally = ", ".join(f"{v} at {counts[v]}" for v in _VERDICTS if v in counts)
+    verdict = f"{ours} against {theirs}: {tally}"
+    where = f"of {len(rows)} harshest severities"
+  ends = rows.sort_values("difference", kind="stable").iloc[[0, -1]]
+  told = [
+    f"{style.points(row['difference'])} ({_where(row, content)})"
+    for row in ends.to_dict("records")
+  ]
+  ends = " to ".join(dict.fromkeys(told))
+  return style.capital(f"{verdict} {where}: {ends} points")
+
+
+def _where(row, content):
+  """What a difference was measured at, in a few words."""
+  where = style.severity(row["scenario"], row["severity"])
+  kinds = content["config"]["robustness.batch_norm"]
+  is_calibration = row["statistics"] != row["rival_statistics"]
+  if len(kinds) < 2 or is_calibration:
+    return where
+  return f"{where}, {row['statistics']} statistics"
+
+
+def _in_search(content):
+  """How the found net's method compares with the others, in the super-net."""
+  search = content["search"]
+  looks = style.method_looks(search["trajectory"])
+  return [
+    f"In the super-net, {looks[search['method']].name} minus "
+    f"{looks[pair['rival']].name}: "
+    f"{style.estimate(pair['difference'], pair['ci95'], style.points)} points "
+    "of robust accuracy, over chips alone."
+    for pair in search["comparisons"]
+    if pair["rival"] in search["trajectory"] and not pair["same_widths"]
+  ]
+
+
+def warnings(content: dict) -> list[str]:
+  """Returns what a reader must know before any number, a sentence each."""
+  found, search = [], content["search"]
+  if search:
+    best = candidates_of(search, search["method"], search["main_budget"])[0]
+    images = content["config"]["data.validation_images"]
+    correct = stats.binomtest(round(best["clean"] * images), images)
+    low = correct.proportion_ci(method="wilson").low
+    if low <= content["chance"] or best["score"] <= content["chance"]:
+      found.append(
+        "The super-net does no better than guessing at the found widths: "
+        f"{style.percent(best['clean'])} % of the validation images without "
+        f"defects, robust score {style.percent(best['score'])} %, chance "
+        f"{style.percent(content['chance'])} %. The search had nothing to go "
+        "by; raise pretrain.steps, or search.scenarios are too severe."
+      )
+  first = next(iter(distinct(content).values()), None)
+  if first:
+    vector, device = content["vectors"][first[0]], content["device"]
+    cells, total = vector["components"]["array"], vector["cost"]
+    share = cells["energy_joule"] / total["energy_joule"]
+    if share > 0.5:
+      a_mac = style.joule(cells["energy_joule"] / total["macs"])
+      found.append(
+        f"The device dominates the energy: its cells alone take {a_mac} a "
+        f"1-bit MAC, {100 * share:.0f} % of all, at {device['read_voltage']:g} "
+        f"V and G_on = {1e6 * device['g_on']:g} µS. Energies say little about "
+        "circuits or widths here, and nothing about other devices."
+      )
+  return found
+
+
+def _compared(content):
+  """What every vector of widths is, and costs: a line each."""
+  search, first = content["search"], {}
+  for name in content["nets"]:
+    first.setdefault(net_names.parse(name).widths, content["nets"][name])
+  for vector, net in first.items():
+    line = f"{style.net_name(vector)}: {_origin(vector, search)}"
+    if vector in net_names.SEARCHED and search:
+      most = search["budgets"][search["main_budget"]]
+      line += f", within {style.of_cost(search['cost'], most)}"
+    costs = [
+      style.of_cost(kind, net[cost.field(kind)])
+      for kind in ("arrays", "energy")
+      if net[cost.field(kind)] is not None
+    ]
+    yield f"{line}; takes {', '.join(costs)}." if costs else f"{line}."
+
+
+def _origin(vector, search):
+  """Where a net's widths come from, in a few words."""
+  if vector == "found" and search:
     method = style.method_looks(search["trajectory"])[search["method"]].name
     return f"best of {method}, {search['evaluations']:,} width vectors scored"
   return {
-    "uniform": "all 1x widths times one factor, within the same budget",
+    "uniform": "all 1x widths times one factor",
     "baseline_1x": "the widths that the others are scaled from",
   }.get(vector, "widths given by name")
 
 
-def _harshest(content):
-  """The comparisons at every rival's and scenario's harshest severity.
+def worst_pairs(content: dict) -> pd.DataFrame:
+  """Returns the comparisons at every scenario's harshest severity.
 
-  It is the last one that both were measured at and that leaves the main net
-  half its clean accuracy: beyond, nets differ in how they fail.
+  Where a rival was not measured there, it is the last one before.
   """
-  main, place = content["main_net"], ["scenario", "severity"]
-  rows = pd.DataFrame(content["accuracy"])
-  rows = rows[rows["net"] == main]
-  rows = rows[rows["mean"] >= 0.5 * content["nets"][main]["clean"]]
-  columns = ["rival", *place, "difference", "ci95", "verdict"]
-  pairs = pd.DataFrame(content["comparisons"], columns=columns)
+  columns = ["net", "rival", "statistics", "rival_statistics", "scenario"]
+  pairs = pd.DataFrame(
+    content["comparisons"],
+    columns=[*columns, "severity", "difference", "ci95", "verdict"],
+  )
+  most = pairs["scenario"].map(content["harshest"])
+  pairs = pairs[pairs["severity"] <= most]
   # Ascending in severity: the last one is the harshest.
-  pairs = pairs.merge(rows[place], on=place)
-  return pairs.groupby(["rival", "scenario"], sort=False).tail(1)
+  return pairs.groupby(columns, sort=False).tail(1)
 
 
-def _price(content, ours, theirs):
+def _price(ours, theirs):
   """What two nets cost; a ratio only where their weights are of one kind."""
   kinds = [style.weights(net["weight_bits"]) for net in (ours, theirs)]
-  is_alike = kinds[0] == kinds[1]
-  kind = "arrays"
-  if content["search"] and is_alike:
-    kind = content["search"]["cost"]
-  ours, theirs = (net[cost.KINDS[kind].field] for net in (ours, theirs))
-  if ours is None or theirs is None:
+  costs = {
+    kind: [net[cost.field(kind)] for net in (ours, theirs)]
+    for kind in ("arrays", "energy")
+  }
+  if None in costs["arrays"]:
     return f"{kinds[0]} against {kinds[1]} weights"
-  amounts = [style.of_cost(kind, ours), style.of_cost(kind, theirs)]
-  if is_alike:
-    ratio = f"at {ours / theirs:.2f} times the cost"
-    return f"{ratio}, {' against '.join(amounts)}"
-  amounts = (f"{a} of {k} weights" for a, k in zip(amounts, kinds, strict=True))
-  return "with " + " against ".join(amounts)
+  if None in costs["energy"] or kinds[0] != kinds[1]:
+    amounts = zip(costs["arrays"], kinds, strict=True)
+    amounts = (
+      f"{style.of_cost('arrays', a)} of {k} weights" for a, k in amounts
+    )
+    return "with " + " against ".join(amounts)
+  ratios = [
+    f"{a / b:.2f} times the {kind} ({style.quantity(kind, a)} against "
+    f"{style.quantity(kind, b)})"
+    for kind, (a, b) in costs.items()
+  ]
+  return "at " + " and ".join(ratios)
 
 
 def tables(content: dict) -> dict[str, pd.DataFrame]:
   """Returns the page's tables; one that there is no data for has no rows."""
   rows, pairs = content["accuracy"], content["comparisons"]
   order = list(dict.fromkeys(row["scenario"] for row in rows))
-  places = {_place(row) for row in rows}
-  places = sorted(places, key=lambda place: (order.index(place[0]), place[1]))
+  kinds = list(dict.fromkeys(row["statistics"] for row in rows))
+
+  def rank(place):
+    return order.index(place[1]), place[2], kinds.index(place[0])
+
+  places = sorted({place(row) for row in rows}, key=rank)
   nets = {row["net"]: f"{style.net_name(row['net'])} [%]" for row in rows}
-  rivals = {p["rival"]: f"minus {style.net_name(p['rival'])}" for p in pairs}
   made = {
     "nets": _nets(content),
     "accuracy": _grid(_cells(rows, "net", _on_chips), places, nets),
-    "differences": _grid(_cells(pairs, "rival", _paired), places, rivals),
+    "differences": _grid(_cells(pairs, _pair, _paired), places, _minus(pairs)),
     "vectors": _vectors(content),
     "components": _components(content),
   }
   if main := content["main_net"]:
-    worst = _harshest(content).to_dict("records")
+    worst = worst_pairs(content).to_dict("records")
     own = [row for row in rows if row["net"] == main]
-    last = {row["scenario"]: _place(row) for row in own}
-    cells = _cells(own, "net", _mean)
-    cells |= _cells(worst, "rival", _paired)
-    columns = {main: nets[main]}
-    columns |= {p["rival"]: f"{rivals[p['rival']]} [points]" for p in worst}
-    places = dict.fromkeys(map(_place, worst)) or last.values()
-    made["harshest"] = _grid(cells, places, columns)
+    last = {(row["statistics"], row["scenario"]): place(row) for row in own}
+    cells = _cells(own, "net", _mean) | _cells(worst, _pair, _paired)
+    columns = {main: nets[main]} | _minus(worst)
+    shown = {place(pair) for pair in worst} or {*last.values()}
+    shown = sorted(shown, key=rank)
+    made["harshest"] = _grid(cells, shown, columns)
   if content["search"]:
     made |= {"candidates": _candidates(content), "methods": _methods(content)}
   return made
 
 
+def _pair(one):
+  return one["net"], one["rival"]
+
+
+def _minus(pairs):
+  """{pair: heading of its column}."""
+  headings = {}
+  for one in pairs:
+    nets = _pair(one)
+    ours, theirs = map(style.net_name, nets)
+    if ours == theirs:
+      theirs = f"itself with {one['rival_statistics']} statistics"
+    elif all(net_names.parse(net).on_chips for net in nets):
+      ours = style.net_name(one["net"].removesuffix("_chips"))
+      theirs = theirs.replace(", ", ", both ")
+    headings[nets] = f"{ours} minus {theirs}"
+  return headings
+
+
 def _cells(rows, column, text):
   """{(a row's column, its place): text of the row}."""
-  return {(row[column], _place(row)): text(row) for row in rows}
+  of = column if callable(column) else operator.itemgetter(column)
+  return {(of(row), place(row)): text(row) for row in rows}
 
 
 def _grid(cells, places, columns):
-  """A line a (scenario, severity) that has a cell, a column a net."""
-  lines = [
-    (style.severity(*place), *(cells.get((c, place), "-") for c in columns))
+  """A line a place that has a cell, a column a net; equal columns are left out.
+
+  The statistics have a column where there are several.
+  """
+  lines = {
+    place: [cells.get((c, place), "-") for c in columns]
     for place in places
     if any((c, place) in cells for c in columns)
-  ]
-  return pd.DataFrame(lines, columns=["defects", *columns.values()])
+  }
+  names = [style.severity(*place[1:]) for place in lines]
+  table = pd.DataFrame(lines.values(), columns=[*columns.values()])
+  if len({place[0] for place in places}) > 1:
+    table.insert(0, "statistics", [place[0] for place in lines])
+  table.insert(0, "defects", names)
+  return table
 
 
 def _mean(row):
@@ -449,6 +719,8 @@ def _nets(content):
         "MACs": style.quantity("macs", net["macs"]),
         "weights": style.quantity("weights", net["weights"]),
         **_costs(net, ("energy", "latency", "area")),
+        "energy a MAC": style.joule(net["joule_per_mac"]),
+        "TOPS/W": style.tops(net["ops_per_joule"]),
         "test images": f"{net['test_images']:,} of {total:,}",
         "clean accuracy [%]": style.estimate(net["clean"], net["clean_ci95"]),
         "a chip fails below [%]": below.get(name, "-"),
@@ -524,7 +796,8 @@ def _candidates(content):
       if name in search["trajectory"]:
         different = search["distinct"][name][budget]
         scored = f"{search['evaluations']:,} ({different:,})"
-        advantage = style.points(best["search_advantage"])
+        if best["search_advantage"] is not None:  # suggested, never scored
+          advantage = style.points(best["search_advantage"])
       spent, mean = best["cost"], np.mean([c["score"] for c in group])
       share = f" ({100 * spent[field] / most:.1f} %)"
       rows.append(

@@ -1,26 +1,35 @@
-"""The report's figures, drawn from report.json's content alone, as SVG."""
+"""The report's figures, drawn from report.json's content alone.
 
-from collections.abc import Sequence
+Each is made as SVG, for the page, with what it shows under the pointer and
+whose it is (`_mark`), as PDF, and as a table of its values.
+"""
+
+from collections.abc import Iterator, Sequence
 import io
-from typing import Any
+import json
+from typing import Any, NamedTuple
+from xml.dom import minidom
 
 import matplotlib
 from matplotlib import artist
+from matplotlib import axes
 from matplotlib import figure as figure_lib
 from matplotlib import lines
 from matplotlib import patches
 from matplotlib import ticker
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from hawis_jax import cost
 from hawis_jax.networks import net_names
 from hawis_jax.report import facts
 from hawis_jax.report import style
+from hawis_jax.robustness import statistics
 
 # Every figure that `draw` may return, in the page's order.
-NAMES = ("robustness", "search", "front", "widths", "utilisation")
-NAMES += ("components", "training")
+NAMES = ("robustness", "chips", "yield", "search", "front", "importance")
+NAMES += ("scored", "widths", "utilisation", "components", "training")
 _STYLE = {
   "font.family": "sans-serif",
   "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
@@ -43,12 +52,16 @@ _STYLE = {
   # The same bytes for the same content; text stays text.
   "svg.hashsalt": "hawis_jax",
   "svg.fonttype": "none",
+  "pdf.fonttype": 42,
   **{
     f"{part}color": style.TEXT
     for part in ("text.", "axes.label", "axes.edge", "xtick.", "ytick.")
   },
 }
-_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+_METADATA = {
+  "svg": dict.fromkeys(("Creator", "Date", "Format", "Type")),
+  "pdf": dict.fromkeys(("Creator", "Producer", "CreationDate")),
+}
 _DASHES = ("--", ":", "-.")  # of lines that share a colour
 _INTERVAL = "95 % interval over chips and images"
 _GREY = dict(color=style.NEUTRAL, ls=":", lw=1)
@@ -56,28 +69,74 @@ _SCORE = "robust score [% accuracy]"
 _MOST_POINTS = 500  # of a curve: more are not seen
 
 
-def draw(content: dict) -> dict[str, str]:
-  """Returns the figures that the content has data for: {name: SVG}."""
-  drawn = {}
+class Drawn(NamedTuple):
+  """Holds a figure's files."""
+
+  svg: str
+  pdf: bytes
+  csv: str
+
+
+_Made = tuple[figure_lib.Figure, pd.DataFrame]  # a figure, and its values
+
+
+def draw(content: dict) -> dict[str, Drawn]:
+  """Returns the figures that the content has data for."""
+  search, has_vectors = content["search"], bool(facts.distinct(content))
+  chips = [row for row in content["accuracy"] if "accuracy" in row]
+  is_there = {
+    robustness: content["main_net"],
+    chip_accuracies: chips,
+    yields: chips,
+    trajectories: search,
+    front: search,
+    importance: search and search["importance"],
+    scored: search and search["scored"],
+    widths: True,
+    utilisation: has_vectors,
+    components: has_vectors,
+    training: content["curves"],
+  }
+  return {
+    name: draw_one(figure, content)
+    for name, (figure, there) in zip(NAMES, is_there.items(), strict=True)
+    if there
+  }
+
+
+def draw_one(figure: Any, content: dict) -> Drawn:
+  """Returns one of this module's figures: content -> (figure, values)."""
   with matplotlib.rc_context(_STYLE):
-    if content["main_net"]:
-      drawn["robustness"] = robustness(content)
-    if content["search"]:
-      drawn["search"] = trajectories(content)
-      drawn["front"] = front(content)
-    drawn["widths"] = widths(content)
-    if facts.distinct(content):
-      drawn["utilisation"] = utilisation(content)
-      drawn["components"] = components(content)
-    if content["curves"]:
-      drawn["training"] = training(content)
-    return {name: _svg(figure) for name, figure in drawn.items()}
+    drawn, values = figure(content)
+    svg, pdf = io.StringIO(), io.BytesIO()
+    drawn.savefig(svg, format="svg", metadata=_METADATA["svg"])
+    drawn.set_layout_engine("none")  # it is laid out
+    drawn.savefig(pdf, format="pdf", metadata=_METADATA["pdf"])
+  csv = values.to_csv(index=False, lineterminator="\n")
+  return Drawn(_labelled(svg.getvalue()), pdf.getvalue(), csv)
 
 
-def _svg(figure):
-  file = io.StringIO()
-  figure.savefig(file, format="svg", metadata=_METADATA)
-  return file.getvalue()
+def _mark(drawn: artist.Artist, net: str | None, *tips: str) -> None:
+  """Says whose an artist is, and what it shows: in all, or at every marker."""
+  drawn.set_gid(json.dumps([net, *tips]))
+
+
+def _labelled(svg):
+  """The SVG with what `_mark` said: `data-net`, and titles."""
+  document = minidom.parseString(svg)
+  for group in document.getElementsByTagName("g"):
+    if not group.getAttribute("id").startswith("["):
+      continue
+    net, *tips = json.loads(group.getAttribute("id"))
+    group.removeAttribute("id")
+    if net:
+      group.setAttribute("data-net", net)
+    marks = [group] if len(tips) < 2 else group.getElementsByTagName("use")
+    for mark, tip in zip(marks, tips, strict=len(tips) > 1):
+      title = document.createElement("title")
+      title.appendChild(document.createTextNode(tip))
+      mark.insertBefore(title, mark.firstChild)
+  return document.documentElement.toxml()
 
 
 def _figure(height):
@@ -110,70 +169,115 @@ def _percent(values):
   return 100 * np.asarray(values, np.float64)
 
 
-def robustness(content: dict) -> figure_lib.Figure:
-  """Accuracy over severity, a panel a scenario; bars where there is one."""
+def _panels(
+  frame: pd.DataFrame,
+) -> tuple[figure_lib.Figure, Iterator[tuple[axes.Axes, str, pd.DataFrame]]]:
+  """A figure with a panel a scenario; a row of them where statistics differ.
+
+  Returns:
+    the figure; (panel, scenario, its rows) of every panel.
+  """
+  kinds, scenarios = frame["statistics"].unique(), frame["scenario"].unique()
+  columns = len(kinds) if len(kinds) > 1 else min(len(scenarios), 3)
+  rows = -(-len(kinds) * len(scenarios) // columns)
+  figure = _figure(0.6 + 2.3 * rows)
+  # Scales of their own: faults cost a few points, variation all of them.
+  shared = "row" if len(kinds) > 1 else "none"
+  grid = figure.subplots(rows, columns, squeeze=False, sharey=shared)
+  places = [(scenario, kind) for scenario in scenarios for kind in kinds]
+  for panel in grid.flat[len(places) :]:
+    panel.remove()
+
+  def panels():
+    for panel, (scenario, kind) in zip(grid.flat, places, strict=False):
+      title = style.effect(scenario).title
+      if len(kinds) > 1:
+        title += f"\n{style.STATISTICS[kind]}"
+      panel.set_title(title)
+      is_shown = frame["scenario"].eq(scenario) & frame["statistics"].eq(kind)
+      yield panel, scenario, frame[is_shown]
+
+  return figure, panels()
+
+
+def _told(row):
+  """A row of accuracies in words."""
+  where = style.severity(row["scenario"], row["severity"])
+  mean = style.estimate(row["mean"], row["ci95_total"])
+  return f"{style.net_name(row['net'])}, {where}: {mean} %"
+
+
+def _net_keys(looks, shown):
+  """A legend entry for every net."""
+  return [
+    _key(
+      look.name,
+      look.color,
+      marker=look.marker,
+      ls=look.dashes,
+      markerfacecolor=look.face,
+    )
+    for look in map(looks.get, shown)
+  ]
+
+
+def robustness(content: dict) -> _Made:
+  """Accuracy over severity, a panel a scenario and its statistics."""
   frame = pd.DataFrame(content["accuracy"])
   looks = style.net_looks(content["nets"])
   shown = [net for net in content["nets"] if net in {*frame["net"]}]
-  scenarios = frame["scenario"].unique()
-  rows = -(-len(scenarios) // 3)
-  figure = _figure(0.6 + 2.4 * rows)
-  # Scales of their own: faults cost a few points, variation all of them.
-  grid = figure.subplots(rows, min(len(scenarios), 3), squeeze=False)
-  for panel in grid.flat[len(scenarios) :]:
-    panel.remove()
-  for panel, scenario in zip(grid.flat, scenarios, strict=False):
+  figure, panels = _panels(frame)
+  for panel, scenario, swept in panels:
     effect = style.effect(scenario)
-    panel.set_title(effect.title)
-    swept = frame[frame["scenario"] == scenario]
-    if swept["severity"].nunique() == 1:
+    is_one = swept["severity"].nunique() == 1
+    panel.set_xlabel(effect.label)
+    if is_one:
       severity = style.severity(scenario, swept["severity"].iloc[0])
       panel.set_xlabel(severity.removeprefix(scenario.rpartition(": ")[0]))
-      _bars(panel, swept.set_index("net"), looks)
-    else:
-      panel.set_xlabel(effect.label)
-      for net in reversed(shown):
-        _lines(panel, swept[swept["net"] == net], effect.scale, looks[net])
+      panel.set(xticks=[], xlim=(-0.7, len(shown) - 0.3))
+      panel.grid(axis="x", visible=False)
+    for place, net in reversed([*enumerate(shown)]):
+      rows = swept[swept["net"] == net]
+      severities = effect.scale * rows["severity"]
+      _swept(panel, rows, [place] if is_one else severities, looks[net])
+    if not is_one:
+      panel.margins(x=0.03)
       _spread(panel, effect.scale * swept["severity"])
-    low, high = panel.get_ylim()
+    if panel.get_subplotspec().is_first_col():
+      panel.set_ylabel("test accuracy [%]")
+  # Only now: panels that share a scale have all their lines.
+  limits = {panel: panel.get_ylim() for panel in figure.axes}
+  for panel, (low, high) in limits.items():
     panel.set_ylim(max(low, 0), min(high, 101))
     if low - 0.1 * (high - low) < 100 * content["chance"]:
       panel.axhline(100 * content["chance"], **_GREY)
-  for panel in grid[:, 0]:
-    panel.set_ylabel("test accuracy [%]")
   handles = [
-    *(_key(x.name, x.color, marker=x.marker) for x in map(looks.get, shown)),
-    _key("mean of chips"),
+    *_net_keys(looks, shown),
     patches.Patch(color=style.NEUTRAL, alpha=0.4, lw=0, label=_INTERVAL),
-    _key("5th percentile", ls="--", lw=0.8),
     _key("chance", **_GREY),
   ]
-  return _legend(figure, handles)
+  columns = ["net", "statistics", "scenario", "severity", "chips", "mean"]
+  values = frame[[*columns, "p5"]].copy()
+  values[["low95", "high95"]] = [*frame["ci95_total"]]
+  values["failed_share"] = [failed["share"] for failed in frame["failed"]]
+  return _legend(figure, handles), values
 
 
-def _lines(panel, rows, scale, look):
-  """One net's mean, interval and 5th percentile."""
+def _swept(panel, rows, places, look):
+  """One net's means and their intervals at some places."""
   if rows.empty:
     return
-  severities, color = scale * rows["severity"], look.color
+  net, means = rows["net"].iloc[0], 100 * rows["mean"]
   low, high = _percent([*rows["ci95_total"]]).T
-  panel.fill_between(severities, low, high, color=color, alpha=0.25, lw=0)
-  panel.plot(severities, 100 * rows["p5"], color=color, ls="--", lw=0.8)
-  panel.plot(severities, 100 * rows["mean"], color=color, marker=look.marker)
-  panel.margins(x=0.03)
-
-
-def _bars(panel, rows, looks):
-  """The nets' means, intervals and 5th percentiles at the only severity."""
-  for place, (net, row) in enumerate(rows.iterrows()):
-    look, (low, high) = looks[net], _percent(row["ci95_total"])
-    panel.bar(place, 100 * row["mean"], 0.7, color=look.color, alpha=0.6)
-    panel.vlines(place, low, high, color=look.color, lw=5)
-    panel.plot(place, 100 * row["mean"], color=look.color, marker=look.marker)
-    ends = dict(xmin=place - 0.35, xmax=place + 0.35)
-    panel.hlines(100 * row["p5"], **ends, color=style.TEXT, ls="--", lw=1)
-  panel.set_xticks([])
-  panel.grid(axis="x", visible=False)
+  if len(rows) == 1:
+    bar = panel.vlines(places, low, high, color=look.color, alpha=0.4, lw=5)
+  else:
+    shade = dict(color=look.color, alpha=0.14, lw=0)
+    bar = panel.fill_between(places, low, high, **shade)
+  _mark(bar, net)
+  own = dict(ls=look.dashes, marker=look.marker, markerfacecolor=look.face)
+  (line,) = panel.plot(places, means, color=look.color, **own)
+  _mark(line, net, *map(_told, rows.to_dict("records")))
 
 
 def _spread(panel, severities):
@@ -183,11 +287,149 @@ def _spread(panel, severities):
     panel.set_xscale("symlog", linthresh=positive.min())
 
 
-def trajectories(content: dict) -> figure_lib.Figure:
+def _drawn_chips(content):
+  """What has drawn chips at its scenario's harshest severity, and its looks."""
+  rows = [row for row in content["accuracy"] if "accuracy" in row]
+  frame = pd.DataFrame(rows)
+  looks = style.net_looks(content["nets"])
+  return frame, looks, [net for net in looks if net in {*frame["net"]}]
+
+
+def chip_accuracies(content: dict) -> _Made:
+  """Accuracy of every chip at the harshest severities, and the mean's."""
+  frame, looks, shown = _drawn_chips(content)
+  figure, panels = _panels(frame)
+  for panel, scenario, rows in panels:
+    panel.set_xlabel(style.severity(scenario, rows["severity"].iloc[0]))
+    for row in rows.to_dict("records"):
+      look, place = looks[row["net"]], shown.index(row["net"])
+      chips = _percent(row["accuracy"])
+      # Spread evenly, so that alike ones show, and alike every time.
+      beside = place + 0.6 * (0.618 * np.arange(len(chips)) % 1 - 0.5)
+      dots = dict(marker="o", ls="none", markersize=2.5, mew=0, alpha=0.5)
+      _mark(panel.plot(beside, chips, color=look.color, **dots)[0], row["net"])
+      ends = _percent(row["ci95"])
+      bar = panel.vlines([place], *ends[:, None], color=style.TEXT, lw=2.5)
+      _mark(bar, row["net"])
+      own = dict(marker=look.marker, markersize=6, color=look.color)
+      if look.face == "none":
+        own |= dict(markerfacecolor=style.BACK)
+      (mean,) = panel.plot(place, 100 * row["mean"], **own)
+      worst = f"worst chip {chips.min():.2f} %, best {chips.max():.2f} %"
+      _mark(mean, row["net"], f"{_told(row)}; {worst}")
+    panel.set(xlim=(-0.7, len(shown) - 0.3), xticks=[])
+    panel.grid(axis="x", visible=False)
+    if panel.get_subplotspec().is_first_col():
+      panel.set_ylabel("test accuracy [%]")
+  ends = "mean of chips, 95 % interval over chips"
+  handles = [*_net_keys(looks, shown), _key(ends, style.TEXT, lw=2.5)]
+  columns = ["net", "statistics", "scenario", "severity", "accuracy"]
+  return _legend(figure, handles), frame[columns].explode("accuracy")
+
+
+def yields(content: dict) -> _Made:
+  """Share of chips that are at least so accurate, with exact intervals."""
+  frame, looks, shown = _drawn_chips(content)
+  figure, panels = _panels(frame)
+  values = []
+  for panel, scenario, rows in panels:
+    severity = style.severity(scenario, rows["severity"].iloc[0])
+    panel.set_xlabel(f"accuracy [%] at {severity}")
+    for row in reversed(rows.to_dict("records")):
+      look, chips = looks[row["net"]], np.sort(row["accuracy"])
+      accuracy, count = np.unique(chips), len(chips)
+      least = count - np.searchsorted(chips, accuracy)  # chips at least so good
+      # Clopper and Pearson, point by point.
+      low = stats.beta.ppf(0.025, least, count - least + 1)
+      high = stats.beta.ppf(0.975, least + 1, np.maximum(count - least, 1e-9))
+      high = np.where(least == count, 1, high)
+      share = least / count
+      steps = dict(step="pre", color=look.color, alpha=0.12, lw=0)
+      band = panel.fill_between(100 * accuracy, 100 * low, 100 * high, **steps)
+      _mark(band, row["net"])
+      # From all chips at the worst's accuracy to none beyond the best's.
+      x, y = [*accuracy, accuracy[-1]], [*share, 0]
+      line = dict(drawstyle="steps-pre", color=look.color, ls=look.dashes)
+      (curve,) = panel.plot(_percent(x), _percent(y), **line)
+      tip = f"{look.name}, {severity}: half of the chips reach "
+      _mark(curve, row["net"], f"{tip}{style.percent(np.median(chips))} %")
+      place = {k: row[k] for k in ("net", "statistics", "scenario", "severity")}
+      values += [
+        pd.DataFrame(
+          dict(place, accuracy=accuracy, share=share, low95=low, high95=high)
+        )
+      ]
+    panel.set_ylim(0, 103)
+    if panel.get_subplotspec().is_first_col():
+      panel.set_ylabel("share of chips [%]")
+  patch = dict(color=style.NEUTRAL, alpha=0.25, lw=0)
+  label = "95 % interval over chips, point by point"
+  handles = [*_net_keys(looks, shown), patches.Patch(label=label, **patch)]
+  return _legend(figure, handles), pd.concat(values)
+
+
+def importance(content: dict) -> _Made:
+  """What a doubling of each layer's width brings, in the super-net."""
+  frame = pd.DataFrame(content["search"]["importance"])
+  figure = _figure(2.6)
+  panel = figure.subplots()
+  points = 100 * frame[["points", "low95", "high95"]]
+  bars = dict(color=style.NEUTRAL, lw=1.5)
+  panel.vlines(frame["layer"], points["low95"], points["high95"], **bars)
+  dots = dict(color=style.TEXT, marker="o", ls="none")
+  (line,) = panel.plot(frame["layer"], points["points"], **dots)
+  tips = (
+    f"layer {row['layer']}: "
+    + style.estimate(row["points"], [row["low95"], row["high95"]], style.points)
+    for row in frame.to_dict("records")
+  )
+  _mark(line, None, *tips)
+  panel.axhline(0, **_GREY)
+  panel.set(ylabel="points a doubling", xticks=frame["layer"])
+  panel.set(xlabel="layer of the width vector, 1 = stem")
+  panel.grid(axis="x", visible=False)
+  handles = [
+    _key("doubling one width, the others as they are", ls="none", marker="o"),
+    _key("95 % interval", lw=1.5),
+  ]
+  return _legend(figure, handles), frame
+
+
+def scored(content: dict) -> _Made:
+  """Parallel coordinates of scored vectors: a line each, by its advantage."""
+  search = content["search"]
+  vectors = np.array(search["scored"]["widths"])
+  advantages = np.array(search["scored"]["advantage"])  # the worst first
+  figure = _figure(3.1)
+  panel = figure.subplots()
+  layers = np.arange(1, vectors.shape[1] + 1)
+  fifths = np.array_split(np.arange(len(vectors)), len(style.RAMP))
+  handles = []
+  for color, fifth in zip(style.RAMP, fifths, strict=True):
+    if not len(fifth):
+      continue
+    panel.plot(layers, vectors[fifth].T, color=color, lw=0.6, alpha=0.7)
+    ends = map(style.points, (advantages[fifth[0]], advantages[fifth[-1]]))
+    handles.append(_key(" to ".join(ends), color, lw=3))
+  look = style.net_looks(["found"])["found"]
+  line = dict(color=look.color, marker=look.marker, lw=1.8)
+  (found,) = panel.plot(layers, search["found"], **line)
+  _mark(found, "found", *(f"found: {width}" for width in search["found"]))
+  handles.append(_key("found", **line))
+  panel.set_yscale("log", base=2)
+  panel.yaxis.set_major_formatter(ticker.ScalarFormatter())
+  panel.set(ylabel="width [channels]", xticks=layers)
+  panel.set(xlabel="layer of the width vector, 1 = stem")
+  values = pd.DataFrame(vectors, columns=[f"layer_{k}" for k in layers])
+  values.insert(0, "advantage", advantages)
+  return _legend(figure, handles), values
+
+
+def trajectories(content: dict) -> _Made:
   """Scores during the search, and of the candidates on fresh chips."""
   search = content["search"]
   looks = style.method_looks(search["trajectory"])
-  main = search["main_budget"]
+  main, values = search["main_budget"], []
   figure = _figure(3.2)
   left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1))
   # The found net's method is the first: in front.
@@ -195,6 +437,8 @@ def trajectories(content: dict) -> figure_lib.Figure:
     color = looks[name].color
     best, mean = (_percent(trajectory[k][main]) for k in ("best", "mean"))
     scored = search["evaluations"] / len(mean) * np.arange(1, len(mean) + 1)
+    columns = dict(scored=scored, mean=mean / 100, best=best / 100)
+    values.append(pd.DataFrame(dict(method=name, **columns)))
     left.plot(scored, mean, color=color, lw=0.8, alpha=0.7)
     left.plot(scored, best, color=color, drawstyle="steps-post", lw=1.8)
   left.set(title="While searching: scores on each update's own chips")
@@ -205,9 +449,9 @@ def trajectories(content: dict) -> figure_lib.Figure:
   for place, name in enumerate(shown):
     group = facts.candidates_of(search, name, main)
     spread = np.linspace(-0.25, 0.25, len(group)) if group[1:] else 0
-    scores = _percent([candidate["score"] for candidate in group])
+    scores, error = _scores(group)
     look = dict(color=looks[name].color, marker=looks[name].marker, alpha=0.8)
-    right.plot(place + spread, scores, **look, ls="none")
+    right.errorbar(place + spread, scores, error, **look, ls="none", lw=0.7)
   names = [looks[name].name for name in shown]
   turned = dict(rotation=40, ha="right", rotation_mode="anchor")
   right.set_xticks(range(len(shown)), names, **turned)
@@ -218,14 +462,21 @@ def trajectories(content: dict) -> figure_lib.Figure:
     _key("best so far", lw=1.8),
     _key("mean of the update's proposals", lw=0.8),
   ]
-  return _legend(figure, handles)
+  return _legend(figure, handles), pd.concat(values)
 
 
-def front(content: dict) -> figure_lib.Figure:
+def _scores(group):
+  """Scores of candidates, and half of their means' intervals over chips."""
+  ends = [statistics.mean_interval(c["chips"], 0, 1) for c in group]
+  half = np.diff(_percent(ends), axis=1)[:, 0] / 2
+  return _percent([candidate["score"] for candidate in group]), half
+
+
+def front(content: dict) -> _Made:
   """Robust score against energy of all candidates; what none beats in both."""
   search = content["search"]
   looks = style.method_looks(search["trajectory"])
-  figure, handles = _figure(3.4), []
+  figure, handles, values = _figure(3.4), [], []
   panel = figure.subplots()
   for name, group in search["candidates"].items():
     if not group:
@@ -240,7 +491,18 @@ def front(content: dict) -> figure_lib.Figure:
       alpha=1 if is_uniform else 0.65,
     )
     energies = [candidate["cost"]["energy_joule"] for candidate in group]
-    panel.plot(energies, _percent([c["score"] for c in group]), **look)
+    scores, error = _scores(group)
+    bars = dict(color=looks[name].color, lw=0.6, alpha=0.5)
+    panel.vlines(energies, scores - error, scores + error, **bars)
+    tips = [
+      f"{looks[name].name}: {score:.2f} %, {style.quantity('energy', energy)}"
+      for score, energy in zip(scores, energies, strict=True)
+    ]
+    _mark(panel.plot(energies, scores, **look)[0], None, *tips)
+    columns = dict(score=scores / 100, half95=error / 100)
+    columns |= {k: [c[k] for c in group] for k in ("budget", "clean")}
+    costs = pd.DataFrame([candidate["cost"] for candidate in group])
+    values.append(pd.DataFrame(dict(method=name, **columns)).join(costs))
     handles.append(_key(looks[name].name, **look))
   points = pd.DataFrame(search["front"])
   line = dict(color=style.TEXT, lw=1, drawstyle="steps-post", zorder=1.5)
@@ -259,10 +521,10 @@ def front(content: dict) -> figure_lib.Figure:
   technology = content["hardware"]["technology"]
   panel.set(ylabel=_SCORE, xlabel=f"energy of one image, {technology}")
   panel.xaxis.set_major_formatter(ticker.EngFormatter("J"))
-  return _legend(figure, handles)
+  return _legend(figure, handles), pd.concat(values)
 
 
-def widths(content: dict) -> figure_lib.Figure:
+def widths(content: dict) -> _Made:
   """Widths of every layer of every vector, over the choices of the space.
 
   Vectors of nets have a colour; those for comparison alone are grey.
@@ -271,13 +533,15 @@ def widths(content: dict) -> figure_lib.Figure:
   trained = {net_names.parse(net).widths for net in content["nets"]}
   trained |= {name for name, v in content["vectors"].items() if v["compared"]}
   same = facts.distinct(content, compared=False)
-  figure, handles, greys = _figure(3.1), [], 0
+  figure, handles, greys, values = _figure(3.1), [], 0, {}
   panel = figure.subplots()
 
   def profile(vector, label, **look):
     layers = np.arange(1, len(vector) + 1)
-    panel.plot(layers, vector, drawstyle="steps-mid", **look)
+    (line,) = panel.plot(layers, vector, drawstyle="steps-mid", **look)
+    _mark(line, None, f"{label}: {', '.join(map(str, vector))}")
     handles.append(_key(label, **look))
+    values[label] = vector
 
   for place, (vector, names) in enumerate(same.items()):
     label = "; ".join(looks[name].name for name in names)
@@ -316,7 +580,9 @@ def widths(content: dict) -> figure_lib.Figure:
   panel.set(xlim=(0.5, num_layers + 0.5), xticks=range(1, num_layers + 1))
   panel.grid(axis="x", visible=False)
   _groups(panel, content["group_starts"], num_layers)
-  return _legend(figure, handles)
+  layers = pd.Series(range(1, num_layers + 1), name="layer")
+  values = pd.DataFrame(values)
+  return _legend(figure, handles), values.assign(layer=layers)
 
 
 def _vector_looks(content):
@@ -337,21 +603,25 @@ def _groups(panel, starts, num_layers):
       panel.axvline(end - 0.5, **_GREY)
 
 
-def utilisation(content: dict) -> figure_lib.Figure:
+def utilisation(content: dict) -> _Made:
   """Used share of the cells of every product's arrays, bars a vector."""
   same, looks = facts.distinct(content), _vector_looks(content)
   products = content["hardware"]["products"]
   figure = _figure(2.9)
   panel = figure.subplots()
-  width = 0.84 / len(same)
+  width, values = 0.84 / len(same), {"product": products}
   for place, names in enumerate(same.values()):
-    panel.bar(
+    label = "; ".join(looks[name].name for name in names)
+    values[label] = content["vectors"][names[0]]["cells"]
+    bars = panel.bar(
       np.arange(len(products)) + width * (place - (len(same) - 1) / 2),
-      _percent(content["vectors"][names[0]]["cells"]),
+      _percent(values[label]),
       width,
       color=looks[names[0]].color,
-      label="; ".join(looks[name].name for name in names),
+      label=label,
     )
+    for bar, product, share in zip(bars, products, values[label], strict=True):
+      _mark(bar, None, f"{label}, {product}: {style.percent(share)} % used")
   rows, columns = content["hardware"]["tile_shape"]
   panel.set(title=f"Used cells of arrays of {rows} x {columns}")
   panel.set(ylabel="used cells [%]", ylim=(0, 103))
@@ -360,24 +630,29 @@ def utilisation(content: dict) -> figure_lib.Figure:
   panel.set(xlabel="product: group.block/layer")
   panel.set(xlim=(-0.6, len(products) - 0.4))
   panel.grid(axis="x", visible=False)
-  return _legend(figure, panel.containers)
+  return _legend(figure, panel.containers), pd.DataFrame(values)
 
 
-def components(content: dict) -> figure_lib.Figure:
+def components(content: dict) -> _Made:
   """Energy and area of every vector, stacked by component."""
   same = facts.distinct(content)
   vectors = [content["vectors"][names[0]] for names in same.values()]
   labels = ["\n".join(map(style.net_name, names)) for names in same.values()]
   figure = _figure(0.9 + 0.28 * max(3, len(vectors)))
-  row = figure.subplots(1, 2, sharey=True)
+  row, values = figure.subplots(1, 2, sharey=True), {}
   technology = content["hardware"]["technology"]
   colors = dict(zip(cost.COMPONENTS, style.PARTS, strict=True))
   for panel, field in zip(row, ("energy_joule", "area_m2"), strict=True):
     start = np.zeros(len(vectors))
     for part, color in colors.items():
       length = np.array([v["components"][part][field] for v in vectors])
-      panel.barh(labels, length, 0.7, start, color=color)
+      bars = panel.barh(labels, length, 0.7, start, color=color)
       start += length
+      values[part.replace("_", " "), field] = length
+      kind = field.split("_")[0]
+      for bar, amount in zip(bars, length, strict=True):
+        tip = f"{part.replace('_', ' ')}: {style.quantity(kind, amount)}"
+        _mark(bar, None, tip)
     panel.grid(axis="y", visible=False)
   row[0].set_xlabel(f"energy of one image, {technology}")
   row[0].xaxis.set_major_formatter(ticker.EngFormatter("J"))
@@ -385,10 +660,13 @@ def components(content: dict) -> figure_lib.Figure:
   row[1].xaxis.set_major_formatter(lambda value, _: f"{1e6 * value:g}")
   row[0].invert_yaxis()
   handles = [_key(p.replace("_", " "), c, lw=5) for p, c in colors.items()]
-  return _legend(figure, handles)
+  names = [label.replace("\n", "; ") for label in labels]
+  columns = pd.DataFrame(values, names)
+  columns.columns = [f"{part}, {field}" for part, field in values]
+  return _legend(figure, handles), columns.rename_axis("net").reset_index()
 
 
-def training(content: dict) -> figure_lib.Figure:
+def training(content: dict) -> _Made:
   """Loss and accuracy of the super-net and of the nets over their steps."""
   curves = content["curves"]
   rows = [
@@ -397,15 +675,18 @@ def training(content: dict) -> figure_lib.Figure:
   ]
   rows = [row for row in rows if row[1]]
   looks = style.net_looks(content["nets"])
-  figure, keys = _figure(0.5 + 2.1 * len(rows)), {}
+  figure, keys, values = _figure(0.5 + 2.1 * len(rows)), {}, []
   grid = figure.subplots(len(rows), 2, squeeze=False)
   for (loss, accuracy), (title, stages) in zip(grid, rows, strict=True):
     for stage in stages:
       look = looks.get(stage.removeprefix("train/"))
       for metric, points in curves[stage].items():
         panel = loss if metric == "loss" else accuracy
-        name, line = _curve(panel, metric, points, look)
+        net = stage.removeprefix("train/")
+        name, line = _curve(panel, metric, points, look, net)
         keys[name] = _key(name, **line)
+        columns = dict(stage=stage, metric=metric, **points)
+        values.append(pd.DataFrame(columns))
     loss.set(title=f"{title}: training loss", ylabel="loss [nat]", yscale="log")
     low, high = loss.get_ylim()  # of many decades, more labels would overlap
     subs = (1, 2, 5) if high < 1e3 * low else (1,)
@@ -420,10 +701,10 @@ def training(content: dict) -> figure_lib.Figure:
       panel.set_xlabel("optimiser step")
       panel.margins(x=0.02)
       panel.xaxis.set_major_formatter("{x:,.0f}")
-  return _legend(figure, [*keys.values()])
+  return _legend(figure, [*keys.values()]), pd.concat(values)
 
 
-def _curve(panel, metric, points, look):
+def _curve(panel, metric, points, look, net):
   """Draws a metric of a stage; returns the name and style of its legend.
 
   Args:
@@ -431,6 +712,7 @@ def _curve(panel, metric, points, look):
     metric: "loss", "accuracy" or one that begins so.
     points: {"step", "value"}.
     look: of the net; None: the super-net.
+    net: its name.
   """
   scale = 1 if metric == "loss" else 100
   values = scale * pd.Series(points["value"], points["step"], np.float64)
@@ -440,17 +722,22 @@ def _curve(panel, metric, points, look):
     count = len(values)
     gap = -(-count // 20)  # markers that don't touch, one at the end
     spread = dict(markevery=((count - 1) % gap, gap), marker=look.marker)
-    panel.plot(values, color=look.color, **line, **spread)
+    (curve,) = panel.plot(values, color=look.color, **line, **spread)
+    _mark(curve, net)
     return "on validation images", dict(line, marker="o")
   if look is None:
     is_mean = metric == "accuracy_mean"
     name = "super-net, mean of a step's widths" if is_mean else "super-net"
     line = dict(color=style.NEUTRAL, ls="--" if is_mean else "-")
   else:
-    name, line = look.name, dict(color=look.color)
+    name, line = look.name, dict(color=look.color, ls=look.dashes)
   # Running mean over a fortieth of the curve.
   width = min(len(values), 2 * (len(values) // 80) + 1)
   smooth = values.rolling(width, center=True, min_periods=1).mean()
-  panel.plot(values[::every], **line, lw=0.5, alpha=0.3)
-  panel.plot(smooth[::every], **line)
+  faint = dict(line, ls="-", lw=0.5, alpha=0.3)
+  for curve in (
+    *panel.plot(values[::every], **faint),
+    *panel.plot(smooth[::every], **line),
+  ):
+    _mark(curve, net)
   return name, line

@@ -1,7 +1,9 @@
 """How the report names, colours and writes what it shows.
 
 Colours are those of Okabe and Ito, which the colour-blind can tell apart; a
-net also keeps its marker in all figures. Each has a twin for dark screens.
+net also keeps its marker in all figures. Each has a twin for dark screens. Nets
+of the same widths share both: one that is trained on chips is drawn dashed,
+its marker open.
 """
 
 from collections.abc import Iterable
@@ -37,7 +39,23 @@ _PALETTE = (
   ("#56b4e9", "#8fd0f7", "X"),
   ("#009e73", "#2bc79b", "D"),
   ("#7f5539", "#b98b6c", "*"),
+  ("#7a5195", "#b48ccf", "p"),
 )
+# Of the fifths of scored vectors, the worst first.
+RAMP = {
+  "#c9d3e0": "#2c3a4d",
+  "#9db4d1": "#3f5f87",
+  "#6b90bf": "#5b8cc9",
+  "#3a689f": "#8ab8ee",
+  "#123a6b": "#cfe5ff",
+}
+# {statistics on chips: title of a panel}, see `facts.calibration`.
+STATISTICS = {
+  "fixed": "not calibrated",
+  "design": "statistics of the design",
+  "chip": "every chip calibrated",
+}
+_OTHER_RUNS = ("x", "+", "1", "2", "3", "4")  # markers of a second run's nets
 DARK = {
   TEXT: "#e6e6e6",
   GRID: "#3a3a3a",
@@ -45,6 +63,7 @@ DARK = {
   SHADE: "#2a2a2a",
   BACK: "#161616",
   **PARTS,
+  **RAMP,
   **{light: dark for light, dark, _ in _PALETTE},
 }
 
@@ -56,6 +75,12 @@ class Look:
   name: str
   color: str
   marker: str
+  dashes: str = "-"
+
+  @property
+  def face(self) -> str:
+    """Returns the colour within its marker."""
+    return self.color if self.dashes in "-:" else "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,8 +213,12 @@ def net_name(net: str) -> str:
   """Returns the shown name: "found", "HAWIS-A (ResNet-20)", "8-bit 1x".
 
   Args:
-    net: as in `config.train.nets`; one not known keeps its name.
+    net: as in `config.train.nets`; one not known keeps its name. It may follow
+      a run's: "<run>: <net>".
   """
+  run, colon, net = net.rpartition(": ")
+  if run:
+    return f"{run}{colon}{net_name(net)}"
   vector, kind, on_chips = net_names.parse(net)
   preset = _PRESET.fullmatch(vector)
   name = preset[2] if preset else vector
@@ -205,17 +234,32 @@ def weights(bits: int) -> str:
 
 
 def net_looks(nets: Iterable[str]) -> dict[str, Look]:
-  """Returns how nets are drawn together, distinct up to eight of them."""
+  """Returns how nets are drawn together, distinct up to nine colours.
+
+  Those of a second run, "<run>: <net>", have the colours of the first one's.
+  """
   nets, places = list(nets), {}
-  for net in nets:
-    preset = _PRESET.fullmatch(net)
-    place = _PLACES.get(preset[2] if preset else net)
-    if place is not None and place not in places.values():
-      places[net] = place
+  parsed = {net: net_names.parse(net.rpartition(": ")[2]) for net in nets}
+  runs = [*dict.fromkeys(net.rpartition(": ")[0] for net in nets)]
+  # By widths and kind of weights.
+  plain = {net: of._replace(on_chips=False) for net, of in parsed.items()}
+  for vector, kind, _ in plain.values():
+    preset = _PRESET.fullmatch(vector)
+    place = _PLACES.get(preset[2] if preset else vector)
+    is_free = place is not None and place not in places.values()
+    if kind == net_names.BINARY and is_free:
+      places.setdefault(net_names.Net(vector, kind), place)
   spare = [p for p in range(len(_PALETTE)) if p not in places.values()]
-  others = [net for net in nets if net not in places]
+  others = [net for net in dict.fromkeys(plain.values()) if net not in places]
   places.update(zip(others, itertools.cycle(spare), strict=False))
-  return {net: _look(net_name(net), places[net]) for net in nets}
+  looks = {}
+  for net in nets:
+    look = _look(net_name(net), places[plain[net]])
+    run = runs.index(net.rpartition(": ")[0])
+    dashes = ((":", "-.") if run else ("-", "--"))[parsed[net].on_chips]
+    marker = _OTHER_RUNS[(run - 1) % len(_OTHER_RUNS)] if run else look.marker
+    looks[net] = dataclasses.replace(look, dashes=dashes, marker=marker)
+  return looks
 
 
 def method_looks(methods: Iterable[str]) -> dict[str, Look]:
@@ -224,7 +268,7 @@ def method_looks(methods: Iterable[str]) -> dict[str, Look]:
   The first has the colour of the found net, uniform scaling its net's.
   """
   first, *others = methods
-  places = {first: 0, **dict(zip(others, (6, 3, 4, 5, 7, 2), strict=False))}
+  places = {first: 0, **dict(zip(others, (6, 3, 4, 5, 7, 2, 8), strict=False))}
   places["uniform"] = 1
   return {
     name: _look(_METHODS.get(name, name), place)
@@ -305,6 +349,16 @@ def quantity(kind: str, value: float | None) -> str:
   text = ticker.EngFormatter(unit)(float(f"{value:.3g}"))
   number, _, unit = text.partition(" ")
   return f"{_three_digits(float(number))} {unit}".strip()
+
+
+def joule(value: float | None) -> str:
+  """Returns the energy of one operation in pJ; None: "-"."""
+  return "-" if value is None else f"{_three_digits(1e12 * value)} pJ"
+
+
+def tops(value: float | None) -> str:
+  """Returns operations a joule as tera-operations a second and watt."""
+  return "-" if value is None else _three_digits(1e-12 * value)
 
 
 def _three_digits(value):

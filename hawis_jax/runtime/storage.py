@@ -29,7 +29,7 @@ from hawis_jax import errors
 from hawis_jax.runtime import terminal
 
 _PREFIX = "gs://"
-_PARTIAL = re.compile(r".+\.(json|jsonl|npz|npy|html|png|svg|css)\.\d+\.tmp")
+_PARTIAL = re.compile(r".+\.(json|jsonl|npz|npy|html|svg|pdf|csv)\.\d+\.tmp")
 _REQUEST = 30.0  # the most that a request may take [s]
 _DIGEST = "sha256"  # field of a record
 # Packages whose errors are those of requests to gs:// storage.
@@ -301,6 +301,21 @@ def record_digest(value: Any) -> str:
   """Returns the SHA-256 of what JSON can hold, in hexadecimal."""
   text = json.dumps(value, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_bits(path: pathlib.Path, sha256: str, count: int) -> np.ndarray:
+  """Returns rows of truth values that a .npy file packs, bool `[S, count]`.
+
+  Raises:
+    InputError: the file is missing or not the one of this digest.
+  """
+  content = path.read_bytes() if path.exists() else b""
+  if hashlib.sha256(content).hexdigest() != sha256:
+    raise errors.InputError(
+      f"{path}: missing, or got another content than was written there; "
+      f"restore the file, or delete {path.parents[1]} to measure anew"
+    )
+  return np.unpackbits(np.load(io.BytesIO(content)), 1, count).view(bool)
 
 
 def digest(path: str | os.PathLike) -> str:

@@ -189,20 +189,14 @@ def _candidates(experiment, methods, context, state):
         choices, advantage, config.candidates, estimate
       )
       if each.suggest and not config.penalty:
-        best = _with_suggested(best, each.suggest(learnt)[budget_range])
+        best = selection.with_suggested(
+          best, each.suggest(learnt)[budget_range]
+        )
       groups[name, budget_range] = [
         (tuple(int(w) for w in table[np.arange(length), vector]), value)
         for vector, value in best
       ]
   return groups
-
-
-def _with_suggested(best, suggested):
-  """Puts what is expected to be best in the place of the worse half."""
-  known = {tuple(map(int, vector)) for vector, _ in best}
-  new = [v for v in np.asarray(suggested) if tuple(map(int, v)) not in known]
-  new = new[: len(best) // 2]
-  return best[: len(best) - len(new)] + [(vector, None) for vector in new]
 
 
 def write_table(path: pathlib.Path, experiment: Experiment, state) -> None:

@@ -39,6 +39,20 @@ def best_vectors(
   return [(unique[i], float(mean[i])) for i in order]
 
 
+def with_suggested(
+  best: list[tuple[np.ndarray, float]], suggested: np.ndarray
+) -> list[tuple[np.ndarray, float | None]]:
+  """Puts vectors that a method expects to be best in place of the worse half.
+
+  `best` are of `best_vectors`; `suggested`, `[N, L]`, of `Method.suggest`, the
+  first ones first. One that was not scored has the advantage None.
+  """
+  known = {tuple(map(int, vector)) for vector, _ in best}
+  new = [v for v in np.asarray(suggested) if tuple(map(int, v)) not in known]
+  new = new[: len(best) // 2]
+  return best[: len(best) - len(new)] + [(vector, None) for vector in new]
+
+
 def front(candidates: dict[str, list[dict]]) -> list[dict]:
   """Returns the candidates that none beats in score at no more energy.
 

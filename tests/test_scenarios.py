@@ -112,15 +112,16 @@ def test_a_number_is_one_severity():
 @pytest.mark.parametrize("effect", crossbar.EFFECTS)
 def test_chips_differ_where_anything_is_random(effect):
   ideal = crossbar.Device(write_sigma=(1.0,))
-  first, second = _parse({effect: (0, 1)}, ideal).severities
+  most = 0.5 if effect.endswith("dispersion") else 1
+  first, second = _parse({effect: (0, most)}, ideal).severities
   random = effect in crossbar.DEFECTS
   assert (first.is_random, second.is_random) == (False, random)
   # Of the base, or beside the swept field.
-  base = dataclasses.replace(ideal, **{effect: 1})
+  base = dataclasses.replace(ideal, **{effect: most})
   swept = {"temperature": (280,)}
   for scenario, device, expected in (
     (swept, base, random),
-    ({**swept, effect: 1}, ideal, random),
+    ({**swept, effect: most}, ideal, random),
     ({**swept, effect: 0}, base, False),
   ):
     (severity,) = _parse(scenario, device).severities

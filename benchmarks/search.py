@@ -10,7 +10,7 @@ training, and so is regret: the best net's score less that of the net a method
 would hand over after n evaluations, that is, the best on 16 chips of its 4
 candidates, of which up to half may be what it expects to be best. (The best of
 noisy scores is too good by a constant, the same for all methods.) Scores that a
-search sees are of 4 chips a scenario, drawn anew for every update from those 16;
+search sees are of 4 chips a scenario, drawn anew an update from those 16;
 the truth is of 16 others. Mean over seeds with its 95 % interval, and the
 two-sided Mann-Whitney p against random search.
 

@@ -47,6 +47,7 @@ _PUBLIC = {
   "predictor": "search.methods",
   "random_search": "search.methods",
   "reinforce": "search.methods",
+  "fit_device": "interop",
   "from_torch_state_dict": "interop",
   "arrays": "data.arrays",
   "load_net": "pipeline.results:load_net_of_run",

@@ -1,5 +1,6 @@
 """Other programs' formats, in and out."""
 
+from hawis_jax.interop.cell_readings import fit_device
 from hawis_jax.interop.chips import export_chip
 from hawis_jax.interop.fault_maps import load_faults
 from hawis_jax.interop.fault_maps import save_faults
@@ -12,6 +13,7 @@ from hawis_jax.interop.state_dicts import to_torch_state_dict
 __all__ = (
   "export_chip",
   "export_weights",
+  "fit_device",
   "from_torch_state_dict",
   "load_faults",
   "load_state_dict",

@@ -1,0 +1,246 @@
+"""Devices fitted to measured cells: write error and drift.
+
+Axes: N cells, T times, K target conductances.
+"""
+
+from collections.abc import Sequence
+import csv
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+from scipy import optimize
+from scipy import stats
+
+from hawis_jax import crossbar
+from hawis_jax import errors
+from hawis_jax.runtime import storage
+
+_COLUMNS = ["cell", "target", "time", "read"]
+_FEWEST = 8  # cells a target: a spread of fewer is known to a quarter at best
+
+
+class _Readings(NamedTuple):
+  """What a file holds."""
+
+  targets: np.ndarray  # [N], S
+  times: np.ndarray  # [T], s, ascending
+  reads: np.ndarray  # [N, T], S
+
+
+def fit_device(
+  path: str | os.PathLike, degree: int = 2, plot: str | os.PathLike = ""
+) -> crossbar.Device:
+  """Returns a device whose write error and drift are those of measured cells.
+
+  The first readings give sigma(G), the root mean square error of the cells of a
+  target, and of it a polynomial, weighted by the number of cells; a bias counts
+  as error, for the model has none, and so does noise of single readings. Later
+  ones, if there are any, give an exponent nu of G (t / t_0)^-nu to every cell,
+  and its mean and deviation at every target by maximum likelihood, exponents
+  below 0 being censored there, as the model has none; a line in ln(G / g_on)
+  each. Formulas: docs/crossbar.md.
+
+  >>> import hawis_jax as hx
+  >>> device = hx.fit_device("cells.csv", plot="fit.svg")  # doctest: +SKIP
+  >>> hx.evaluate_chips(key, net, variables, x, y, device)  # doctest: +SKIP
+
+  Args:
+    path: of a file of lines `cell,target,time,read` under that heading: a name,
+      what it was programmed to [S], the time since [s], what was read [S]. All
+      cells have the same times, of which the first is t_0.
+    degree: of the polynomial, at most; below the number of targets.
+    plot: of the figure of data and fit to write; "": none.
+
+  Returns:
+    The device, from the least to the greatest target, at the last time; other
+    fields are `Device`'s own.
+
+  Raises:
+    InputError: the file is no such table; fewer than two targets, or than 8
+      cells of one; targets or later readings that are not above 0; a drift
+      upwards, which the model has not.
+  """
+  name = str(path)
+  readings = _read(storage.read_text(path), name)
+  levels, spread, weights = _write_errors(readings, name)
+  degree = min(degree, len(levels) - 1)
+  sigma = np.polyfit(1e6 * levels, 1e6 * spread, degree, w=weights)
+  fields = {
+    "g_off": levels[0].item(),
+    "g_on": levels[-1].item(),
+    "write_error": 1.0,
+    "write_sigma": tuple(sigma[::-1].tolist()),
+    "write_range": (levels[0].item(), levels[-1].item()),
+  }
+  exponents = None
+  if len(readings.times) > 1:
+    exponents = _exponents(readings, levels, name)
+    # Of what the cells are, as in the model, which differs from the target.
+    starts = np.log(readings.reads[:, 0] / levels[-1])
+    distance = [starts[readings.targets == level].mean() for level in levels]
+    fields |= {
+      "drift_start": readings.times[0].item(),
+      "drift_time": readings.times[-1].item(),
+      "drift_mean": _line(distance, exponents[0]),
+      "drift_std": _line(distance, exponents[1]),
+    }
+  device = crossbar.with_fields(crossbar.Device(), fields, name)
+  if plot:
+    _draw(pathlib.Path(plot), device, levels, spread, exponents)
+  return device
+
+
+def _read(text, name):
+  """Returns the readings of a file, checked."""
+  try:
+    rows = [row for row in csv.reader(text.splitlines()) if row]
+  except csv.Error as error:
+    raise errors.InputError(f"{name}: can't be read: {error}") from error
+  if not rows or [cell.strip() for cell in rows[0]] != _COLUMNS:
+    raise errors.InputError(
+      f"{name}: got {','.join(rows[0])[:80] if rows else 'nothing'!r} as first "
+      f"line, needed is {','.join(_COLUMNS)}"
+    )
+  cells = {}
+  for number, row in enumerate(rows[1:], 2):
+    place = f"{name}, reading {number - 1}"
+    try:
+      cell, *values = row
+      target, time, read = (float(value) for value in values)
+    except ValueError as error:
+      raise errors.InputError(
+        f"{place}: got {','.join(row)[:80]!r}, needed are a name and 3 numbers"
+      ) from error
+    is_finite = np.isfinite([target, time, read]).all()
+    if not is_finite or target <= 0 or time <= 0 or read < 0:
+      raise errors.InputError(
+        f"{place}: got target {target:g} S, time {time:g} s, read {read:g} S, "
+        "needed are finite ones, target and time above 0, read from 0 on"
+      )
+    known, reads = cells.setdefault(cell.strip(), (target, {}))
+    if known != target or time in reads:
+      raise errors.InputError(
+        f"{place}: got a second target or reading of cell {cell.strip()!r} at "
+        f"{time:g} s, needed is one: programmed again it is another cell"
+      )
+    reads[time] = read
+  times = sorted({time for _, reads in cells.values() for time in reads})
+  for cell, (_, reads) in cells.items():
+    if len(reads) < len(times):
+      missing = next(time for time in times if time not in reads)
+      raise errors.InputError(
+        f"{name}: got no reading of cell {cell!r} at {missing:g} s, needed are "
+        "the same times of all cells"
+      )
+  targets = np.array([target for target, _ in cells.values()])
+  levels, counts = np.unique(targets, return_counts=True)
+  if len(levels) < 2 or min(counts) < _FEWEST:
+    raise errors.InputError(
+      f"{name}: got {len(levels)} targets of {min(counts, default=0)} cells or "
+      f"more, needed are at least 2, of {_FEWEST} cells each"
+    )
+  reads = [[reads[time] for time in times] for _, reads in cells.values()]
+  return _Readings(targets, np.array(times), np.array(reads))
+
+
+def _write_errors(readings, name):
+  """Returns targets `[K]`, spreads `[K]` [S] and weights of these `[K]`."""
+  levels = np.unique(readings.targets)
+  spread, weights = [], []
+  for level in levels:
+    wrong = readings.reads[readings.targets == level, 0] - level
+    spread.append(np.sqrt(np.mean(wrong**2)))
+    # Of n normal errors it is known to 1 / sqrt(2 n) of itself.
+    weights.append(np.sqrt(2 * len(wrong)))
+  spread = np.array(spread)
+  if not spread.all():
+    raise errors.InputError(
+      f"{name}: got no error at target {levels[spread.argmin()]:g} S, needed "
+      "are first readings that differ from the target"
+    )
+  return levels, spread, np.array(weights) / (1e6 * spread)
+
+
+def _exponents(readings, levels, name):
+  """Returns means and deviations `[2, K]` of the exponents at targets."""
+  if readings.reads.min() <= 0:
+    raise errors.InputError(
+      f"{name}: got a reading of 0 S of a cell that drifts, needed are ones "
+      "above 0: leave such cells out, and count them as stuck off"
+    )
+  periods = np.log(readings.times[1:] / readings.times[0])
+  fall = -np.log(readings.reads[:, 1:] / readings.reads[:, :1])
+  exponents = fall @ periods / (periods @ periods)  # least squares, a cell
+  found = np.transpose(
+    [_censored(exponents[readings.targets == level]) for level in levels]
+  )
+  if (found[0] < 0).any():
+    raise errors.InputError(
+      f"{name}: got cells of {levels[found[0].argmin()]:g} S that drift "
+      "upwards on average, allowed are those that fall: the model has no others"
+    )
+  return found
+
+
+def _censored(exponents: np.ndarray) -> tuple[float, float]:
+  """Returns (mean, deviation) of a normal variable seen as max(x, 0)."""
+  seen = exponents[exponents > 0]
+  hidden = len(exponents) - len(seen)
+  scale = np.abs(exponents).max()
+  if not hidden or not len(seen):
+    return exponents.mean(), exponents.std()
+
+  def loss(parameters):
+    mean, std = parameters[0], np.exp(parameters[1])
+    likely = stats.norm.logpdf(seen / scale, mean, std).sum()
+    return -likely - hidden * stats.norm.logcdf(0, mean, std)
+
+  start = exponents.mean() / scale, np.log(exponents.std() / scale)
+  mean, log_std = optimize.minimize(loss, start, method="Nelder-Mead").x
+  return scale * mean, scale * np.exp(log_std)
+
+
+def _line(
+  distance: Sequence[float], values: np.ndarray
+) -> tuple[float, float, float, float]:
+  """Returns (a, b, low, high) of a line; flat beyond the measured targets."""
+  slope, offset = np.polyfit(distance, values, 1)
+  fitted = np.maximum(slope * np.array(distance) + offset, 0)
+  return slope, offset, fitted.min(), fitted.max()
+
+
+def _draw(
+  path: pathlib.Path,
+  device: crossbar.Device,
+  levels: np.ndarray,
+  spread: np.ndarray,
+  exponents: Sequence[np.ndarray] | None,
+) -> None:
+  """Writes the figure of what was measured, and of the fit."""
+  from matplotlib import figure  # 0.4 s, for those who ask for it
+
+  drawn = figure.Figure(
+    (9 if exponents is not None else 4.5, 3.4), layout="constrained"
+  )
+  panels = drawn.subplots(1, 1 if exponents is None else 2, squeeze=False)[0]
+  g = np.linspace(levels[0], levels[-1], 200)
+  sigma = np.polynomial.Polynomial(device.write_sigma)(1e6 * g)
+  panels[0].plot(1e6 * levels, 1e6 * spread, "o", label="measured")
+  panels[0].plot(1e6 * g, np.maximum(sigma, 0), label="fit")
+  panels[0].set(xlabel="target [µS]", ylabel="write error, rms [µS]")
+  if exponents is not None:
+    lines = device.drift_mean, device.drift_std
+    for what, values, line in zip(
+      ("mean", "deviation"), exponents, lines, strict=True
+    ):
+      a, b, low, high = line
+      fit = np.clip(a * np.log(g / levels[-1]) + b, low, high)
+      (points,) = panels[1].plot(1e6 * levels, values, "o", label=what)
+      panels[1].plot(1e6 * g, fit, color=points.get_color())
+    panels[1].set(xlabel="target [µS]", ylabel="drift exponent ν")
+  for panel in panels:
+    panel.legend(frameon=False)
+  with storage.write_errors(path):
+    drawn.savefig(path)

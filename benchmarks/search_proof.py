@@ -37,6 +37,7 @@ _FIELDS = {
     dict(stuck_on=0.0175, stuck_off=0.0904),
     dict(variation=0.7),
   ),
+  "search.limits": (("energy", 3.07e-5),),  # of the uniform net 3.061e-5 J
   "search.batch_norm": "chip",
   "search.selection": 1.5,
   "hardware_aware.most_severity": 1.5,

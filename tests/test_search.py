@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import short_run
 
 from hawis_jax import cost
 from hawis_jax import errors
@@ -23,6 +24,7 @@ from hawis_jax.pipeline import results
 from hawis_jax.pipeline import search
 from hawis_jax.pipeline.experiment import prepare
 from hawis_jax.robustness import monte_carlo
+from hawis_jax.runtime import loop
 from hawis_jax.runtime import sharding
 from hawis_jax.runtime.metrics import Metrics
 from hawis_jax.search import method
@@ -252,6 +254,51 @@ def test_selection_keeps_the_better_half_and_the_uniform_net(monkeypatch):
   scores[3] = (0.0, 0.0, 0.8)  # equal: it is not given up
   found = halving.select(experiment, start, vectors, uniform, None, None)
   assert found["found"] == [3]
+
+
+@pytest.mark.slow
+def test_a_selection_that_was_stopped_goes_on(data_dir, tmp_path, monkeypatch):
+  """Trainings that are finished are not done again, the others are the same."""
+  config = short_run.config(
+    data__data_dir=str(data_dir), search__selection=3.0, search__selected=3
+  )
+  experiment = prepare(config)
+  init = jax.jit(net_variables.init, static_argnums=(0, 2))
+  shape = experiment.splits.image_shape
+  net = init(experiment.supernet, jax.random.key(0), shape)
+  scorer = candidates.make_scorer(experiment, net["params"])
+  (uniform,) = experiment.uniforms
+  narrow, wide = experiment.space.min_widths, experiment.space.max_widths
+  run_steps, names = loop.run_steps, []
+
+  def counted(*args, **kwargs):
+    if stopping and len(names) == 4:
+      raise errors.Preempted("here")
+    names.append(kwargs["name"])
+    return run_steps(*args, **kwargs)
+
+  monkeypatch.setattr(loop, "run_steps", counted)
+
+  def select(folder):
+    with Metrics(tmp_path / folder) as metrics:
+      place = tmp_path / folder / "selection"
+      vectors = [tuple(narrow), tuple(wide)]
+      return halving.select(
+        experiment, scorer, vectors, uniform, metrics, place
+      )
+
+  stopping = False
+  whole = select("whole")
+  assert len(names) == 3 + 2 and whole["steps"] == 3 * 8 // (3 + 2)
+  stopping = True
+  names.clear()
+  with pytest.raises(errors.Preempted):
+    select("stopped")
+  stopping = False
+  lines = (tmp_path / "stopped" / "metrics.jsonl").read_text()
+  assert select("stopped") == whole
+  after = (tmp_path / "stopped" / "metrics.jsonl").read_text()[len(lines) :]
+  assert '"search/selection/1_' in after and "selection/0_" not in after
 
 
 @pytest.fixture

@@ -2,15 +2,18 @@
 
 python benchmarks/placing.py [--workdir runs/digits] [--nets found uniform ...]
   [--stuck-off 0.0904] [--stuck-on 0.0175] [--tile 64 64] [--chips 32]
+  [--retrain 4]
 
 The mean error of random binary weights in full tiles of 64 columns; and, with a
 run's folder, the accuracy of its nets on the same chips and all test images:
 gains over weights as they come, paired, with 95 % intervals over chips and
-images, and arrays more than without.
+images, and arrays more than without. With --retrain of so many of the chips:
+each net with statistics of the chip, and retrained for it by 40 steps.
 """
 
 import dataclasses
 
+import jax
 import measure
 import numpy as np
 
@@ -19,6 +22,7 @@ from hawis_jax.crossbar import mapping
 from hawis_jax.pipeline import results
 from hawis_jax.robustness import monte_carlo
 from hawis_jax.robustness import statistics
+from hawis_jax.training import hardware_aware
 
 _BOTH = crossbar.Placing(mapping.RULES)
 _WAYS = {
@@ -58,6 +62,23 @@ def weight_errors(device, rows, num_tiles=64, columns=64):
   return found
 
 
+def retrained(run, net, device, test, chips, learning_rate):
+  """Correct of a net that is retrained for each chip, bool `[S, N]`."""
+  images, key, rows = run.unpadded(run.splits.train), run.key("robustness"), []
+  for chip in range(chips):
+    variables = hardware_aware.retrain_for_chip(
+      jax.random.fold_in(key, chip),
+      *net,
+      *images,
+      device,
+      steps=40,
+      learning_rate=learning_rate,
+    )
+    setting = monte_carlo.Setting(net.module, variables, device)
+    rows += monte_carlo.classify(key, setting, *test, range(chip, chip + 1))
+  return np.concatenate(rows)
+
+
 def main() -> None:
   """Prints the tables."""
   parser = measure.parser(__doc__)
@@ -67,6 +88,7 @@ def main() -> None:
   parser.add_argument("--stuck-on", type=float, default=0.0175)
   parser.add_argument("--tile", type=int, nargs=2, default=(64, 64))
   parser.add_argument("--chips", type=int, default=32)
+  parser.add_argument("--retrain", type=int, default=0)
   args = parser.parse_args()
   faults = dict(stuck_off=args.stuck_off, stuck_on=args.stuck_on)
   for rows in (27, 64, 128, 256):
@@ -105,6 +127,17 @@ def main() -> None:
         f"[{low:+.1f}, {high:+.1f}]  +{more} arrays",
         flush=True,
       )
+    for way, rate in (("its statistics", 0.0), ("retrained", 3e-3)):
+      if args.retrain:
+        table = retrained(run, net, device, test, args.retrain, rate)
+        gain = statistics.paired_difference(table, reference)
+        low, high = (100 * end for end in gain["ci95"])
+        print(
+          f"  {way:22} {100 * table.mean():5.1f} %  "
+          f"{100 * gain['difference']:+.1f} [{low:+.1f}, {high:+.1f}], "
+          f"{gain['chips']} chips",
+          flush=True,
+        )
 
 
 if __name__ == "__main__":

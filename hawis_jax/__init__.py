@@ -36,6 +36,7 @@ _PUBLIC = {
   "imagenet_geometry": "cost",
   "network_cost": "cost",
   "evaluate_chips": "robustness.evaluation",
+  "retrain_for_chip": "training.hardware_aware",
   "summarize": "robustness.statistics",
   "feasible_set": "search.own_score",
   "search_widths": "search.own_score",

@@ -12,6 +12,7 @@ from scipy import stats
 import tiny_net
 
 from hawis_jax import crossbar
+from hawis_jax import errors
 from hawis_jax.arithmetic import integer
 from hawis_jax.crossbar import readout
 from hawis_jax.networks import net_variables
@@ -252,3 +253,70 @@ def test_margin_loss_asks_for_logits_beyond_it(rng):
   expected = np.maximum(0.7 - signs * logits, 0).mean()
   got = jax.jit(optimization.margin_loss, static_argnums=2)(logits, labels, 0.7)
   np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_retraining_for_one_chip_brings_more_than_its_statistics(tiny, rng):
+  """On digits of sklearn, held out, for three chips with stuck cells."""
+  from sklearn import datasets  # takes seconds
+
+  values, labels = datasets.load_digits(return_X_y=True)
+  images = np.minimum(255, 16 * values).astype(np.uint8).reshape(-1, 8, 8, 1)
+  order = rng.permutation(len(labels))
+  (images, unseen), (labels, true) = (
+    np.split(x[order], [1437]) for x in (images, labels)
+  )
+  module, adam = tiny.module, optax.adam(1e-2)
+  state = tiny_net.random_state(module, adam, rng)
+  step = tiny_net.step(module, adam)
+  for _ in range(400):
+    rows = rng.integers(0, len(labels), 64)
+    state, _ = step(state, {"image": images[rows], "label": labels[rows]})
+  net = jax.device_get(state.variables)
+  device = crossbar.Device(stuck_on=0.04, stuck_off=0.15)
+
+  @jax.jit
+  def correct(key, variables):
+    chip = crossbar.program(key, variables, device)
+    logits = module.apply(chip, module.encode(unseen), train=False)
+    return (logits.argmax(-1) == true).mean()
+
+  keys = jax.random.split(_key(rng), 3)
+  retrain = functools.partial(
+    hardware_aware.retrain_for_chip,
+    module=module,
+    variables=net,
+    images=images,
+    labels=labels,
+    device=device,
+  )
+  before = [retrain(key, steps=1, learning_rate=0.0) for key in keys]
+  after = [retrain(key, steps=60, learning_rate=3e-3) for key in keys]
+  np.testing.assert_array_equal(
+    before[0]["params"]["head"]["kernel"], net["params"]["head"]["kernel"]
+  )
+  gains = [
+    correct(key, new) - correct(key, old)
+    for key, new, old in zip(keys, after, before, strict=True)
+  ]
+  assert np.mean(gains) > 0.02
+  # It is for that chip: on another it is worse.
+  others = [correct(keys[k - 1], after[k]) for k in range(3)]
+  own = [correct(keys[k], after[k]) for k in range(3)]
+  assert np.mean(own) > np.mean(others) + 0.05
+
+
+@pytest.mark.parametrize(
+  "fields, message",
+  [
+    ({"steps": 0}, "steps: got 0, allowed is a whole number from 1"),
+    ({"batch_size": 301}, "batch_size: got 301, allowed .* to 300, the images"),
+    ({"learning_rate": -1.0}, "learning_rate: got -1.0, allowed is a finite"),
+    ({"labels": np.zeros(299, int)}, r"labels: got int64 of shape \(299,\)"),
+    ({"device": crossbar.Device(adc_bits=1)}, "adc_bits: got 1, a sense amp"),
+  ],
+)
+def test_what_a_chip_can_not_be_trained_for_is_named(tiny, fields, message):
+  arguments = {"device": _STUCK, **dict(zip(tiny._fields, tiny, strict=True))}
+  with pytest.raises(errors.InputError, match=message):
+    hardware_aware.retrain_for_chip(jax.random.key(0), **arguments | fields)

@@ -10,7 +10,7 @@ another chip will need it.
 Axes: K chips, N batches, B images.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import math
@@ -21,12 +21,16 @@ from flax import linen as nn
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 from hawis_jax import backend
 from hawis_jax import crossbar
+from hawis_jax import errors
 from hawis_jax.arithmetic import integer
 from hawis_jax.networks import net_variables
 from hawis_jax.runtime import sharding
+from hawis_jax.training import optimization
 
 # A float net's chips hold integers of its weights: what else is analog.
 _FLOAT_BITS = 8
@@ -180,3 +184,175 @@ def design_statistics(
 
   found = jax.lax.map(one, jax.random.split(key, num_chips))
   return jax.tree.map(lambda x: x.mean(0), found)
+
+
+_CALIBRATION_BATCHES = 4
+
+
+def retrain_for_chip(
+  key: chex.PRNGKey,
+  module: nn.Module,
+  variables: dict,
+  images: np.ndarray,
+  labels: np.ndarray,
+  device: crossbar.Device,
+  *,
+  faults: Mapping[str, chex.Array] | None = None,
+  placement: crossbar.Placement | None = None,
+  steps: int = 50,
+  batch_size: int = 64,
+  learning_rate: float = 1e-3,
+  margin: float = 8.0,
+  seed: int = 0,
+) -> dict:
+  """Returns a trained net's variables, trained on for one known chip.
+
+  Every step trains on the same chip, by Adam with a cosine schedule: weights
+  whose cells work learn to make up for those whose cells do not. Weights of
+  dead cells have a gradient like the others, and hold nothing that they learn.
+  At the end statistics are measured on the chip, with the first images.
+
+  >>> import hawis_jax as hx, jax, numpy as np
+  >>> net = hx.cifar_resnet(8, (4, 4, 4, 6, 6, 8, 8), num_classes=10, levels=8)
+  >>> variables = hx.init_variables(net, jax.random.key(0), (8, 8, 1))
+  >>> images, labels = np.zeros((8, 8, 8, 1), np.uint8), np.arange(8)
+  >>> data, chip = (images, labels), (jax.random.key(7), net, variables)
+  >>> device = hx.Device(stuck_off=0.1)
+  >>> known = hx.retrain_for_chip(*chip, *data, device)  # doctest: +SKIP
+
+  Args:
+    key: of the chip, as of `crossbar.program`.
+    module: the net, of 1-bit or 8-bit weights.
+    variables: its `params`, and all else that `crossbar.program` needs.
+    images: of training, uint8 `[N, H, W, C]`; they stay on the host.
+    labels: int `[N]`.
+    device: with what is known of the chip alone: write-verify finds stuck cells
+      and dead lines, but what cells vary by changes with the next programming.
+    faults: measured ones, as of `crossbar.program`.
+    placement: of the weights, from `crossbar.place`; None: as they come.
+    steps: of the optimiser.
+    batch_size: B [images].
+    learning_rate: at first.
+    margin: of `optimization.margin_loss`, of binary nets; 0, and of others:
+      cross-entropy.
+    seed: of the order of the images.
+
+  Raises:
+    InputError: a bad argument; a net that the device can't hold.
+  """
+  images, labels = np.asarray(images), np.asarray(labels)
+  if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+    raise errors.InputError(
+      f"images: got {images.dtype} of shape {images.shape}, needed are uint8 "
+      "[N, H, W, C], at least one"
+    )
+  if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+    raise errors.InputError(
+      f"labels: got {labels.dtype} of shape {labels.shape}, needed are "
+      f"integers of shape {images.shape[:1]}, one an image"
+    )
+  for name, value, most in (
+    ("steps", steps, math.inf),
+    ("batch_size", batch_size, len(images)),
+  ):
+    is_whole = isinstance(value, int | np.integer)
+    if not is_whole or isinstance(value, bool) or not 1 <= value <= most:
+      raise errors.InputError(
+        f"{name}: got {value!r}, allowed is a whole number from 1"
+        + f" to {most}, the images" * math.isfinite(most)
+      )
+  for name, value, least in (
+    ("learning_rate", learning_rate, 0),
+    ("margin", margin, 0),
+  ):
+    if not isinstance(value, int | float) or not least <= value < math.inf:
+      raise errors.InputError(
+        f"{name}: got {value!r}, allowed is a finite number of at least {least}"
+      )
+  if device.adc_bits == 1:
+    raise errors.InputError(
+      "adc_bits: got 1, a sense amplifier, allowed in training on a chip are 0 "
+      "and 2 to 16: its threshold is of a net that is trained"
+    )
+  crossbar.validate(device)
+  loss = margin if module.weight_bits == 1 else 0
+  # Severities are inputs, so that all chips of a device have one program.
+  chip = key, jax.tree.map(np.float32, device), faults, placement
+  optimizer = _Retraining(float(learning_rate), int(steps), float(loss))
+  state = _start(variables["params"], optimizer)
+  others = {k: v for k, v in variables.items() if k != "params"}
+  order = np.random.default_rng(seed)
+  epoch = np.empty(0, np.int64)
+  for _ in range(steps):
+    if len(epoch) < batch_size:
+      epoch = order.permutation(len(images))
+    rows, epoch = np.split(epoch, [batch_size])
+    batch = images[rows], labels[rows]
+    state = _retrain_step(state, others, chip, batch, module, optimizer)
+  count = min(_CALIBRATION_BATCHES, len(images) // batch_size)
+  first = images[: count * batch_size].reshape(
+    count, batch_size, *images.shape[1:]
+  )
+  params = state[0]
+  found = _on_chip_statistics({**others, "params": params}, chip, first, module)
+  return {**variables, "params": params, "batch_stats": found}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Retraining:
+  """What a retraining is compiled for."""
+
+  learning_rate: float
+  steps: int
+  margin: float
+
+  @property
+  def rule(self):
+    return optax.adam(
+      optax.cosine_decay_schedule(self.learning_rate, self.steps)
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _start(params, optimizer):
+  return params, optimizer.rule.init(params)
+
+
+def _programmed(variables, chip, module, images):
+  key, device, faults, placement = chip
+  net = crossbar.program(
+    key,
+    variables,
+    device,
+    module.weight_bits,
+    faults=faults,
+    scales=getattr(module, "weight_scales", None),
+    straight_through=True,
+    placement=placement,
+  )
+  return crossbar.for_images(net, jnp.arange(images))
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _retrain_step(state, others, chip, batch, module, optimizer):
+  images, labels = batch
+
+  def loss_of(params):
+    net = _programmed({**others, "params": params}, chip, module, len(labels))
+    logits, _ = module.apply(
+      net, module.encode(images), train=True, mutable=["batch_stats"]
+    )
+    if optimizer.margin:
+      return optimization.margin_loss(logits, labels, optimizer.margin)
+    return optimization.cross_entropy(logits, labels)
+
+  params, moments = state
+  updates, moments = optimizer.rule.update(jax.grad(loss_of)(params), moments)
+  return optax.apply_updates(params, updates), moments
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _on_chip_statistics(variables, chip, images, module):
+  net = _programmed(variables, chip, module, 1)
+  inputs = jax.lax.map(module.encode, images)
+  return net_variables.recalibrate(module, net, inputs)

@@ -352,7 +352,7 @@ def test_own_costs_are_functions_tables_or_lines():
   for layer, inputs, outputs in itertools.product(range(3), range(9), range(9)):
     lines.append(f"{layer},{inputs},{outputs},{layer + inputs * outputs}")
   text = "\n".join([*lines, ""])
-  read = cost.own_tables_from_csv(text, space, "x.csv")
+  read = cost.own_tables_from_csv("\ufeff" + text, space, "x.csv")
   np.testing.assert_array_equal(read, table)
   assert read.dtype == np.int64
   text = text.replace("2,3,8,26\n", "2,3,8,26.5\n")

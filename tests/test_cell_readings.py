@@ -31,7 +31,7 @@ def _write(path, targets, times, reads):
     for cell, (target, row) in enumerate(zip(targets, reads, strict=True))
     for time, read in zip(times, row, strict=True)
   ]
-  path.write_text("\n".join([_HEADING, *lines]))
+  path.write_text("\n".join(["\ufeff" + _HEADING, *lines]))
   return path
 
 
@@ -157,7 +157,9 @@ def test_bad_readings_are_named(tmp_path, lines, message):
   assert "\n" not in str(caught.value) and "x.csv" in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_and_a_bad_degree_are_named(tmp_path):
+  with pytest.raises(errors.InputError, match="degree: got -1, allowed are wh"):
+    interop.fit_device(tmp_path / "x.csv", degree=-1)
   with pytest.raises(errors.InputError, match="none.csv"):
     interop.fit_device(tmp_path / "none.csv")
 

@@ -227,7 +227,8 @@ def own_tables_from_csv(text: str, space: Space, name: str) -> np.ndarray:
       that of the file.
   """
   try:
-    rows = list(csv.reader(io.StringIO(text)))
+    # A spreadsheet puts a mark of UTF-8 before it.
+    rows = list(csv.reader(io.StringIO(text.removeprefix("\ufeff"))))
   except csv.Error as error:
     raise errors.InputError(f"{name}: can't be read: {error}") from error
   if not rows or [cell.strip() for cell in rows[0]] != _COLUMNS:

@@ -58,10 +58,14 @@ def fit_device(
     fields are `Device`'s own.
 
   Raises:
-    InputError: the file is no such table; fewer than two targets, or than 8
+    InputError: the file or `degree` is no such thing; fewer than two targets, or than 8
       cells of one; targets or later readings that are not above 0; a drift
       upwards, which the model has not.
   """
+  if type(degree) is not int or degree < 0:
+    raise errors.InputError(
+      f"degree: got {degree!r}, allowed are whole numbers from 0 on"
+    )
   name = str(path)
   readings = _read(storage.read_text(path), name)
   levels, spread, weights = _write_errors(readings, name)
@@ -95,7 +99,9 @@ def fit_device(
 def _read(text, name):
   """Returns the readings of a file, checked."""
   try:
-    rows = [row for row in csv.reader(text.splitlines()) if row]
+    # A spreadsheet puts a mark of UTF-8 before it.
+    lines = text.removeprefix("\ufeff").splitlines()
+    rows = [row for row in csv.reader(lines) if row]
   except csv.Error as error:
     raise errors.InputError(f"{name}: can't be read: {error}") from error
   if not rows or [cell.strip() for cell in rows[0]] != _COLUMNS:

@@ -582,6 +582,11 @@ def test_every_other_choice_runs_to_the_end(run, tmp_path, capsys):
     "data.augment": "flip_crop",
   }
   assert run(tmp_path, **fields) == 0, capsys.readouterr().err
+  path = tmp_path / "robustness" / "result.json"
+  sweeps = json.loads(path.read_text())["nets"]["found"]["sweeps"]
+  assert list(sweeps) == ["chip", "fixed"]
+  chip, fixed = (sweep["variation"][0]["accuracy"] for sweep in sweeps.values())
+  assert len(chip) == len(fixed) == 4 and chip != fixed
   result = json.loads((tmp_path / "search" / "result.json").read_text())
   assert len(result["budgets"]) == 2 and result["main_budget"] == 1
   for method in ("policy", "ppo", "evolution"):

@@ -308,6 +308,20 @@ def test_default_sweeps_are_the_published_ranges():
       assert severity.is_random == (severity.value > 0)
 
 
+def test_nets_are_measured_with_all_statistics_float_ones_with_none():
+  config = settings.default()
+  config.train.nets = ("found", "found_float")
+  config.robustness.batch_norm = ("chip", "fixed")
+  config.robustness.scenarios = ({"stuck_off": 0.1},)
+  steps = robustness.measurements(config)
+  assert [step[:2] for step in steps] == [
+    ("found", None),
+    ("found", "chip"),
+    ("found", "fixed"),
+    ("found_float", None),
+  ]
+
+
 def test_a_run_checks_its_sense_amplifiers_first(tmp_path):
   config = settings.default()
   config.network.depth = 8

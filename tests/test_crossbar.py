@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from hawis_jax import cost
 from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax import interop
 from hawis_jax.arithmetic import integer
 from hawis_jax.crossbar import cells
+from hawis_jax.crossbar import readout
 from hawis_jax.crossbar import tiles
 from hawis_jax.crossbar import wires
+from hawis_jax.interop import chips
 from hawis_jax.networks import net_variables
 from hawis_jax.networks import reference_resnet
 from hawis_jax.networks import resnet
@@ -378,3 +381,101 @@ def test_faults_are_stuck_on_stuck_off_or_none():
   faults["head"][0, 0, 0, 1, 2, 3] = 7
   with pytest.raises(errors.InputError, match="faults of head: got 7, allowed"):
     crossbar.program(jax.random.key(0), net, _IDEAL, faults=faults)
+
+
+def _currents(g, bits, device):
+  """Returns what a tile's digital side makes of cells `[A, R, C]`, by hand."""
+  arrays, rows, columns = g.shape
+  current = np.zeros((arrays, columns))
+  driven = 0
+  for row in range(rows):
+    voltage = device.read_voltage
+    if device.mapping == "complementary":
+      voltage *= bits[row // 2] * (-1) ** row
+    else:
+      voltage *= bits[row]
+      driven += bits[row]
+    for array, column in np.ndindex(arrays, columns):
+      current[array, column] += voltage * g[array, row, column]
+  unit = device.read_voltage * (device.g_on - device.g_off)
+  if device.mapping == "differential":
+    return (current[0] - current[1]) / unit
+  if device.mapping == "complementary":
+    return current[0] / unit
+  if device.mapping == "single":
+    return 2 * (current[0, :-1] - current[0, -1]) / unit
+  leak = driven * device.read_voltage * device.g_off
+  return 2 * (current[0] - leak) / unit - driven
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mapping", crossbar.MAPPINGS)
+def test_mappings_are_their_circuits(rng, mapping):
+  """Cell by cell; and exact on ideal chips, through converters too."""
+  ideal = crossbar.Device(tile_shape=(16, 8), mapping=mapping, g_off=1e-5)
+  faulty = dataclasses.replace(
+    ideal, stuck_on=0.1, stuck_off=0.1, dead_rows=0.05, variation=0.4
+  )
+  w = rng.choice(np.float32([-1, 1]), (37, 19))
+  w[5, 3] = 0
+  bits = rng.integers(0, 2, len(w))
+  net, key = {"params": {"a": {"kernel": w}}}, jax.random.key(rng.integers(99))
+
+  def weight(device):
+    return np.asarray(
+      crossbar.program(key, net, device)["crossbar"]["a"]["weight"]
+    )
+
+  np.testing.assert_array_equal(weight(ideal), w)
+  g = np.asarray(cells.chip_cells(key, net, faulty)["a"].conductances[0])
+  rows, columns = cells.weight_shape(faulty)
+  padded = np.pad(bits, (0, -len(bits) % rows)).reshape(-1, rows)
+  for wire in (0.0, 5.0):
+    device = dataclasses.replace(faulty, wire_resistance=wire)
+    there = np.asarray(crossbar.wire_transfer(g, device)) if wire else g
+    sums = np.zeros(g.shape[1] * columns)
+    for row, column in np.ndindex(g.shape[:2]):
+      tile = there[row, column].astype(np.float64)
+      part = _currents(tile, padded[row], device)
+      sums[column * columns : (column + 1) * columns] += part
+    found = bits @ weight(device)
+    np.testing.assert_allclose(found, sums[: w.shape[1]], atol=1e-3)
+    assert np.abs(found - bits @ w).max() > 1
+  if mapping == "offset":
+    return
+  read = dataclasses.replace(ideal, adc_bits=12)
+  layer = crossbar.program(key, net, read)["crossbar"]["a"]
+  got = readout.read(jnp.matmul, np.float32(bits)[None], layer)
+  np.testing.assert_array_equal(got[0], bits @ w)
+
+
+@pytest.mark.parametrize(
+  "fields, bits, allowed",
+  [
+    (dict(mapping="single", read_noise=1.0), 1, "with read_noise"),
+    (dict(mapping="single", telegraph_noise=1.0), 1, "with telegraph_noise"),
+    (dict(mapping="offset", adc_bits=4), 1, "with adc_bits"),
+    (dict(mapping="offset", adc_bits=jnp.float32(4)), 1, "with adc_bits"),
+    (dict(mapping="complementary", tile_shape=(15, 8)), 1, "an even number"),
+    (dict(mapping="offset"), 8, "'differential': the others are of 1 bit"),
+  ],
+)
+def test_what_mappings_do_not_model_is_refused(fields, bits, allowed):
+  net = {"params": {"a": {"kernel": jnp.ones((4, 4))}}}
+  with pytest.raises(errors.InputError, match=allowed):
+    crossbar.program(
+      jax.random.key(0), net, crossbar.Device(**fields), bits, scales="channel"
+    )
+
+
+def test_mappings_refuse_what_is_of_pairs(tmp_path):
+  net = {"params": {"a": {"kernel": jnp.ones((4, 4))}}}
+  device, key = crossbar.Device(mapping="single"), jax.random.key(0)
+  for call in (
+    lambda: cost.hardware(device),
+    lambda: chips.export_chip(tmp_path / "chip.npz", key, net, device),
+    lambda: crossbar.conductances(key, net["params"]["a"]["kernel"], device),
+    lambda: crossbar.place(key, net, device, crossbar.Placing(("polarity",))),
+  ):
+    with pytest.raises(errors.InputError, match="allowed is (none|.different)"):
+      call()

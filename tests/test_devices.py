@@ -63,6 +63,7 @@ _WORDS = {
   "cell_bits": ([-1, 3, 8, 1.0, True, None, "2"], "allowed is 0 (one analog"),
   "adc_range": (["full", "", None, 1, ("full_scale",)], "one of full_scale, c"),
   "stuck_cells_vary": ([0, 1, None, "no"], "True or False"),
+  "mapping": (["xnor", "", None, 1, ("single",)], "one of differential, sing"),
   "fault_cluster": ([0, -1, 2.0, True, None], "a whole number of cells"),
   "spare_level": ([0, 1, None, "no"], "True or False"),
   "analog_inputs": ([0, 1, None, "no"], "True or False"),
@@ -81,6 +82,7 @@ _OTHERS = {
   "telegraph": (3.4e-4, 7.1e-4),
   "stuck_cells_vary": True,
   "fault_cluster": 3,
+  "mapping": "offset",
   "spare_level": True,
   "analog_inputs": True,
 }

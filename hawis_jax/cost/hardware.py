@@ -116,6 +116,11 @@ def hardware(
     InputError: a bad device, technology, duplication or activity.
   """
   crossbar.validate(device)
+  if device.mapping != "differential":
+    raise errors.InputError(
+      f"mapping: got {device.mapping!r}, allowed is 'differential': costs are "
+      "of differential pairs"
+    )
   return Hardware(
     tile_shape=device.tile_shape,
     g_on=float(device.g_on),

@@ -13,6 +13,7 @@ from hawis_jax.crossbar.devices import DEFECTS
 from hawis_jax.crossbar.devices import Device
 from hawis_jax.crossbar.devices import EFFECTS
 from hawis_jax.crossbar.devices import is_present
+from hawis_jax.crossbar.devices import MAPPINGS
 from hawis_jax.crossbar.devices import needs_tiles
 from hawis_jax.crossbar.devices import scaled
 from hawis_jax.crossbar.devices import SCENARIO_FIELDS

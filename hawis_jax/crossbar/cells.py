@@ -1,10 +1,12 @@
 """Cells: what a net's weights program into the tiles of one chip.
 
 docs/crossbar.md has how weights of 1 and of several bits become levels of a
-differential pair of cells. With `Device.cell_bits` = c, |q| is cut into slices
-of c bits, each a pair of cells of 2^c levels in tiles of its own.
+differential pair of cells, and the other mappings of 1 bit. With
+`Device.cell_bits` = c, |q| is cut into slices of c bits, each a pair of cells
+of 2^c levels in tiles of its own.
 
-Axes: T tiles of all slices of all layers, R rows and C columns of a tile.
+Axes: T tiles of all slices of all layers, R rows and C columns of a tile's
+weights; 2 arrays of a tile, of as many cells, where `cell_shape` is not else.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -84,9 +86,14 @@ def conductances(
     InputError: a bad device, other bits or scales.
   """
   devices.validate(device)
+  if device.mapping != "differential":
+    raise errors.InputError(
+      f"mapping: got {device.mapping!r}, allowed is 'differential': others "
+      "have no two arrays; cells.chip_cells returns theirs"
+    )
   device = defects.of_chip(key, device)
   cut = cut_kernel(weights, device, bits, scales)
-  _, g = program_tiles(*stack_tiles([key], [cut]), device, bits, write)
+  _, g = program_tiles(*stack_tiles([key], [cut], device), device, bits, write)
   (g,) = by_layer(g, [cut])
   if cut.shape[0] == 1:
     g = g[0]
@@ -115,7 +122,7 @@ def chip_cells(
   cuts = [
     cut_kernel(kernel, device, bits, scales) for kernel in kernels.values()
   ]
-  stacked = stack_tiles(keys, cuts, faults, names)
+  stacked = stack_tiles(keys, cuts, device, faults, names)
   targets, g = program_tiles(*stacked, device, bits, write)
   states = fault_states(*stacked, device)
   _, steps = cell_slices(device, bits)
@@ -186,10 +193,48 @@ def layer_keys(
   return keys, chosen
 
 
+def weight_shape(device: devices.Device) -> tuple[int, int]:
+  """Returns how many (rows, columns) of weights a tile has."""
+  rows, columns = device.tile_shape
+  return rows // (1 + (device.mapping == "complementary")), columns
+
+
+def cell_shape(device: devices.Device) -> tuple[int, int, int]:
+  """Returns (arrays, rows, columns) of a tile's cells."""
+  rows, columns = device.tile_shape
+  return (
+    1 + (device.mapping == "differential"),
+    rows,
+    columns + (device.mapping == "single"),
+  )
+
+
+def parts(
+  found: chex.Array, device: devices.Device
+) -> tuple[chex.Array, chex.Array | None]:
+  """Returns what adds to weights and what is taken from them, `[T, R, C]`.
+
+  It is found of all cells, of `cell_shape`. None is taken where the digital
+  side takes it. Of pairs of cells a weight is the difference, else twice that.
+  """
+  if device.mapping == "differential":
+    return found[:, 0], found[:, 1]
+  if device.mapping == "complementary":
+    return found[:, 0, ::2], found[:, 0, 1::2]
+  if device.mapping == "single":
+    return found[:, 0, :, :-1], found[:, 0, :, -1:]
+  return found[:, 0], None
+
+
 def cell_slices(device: devices.Device, bits: int) -> tuple[int, int]:
   """Returns (number of slices, steps of a cell from g_off to g_on)."""
   if bits == 1:
     return 1, 1
+  if device.mapping != "differential":
+    raise errors.InputError(
+      f"mapping: got {device.mapping!r} with weights of {bits} bits, allowed "
+      "is 'differential': the others are of 1 bit"
+    )
   if not device.cell_bits:
     return 1, integer.largest(bits) + device.spare_level
   return -(-(bits - 1) // device.cell_bits), 2**device.cell_bits - 1
@@ -258,6 +303,9 @@ def cut_kernel(
     rest = matrix[0] - jax.lax.stop_gradient(matrix[0])
     # Straight through: a weight's gradient is that of its units.
     matrix = (jnp.sign(matrix) * digit).at[0].add(rest)
+  if device.mapping in ("single", "offset"):
+    # Cells without a weight are off, as those of a weight of -1.
+    return cut_matrices(matrix + 1, device, spare_columns) - 1
   return cut_matrices(matrix, device, spare_columns)
 
 
@@ -265,7 +313,7 @@ def cut_matrices(
   matrices: chex.Array, device: devices.Device, spare_columns: int
 ) -> chex.Array:
   """Returns the tiles of `[slices, rows, columns]`, as of `cut_kernel`."""
-  rows, columns = device.tile_shape
+  rows, columns = weight_shape(device)
   used = rows, columns - spare_columns
   cut = jax.vmap(lambda x: tiles.split(x, used))(matrices)
   if not spare_columns:
@@ -287,17 +335,29 @@ def program_tiles(
   compile time of a deep net. `keys`, `integers` and `faults` are of
   `stack_tiles`; `write` numbers the programming.
   """
-  # Not a maximum, for its gradient at 0: the positive cell's, as published.
-  positive = integers >= 0
-  levels = jnp.where(
-    jnp.stack([positive, ~positive], axis=1),
-    jnp.stack([integers, -integers], axis=1),
-    0,
-  )
+  held = levels(integers, device)
   _, steps = cell_slices(device, bits)
-  targets = defects.target_conductances(levels, steps, device)
+  targets = defects.target_conductances(held, steps, device)
   g = defects.cell_conductances(keys, targets, device, steps, write, faults)
   return targets, g
+
+
+def levels(integers: chex.Array, device: devices.Device) -> chex.Array:
+  """Returns what every cell holds, in steps from g_off."""
+  if device.mapping in ("single", "offset"):
+    held = ((integers + 1) / 2)[:, None]
+    if device.mapping == "offset":
+      return held
+    return jnp.concatenate([held, jnp.full_like(held[..., :1], 0.5)], axis=-1)
+  # Not a maximum, for its gradient at 0: the positive cell's, as published.
+  positive = integers >= 0
+  axis = 1 if device.mapping == "differential" else 2
+  held = jnp.where(
+    jnp.stack([positive, ~positive], axis=axis),
+    jnp.stack([integers, -integers], axis=axis),
+    0,
+  )
+  return held.reshape(len(held), *cell_shape(device))
 
 
 def fault_states(
@@ -312,7 +372,8 @@ def fault_states(
   int8 `[T, 2, R, C]`: 1 stuck on, -1 stuck off, 0 healthy. With `dead_lines`
   their cells count as stuck off.
   """
-  shape = (2, *integers.shape[1:])
+  del integers
+  shape = cell_shape(device)
   states = defects.fault_states(keys, shape, device)
   if faults is not None:
     states = jnp.where(faults, faults, states)
@@ -392,6 +453,7 @@ def check_faults(faults: Mapping[str, chex.Array]) -> None:
 def stack_tiles(
   keys: Sequence[chex.PRNGKey],
   cuts: Sequence[chex.Array],
+  device: devices.Device,
   faults: Mapping[str, chex.Array] | None = None,
   names: Sequence[str] = (),
 ) -> tuple[chex.PRNGKey, chex.Array, chex.Array | None]:
@@ -405,7 +467,7 @@ def stack_tiles(
     for cell_slice in range(cut.shape[0])
   ]
   integers = [cut.reshape(-1, *cut.shape[3:]) for cut in cuts]
-  measured = _measured(faults, names, cuts)
+  measured = _measured(faults, names, cuts, cell_shape(device))
   return jnp.concatenate(tile_keys), jnp.concatenate(integers), measured
 
 
@@ -418,7 +480,7 @@ def by_layer(array: chex.Array, cuts: Sequence[chex.Array]) -> list[chex.Array]:
   ]
 
 
-def _measured(faults, names, cuts):
+def _measured(faults, names, cuts, shape):
   if faults is None:
     return None
   check_faults(faults)
@@ -429,13 +491,13 @@ def _measured(faults, names, cuts):
     )
   states = []
   for name, cut in zip(names, cuts, strict=True):
-    needed = (*cut.shape[:3], 2, *cut.shape[3:])
+    needed = (*cut.shape[:3], *shape)
     array = faults.get(name, np.zeros(needed, np.int8))
     fits = array.ndim == 6 and array.shape[3:] == needed[3:]
     if not fits or any(a < b for a, b in zip(array.shape, needed, strict=True)):
       raise errors.InputError(
         f"faults of {name}: got an array of shape {tuple(array.shape)}, needed "
-        f"is at least {needed} (slices, row tiles, column tiles, 2, rows, "
+        f"is at least {needed} (slices, row tiles, column tiles, arrays, rows, "
         "columns)"
       )
     # A wider net's map serves a narrower one: its cells are the first ones.

@@ -228,12 +228,13 @@ def check_readout(
     )
   kernels = cells.matching(cells.kernels_of(variables["params"]), layers)
   for path, kernel in kernels.items():
-    rows, most = kernel.size // kernel.shape[-1], device.tile_shape[0]
+    rows = kernel.size // kernel.shape[-1]
+    most, _ = cells.weight_shape(device)
     if rows > most:
       raise errors.InputError(
         f"adc_bits: got 1, a sense amplifier, but a column of layer "
-        f"{'/'.join(path)} has {rows} rows; allowed are at most tile_shape[0] "
-        f"= {most}: signs of parts don't add up"
+        f"{'/'.join(path)} has {rows} rows; allowed are at most the {most} "
+        "of a tile: signs of parts don't add up"
       )
     if "threshold" not in _converters(variables, path):
       raise errors.InputError(
@@ -259,7 +260,8 @@ def is_ternary(
 ) -> bool:
   """Returns whether effective weights are -1, 0 or 1: cells stick at most."""
   copies = placing.copies if placing else 1
-  return bits == 1 and copies == 1 and devices.only_sticks(device)
+  is_pair = device.mapping == "differential"
+  return bits == 1 and copies == 1 and is_pair and devices.only_sticks(device)
 
 
 def _layers(
@@ -284,7 +286,7 @@ def _layers(
   """
   placing = placement.placing if placement else _AS_IT_COMES
   cuts = mapping.cut(kernels, names, device, placing, bits, scales)
-  stacked = cells.stack_tiles(keys, cuts, faults, names)
+  stacked = cells.stack_tiles(keys, cuts, device, faults, names)
   mapping.check_placement(placement, stacked[1].shape)
   ternary = is_ternary(device, bits, placing)
   if form not in FORMS or (form != "float32" and not ternary):
@@ -332,22 +334,39 @@ def _tile_weights(keys, integers, faults, device, bits, write):
   """Returns what some tiles amount to: arrays `[T, R, C]`, see `_layers`."""
   targets, g = cells.program_tiles(keys, integers, faults, device, bits, write)
   _, steps = cells.cell_slices(device, bits)
-  unit = steps / (device.g_on - device.g_off)
+  of_pairs = device.mapping in ("differential", "complementary")
+  unit = (1 if of_pairs else 2) * steps / (device.g_on - device.g_off)
+
+  def difference(found):
+    added, taken = cells.parts(found, device)
+    return added if taken is None else added - taken
+
+  def total(found):
+    added, taken = cells.parts(found, device)
+    return added if taken is None else added + taken
+
+  def weights_of(found):
+    weights = difference(found) * unit
+    if device.mapping == "offset":
+      # An input of 1 adds g_off of an ideal -1, and is counted by itself.
+      weights -= 1 + device.g_off * unit
+    return weights
+
   if any(
     map(devices.is_present, (device.wire_resistance, device.load_resistance))
   ):
     current = wires.wire_transfer(g, device, _WIRED_ARRAYS)
-    weights = (current[:, 0] - current[:, 1]) * unit
+    weights = weights_of(current)
   else:
     current = g
-    weights = (g[:, 0] - g[:, 1]) * unit
-    # Pairs of cells on target or stuck are integers, which the product rounds.
+    weights = weights_of(g)
+    # Weights of cells on target or stuck are integers, which a product rounds.
     rounded, known = _known_weights(g, targets, integers, device, steps)
     rounding = jnp.where(known, rounded - weights, 0)
     weights = weights + jax.lax.stop_gradient(rounding)
   found = {"weights": weights}
   if devices.is_present(device.read_noise):
-    current = current.sum(1)
+    current = total(current)
     factor = jnp.square(unit * device.read_noise)
     thermal, driven = defects.read_noise_variances(current, device)
     found["variances"] = factor * driven
@@ -355,21 +374,23 @@ def _tile_weights(keys, integers, faults, device, bits, write):
   if devices.is_present(device.telegraph_noise):
     # Half the time a cell is one step up: mean 1/2, variance 1/4.
     step = defects.telegraph_step(g, device) * (unit * device.telegraph_noise)
-    found["weights"] += 0.5 * (step[:, 0] - step[:, 1])
-    variances = 0.25 * jnp.square(step).sum(1)
+    found["weights"] += 0.5 * difference(step)
+    variances = 0.25 * total(jnp.square(step))
     found["variances"] = found.get("variances", 0) + variances
   return found
 
 
 def _known_weights(g, targets, integers, device, steps):
-  """Returns (integers, where they hold) of pairs on target or stuck."""
-  digits = jnp.stack(
-    [jnp.maximum(integers, 0), jnp.maximum(-integers, 0)], axis=1
-  )
+  """Returns (integers, where they hold) of cells on target or stuck."""
   is_on, is_off = g == device.g_on, g == device.g_off
+  digits = cells.levels(integers, device)
   digits = jnp.where(is_on, steps, jnp.where(is_off, 0, digits))
-  known = (is_on | is_off | (g == targets)).all(1)
-  return digits[:, 0] - digits[:, 1], known
+  known = cells.parts(is_on | is_off | (g == targets), device)
+  added, taken = cells.parts(digits, device)
+  if taken is None:
+    return 2 * added - 1, known[0]
+  factor = 2 if device.mapping == "single" else 1
+  return factor * (added - taken), known[0] & known[1]
 
 
 def _folded(layer, kernel):
@@ -413,7 +434,8 @@ def _tiled(layer, kernel, one_read):
 def _converter(path, variables, device, bits):
   """Returns the converter of a layer's tiles."""
   known = _converters(variables, path)
-  most = device.tile_shape[0] * cells.largest_digit(device, bits)
+  rows, _ = cells.weight_shape(device)
+  most = rows * cells.largest_digit(device, bits)
   if device.analog_inputs:
     most *= integer.largest(bits)
   if device.adc_range == "granular":

@@ -18,6 +18,7 @@ import numpy as np
 
 from hawis_jax import errors
 
+MAPPINGS = ("differential", "single", "offset", "complementary")
 ADC_RANGES = ("full_scale", "calibrated", "granular")
 
 
@@ -45,6 +46,10 @@ class Device:
     g_off: conductance of the high-resistance state [S].
     read_voltage: of an input bit 1 [V]; 0 V is bit 0.
     tile_shape: (rows, columns) of one array.
+    mapping: of a weight of 1 bit onto cells: "differential": one in each of two
+      arrays; "single": one, less a reference column's; "offset": one, less what
+      the digital side counts of the inputs; "complementary": two on
+      neighbouring word lines of opposite voltages (docs/crossbar.md).
     cell_bits: of a weight of several bits that one cell holds; its slices lie
       in arrays of their own. 0: one analog cell holds all of them.
     spare_level: an analog cell has a level more than the largest weight needs,
@@ -140,6 +145,7 @@ class Device:
   chip_dispersion: float = 0.0
   tile_dispersion: float = 0.0
   fault_cluster: int = _static(1)
+  mapping: str = _static("differential")
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Device))
@@ -329,6 +335,7 @@ _RULES = {
   "stuck_cells_vary": _BOOL,
   "spare_level": _BOOL,
   "analog_inputs": _BOOL,
+  "mapping": (MAPPINGS.__contains__, f"one of {', '.join(MAPPINGS)}"),
   "adc_range": (ADC_RANGES.__contains__, f"one of {', '.join(ADC_RANGES)}"),
   "telegraph": (
     lambda x: x[0] > 0 and 0 <= x[1] < 0.5,
@@ -347,6 +354,12 @@ _TUPLES = {  # lengths; None: one or more
 }
 
 
+# {mapping: {effect: why it is not modelled}}.
+_COMMON = "its noise would be that of a reference that all columns share"
+_NOT_WITH = {
+  "single": dict.fromkeys(("read_noise", "telegraph_noise"), _COMMON),
+  "offset": {"adc_bits": "the ranges of converters are those of differences"},
+}
 # Fields that are checked with one another: where one is traced, none is.
 _TOGETHER = ("g_on", "g_off", "write_error", "write_sigma")
 
@@ -373,7 +386,14 @@ def validate(device: Device, name: str = "device") -> Device:
   if traced.intersection(_TOGETHER):
     traced.update(_TOGETHER)
   good = {field: getattr(Device(), field) for field in traced}
-  _validate(plain(dataclasses.replace(device, **good)), name)
+  concrete = plain(dataclasses.replace(device, **good))
+  _validate(concrete, name)
+  for effect, why in _NOT_WITH.get(device.mapping, {}).items():
+    if effect in traced or is_present(getattr(concrete, effect)):
+      raise errors.InputError(
+        f"{name}.mapping: got {device.mapping!r} with {effect}, allowed "
+        f"without it: {why}"
+      )
   return device
 
 
@@ -461,6 +481,11 @@ def is_finite(x: Any) -> bool:
 
 def _check_combinations(device, name):
   """Refuses what the formulas do not cover, and says why."""
+  if device.mapping == "complementary" and device.tile_shape[0] % 2:
+    raise errors.InputError(
+      f"{name}.tile_shape: got {device.tile_shape} with complementary cells, "
+      "needed are an even number of rows: a weight takes two"
+    )
   if device.fault_cluster > min(device.tile_shape):
     raise errors.InputError(
       f"{name}.fault_cluster: got {device.fault_cluster}, allowed are 1 to "

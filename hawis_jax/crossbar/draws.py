@@ -18,7 +18,7 @@ import numpy as np
 
 
 def words(key: chex.PRNGKey, shape: tuple[int, ...]) -> chex.Array:
-  """Returns 32 random bits a cell, uint32 of `shape` = (2, R, C).
+  """Returns 32 random bits a cell, uint32 of `shape` = (2 or 1, R, C).
 
   A longer tile starts with the words of a shorter one of as many columns. `key`
   is of any implementation, and consumed.
@@ -28,7 +28,8 @@ def words(key: chex.PRNGKey, shape: tuple[int, ...]) -> chex.Array:
     pair = jax.random.bits(key, (2,), jnp.uint32)
   place = jnp.arange(math.prod(shape[1:]), dtype=jnp.uint32)
   counts = jnp.concatenate([jnp.zeros_like(place), place])
-  return jax_random.threefry_2x32(pair, counts).reshape(shape)
+  both = jax_random.threefry_2x32(pair, counts).reshape(2, *shape[1:])
+  return both[: shape[0]]
 
 
 def uniform(bits: chex.Array) -> chex.Array:

@@ -260,6 +260,11 @@ def check_placing(placing: Placing, device: devices.Device) -> None:
   Raises:
     InputError: spare columns that fill a tile; copies that no converter reads.
   """
+  if device.mapping != "differential" and placing != Placing():
+    raise errors.InputError(
+      f"placing: got one with {device.mapping!r} cells, allowed is none: it is "
+      "of differential pairs"
+    )
   columns = device.tile_shape[1]
   if placing.spare_columns >= columns:
     raise errors.InputError(
@@ -308,7 +313,7 @@ def known_faults(
   keys, kernels = cells.layer_keys(key, variables["params"], layers)
   names = _names(kernels)
   cuts = cut(kernels.values(), names, device, placing, bits, scales)
-  stacked = cells.stack_tiles(keys, cuts, faults, names)
+  stacked = cells.stack_tiles(keys, cuts, device, faults, names)
   return cells.in_blocks(
     lambda *part: cells.fault_states(*part, device, dead_lines=True), *stacked
   )

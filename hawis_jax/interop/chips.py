@@ -41,6 +41,7 @@ import jax
 import numpy as np
 
 import hawis_jax
+from hawis_jax import errors
 from hawis_jax.crossbar import cells
 from hawis_jax.crossbar import devices
 from hawis_jax.interop import array_files
@@ -78,6 +79,11 @@ def export_chip(
   """
   path = array_files.checked_path(path, array_files.SUFFIXES)
   device = devices.plain(devices.validate(device))
+  if device.mapping != "differential":
+    raise errors.InputError(
+      f"mapping: got {device.mapping!r}, allowed is 'differential': the file "
+      "is of pairs of arrays"
+    )
   cells.check_integers(variables, bits, scales)
   params = {"params": variables["params"]}
   if faults is not None:

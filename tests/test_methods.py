@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from hawis_jax import cost
 from hawis_jax.networks import width_vectors
@@ -143,6 +144,36 @@ def test_planted_optimum(name, rng):
   near = late.max(axes) > -0.035  # at most three steps of a layer away
   least = {"reinforce": 0.5, "evolution": 0.85, "local": 0.85}.get(name, 1)
   assert (beyond & near).mean() >= least
+
+
+@pytest.mark.slow
+def test_policy_uses_its_model_while_that_ranks(rng):
+  """What it expects of scores before it learns them is compared with them."""
+  context = _context(ranges=_RANGES[:1])
+  method = _method("policy", updates=4, least_correlation=0.3)
+  propose, learn = jax.jit(method.propose), jax.jit(method.learn)
+  expect = jax.jit(predictor.predict)
+  state = jax.jit(method.init)(_key(rng), context)
+  values = rng.permutation(16) / 16
+  running = 0.0
+  for step, sign in enumerate((1, 1, -1, -1)):
+    choices, notes = propose(_key(rng), state, context, step)
+    expected = np.asarray(expect(state.model, context, choices))[0]
+    # Just what is expected, or the opposite.
+    rewards = values[None].astype(np.float32)
+    if step:
+      rewards = (sign * expected / np.abs(expected).max())[None]
+    state, said = learn(
+      _key(rng), state, context, step, notes, choices, rewards, rewards
+    )
+    found = stats.spearmanr(expected, rewards[0]).statistic if step else 0.0
+    np.testing.assert_allclose(state.correlations[step], found, atol=1e-5)
+    assert step == 0 or abs(found - sign) < 1e-5
+    kept = min(0.8, (step - 1) / step) if step else 0.0
+    running = kept * running + (1 - kept) * found
+    np.testing.assert_allclose(said["correlation"], running, atol=1e-5)
+    assert said["modelled"] == (running >= 0.3)
+  assert np.isclose(running, -1 / 3)  # (0, 1, -1, -1): the first is no guess
 
 
 def test_per_stage_vectors_have_one_scale_a_stage(rng):

@@ -475,8 +475,8 @@ def test_a_bad_config_file_gets_one_clear_line(
       "config.search.limits: got (('energy', 1.0),), allowed is () with",
     ),
     (
-      "search.methods=('gradient',)",
-      "config.search.methods: got ('gradient',), allowed is a tuple of distinct",
+      "search.methods=('bandit',)",
+      "config.search.methods: got ('bandit',), allowed is a tuple of distinct",
     ),
     ("train.nets=('found','best')", "config.train.nets: got"),
     ("train.microbatches=3", "a divisor of train.batch_size = 16"),

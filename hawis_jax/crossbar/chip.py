@@ -342,6 +342,8 @@ def _tile_weights(keys, integers, faults, device, bits, write):
     return added if taken is None else added - taken
 
   def total(found):
+    if device.mapping == "differential":
+      return found.sum(1)  # of two slices XLA draws all cells twice
     added, taken = cells.parts(found, device)
     return added if taken is None else added + taken
 
@@ -385,12 +387,15 @@ def _known_weights(g, targets, integers, device, steps):
   is_on, is_off = g == device.g_on, g == device.g_off
   digits = cells.levels(integers, device)
   digits = jnp.where(is_on, steps, jnp.where(is_off, 0, digits))
-  known = cells.parts(is_on | is_off | (g == targets), device)
+  known = is_on | is_off | (g == targets)
   added, taken = cells.parts(digits, device)
+  if device.mapping == "differential":
+    return added - taken, known.all(1)
+  known, others = cells.parts(known, device)
   if taken is None:
-    return 2 * added - 1, known[0]
+    return 2 * added - 1, known
   factor = 2 if device.mapping == "single" else 1
-  return factor * (added - taken), known[0] & known[1]
+  return factor * (added - taken), known & others
 
 
 def _folded(layer, kernel):

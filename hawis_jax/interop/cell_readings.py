@@ -58,9 +58,9 @@ def fit_device(
     fields are `Device`'s own.
 
   Raises:
-    InputError: the file or `degree` is no such thing; fewer than two targets, or than 8
-      cells of one; targets or later readings that are not above 0; a drift
-      upwards, which the model has not.
+    InputError: the file or `degree` is no such thing; fewer than two targets,
+      or than 8 cells of one; targets or later readings that are not above 0; a
+      drift upwards, which the model has not.
   """
   if type(degree) is not int or degree < 0:
     raise errors.InputError(

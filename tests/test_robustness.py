@@ -216,7 +216,15 @@ def test_chip_mode_measures_what_the_chips_own_read_out_gives(net):
     stuck_off=0.1, adc_bits=5, read_noise=2e3, tile_shape=(24, 16)
   )
   key, setting = jax.random.key(3), monte_carlo.Setting(module, None, None)
-  own = _chip(setting, key, variables, device, images.reshape(5, 8, 8, 8, 1))
+  chip = _chip(setting, key, variables, device)
+  known = images.reshape(5, 8, 8, 8, 1)
+  own = {
+    "batch_stats": net_variables.recalibrate(
+      module,
+      {**variables, **chip},
+      jax.vmap(module.encode)(known),
+    )
+  }
 
   @jax.jit
   def read(device):

@@ -7,17 +7,11 @@ import hawis_jax
 project = "hawis_jax"
 author = copyright = "the hawis_jax authors"
 release = version = hawis_jax.__version__
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["jupyter_execute"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "hawis_jax"
 autodoc_typehints = "none"  # the signature has them
 myst_heading_anchors = 4
-# Notebooks run when the site is built, and an error of theirs is the build's.
-nb_execution_mode = "force"
-nb_execution_raise_on_error = True
-nb_execution_timeout = 600
-nb_merge_streams = True
 
 
 def _redirect(app, name, source):

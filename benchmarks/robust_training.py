@@ -194,7 +194,10 @@ def main() -> None:
     subprocess.run([*command, *fields], cwd=measure.ROOT, check=True)
   found, rows = tables(folders), []
   for place, table in found.items():
-    rows.append({**dataclasses.asdict(place), **statistics.crossed_mean(table)})
+    row = statistics.crossed_mean(table)
+    del row["p"]  # of an accuracy of 0
+    row["low"], row["high"] = np.clip((row["low"], row["high"]), 0, 1).tolist()
+    rows.append({**dataclasses.asdict(place), **row})
   content = {
     "revision": revision(),
     "machine": f"{measure.machine()}, 2 cores",

@@ -72,6 +72,34 @@ def check_fields(
       )
 
 
+def check_images(images: Any, labels: Any, num_classes: int) -> None:
+  """Checks what a net is given to classify.
+
+  Args:
+    images: an array, uint8 `[N, H, W, C]`.
+    labels: an array of integers `[N]` from 0 to below `num_classes`.
+    num_classes: of the net.
+
+  Raises:
+    InputError: names which of them, what it got and what is needed.
+  """
+  if images.dtype != "uint8" or images.ndim != 4 or not images.size:
+    raise InputError(
+      f"images: got {images.dtype} of shape {images.shape}, needed are uint8 "
+      "[N, H, W, C], at least one"
+    )
+  if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+    raise InputError(
+      f"labels: got {labels.dtype} of shape {labels.shape}, needed are "
+      f"integers of shape {images.shape[:1]}, one an image"
+    )
+  if labels.min() < 0 or labels.max() >= num_classes:
+    raise InputError(
+      f"labels: got {labels.min()} to {labels.max()}, allowed are 0 to "
+      f"{num_classes - 1}"
+    )
+
+
 def parse_json(text: str | bytes, name: str) -> Any:
   """Returns what JSON text holds, as UTF-8, with or without its mark.
 

@@ -313,6 +313,7 @@ def test_retraining_for_one_chip_brings_more_than_its_statistics(tiny, rng):
     ({"batch_size": 301}, "batch_size: got 301, allowed .* to 300, the images"),
     ({"learning_rate": -1.0}, "learning_rate: got -1.0, allowed is a finite"),
     ({"labels": np.zeros(299, int)}, r"labels: got int64 of shape \(299,\)"),
+    ({"labels": np.full(300, 99)}, "labels: got 99 to 99, allowed are 0 to"),
     ({"device": crossbar.Device(adc_bits=1)}, "adc_bits: got 1, a sense amp"),
   ],
 )

@@ -146,22 +146,7 @@ def classify(
 def _check(setting, images, labels, limits):
   """Raises InputError before long work."""
   crossbar.validate(setting.device)
-  if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
-    raise errors.InputError(
-      f"images: got {images.dtype} of shape {images.shape}, needed are uint8 "
-      "[N, H, W, C], at least one"
-    )
-  if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-    raise errors.InputError(
-      f"labels: got {labels.dtype} of shape {labels.shape}, needed are "
-      f"integers of shape {images.shape[:1]}, one an image"
-    )
-  classes = setting.module.num_classes
-  if labels.min() < 0 or labels.max() >= classes:
-    raise errors.InputError(
-      f"labels: got {labels.min()} to {labels.max()}, allowed are 0 to "
-      f"{classes - 1}"
-    )
+  errors.check_images(images, labels, setting.module.num_classes)
   given = setting.calibration
   if given is not None and (
     np.shape(given)[2:] != images.shape[1:] or given.dtype != np.uint8

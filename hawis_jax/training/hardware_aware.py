@@ -186,7 +186,7 @@ def design_statistics(
   return jax.tree.map(lambda x: x.mean(0), found)
 
 
-_CALIBRATION_BATCHES = 4
+_CALIBRATION_BATCHES = 4  # of the statistics of a retrained net
 
 
 def retrain_for_chip(
@@ -241,16 +241,7 @@ def retrain_for_chip(
     InputError: a bad argument; a net that the device can't hold.
   """
   images, labels = np.asarray(images), np.asarray(labels)
-  if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
-    raise errors.InputError(
-      f"images: got {images.dtype} of shape {images.shape}, needed are uint8 "
-      "[N, H, W, C], at least one"
-    )
-  if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-    raise errors.InputError(
-      f"labels: got {labels.dtype} of shape {labels.shape}, needed are "
-      f"integers of shape {images.shape[:1]}, one an image"
-    )
+  errors.check_images(images, labels, module.num_classes)
   for name, value, most in (
     ("steps", steps, math.inf),
     ("batch_size", batch_size, len(images)),

@@ -24,6 +24,7 @@ import subprocess
 import sys
 
 from matplotlib import figure
+from matplotlib import lines
 import measure
 import numpy as np
 
@@ -137,8 +138,8 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
   }
   panels = {"variation": 1.0, "stuck": sum(_STUCK.values()) / 0.0175 * 100}
   for panel, (scenario, unit) in zip(axes, panels.items(), strict=True):
-    for colour, (net, words) in zip(_COLOURS, names.items(), strict=True):
-      for way, (dash, how) in ways.items():
+    for colour, net in zip(_COLOURS, names, strict=True):
+      for way, (dash, _) in ways.items():
         points = [
           row
           for row in rows
@@ -152,16 +153,29 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
           100 * np.array([row[k] for row in points])
           for k in ("mean", "low", "high")
         )
-        panel.plot(x, mean, dash, c=colour, label=f"{words}, {how}")
+        panel.plot(x, mean, dash, c=colour)
         panel.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
     panel.set_ylim(0, 100)
     panel.spines[["top", "right"]].set_visible(False)
   axes[0].set_xlabel("variation of conductance, lognormal sigma")
   axes[1].set_xlabel("stuck cells, 5 of 6 of them off [%]")
   axes[0].set_ylabel("accuracy on chips [%]")
-  handles, labels = axes[0].get_legend_handles_labels()
+  keys = [
+    lines.Line2D([], [], c=colour, label=words)
+    for colour, words in zip(_COLOURS, names.values(), strict=True)
+  ]
+  keys += [
+    lines.Line2D([], [], ls=dash, c="#777777", label=how)
+    for dash, how in ways.values()
+  ]
   picture.legend(
-    handles, labels, loc="outside lower center", ncols=3, frameon=False
+    handles=keys,
+    loc="outside lower center",
+    ncols=len(keys),
+    frameon=False,
+    fontsize=8,
+    handlelength=1.6,
+    columnspacing=1.2,
   )
   path.parent.mkdir(parents=True, exist_ok=True)
   picture.savefig(path, metadata={"Date": None})

@@ -429,7 +429,9 @@ def test_all_fields_make_the_round_trip_through_files(file):
   """Lists of the file are the tuples that they were."""
   # Together they would be refused.
   together = {**_OTHERS, "telegraph_noise": 0.0, "read_noise": 0.0}
-  for device in (*crossbar.PRESETS.values(), crossbar.Device(**together)):
+  together, alone = {**together, "mapping": "differential"}, _OTHERS["mapping"]
+  devices = crossbar.Device(**together), crossbar.Device(mapping=alone)
+  for device in (*crossbar.PRESETS.values(), *devices):
     found = _read(file(dataclasses.asdict(device)))
     assert found == device
     assert type(found.tile_shape) is type(found.write_sigma) is tuple

@@ -436,9 +436,9 @@ def test_a_new_write_changes_the_write_error_alone(rng):
   np.testing.assert_array_equal(first[fixed], second[fixed])
   assert (first != second)[~fixed].mean() > 0.999
   # The ratio of both writes is that of their errors: all else is the same.
-  written = dataclasses.replace(
-    device, variation=0.0, gaussian_variation=0.0, stuck_on=0.0, stuck_off=0.0
-  )
+  others = ("variation", "gaussian_variation", "chip_variation")
+  others += ("tile_variation", "stuck_on", "stuck_off")
+  written = dataclasses.replace(device, **dict.fromkeys(others, 0.0))
   one, two = (chip(written, write)[~fixed] for write in (0, 1))
   np.testing.assert_allclose(
     first[~fixed] / second[~fixed], one / two, rtol=1e-5

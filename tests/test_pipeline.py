@@ -190,7 +190,8 @@ def test_chips_that_are_not_finite_are_named(run, after, capsys, monkeypatch):
   assert run(workdir, "--stages=robustness") == 2
   error = short_run.one_line(capsys)
   assert (
-    "config.robustness.scenarios, stuck_off at 0.0, net found: dev" in error
+    "config.robustness.scenarios, stuck_off at 0.0, net found, fixed "
+    "statistics: dev" in error
   )
 
 

@@ -1,6 +1,8 @@
 """The report's numbers against ones computed here from synthetic results."""
 
+import hashlib
 from html import parser as html_parser
+import io
 import json
 import re
 import sys
@@ -22,6 +24,8 @@ from hawis_jax.pipeline import results
 from hawis_jax.pipeline import tally
 from hawis_jax.pipeline.experiment import Experiment
 from hawis_jax.pipeline.tally import Tally
+from hawis_jax.report import __main__ as command
+from hawis_jax.report import compare
 from hawis_jax.report import facts
 from hawis_jax.report import figures
 from hawis_jax.report import render
@@ -763,3 +767,72 @@ def test_amounts_have_three_digits():
     ("energy", None, "-"),
   ):
     assert style.quantity(kind, value) == text
+
+
+def _compared(folder, correct, seed=0):
+  """A run's report.json and tables, as far as a comparison reads them."""
+  content = io.BytesIO()
+  np.save(content, np.packbits(correct, axis=1))
+  content = content.getvalue()
+  (folder / "robustness").mkdir(parents=True)
+  (folder / "robustness" / "one.npy").write_bytes(content)
+  digest = hashlib.sha256(content).hexdigest()
+  row = {
+    "net": "found",
+    "statistics": "chip",
+    "scenario": "variation",
+    "severity": 0.7,
+    "mean": correct.mean(),
+    "ci95_total": statistics.total_interval(correct),
+    "correct": {"file": "one.npy", "sha256": digest},
+  }
+  return {
+    "config": {"seed": seed},
+    "data": {"name": "x", "version": "1", "test_images": 400},
+    "nets": {"found": {"test_images": correct.shape[1]}},
+    "accuracy": [row],
+  }
+
+
+@pytest.mark.parametrize("seed, images", [(0, 400), (1, 400), (0, 300)])
+def test_runs_are_compared_in_pairs_where_chips_and_images_are_the_same(
+  tmp_path, rng, seed, images
+):
+  first = rng.random((32, 400)) < 0.9
+  second = first & (rng.random((32, 400)) < 0.95)
+  folders = {name: tmp_path / name for name in "ab"}
+  runs = {
+    "a": _compared(folders["a"], first),
+    "b": _compared(folders["b"], second[:, :images], seed),
+  }
+  (row,) = compare.differences(runs, folders)
+  gap = first.mean() - second[:, :images].mean()
+  np.testing.assert_allclose(row["difference"], gap)
+  is_paired = (seed, images) == (0, 400)
+  assert row["paired"] == is_paired
+  if is_paired:
+    expected = statistics.paired_difference(first, second)["ci95"]
+    np.testing.assert_allclose((row["low95"], row["high95"]), expected)
+  else:  # wider, and about the root of the sum of squares of the halves
+    halves = [
+      np.ptp(run["accuracy"][0]["ci95_total"]) / 2 for run in runs.values()
+    ]
+    half = (row["high95"] - row["low95"]) / 2
+    np.testing.assert_allclose(half, np.hypot(*halves), rtol=0.02)
+
+
+@pytest.mark.parametrize(
+  "count, message",
+  [
+    (1, "runs: got 1, needed are two or more"),
+    (2, "got no report/report.json"),
+  ],
+)
+def test_what_is_not_to_be_compared_is_one_line(
+  tmp_path, capsys, count, message
+):
+  runs = [str(tmp_path / str(number)) for number in range(count)]
+  assert command.main([*runs, "--out", str(tmp_path / "out")]) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1
+  assert not (tmp_path / "out").exists()

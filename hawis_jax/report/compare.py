@@ -132,11 +132,11 @@ def differences(
     by_place = {
       (row["net"], facts.place(row)): row for row in runs[other]["accuracy"]
     }
-    paired = is_paired(runs[first], runs[other])
     for ours in runs[first]["accuracy"]:
       theirs = by_place.get((ours["net"], facts.place(ours)))
       if theirs is None:
         continue
+      paired = is_paired(runs[first], runs[other], ours["net"])
       if paired:
         tables = [
           _load_correct(folders[run], row, runs[run])
@@ -160,10 +160,17 @@ def differences(
   return found
 
 
-def is_paired(ours: dict, theirs: dict) -> bool:
-  """Returns whether two runs' chips and images have the same numbers."""
-  return ours["config"]["seed"] == theirs["config"]["seed"] and all(
-    ours["data"][field] == theirs["data"][field] for field in _SHARED
+def is_paired(ours: dict, theirs: dict, net: str) -> bool:
+  """Returns whether a net of two runs met chips and images of the same numbers.
+
+  `robustness.images` may leave one of them fewer images.
+  """
+  images = {run["nets"][net]["test_images"] for run in (ours, theirs)}
+  same_seed = ours["config"]["seed"] == theirs["config"]["seed"]
+  return (
+    len(images) == 1
+    and same_seed
+    and all(ours["data"][field] == theirs["data"][field] for field in _SHARED)
   )
 
 

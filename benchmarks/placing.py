@@ -65,6 +65,7 @@ def weight_errors(device, rows, num_tiles=64, columns=64):
 def retrained(run, net, device, test, chips, learning_rate):
   """Correct of a net that is retrained for each chip, bool `[S, N]`."""
   images, key, rows = run.unpadded(run.splits.train), run.key("robustness"), []
+  train = run.config.train  # a net keeps the loss that it was trained by
   for chip in range(chips):
     variables = hardware_aware.retrain_for_chip(
       jax.random.fold_in(key, chip),
@@ -73,6 +74,7 @@ def retrained(run, net, device, test, chips, learning_rate):
       device,
       steps=40,
       learning_rate=learning_rate,
+      margin=train.margin if train.loss == "margin" else 0.0,
     )
     setting = monte_carlo.Setting(net.module, variables, device)
     rows += monte_carlo.classify(key, setting, *test, range(chip, chip + 1))

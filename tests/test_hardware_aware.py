@@ -299,7 +299,7 @@ def test_retraining_for_one_chip_brings_more_than_its_statistics(tiny, rng):
     correct(key, new) - correct(key, old)
     for key, new, old in zip(keys, after, before, strict=True)
   ]
-  assert np.mean(gains) > 0.02
+  assert np.mean(gains) > 0.05
   # It is for that chip: on another it is worse.
   others = [correct(keys[k - 1], after[k]) for k in range(3)]
   own = [correct(keys[k], after[k]) for k in range(3)]

@@ -13,8 +13,6 @@ import re
 import shlex
 import sys
 
-import numpy as np
-
 from hawis_jax import errors
 from hawis_jax.config import settings
 from hawis_jax.networks import net_names
@@ -97,10 +95,8 @@ def collect(experiment: Experiment, workdir: pathlib.Path) -> dict:
   swept = facts.in_order(swept, main)
   found = None  # no net needed a search
   if experiment.space:
-    table = results.evaluations_path(workdir)
-    found = facts.search(
-      results.load_search(workdir), np.load(table) if table.exists() else None
-    )
+    result = results.load_search(workdir)
+    found = facts.search(result, results.load_evaluations(workdir))
   known = {
     name: experiment.widths[name]
     for name in net_names.vector_names(config.network.depth)

@@ -12,6 +12,7 @@ config.json, metrics.jsonl, lock
 from collections.abc import Mapping
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import jax
 import ml_collections
+import numpy as np
 
 from hawis_jax import crossbar
 from hawis_jax import errors
@@ -121,6 +123,12 @@ def load_search(workdir: pathlib.Path) -> dict[str, Any]:
       "or delete it: nothing else needs it"
     )
   return result
+
+
+def load_evaluations(workdir: pathlib.Path) -> Any:
+  """Returns the arrays of all that the search scored; None: they are gone."""
+  path = evaluations_path(workdir)
+  return np.load(io.BytesIO(path.read_bytes())) if path.exists() else None
 
 
 def net_module(

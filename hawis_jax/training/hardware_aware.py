@@ -202,7 +202,7 @@ def retrain_for_chip(
   steps: int = 50,
   batch_size: int = 64,
   learning_rate: float = 1e-3,
-  margin: float = 8.0,
+  margin: float = 0.0,
   seed: int = 0,
 ) -> dict:
   """Returns a trained net's variables, trained on for one known chip.
@@ -233,8 +233,8 @@ def retrain_for_chip(
     steps: of the optimiser.
     batch_size: B [images].
     learning_rate: at first.
-    margin: of `optimization.margin_loss`, of binary nets; 0, and of others:
-      cross-entropy.
+    margin: of `optimization.margin_loss`, for a binary net that was trained by
+      it; 0, and of other nets: cross-entropy.
     seed: of the order of the images.
 
   Raises:

@@ -181,8 +181,8 @@ _DATA = dict(
   ),
   augment=_choice(
     ("none", "flip_crop", "imagenet"),
-    "flip_crop: flip, 4-pixel pad and crop; imagenet: random resized crop of 8 "
-    "to 100 % of the area, flip, lighting",
+    "flip_crop: flip, pad by 1/8 of the height, crop; imagenet: random resized "
+    "crop of 8 to 100 % of the area, flip, lighting",
   ),
   lighting=_number(
     0.1, "augment imagenet: sigma of AlexNet's colour noise; 0: none", 0, 10

@@ -12,7 +12,7 @@ import math
 import numpy as np
 from PIL import Image
 
-_PADDING = 4  # pixels, of `flip_crop`
+_PADDING = 1 / 8  # of the height, of `flip_crop`: 4 pixels of 32
 _TRIES = 10  # boxes tried before `crop_box` takes the centre
 _AREA = (0.08, 1.0)  # share of the image
 _ASPECT = (3 / 4, 4 / 3)  # width / height
@@ -28,7 +28,7 @@ _COLOUR_AXES = np.array(
 )
 _FLIP_CROP = np.dtype(
   [
-    ("corner", int, 2),  # (top, left) of the crop in the padded image, 0 .. 8
+    ("corner", int, 2),  # (top, left) of the crop in the padded image
     ("stride", int),  # -1 takes the columns from right to left, 1 does not
   ]
 )
@@ -43,27 +43,33 @@ _CROP_LIGHT = np.dtype(
 )
 
 
-def draw_flip_crop(rng: np.random.Generator, count: int) -> np.ndarray:
-  """Draws what `flip_crop` needs for `count` images, [B]."""
+def draw_flip_crop(
+  rng: np.random.Generator, count: int, height: int
+) -> np.ndarray:
+  """Draws what `flip_crop` needs for `count` images of H [pixels], [B]."""
   draws = np.empty(count, _FLIP_CROP)
-  draws["corner"] = rng.integers(0, 2 * _PADDING + 1, (count, 2))
+  draws["corner"] = rng.integers(0, 2 * _padding(height) + 1, (count, 2))
   draws["stride"] = rng.choice((1, -1), count)
   return draws
 
 
 def flip_crop(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
-  """Pads with 4 pixels of 0 on all sides, crops to the old size, mirrors.
+  """Pads with H / 8 pixels of 0 on all sides, crops to the old size, mirrors.
 
   Images are uint8 [B, H, W, C], and draws [B] those of `draw_flip_crop`.
   """
   height, width = images.shape[1:3]
-  border = (_PADDING, _PADDING)
+  border = (_padding(height),) * 2
   padded = np.pad(images, ((0, 0), border, border, (0, 0)))
   crops = [
     image[top : top + height, left : left + width][:, ::stride]
     for image, ((top, left), stride) in zip(padded, draws, strict=True)
   ]
   return np.stack(crops)
+
+
+def _padding(height):
+  return max(1, int(_PADDING * height))
 
 
 def draw_crop_light(

@@ -41,9 +41,10 @@ def train_batches(
     source: the images.
     seed: of order and augmentation; not negative.
     batch_size: B of all processes together, at most the number of images.
-    augment: "none"; "flip_crop": mirrored with probability 1/2, padded with 4
-      pixels of 0 on all sides, and cropped at random; or "imagenet": a random
-      part resized, mirrored with probability 1/2, its colours shifted.
+    augment: "none"; "flip_crop": mirrored with probability 1/2, padded with 0
+      by an eighth of the height on all sides, and cropped at random; or
+      "imagenet": a random part resized, mirrored with probability 1/2, its
+      colours shifted.
     start_step: k of the first batch.
     read_threads: threads that read ahead; 0 reads when asked.
     shard: (p, n): of n processes this is number p. It gets the rows
@@ -77,7 +78,7 @@ def _read(source, how, rows, indices, rng):
     return source.read_crops(indices[rows], draws[rows])
   batch = source.read(indices[rows])
   if how == "flip_crop":
-    draws = augment.draw_flip_crop(rng, len(indices))
+    draws = augment.draw_flip_crop(rng, len(indices), source.images.shape[0])
     batch["image"] = augment.flip_crop(batch["image"], draws[rows])
   return batch
 

@@ -480,6 +480,11 @@ def test_a_bad_config_file_gets_one_clear_line(
       "config.search.methods: got ('bandit',), allowed is a tuple of distinct",
     ),
     ("train.nets=('found','best')", "config.train.nets: got"),
+    (
+      "search.front=(0.7,);train.nets=('found_0.8',)",
+      "got ('found_0.8',), allowed is a tuple of some of found_0.7, "
+      "uniform_0.7, found, uniform, baseline_1x, front, each",
+    ),
     ("train.microbatches=3", "a divisor of train.batch_size = 16"),
     (
       "train.use_validation=True;train.validate_every=2",
@@ -574,7 +579,7 @@ def test_every_other_choice_runs_to_the_end(run, tmp_path, capsys):
     "train.optimizer.name": "sgd",
     "train.optimizer.schedule": "multistep",
     "train.optimizer.weight_decay": 1e-4,
-    "train.nets": "('found',)",
+    "train.nets": "('found','front','uniform_0.8')",
     "robustness.batch_norm": "('chip','fixed')",
     "robustness.compensation": "global",
     "robustness.calibration_images": 64,
@@ -603,8 +608,14 @@ def test_every_other_choice_runs_to_the_end(run, tmp_path, capsys):
   energy = [entry["energy_joule"] for entry in result["front"]]
   score = [entry["score"] for entry in result["front"]]
   assert energy == sorted(energy) and score == sorted(score)
-  nets = json.loads((tmp_path / "robustness" / "result.json").read_text())
-  assert list(nets["nets"]) == ["found"]
+  # One net of every budget, and the uniform one of the lesser.
+  nets = json.loads(path.read_text())["nets"]
+  assert list(nets) == ["found", "found_0.8", "uniform_0.8"]
+  lesser = result["best"]["policy"][0]["widths"]
+  assert nets["found_0.8"]["widths"] == lesser
+  assert nets["uniform_0.8"]["macs"] <= result["budgets"][0]
+  table = (tmp_path / "report" / "trained_front.csv").read_text()
+  assert {line.split(",")[0] for line in table.splitlines()[1:]} == {*nets}
 
 
 # A float teacher, a binary student of it, and the 8-bit net quantised from it.

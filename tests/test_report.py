@@ -462,6 +462,11 @@ def test_figures_show_the_numbers(rng, tmp_path):
   assert any(np.array_equal(line, front) for line in drawn)
   for budget in search["budgets"]:
     assert any(np.allclose(line[:, 0], budget) for line in drawn)
+  figure, values = figures.trained_front(content)
+  energies = {n: net["energy_joule"] for n, net in content["nets"].items()}
+  assert [*values["energy_joule"]] == [energies[net] for net in values["net"]]
+  harshest = [row["mean"] for row in content["accuracy"] if "accuracy" in row]
+  assert [*values["mean"]] == harshest
   figure, values = figures.robustness(content)
   points, sweeps = figure.axes
   rows, drawn = content["accuracy"], [x.get_ydata() for x in sweeps.lines]
@@ -537,7 +542,7 @@ def test_the_page_stands_alone_and_everything_is_escaped(made):
   assert len({*page.ids}) == len(page.ids)
   assert "@import" not in text and text.count("url(") == text.count("url(#")
   assert len({*page.labels}) == len(content["files"]) // 3 and all(page.labels)
-  assert len({*figures.NAMES}) == 11
+  assert len({*figures.NAMES}) == 12
   for name in {file.split(".")[0] for file in content["files"]} - {"index"}:
     svg = (workdir / "report" / f"{name}.svg").read_text()
     # In the page, each colour has a twin on dark screens.
@@ -570,7 +575,7 @@ def test_nets_given_by_name_are_compared(rng, tmp_path):
   assert list(content["nets"]) == nets and content["main_net"] == nets[0]
   assert content["search"] is content["space"] is None
   assert content["missing"] == []  # a float net meets no chips
-  shown = ["robustness", "chips", "yield"]
+  shown = ["robustness", "chips", "yield", "trained_front"]
   shown += ["widths", "utilisation", "components", "training"]
   files = [f"{name}.{kind}" for name in shown for kind in ("svg", "pdf", "csv")]
   assert [*content["files"]] == [*files, "index.html"]
@@ -723,6 +728,7 @@ def test_names_and_looks_differ():
   shown = {
     "uniform_float": "float uniform",
     "baseline_1x_int8": "8-bit 1x baseline",
+    "found_0.7_chips": "found at 0.7x budget, trained on chips",
     "resnet18_hawis_b": "HAWIS-B (ResNet-18)",
     "resnet20_hawis_a_int8": "8-bit HAWIS-A",
     "resnet20_hawis_a_chips": "HAWIS-A (ResNet-20), trained on chips",

@@ -472,7 +472,8 @@ _HARDWARE_AWARE = dict(
 _TRAIN = dict(
   nets=_tuple(
     ("found", "baseline_1x", "uniform"),
-    "found, uniform, baseline_1x or a published vector, e.g. resnet20_hawis_a; "
+    "found, uniform (of another budget found_0.7, uniform_0.7; front: found of "
+    "each), baseline_1x or a published vector, e.g. resnet20_hawis_a; "
     "with _int8 or _float its 8-bit or float reference net, with _chips at the "
     "end trained on chips; without found, uniform and the loss supernet there "
     "is nothing to search",

@@ -234,32 +234,42 @@ def _error(name, got, allowed):
 
 def _check_nets(config):
   """That the nets can be trained, one after another."""
-  train, depth = config.train, config.network.depth
-  vectors = net_names.vector_names(depth)
-  parsed = [net_names.parse(name) for name in train.nets]
+  train, depth, names = config.train, config.network.depth, nets(config)
+  vectors = net_names.vector_names(depth, shares(config))
+  parsed = [net_names.parse(name) for name in names]
   if not all(net.widths in vectors for net in parsed):
     known = ", ".join(vectors)
     allowed = (
-      f"a tuple of some of {known}, each also with _int8, _float, and at the "
-      "end _chips"
+      f"a tuple of some of {known}, {net_names.FRONT}, each also with _int8, "
+      "_float, and at the end _chips"
     )
     raise _error("train.nets", train.nets, allowed)
-  for place, name in enumerate(train.nets):
+  for place, name in enumerate(names):
     float_name = net_names.float_of(name)
     is_int8 = parsed[place].kind == net_names.INT8
     quantized = is_int8 and train.int8 == "quantized"
-    if quantized and float_name not in train.nets[:place]:
+    if quantized and float_name not in names[:place]:
       allowed = f"a tuple with {float_name!r} before {name!r}, to be quantised"
       raise _error("train.nets", train.nets, allowed)
   if train.loss == "teacher" and not os.path.isfile(train.teacher):
     kinds = [net.kind for net in parsed] + [net_names.BINARY]
-    before = train.nets[: kinds.index(net_names.BINARY)]
+    before = names[: kinds.index(net_names.BINARY)]
     floats = [
       name for name in before if net_names.parse(name).kind == net_names.FLOAT
     ]
     if train.teacher not in floats:
       allowed = "a file, or a float net before the binary ones of train.nets"
       raise _error("train.teacher", train.teacher, allowed)
+
+
+def shares(config: _Config) -> list[float]:
+  """Returns the budgets as shares of the main one, ascending."""
+  return sorted({1.0, *config.search.front})
+
+
+def nets(config: _Config) -> tuple[str, ...]:
+  """Returns `train.nets`, with what "front" stands for."""
+  return net_names.with_front(config.train.nets, shares(config))
 
 
 def num_groups(config: _Config) -> int:
@@ -270,7 +280,7 @@ def num_groups(config: _Config) -> int:
 def searches(config: _Config) -> bool:
   """Returns whether the nets to be trained need the super-net or its search."""
   vectors = {net_names.parse(net).widths for net in config.train.nets}
-  needed = not vectors.isdisjoint(net_names.SEARCHED)
+  needed = any(map(net_names.is_searched, vectors))
   return needed or config.train.loss == "supernet"
 
 

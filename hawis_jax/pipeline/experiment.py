@@ -46,11 +46,11 @@ class Experiment:
   """A checked configuration and what follows from it.
 
   Attributes:
-    config: as given.
+    config: as given, with every net of `train.nets` named.
     splits: train, validation and test data.
     geometry: of the network, for its cost.
     device: ideal device with the configured conductances and tiles.
-    widths: of the named width vectors, but for the found one.
+    widths: of the named width vectors, but for found ones.
     space: width choices; None, and what follows empty, without a search.
     costs: `[L, A, C, C]` of kind `config.space.cost`, see `cost.tables`, or of
       the user's own.
@@ -205,6 +205,8 @@ def with_splits(
   Raises:
     InputError: the budget can't be met.
   """
+  config = config.copy_and_resolve_references()
+  config.train.nets = settings.nets(config)
   device = settings.device(config)
   geometry = _geometry(config, splits, settings.hardware(config))
   num_layers = config.network.depth - 1
@@ -245,7 +247,7 @@ def _with_search(experiment):
     costs = cost.tables(space.table, geometry, kind)
   experiment = dataclasses.replace(experiment, space=space, costs=costs)
   main = _main_budget(experiment)
-  shares = sorted({1.0, *search.front})
+  shares = settings.shares(config)
   experiment = dataclasses.replace(
     experiment,
     budgets=tuple(float(share * main) for share in shares),
@@ -273,13 +275,17 @@ def _with_search(experiment):
   )
   uniforms = [_uniform(experiment, budget) for budget in experiment.budgets]
   named = dict(experiment.widths)
-  if uniforms[experiment.main_budget]:
-    named["uniform"] = uniforms[experiment.main_budget]
-  elif "uniform" in {net_names.parse(net).widths for net in config.train.nets}:
-    raise errors.InputError(
-      "config.train.nets: got uniform, but no uniformly scaled net is within "
-      "config.search.budget and limits; leave it out, or allow more"
-    )
+  wanted = {net_names.parse(net).widths for net in config.train.nets}
+  for share, widths in zip(shares, uniforms, strict=True):
+    name = net_names.at_share("uniform", share)
+    if widths:
+      named[name] = widths
+    elif name in wanted:
+      raise errors.InputError(
+        f"config.train.nets: got {name}, but no uniformly scaled net is within "
+        f"{share:g} x config.search.budget and limits; leave it out, or allow "
+        "more"
+      )
   return dataclasses.replace(
     experiment, feasible=feasible, uniforms=tuple(uniforms), widths=named
   )

@@ -115,7 +115,7 @@ def inputs(
     return found
   config, name = experiment.config.train, net_names.parse(net)
   found["widths"] = None
-  if name.widths != "found" or results.search_path(workdir).exists():
+  if name.widths in experiment.widths or results.search_path(workdir).exists():
     module = results.net_module(net, experiment, workdir)
     found["widths"] = [int(width) for width in module.max_widths]
   if name.kind != net_names.BINARY or config.loss in ("labels", "margin"):

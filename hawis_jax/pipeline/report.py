@@ -99,7 +99,9 @@ def collect(experiment: Experiment, workdir: pathlib.Path) -> dict:
     found = facts.search(result, results.load_evaluations(workdir))
   known = {
     name: experiment.widths[name]
-    for name in net_names.vector_names(config.network.depth)
+    for name in net_names.vector_names(
+      config.network.depth, settings.shares(config)
+    )
     if name in experiment.widths
   }
   curves, measured = _metrics(workdir / "metrics.jsonl", swept)

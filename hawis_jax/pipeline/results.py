@@ -134,13 +134,28 @@ def load_evaluations(workdir: pathlib.Path) -> Any:
 def net_module(
   net: str, experiment: Experiment, workdir: pathlib.Path
 ) -> nn.Module:
-  """Returns a net's module; the found net's widths are the search's result."""
-  found = None
-  if net_names.parse(net).widths == "found":
-    field = f"{workdir}/search/result.json: found"
-    found = experiment.space.check(load_search(workdir)["found"], field)
-    found = tuple(int(width) for width in found)
+  """Returns a net's module; found nets' widths are the search's result."""
+  found, name = None, net_names.parse(net).widths
+  if name not in experiment.widths:
+    field = f"{workdir}/search/result.json: {name}"
+    found = found_widths(load_search(workdir), experiment.config)[name]
+    found = tuple(map(int, experiment.space.check(found, field)))
   return nets.module(net, experiment, found)
+
+
+def found_widths(
+  result: Mapping[str, Any], config: ml_collections.ConfigDict
+) -> dict[str, list[int]]:
+  """Returns widths of the found net of every budget, by name.
+
+  That of another budget than the main one is the first method's best.
+  """
+  best = result["best"][result["method"]]
+  named = {
+    net_names.at_share("found", share): entry and entry["widths"]
+    for share, entry in zip(settings.shares(config), best, strict=True)
+  }
+  return named | {"found": result["found"]}
 
 
 def load_net(

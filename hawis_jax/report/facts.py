@@ -539,8 +539,9 @@ def _compared(content):
     first.setdefault(net_names.parse(name).widths, content["nets"][name])
   for vector, net in first.items():
     line = f"{style.net_name(vector)}: {_origin(vector, search)}"
-    if vector in net_names.SEARCHED and search:
+    if net_names.is_searched(vector) and search:
       most = search["budgets"][search["main_budget"]]
+      most *= net_names.share_of(vector)
       line += f", within {style.of_cost(search['cost'], most)}"
     costs = [
       style.of_cost(kind, net[cost.field(kind)])
@@ -552,11 +553,12 @@ def _compared(content):
 
 def _origin(vector, search):
   """Where a net's widths come from, in a few words."""
-  if vector == "found" and search:
+  if vector.startswith("found") and search:
     method = style.method_looks(search["trajectory"])[search["method"]].name
     return f"best of {method}, {search['evaluations']:,} width vectors scored"
+  if vector.startswith("uniform"):
+    return "all 1x widths times one factor"
   return {
-    "uniform": "all 1x widths times one factor",
     "baseline_1x": "the widths that the others are scaled from",
   }.get(vector, "widths given by name")
 

@@ -28,8 +28,15 @@ from hawis_jax.report import style
 from hawis_jax.robustness import statistics
 
 # Every figure that `draw` may return, in the page's order.
-NAMES = ("robustness", "chips", "yield", "search", "front", "importance")
-NAMES += ("scored", "widths", "utilisation", "components", "training")
+NAMES = ("robustness", "chips", "yield", "trained_front", "search", "front")
+NAMES += (
+  "importance",
+  "scored",
+  "widths",
+  "utilisation",
+  "components",
+  "training",
+)
 _STYLE = {
   "font.family": "sans-serif",
   "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
@@ -88,6 +95,7 @@ def draw(content: dict) -> dict[str, Drawn]:
     robustness: content["main_net"],
     chip_accuracies: chips,
     yields: chips,
+    trained_front: len(_priced(content)) > 1,
     trajectories: search,
     front: search,
     importance: search and search["importance"],
@@ -366,6 +374,65 @@ def yields(content: dict) -> _Made:
   label = "95 % interval over chips, point by point"
   handles = [*_net_keys(looks, shown), patches.Patch(label=label, **patch)]
   return _legend(figure, handles), pd.concat(values)
+
+
+def _priced(content):
+  """1-bit nets that have drawn chips, by their energies: {net: [J]}."""
+  energies = {n: net["energy_joule"] for n, net in content["nets"].items()}
+  chips = {row["net"] for row in content["accuracy"] if "accuracy" in row}
+  return {n: e for n, e in energies.items() if e is not None and n in chips}
+
+
+def trained_front(content: dict) -> _Made:
+  """Accuracy on chips against energy, of trained nets; lines join budgets."""
+  frame, looks, _ = _drawn_chips(content)
+  energies = _priced(content)
+  frame = frame[frame["net"].isin(energies)]
+  frame = frame.assign(energy_joule=frame["net"].map(energies))
+  figure, panels = _panels(frame)
+  for panel, scenario, rows in panels:
+    severity = style.severity(scenario, rows["severity"].iloc[0])
+    panel.set_xlabel(f"energy of one image, at {severity}")
+    panel.xaxis.set_major_formatter(ticker.EngFormatter("J"))
+    panel.xaxis.set_major_locator(ticker.MaxNLocator(4))
+    for row in rows.to_dict("records"):
+      look, energy = looks[row["net"]], row["energy_joule"]
+      ends = _percent(row["ci95_total"])
+      bar = panel.vlines([energy], *ends[:, None], color=look.color, lw=1.5)
+      _mark(bar, row["net"])
+      own = dict(marker=look.marker, markersize=6, color=look.color)
+      own["markerfacecolor"] = style.BACK if look.face == "none" else look.face
+      (mean,) = panel.plot(energy, 100 * row["mean"], **own)
+      joule = style.quantity("energy", energy)
+      _mark(mean, row["net"], f"{_told(row)}; {joule}")
+    for family in _families(rows["net"]):
+      line = rows[rows["net"].isin(family)].sort_values("energy_joule")
+      own = dict(color=looks[family[0]].color, lw=0.8, zorder=1.5)
+      panel.plot(line["energy_joule"], 100 * line["mean"], **own)
+    if panel.get_subplotspec().is_first_col():
+      panel.set_ylabel("test accuracy [%]")
+  columns = [
+    "net",
+    "statistics",
+    "scenario",
+    "severity",
+    "energy_joule",
+    "mean",
+  ]
+  values = frame[columns].copy()
+  values[["low95", "high95"]] = [*frame["ci95_total"]]
+  return _legend(figure, _net_keys(looks, energies)), values
+
+
+def _families(nets):
+  """Nets found alike within several budgets, and trained alike."""
+  families = {}
+  for net in nets:
+    vector, kind, on_chips = net_names.parse(net)
+    if net_names.is_searched(vector):
+      key = vector.partition("_")[0], kind, on_chips
+      families.setdefault(key, []).append(net)
+  return [family for family in families.values() if len(family) > 1]
 
 
 def importance(content: dict) -> _Made:

@@ -206,11 +206,12 @@ _PLACES = dict(found=0, uniform=1, baseline_1x=2, hawis_a=0, hawis_b=3)
 _PLACES |= {"4x": 1, "1x": 2}
 _NAMES = dict(baseline_1x="1x baseline", hawis_a="HAWIS-A", hawis_b="HAWIS-B")
 _KINDS = {net_names.INT8: "8-bit ", net_names.FLOAT: "float "}
+_SHARE = re.compile(r"(found|uniform)_([0-9.e+-]+)")
 _PRESET = re.compile(r"resnet(\d+)_(hawis_[ab]|\d+x)")
 
 
 def net_name(net: str) -> str:
-  """Returns the shown name: "found", "HAWIS-A (ResNet-20)", "8-bit 1x".
+  """Returns the shown name: "found", "found at 0.7x budget", "8-bit 1x".
 
   Args:
     net: as in `config.train.nets`; one not known keeps its name. It may follow
@@ -221,7 +222,7 @@ def net_name(net: str) -> str:
     return f"{run}{colon}{net_name(net)}"
   vector, kind, on_chips = net_names.parse(net)
   preset = _PRESET.fullmatch(vector)
-  name = preset[2] if preset else vector
+  name = preset[2] if preset else _SHARE.sub(r"\1 at \2x budget", vector)
   name = _KINDS.get(kind, "") + _NAMES.get(name, name)
   if preset and kind == net_names.BINARY:
     name = f"{name} (ResNet-{preset[1]})"

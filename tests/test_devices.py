@@ -527,8 +527,10 @@ def test_a_stack_is_one_array_a_leaf():
 def test_chips_of_a_stack_are_those_of_its_devices(rng):
   """vmapped, with effects of the others at severity 0."""
   weights = rng.choice(np.float32([-1, 1]), (60, 20))
+  memories = [crossbar.PRESETS[name] for name in ("reram_wan2022", "pcm")]
   devices = [_with(stuck_off=0.3), _with(dead_rows=0.2, stuck_on=0.1), _IDEAL]
-  keys = jax.random.split(jax.random.key(rng.integers(99)), 3)
+  devices = memories + devices
+  keys = jax.random.split(jax.random.key(rng.integers(99)), len(devices))
   effective = jax.jit(crossbar.effective_weights)
   together = jax.jit(
     jax.vmap(crossbar.effective_weights, in_axes=(0, None, 0))
@@ -536,7 +538,7 @@ def test_chips_of_a_stack_are_those_of_its_devices(rng):
   together = np.asarray(together)
   for key, device, got in zip(keys, devices, together, strict=True):
     np.testing.assert_array_equal(got, effective(key, weights, device))
-  np.testing.assert_array_equal(together[2], weights)
+  np.testing.assert_array_equal(together[-1], weights)
 
 
 def _config(**fields):

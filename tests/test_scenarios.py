@@ -5,6 +5,7 @@ import re
 
 from hypothesis import given
 from hypothesis import strategies as st
+import numpy as np
 import pytest
 
 from hawis_jax import crossbar
@@ -149,6 +150,67 @@ def test_measured_faults(tmp_path):
     _refused({"variation": 0.3, "fault_map": other}, message)
 
 
+def test_a_scenario_of_another_memory():
+  """The preset's cells and effects, in the configured tiles and converters."""
+  base = crossbar.Device(
+    tile_shape=(32, 16), wire_resistance=1.0, adc_bits=6, temperature=350.0
+  )
+  preset = crossbar.PRESETS["reram_wan2022"]
+  found = scenarios.parse(
+    {"preset": "reram_wan2022", "write_error": (0.0, 0.5)},
+    base,
+    "here",
+    {"stuck_off": 0.1},  # the configured device's own
+  )
+  assert found.key == "reram_wan2022: write_error"
+  for severity, value in zip(found.severities, (0.0, 0.5), strict=True):
+    assert severity.device == dataclasses.replace(
+      preset,
+      tile_shape=(32, 16),
+      wire_resistance=1.0,
+      adc_bits=6,
+      write_error=value,
+    )
+    assert severity.is_random == (value > 0)
+  (whole,) = _parse({"preset": "reram_wan2022", "device": 1.0}).severities
+  assert whole.device.write_error == preset.write_error
+  assert whole.device.stuck_off == 0 and whole.device.adc_bits == 6
+
+
+def test_memories_of_several_presets_are_searched_and_trained_on():
+  """Chips of one batch, whose polynomials are not of one length."""
+  config = settings.default()
+  config.train.nets = ("baseline_1x", "baseline_1x_chips")
+  mix = (
+    {"preset": "reram_wan2022", "device": 1.0},
+    {"preset": "pcm", "write_error": 0.5, "drift_time": 1e4},
+    {"stuck_off": 0.1},
+  )
+  config.search.scenarios = config.hardware_aware.scenarios = mix
+  config.robustness.scenarios = mix
+  settings.validate(config)
+  for devices in (
+    settings.search_devices(config),
+    settings.train_devices(config),
+  ):
+    stacked = crossbar.stack(devices)
+    on = [device.g_on for device in devices]
+    np.testing.assert_allclose(stacked.g_on, on, rtol=1e-6)
+    assert on[:3] == [39.26e-6, 25e-6, 3.33e-4]
+    sigma = np.transpose(stacked.write_sigma)
+    assert sigma.shape == (len(devices), 4)
+    for device, row in zip(devices, sigma, strict=True):
+      padded = np.pad(device.write_sigma, (0, 4 - len(device.write_sigma)))
+      np.testing.assert_allclose(row, padded, rtol=1e-6)
+    np.testing.assert_array_equal(stacked.write_error[:3], [1, 0.5, 0])
+  # Another memory's effects are not the device's: one is left out.
+  config.device.preset = "pcm"
+  config.robustness.scenarios = ({"preset": "reram_wan2022", "device": 1.0},)
+  message = "config.robustness.scenarios: got none with write_error"
+  with pytest.raises(errors.InputError, match=message):
+    settings.validate(config)
+
+
 def test_placing():
   """Of every chip for its faults; a sweep's name has what differs."""
   found = _parse({"stuck_off": (0.0, 0.1), "placing": ["polarity"]})
@@ -219,7 +281,8 @@ def test_placing():
     ({"spare_level": (False, True)}, ".spare_level: got False for a severity"),
     ({"stuck_of": 0.1}, "; did you mean 'stuck_off'?"),
     ({"stuck_of": (0.1, 0.2)}, ": got 'stuck_of', allowed are g_on, "),
-    ({"preset": "pcm", "variation": 1}, ": got 'preset', allowed are"),
+    ({"preset": "pmc", "variation": 1}, ".preset: got 'pmc', allowed are hawi"),
+    ({"preset": ("pcm",), "variation": 1}, ".preset: got ('pcm',), allowed"),
     ({"tile_shape": (32, 64)}, ": got 'tile_shape', allowed are g_on"),
     ({"stuck_off": (0.1, 1.5)}, ".stuck_off: got 1.5, allowed is a share"),
     ({"stuck_off": ([0.1],)}, ".stuck_off: got [0.1], allowed is a share"),

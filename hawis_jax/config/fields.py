@@ -372,7 +372,8 @@ _SEARCH = dict(
     (dict(device=1.0), dict(variation=0.5)),
     "mix of the reward, all of the same weight: fields of crossbar.Device but "
     "for its wires, as the search scores without IR drop; device: a share of "
-    "the severities of the device's own effects, left out where it has none",
+    "the severities of the device's own effects, left out where it has none; "
+    "preset: another memory, of these names, in the device's tiles",
     _ONE_OR_MORE,
     lambda x: len(x) > 0 and all(isinstance(one, dict) for one in x),
   ),
@@ -436,8 +437,8 @@ _SEARCH = dict(
 _HARDWARE_AWARE = dict(
   scenarios=_tuple(
     (),
-    "one is drawn for each chip: fields of crossbar.Device, severities too; "
-    "empty: search.scenarios",
+    "one is drawn for each chip: fields of crossbar.Device, severities, device "
+    "and preset too; empty: search.scenarios",
     "dicts of device parameters",
     lambda x: all(isinstance(one, dict) for one in x),
   ),
@@ -590,8 +591,8 @@ _ROBUSTNESS = dict(
     ),
     "fields of crossbar.Device, severities in a tuple; device: a share of the "
     "severities of the device's own effects, 1: as it is; each may have a "
-    "name, a fault_map, layers, placing, and more than one field (see "
-    "robustness.scenarios)",
+    "name, a preset whose memory takes the device's place, a fault_map, "
+    "layers, placing, and more than one field (see robustness.scenarios)",
     _ONE_OR_MORE,
     lambda x: len(x) > 0,
   ),

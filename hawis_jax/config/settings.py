@@ -359,7 +359,12 @@ def _check_effects(config):
   if preset == fields.FIELDS["device.preset"].default:
     return
   for section in ("search", "robustness")[not searches(config) :]:
-    named = {name for one in config[section].scenarios for name in one}
+    named = {
+      name
+      for one in config[section].scenarios
+      if scenarios.PRESET not in one  # whose effects are others
+      for name in one
+    }
     left = [x for x in effects if not named & {x, scenarios.DEVICE}]
     if left:
       raise errors.InputError(
@@ -415,10 +420,13 @@ def _scenario_devices(config, section, allowed):
   for index, scenario in enumerate(found):
     name = f"config.{section}[{index}]"
     scenarios.check_values(scenario, name)
-    errors.check_fields(scenario, (*allowed, scenarios.DEVICE), name)
-    values = scenarios.with_own(scenario, own, name)
+    words = scenarios.DEVICE, scenarios.PRESET
+    errors.check_fields(scenario, (*allowed, *words), name)
+    of_scenario, effects = scenarios.of_preset(scenario, base, own, name)
+    values = {k: v for k, v in scenario.items() if k != scenarios.PRESET}
+    values = scenarios.with_own(values, effects, name)
     if not (is_left_out and set(scenario) == {scenarios.DEVICE}):
-      devices.append(crossbar.with_fields(base, values, name, allowed))
+      devices.append(crossbar.with_fields(of_scenario, values, name, allowed))
   return devices
 
 

@@ -12,6 +12,7 @@ from hawis_jax.crossbar.chip import program
 from hawis_jax.crossbar.devices import DEFECTS
 from hawis_jax.crossbar.devices import Device
 from hawis_jax.crossbar.devices import EFFECTS
+from hawis_jax.crossbar.devices import in_circuit
 from hawis_jax.crossbar.devices import is_present
 from hawis_jax.crossbar.devices import MAPPINGS
 from hawis_jax.crossbar.devices import needs_tiles

@@ -124,7 +124,7 @@ class Device:
   gaussian_variation: float = 0.0
   write_error: float = 0.0
   write_sigma: tuple[float, ...] = (0.0,)
-  write_range: tuple[float, float] = _static((0.0, 1.0))
+  write_range: tuple[float, float] = (0.0, 1.0)
   drift_time: float = 0.0
   drift_start: float = 20.0
   drift_mean: tuple[float, float, float, float] = (0.0, 0.1, 0.1, 0.1)
@@ -174,7 +174,21 @@ DEFECTS = (
 )
 # Severities of all effects.
 EFFECTS = (*DEFECTS, "wire_resistance", "load_resistance", "adc_bits")
+_POLYNOMIALS = ("write_sigma",)  # of any length
 _STUCK = ("stuck_on", "stuck_off", "chip_dispersion", "tile_dispersion")
+# What is of the circuits around cells, not of the memory.
+_CIRCUIT = (
+  "tile_shape",
+  "mapping",
+  "cell_bits",
+  "spare_level",
+  "analog_inputs",
+  "wire_resistance",
+  "load_resistance",
+  "adc_bits",
+  "adc_range",
+  "adc_percentile",
+)
 # What a scenario may set: numbers and words, of which each chip has one.
 SCENARIO_FIELDS = tuple(
   field.name
@@ -223,6 +237,12 @@ def without_effects(device: Device) -> Device:
   return dataclasses.replace(device, **dict.fromkeys(EFFECTS, 0.0))
 
 
+def in_circuit(memory: Device, circuit: Device) -> Device:
+  """Returns `memory` in the tiles, wires and converters of `circuit`."""
+  around = {name: getattr(circuit, name) for name in _CIRCUIT}
+  return dataclasses.replace(memory, **around)
+
+
 def scaled(device: Device, share: Any) -> Device:
   """Returns `device` with a share of its severities, that may be traced.
 
@@ -238,7 +258,7 @@ def stack(devices: Sequence[Device]) -> Device:
   """Returns devices of several chips as one: every leaf float32 `[S]`.
 
   An effect that is absent everywhere is None; where some have it, the others
-  have it at severity 0.
+  have it at severity 0. Shorter polynomials have coefficients of 0.
 
   Raises:
     InputError: one is bad, or they differ in a static field.
@@ -261,9 +281,20 @@ def stack(devices: Sequence[Device]) -> Device:
     field: jnp.array([getattr(d, field) or 0 for d in devices], jnp.float32)
     for field in there
   }
+  longest = {
+    field: max(len(getattr(device, field)) for device in devices)
+    for field in _POLYNOMIALS
+  }
+
+  def constants_of(device):
+    padded = {
+      field: (getattr(device, field) + (0.0,) * length)[:length]
+      for field, length in longest.items()
+    }
+    return dataclasses.replace(without_effects(device), **padded)
+
   constants = jax.tree.map(
-    lambda *leaves: jnp.array(leaves, jnp.float32),
-    *(without_effects(device) for device in devices),
+    lambda *leaves: jnp.array(leaves, jnp.float32), *map(constants_of, devices)
   )
   return dataclasses.replace(constants, **severities)
 
@@ -361,7 +392,7 @@ _NOT_WITH = {
   "offset": {"adc_bits": "the ranges of converters are those of differences"},
 }
 # Fields that are checked with one another: where one is traced, none is.
-_TOGETHER = ("g_on", "g_off", "write_error", "write_sigma")
+_TOGETHER = ("g_on", "g_off", "write_error", "write_sigma", "write_range")
 
 
 def validate(device: Device, name: str = "device") -> Device:

@@ -4,7 +4,9 @@ A scenario is a mapping {field of the device: a number, or a tuple of them}; a
 tuple is swept, tuples of one scenario together, and everything else of the
 device is as it is, without its random effects. Those are brought by `device`,
 the share that a chip has of their severities: 1 is the device as it is.
-Optional are `name`; `fault_map`, a file of a measured chip's faults (see
+Optional are `name`; `preset`, a name of `crossbar.PRESETS` whose memory stands
+in the device's tiles, wires and converters, and whose random effects are then
+those of `device`; `fault_map`, a file of a measured chip's faults (see
 `interop.load_faults`); `layers`, patterns of the layers that are on chips,
 while the others are computed exactly; and `placing`, `spare_columns`, `copies`
 and `copied`: how weights are placed on every chip for its own faults, `rules`
@@ -17,6 +19,7 @@ and fields of `crossbar.Placing`. Examples:
   {"stuck_off": (0.05, 0.1), "layers": ("stage3_*", "head")}
   {"name": "chip 7", "fault_map": "chip7.npz", "write_error": 1.0}
   {"stuck_off": (0.05, 0.1), "placing": ("polarity", "permutation")}
+  {"preset": "reram_wan2022", "write_error": (0.0, 0.5, 1.0)}
 """
 
 from collections.abc import Mapping
@@ -32,6 +35,7 @@ from hawis_jax import crossbar
 from hawis_jax import errors
 
 DEVICE = "device"  # the word for the effects that the device has itself
+PRESET = "preset"  # the word for another memory
 _PLACING = ("placing", "spare_columns", "copies", "copied")
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -78,7 +82,8 @@ def parse(
       f"{field}: got {scenario!r}, allowed is a dict of device parameters"
     )
   check_values(scenario, field)
-  words = ("name", "fault_map", "layers", *_PLACING)
+  base, own = of_preset(scenario, base, own or {}, field)
+  words = ("name", PRESET, "fault_map", "layers", *_PLACING)
   values = {k: v for k, v in scenario.items() if k not in words}
   errors.check_fields(values, (*crossbar.SCENARIO_FIELDS, DEVICE), field)
   fault_map = scenario.get("fault_map", "")
@@ -113,7 +118,7 @@ def parse(
   severities = []
   for place in range(max(counts, default=1)):
     at = {k: v[place] if k in swept else v for k, v in values.items()}
-    fields = with_own(at, own or {}, field)
+    fields = with_own(at, own, field)
     device = crossbar.with_fields(base, fields, field, crossbar.SCENARIO_FIELDS)
     placing = _placing(scenario, device, field)
     defects = (getattr(device, k) for k in crossbar.DEFECTS)
@@ -130,6 +135,30 @@ def parse(
       "severities"
     )
   return Scenario(_key(scenario, values, effect), tuple(severities))
+
+
+def of_preset(
+  scenario: Mapping[str, Any],
+  base: crossbar.Device,
+  own: Mapping[str, float],
+  field: str,
+) -> tuple[crossbar.Device, Mapping[str, float]]:
+  """Returns the device of a scenario without random effects, and those.
+
+  They are those given, of the configured device, where it names no preset.
+
+  Raises:
+    InputError: there is none of this name, or it does not fit the circuit.
+  """
+  if PRESET not in scenario:
+    return base, own
+  preset = crossbar.preset(scenario[PRESET], f"{field}.{PRESET}")
+  own = {name: getattr(preset, name) for name in crossbar.DEFECTS}
+  own = {
+    name: value for name, value in own.items() if crossbar.is_present(value)
+  }
+  device = crossbar.in_circuit(crossbar.without_defects(preset), base)
+  return crossbar.validate(device, f"{field}.{PRESET}"), own
 
 
 def with_own(
@@ -214,6 +243,8 @@ def _key(scenario, values, effect):
     for k, v in values.items()
     if k != effect
   ]
+  if PRESET in scenario:
+    others.insert(0, scenario[PRESET])
   if scenario.get("layers"):
     others.append(f"in {' '.join(scenario['layers'])}")
   if scenario.get("placing"):

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from hawis_jax import cost
 from hawis_jax import crossbar
 from hawis_jax import errors
+from hawis_jax.crossbar import cells
 from hawis_jax.networks import width_vectors
 
 # Round and all different, so that a mistaken factor shows.
@@ -165,6 +167,70 @@ def test_array_energy_is_that_of_all_cells(rng):
   assert parts["array"].energy_joule == pytest.approx(brute)
 
 
+@pytest.mark.parametrize("mapping", crossbar.MAPPINGS)
+def test_costs_follow_the_cells_of_programmed_tiles(rng, mapping):
+  """Arrays, cells, lines and columns of a chip are counted; energy: V^2 G t."""
+  device = crossbar.Device(
+    g_on=1e-4, g_off=2e-5, read_voltage=2.0, tile_shape=(16, 8), mapping=mapping
+  )
+  rows, columns = 27, 10
+  # Half of every row's weights are +1, as costs take them to be.
+  signs = rng.permuted(np.tile([-1.0, 1.0], (rows, columns // 2)), axis=1)
+  params = {"params": {"it": {"kernel": np.float32(signs)}}}
+  chip = cells.chip_cells(jax.random.key(0), params, device)["it"]
+  g = np.asarray(chip.conductances[0], np.float64)  # tiles, arrays, lines
+  num_rows, num_columns, arrays = g.shape[:3]
+  bits = rng.random(rows) < 0.6
+  lines_of_row = 2 if mapping == "complementary" else 1
+  lines = np.repeat(bits, lines_of_row)
+  lines = np.pad(lines, (0, num_rows * 16 - len(lines))).reshape(num_rows, 16)
+  hardware = cost.hardware(device, _ROUND, activity=bits.sum() / rows)
+  geometry = _one(3, 9, 1, False, hardware)
+  parts = cost.components(np.array([columns]), geometry)
+  brute = 4.0 * 7 * np.einsum("tr,tcarw->", lines, g)
+  assert parts["array"].energy_joule == pytest.approx(brute)
+  assert parts["array"].area_m2 == g.size * 13
+  assert parts["drivers"].area_m2 == g.size / g.shape[-1] * 19
+  driven = lines.sum() * num_columns * arrays
+  assert parts["drivers"].energy_joule == pytest.approx(driven * 17)
+  read = num_rows * columns * arrays
+  read += num_rows * num_columns * (g.shape[-1] - 8)  # references
+  assert parts["sample_hold"].energy_joule == read * 23
+  assert parts["sample_hold"].area_m2 == g.size / 16 * 29
+  assert parts["converters"].area_m2 / (num_rows * num_columns * 2) == (
+    5 + hardware.converter_bits + 0.25 * 2**hardware.converter_bits
+  )
+  single = num_rows * num_columns * arrays
+  total = cost.network_cost(np.array([columns]), geometry)
+  assert total.arrays == -(-single // 2) and total.weights == rows * columns
+  used = cost.utilisation(np.array([columns]), geometry).cells
+  weights = num_rows * num_columns * hardware.weights_of_pair * arrays / 2
+  assert used == pytest.approx(rows * columns / weights)
+
+
+def test_a_mapping_of_one_cell_buys_twice_the_width():
+  """In the same arrays; of two word lines, as much as a differential pair."""
+  wide, narrow = np.array([256]), np.array([128])
+
+  def arrays(mapping, widths):
+    hardware = cost.Hardware((64, 64), mapping=mapping)
+    return cost.network_cost(widths, _one(64, 9, 1, False, hardware)).arrays
+
+  assert arrays("differential", narrow) == 9 * 2
+  assert arrays("complementary", narrow) == 9 * 2
+  assert arrays("single", wide) == arrays("offset", wide) == 9 * 2
+
+
+def test_inputs_that_are_counted():
+  """By an adder a row and one a column; no fixed threshold reads the rest."""
+  offset = dataclasses.replace(_HARDWARE, mapping="offset")
+  parts = cost.components(np.array([3]), _one(16, 1, 6, True, offset))
+  adders = 16 + 3 + 3  # rows, columns' counts, partial sums
+  assert parts["partial_sums"].energy_joule == 6 * adders * 31
+  single = dataclasses.replace(_HARDWARE, mapping="single")
+  assert single.may_sense(True) and not offset.may_sense(True)
+
+
 def test_copies_divide_time_and_multiply_area():
   base = cost.network_cost(np.array([10]), _one(3, 9, 7))
   for copies, reads in ((2, 4), (7, 1), (100, 1), ((3,), 3)):
@@ -212,6 +278,11 @@ def test_cells_may_conduct_while_columns_are_converted(rows, convert):
     ({"read_voltage": 0}, "read_voltage: got 0, allowed"),
     ({"adc_bits": 2.5}, "adc_bits: got 2.5, allowed are integers from 0 to 16"),
     ({"tile_shape": (0, 8)}, "tile_shape: got .0, 8., allowed are"),
+    ({"mapping": "xnor"}, "mapping: got 'xnor', allowed is one of diff"),
+    (
+      {"mapping": "complementary", "tile_shape": (15, 8)},
+      "tile_shape: got .15, 8., allowed is an even number of rows",
+    ),
     ({"technology": "isaac_32nm"}, "technology: got 'isaac_32nm', allowed"),
     (
       {"technology": dataclasses.replace(_ROUND, read_time=float("nan"))},

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hawis_jax import cost
 from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax import interop
@@ -454,6 +453,7 @@ def test_mappings_are_their_circuits(rng, mapping):
   [
     (dict(mapping="single", read_noise=1.0), 1, "with read_noise"),
     (dict(mapping="single", telegraph_noise=1.0), 1, "with telegraph_noise"),
+    (dict(mapping="single", white_noise=0.1), 1, "with white_noise"),
     (dict(mapping="offset", adc_bits=4), 1, "with adc_bits"),
     (dict(mapping="offset", adc_bits=jnp.float32(4)), 1, "with adc_bits"),
     (dict(mapping="complementary", tile_shape=(15, 8)), 1, "an even number"),
@@ -472,7 +472,6 @@ def test_mappings_refuse_what_is_of_pairs(tmp_path):
   net = {"params": {"a": {"kernel": jnp.ones((4, 4))}}}
   device, key = crossbar.Device(mapping="single"), jax.random.key(0)
   for call in (
-    lambda: cost.hardware(device),
     lambda: chips.export_chip(tmp_path / "chip.npz", key, net, device),
     lambda: crossbar.conductances(key, net["params"]["a"]["kernel"], device),
     lambda: crossbar.place(key, net, device, crossbar.Placing(("polarity",))),

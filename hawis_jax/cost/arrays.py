@@ -28,7 +28,7 @@ def utilisation(widths: chex.Array, geometry: Geometry) -> Utilisation:
   Widths are int `[..., L]`, leading axes allowed.
   """
   widths = np.asarray(checked_widths(widths, geometry), np.int64)
-  tile_rows, tile_columns = geometry.tile_shape
+  tile_rows, tile_columns = geometry.hardware.weight_shape
 
   def channels(end):
     if isinstance(end, Layer):

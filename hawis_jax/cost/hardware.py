@@ -1,6 +1,9 @@
 """What stands for a network's products: tiles, cells, circuits, copies."""
 
 import dataclasses
+from typing import NamedTuple
+
+import chex
 
 from hawis_jax import crossbar
 from hawis_jax import errors
@@ -10,6 +13,37 @@ from hawis_jax.cost.technology import validate_technology
 from hawis_jax.crossbar.devices import is_finite
 
 _DEVICE = crossbar.Device()
+
+
+class _Cells(NamedTuple):
+  """What a mapping takes of a tile, and of its circuits.
+
+  Attributes:
+    arrays: of a tile.
+    lines: word lines of a row of weights, in all arrays.
+    rows: word lines of a row of weights, in one array.
+    references: columns beside those of weights.
+    counts: whether the digital side counts a tile's inputs.
+  """
+
+  arrays: int = 1
+  lines: int = 1
+  rows: int = 1
+  references: int = 0
+  counts: bool = False
+
+  @property
+  def of_weight(self) -> int:
+    """Returns cells of a weight."""
+    return self.arrays * self.rows
+
+
+_MAPPINGS = {
+  "differential": _Cells(arrays=2, lines=2),
+  "single": _Cells(references=1),
+  "offset": _Cells(counts=True),
+  "complementary": _Cells(lines=2, rows=2),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +63,7 @@ class Hardware:
     activity: share of rows that are driven at a read, those whose input bit is
       1. 1: an upper bound of energy, whatever the images.
     spare_columns: of every array, that hold no weights, see `crossbar.Placing`.
+    mapping: of weights onto cells, see `crossbar.Device`.
   """
 
   tile_shape: tuple[int, int] = _DEVICE.tile_shape
@@ -40,6 +75,7 @@ class Hardware:
   duplication: int | tuple[int, ...] = 1
   activity: float = 1.0
   spare_columns: int = 0
+  mapping: str = _DEVICE.mapping
 
   def __post_init__(self):
     """Raises InputError where a field makes no sense: costs would not."""
@@ -76,25 +112,51 @@ class Hardware:
     good = type(spares) is int and 0 <= spares <= most
     allowed = f"are integers from 0 to {most}: an array has {most + 1} columns"
     check("spare_columns", good, allowed)
+    good = self.mapping in _MAPPINGS
+    check("mapping", good, f"is one of {', '.join(_MAPPINGS)}")
+    good = not shape[0] % self.cells.rows
+    check("tile_shape", good, "is an even number of rows: a weight takes two")
+
+  @property
+  def cells(self) -> _Cells:
+    """Returns what the mapping takes of a tile."""
+    return _MAPPINGS[self.mapping]
+
+  @property
+  def weight_shape(self) -> tuple[int, int]:
+    """Returns (rows, columns) of a tile's weights."""
+    rows, columns = self.tile_shape
+    return rows // self.cells.rows, columns
+
+  @property
+  def weights_of_pair(self) -> int:
+    """Returns how many weights two arrays hold."""
+    rows, columns = self.weight_shape
+    return 2 // self.cells.arrays * rows * columns
+
+  def pairs(self, tiles: chex.Array) -> chex.Array:
+    """Returns the pairs of arrays of some tiles of one product."""
+    return tiles if self.cells.arrays == 2 else (tiles + 1) // 2
 
   @property
   def converter_bits(self) -> int:
     """Returns the bits of the converters where no sense amplifier reads.
 
     The sum of n driven cells of +-1 has the parity of n: given n, which a
-    counter knows, a pair of columns of R rows has at most R + 1 values.
+    counter knows, a column of R rows of weights has at most R + 1 values.
     """
     if self.adc_bits > 1:
       return self.adc_bits
-    return self.tile_shape[0].bit_length()  # ceil(log2(R + 1))
+    return self.weight_shape[0].bit_length()  # ceil(log2(R + 1))
 
   def may_sense(self, binarized: bool) -> bool:
     """Returns whether a sense amplifier may read a column that fits one tile.
 
     It may if the result is only compared with a threshold, unless the device
-    names converters of more bits.
+    names converters of more bits, or the digital side counts inputs: then the
+    threshold moves with them.
     """
-    return self.adc_bits < 2 and binarized
+    return self.adc_bits < 2 and binarized and not self.cells.counts
 
   def copies(self, layer: int, positions: int) -> int:
     """Returns copies of a product's arrays; more than its positions idle."""
@@ -116,11 +178,6 @@ def hardware(
     InputError: a bad device, technology, duplication or activity.
   """
   crossbar.validate(device)
-  if device.mapping != "differential":
-    raise errors.InputError(
-      f"mapping: got {device.mapping!r}, allowed is 'differential': costs are "
-      "of differential pairs"
-    )
   return Hardware(
     tile_shape=device.tile_shape,
     g_on=float(device.g_on),
@@ -130,4 +187,5 @@ def hardware(
     technology=technology,
     duplication=duplication,
     activity=activity,
+    mapping=device.mapping,
   )

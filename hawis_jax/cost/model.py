@@ -27,8 +27,9 @@ class Cost(NamedTuple):
   """Holds the cost of one image's inference.
 
   Attributes:
-    arrays: differential pairs of crossbar arrays that hold the weights, copies
-      of `duplication` not counted.
+    arrays: pairs of crossbar arrays that hold the weights, copies of
+      `duplication` not counted. A pair is one tile of differential weights; of
+      other mappings two tiles of one product.
     macs: binary multiply-accumulates.
     weights: binary weights.
     energy_joule: of all components.
@@ -117,9 +118,10 @@ def product_costs(
   broadcast; the product's own widths are not read.
   """
   xp = jnp if isinstance(inputs, jax.Array) else np
-  tech, (tile_rows, tile_columns) = hardware.technology, hardware.tile_shape
+  tech, (array_rows, tile_columns) = hardware.technology, hardware.tile_shape
+  tile_rows, cells = hardware.weight_shape[0], hardware.cells
   bits, mux = hardware.converter_bits, tech.columns_per_converter
-  converters = -(-tile_columns // mux)  # of a pair of arrays
+  converters = -(-tile_columns // mux)  # of a tile
   on, off, voltage = hardware.g_on, hardware.g_off, hardware.read_voltage
   positions = product.positions
   copies = hardware.copies(product.layer, positions)
@@ -128,7 +130,7 @@ def product_costs(
   row_tiles = (rows + (tile_rows - 1)) // tile_rows
   held = tile_columns - hardware.spare_columns
   column_tiles = (outputs + (held - 1)) // held
-  arrays = row_tiles * column_tiles
+  tiles = row_tiles * column_tiles
   weights = rows * outputs
   # Signs of partial sums don't add up: only where a column fits one tile.
   sensed = (row_tiles == 1) & hardware.may_sense(product.binarized)
@@ -151,17 +153,26 @@ def product_costs(
   driven = hardware.activity * rows
   conversions = row_tiles * (outputs * 1.0)
   values = outputs * (1.0 if product.binarized else tech.value_bits)
-  current = voltage * (on + off) * driven * outputs
+  # Of a pair one cell is on; of single cells half are taken to be.
+  share = cells.of_weight / 2
+  # A reference's current is taken from every column's.
+  lost = 1 if cells.references else share
+  current = voltage * (on + off) * lost * driven * outputs
+  array_columns = tile_columns + cells.references
+  # Of a column tile without weights: all cells off but the reference's.
+  idle = (
+    cells.of_weight * tile_columns * off + cells.references * (on + off) / 2
+  )
   energy = {
     # Unused columns of the last tiles: their cells are off, and conduct.
     "array": (voltage**2 * conducting)
     * driven
-    * (outputs * (on - off) + column_tiles * (2 * tile_columns * off)),
-    "drivers": driven * column_tiles * (2 * tech.driver_energy),
+    * (outputs * (share * (on - off)) + column_tiles * idle),
+    "drivers": driven * column_tiles * (cells.lines * tech.driver_energy),
     "converters": conversions
     * converter(tech.sense_energy, tech.convert_energy(bits))
     + current * convert_time * tech.load_voltage,
-    "sample_hold": conversions * (2 * tech.hold_energy),
+    "sample_hold": conversions * (cells.arrays * tech.hold_energy),
     "partial_sums": conversions * converter(0.0, tech.add_energy),
     "buffer": (rows + values) * tech.buffer_energy,
     "interconnect": (rows + conversions * converter(1.0, bits))
@@ -169,24 +180,30 @@ def product_costs(
     + values * tech.router_energy,
     "digital": outputs * tech.digital_energy,
   }
-  pairs = arrays * float(copies)
+  if cells.references:
+    energy["sample_hold"] += tiles * (cells.references * tech.hold_energy)
+  if cells.counts:
+    # At most: an adder a row, and one that takes the count from a column's sum.
+    energy["partial_sums"] += (rows + conversions) * tech.add_energy
+  placed = tiles * float(copies)
+  single = placed * cells.arrays
   area = {
-    "array": pairs * (2 * tile_rows * tile_columns * tech.cell_area),
-    "drivers": pairs * (2 * tile_rows * tech.driver_area),
-    "converters": pairs
+    "array": single * (array_rows * array_columns * tech.cell_area),
+    "drivers": single * (array_rows * tech.driver_area),
+    "converters": placed
     * (converters * converter(tech.sense_area, tech.converter_area(bits))),
-    "sample_hold": pairs * (2 * tile_columns * tech.hold_area),
-    "partial_sums": pairs * (converters * converter(0.0, tech.add_area)),
+    "sample_hold": single * (array_columns * tech.hold_area),
+    "partial_sums": placed * (converters * converter(0.0, tech.add_area)),
     # A layer's outputs of one image, so that layers can work on several.
     "buffer": values * (positions * tech.buffer_area),
-    "interconnect": pairs * (2 * tech.interconnect_area),
+    "interconnect": single * tech.interconnect_area,
     "digital": (outputs + (mux - 1)) // mux * (copies * tech.digital_area),
   }
   parts = {
     name: Amount(positions * energy[name], area[name]) for name in COMPONENTS
   }
   total = Cost(
-    arrays=arrays,
+    arrays=hardware.pairs(tiles),
     macs=weights * (positions if xp is np else float(positions)),
     weights=weights,
     energy_joule=sum(part.energy_joule for part in parts.values()),

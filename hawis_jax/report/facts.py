@@ -332,7 +332,7 @@ def vectors(
 def _describe(widths, geometry):
   total = cost.network_cost(widths, geometry)._asdict()
   total = {name: np.asarray(value).item() for name, value in total.items()}
-  rows, columns = geometry.tile_shape
+  most = total["arrays"] * geometry.hardware.weights_of_pair
   return {
     "cost": total,
     "components": {
@@ -340,7 +340,7 @@ def _describe(widths, geometry):
       for name, amount in cost.components(widths, geometry).items()
     },
     "cells": cost.utilisation(widths, geometry).cells.tolist(),
-    "used": total["weights"] / (total["arrays"] * rows * columns),
+    "used": total["weights"] / most,
   }
 
 

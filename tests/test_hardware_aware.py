@@ -67,6 +67,9 @@ def test_severities_rise_in_a_line():
   assert at((0.3, 0.3)).most_at(0.29) == 0 and at((0.3, 0.3)).most_at(0.31) == 2
 
 
+_CMO = vars(crossbar.PRESETS["hfox_cmo"])
+
+
 @pytest.mark.parametrize(
   "device, bits",
   [
@@ -75,6 +78,12 @@ def test_severities_rise_in_a_line():
     (crossbar.Device(variation=0.5, wire_resistance=2.0), 1),
     (crossbar.Device(drift_time=1e4, write_error=1.0, write_sigma=(2.0,)), 1),
     (crossbar.Device(read_noise=1.0, telegraph_noise=1.0, stuck_off=0.5), 1),
+    (
+      crossbar.Device(
+        **(_CMO | dict(white_noise=0.1, retention_time=1e4, stuck_off=0.5))
+      ),
+      1,
+    ),
     (crossbar.Device(stuck_off=0.3, adc_bits=14), 1),
     (crossbar.Device(stuck_off=0.3, variation=0.2), 8),
     (crossbar.Device(stuck_off=0.3, adc_bits=14, cell_bits=2), 8),

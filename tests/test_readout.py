@@ -594,6 +594,37 @@ def test_telegraph_noise_is_that_of_cells_that_switch(rng):
   assert got.std(0).min() > 0.01
 
 
+@pytest.mark.parametrize("law", ["independent", "proportional", "inverse"])
+def test_white_noise_is_that_of_cells_drawn_one_by_one(rng, law):
+  """Of driven cells alone, in every mapping and as the state says."""
+  ends = dict(g_on=1e-4, g_off=3e-5, tile_shape=(64, 16))
+  x = np.tile(_bits(rng, (1, 50)), (3000, 1))
+  signs = rng.choice([-1.0, 1.0], (50, 12))
+  for mapping, cells, unit in (
+    ("differential", (1, -1), 1),
+    ("complementary", (1, -1), 1),
+    ("offset", (1,), 2),
+  ):
+    device = crossbar.Device(
+      white_noise=0.05, white_noise_law=law, mapping=mapping, **ends
+    )
+    variance = 0.0
+    for sign in cells:
+      g = np.where(sign * signs > 0, 1e-4, 3e-5)
+      std = {
+        "independent": np.full_like(g, 1e-4),
+        "proportional": g,
+        "inverse": 1e-8 / g,
+      }[law]
+      variance += x[0] @ (0.05 * unit * std / 7e-5) ** 2
+    got = np.asarray(_read(_key(rng), np.float32(signs), x, device), np.float64)
+    z = (got - x[0] @ signs) / np.sqrt(variance)
+    assert _are_normal(z), mapping
+    assert abs(np.corrcoef(z[:-1, 0], z[1:, 0])[0, 1]) < 0.1
+  silent = np.asarray(_read(_key(rng), np.float32(signs), 0 * x[:9], device))
+  np.testing.assert_allclose(silent, 0, atol=1e-4)
+
+
 @pytest.mark.parametrize(
   "net", [1, pytest.param(8, marks=pytest.mark.slow)], indirect=True
 )

@@ -73,8 +73,8 @@ def effective_weights(
   if devices.needs_tiles(device):
     raise errors.InputError(
       "effective weights: got a device with converters or noise a read, "
-      "allowed are adc_bits, read_noise and telegraph_noise of 0: with them "
-      "read-out is no linear map; use crossbar.program"
+      "allowed are adc_bits, read_noise, telegraph_noise and white_noise of 0: "
+      "with them read-out is no linear map; use crossbar.program"
     )
   device = defects.of_chip(key, device)
   (layer,) = _layers([key], [weights], device, bits, write, scales)
@@ -378,6 +378,10 @@ def _tile_weights(keys, integers, faults, device, bits, write):
     step = defects.telegraph_step(g, device) * (unit * device.telegraph_noise)
     found["weights"] += 0.5 * difference(step)
     variances = 0.25 * total(jnp.square(step))
+    found["variances"] = found.get("variances", 0) + variances
+  if devices.is_present(device.white_noise):
+    std = defects.white_noise_std(g, device) * (unit * device.white_noise)
+    variances = total(jnp.square(std))
     found["variances"] = found.get("variances", 0) + variances
   return found
 

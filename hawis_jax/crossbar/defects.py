@@ -26,7 +26,7 @@ from hawis_jax.crossbar import draws
 _FAULT, _VARIATION, _GAUSSIAN, _DRIFT, _ROWS, _COLUMNS, _LEGACY, _WRITE = range(
   8
 )
-_TILE_VARIATION, _TILE_RATE = 8, 9
+_TILE_VARIATION, _TILE_RATE, _RELAXATION, _FLICKER = 8, 9, 10, 11
 # Of a chip's key, beyond its layers: what all its cells share.
 _CHIP_VARIATION, _CHIP_RATE = 2**30, 2**30 - 2
 # Slices of a weight after the first have layer keys of their own: these, far
@@ -110,12 +110,57 @@ def write_error(
   g: chex.Array, normal: chex.Array, device: devices.Device
 ) -> chex.Array:
   """Returns max(G + severity sigma(G) n, 0), sigma a measured polynomial."""
-  micro = g * 1e6
-  sigma = jnp.zeros_like(micro)
-  for coefficient in reversed(device.write_sigma):
-    sigma = sigma * micro + coefficient
+  sigma = _polynomial(device.write_sigma, g * 1e6)
   error = device.write_error * 1e-6 * jnp.maximum(sigma, 0) * normal
   return jnp.maximum(g + error, 0)
+
+
+def _polynomial(coefficients, x):
+  """Returns c_0 + c_1 x + ..."""
+  value = jnp.zeros_like(x)
+  for coefficient in reversed(coefficients):
+    value = value * x + coefficient
+  return value
+
+
+def elapsed(device: devices.Device) -> chex.Numeric:
+  """Returns the time since programming [s] of relaxation and 1/f noise."""
+  if not devices.is_present(device.drift_time):
+    return device.retention_time
+  return jnp.maximum(device.retention_time, device.drift_time)
+
+
+def relaxation(
+  g: chex.Array, target: chex.Array, normal: chex.Array, device: devices.Device
+) -> chex.Array:
+  """Returns max(G + what `Device.relaxation` says of its target, 0)."""
+  micro = target * 1e6
+  since = jnp.log(jnp.maximum(elapsed(device) / device.relaxation_start, 1))
+  shift = _polynomial(device.relaxation_shift, micro) * since
+  spread = _polynomial(device.relaxation_spread, micro)
+  spread += _polynomial(device.relaxation_growth, micro) * since
+  change = shift + jnp.maximum(spread, 0) * normal
+  return jnp.maximum(g + device.relaxation * 1e-6 * change, 0)
+
+
+def flicker_noise(
+  g: chex.Array, before: chex.Array, normal: chex.Array, device: devices.Device
+) -> chex.Array:
+  """Returns G with the 1/f noise that has accumulated since programming.
+
+  See `Device.flicker_noise`; `before` is G before drift, and a result below 0
+  counts as 0.
+  """
+  slope, power, most, by_log = device.flicker
+  share = jnp.maximum(before / device.g_on, 1e-9)
+  relative = jnp.minimum(slope * share**-power, most)
+  sigma = g * relative + 1e-6 * by_log * jnp.log10(jnp.maximum(g * 1e6, 1))
+  reads = (elapsed(device) / device.flicker_read + 1) / 2
+  # A time of less than a read has no noise yet; its root has no slope.
+  there = reads > 1
+  root = jnp.sqrt(jnp.log(jnp.where(there, reads, 2.0)))
+  grown = jnp.where(there, device.flicker_noise * root, 0)
+  return jnp.maximum(g + grown * sigma * normal, 0)
 
 
 def lognormal_variation(
@@ -220,7 +265,7 @@ def on_dead_line(
 
   bool, to be broadcast to `shape`, (2, R, C).
   """
-  found = jnp.zeros((2, 1, 1), bool)
+  found = jnp.zeros((shape[0], 1, 1), bool)
   for effect, severity, axis in (
     (_ROWS, device.dead_rows, 2),
     (_COLUMNS, device.dead_columns, 1),
@@ -266,6 +311,16 @@ def read_noise_variances(
   thermal = 4 * energy
   # Rounding would make it negative at small V.
   return scaled * thermal, scaled * jnp.maximum(driven - thermal, 0)
+
+
+def white_noise_std(g: chex.Array, device: devices.Device) -> chex.Array:
+  """Returns the standard deviation at a read over `white_noise` [S]."""
+  if device.white_noise_law == "independent":
+    return jnp.full_like(g, device.g_on)
+  if device.white_noise_law == "proportional":
+    return g
+  there = g > 0
+  return jnp.where(there, device.g_on**2 / jnp.where(there, g, 1.0), 0)
 
 
 def telegraph_step(g: chex.Array, device: devices.Device) -> chex.Array:
@@ -356,9 +411,12 @@ def _tile_conductances(key, g, faults, device, steps, write):
 
   if device.stuck_cells_vary:
     g = stuck(g)
+  target = g
   if devices.is_present(device.write_error):
     written = jax.random.fold_in(stream(_WRITE), write)
     g = write_error(g, normal(written), device)
+  if devices.is_present(device.relaxation):
+    g = relaxation(g, target, normal(stream(_RELAXATION)), device)
   if devices.is_present(device.variation):
     g = lognormal_variation(g, normal(stream(_VARIATION)), device.variation)
   if devices.is_present(device.gaussian_variation):
@@ -369,8 +427,11 @@ def _tile_conductances(key, g, faults, device, steps, write):
   if devices.is_present(device.tile_variation):
     bits = draws.words(stream(_TILE_VARIATION), (2, 1, 1))
     g = lognormal_variation(g, draws.normal(bits[:1]), device.tile_variation)
+  before = g
   if devices.is_present(device.drift_time):
     g = drift(g, normal(stream(_DRIFT)), device)
+  if devices.is_present(device.flicker_noise):
+    g = flicker_noise(g, before, normal(stream(_FLICKER)), device)
   if devices.is_present(device.legacy_noise):
     # The stream's own key is that of the normal draw.
     other = jax.random.split(stream(_LEGACY))[1]

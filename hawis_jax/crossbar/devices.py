@@ -20,6 +20,7 @@ from hawis_jax import errors
 
 MAPPINGS = ("differential", "single", "offset", "complementary")
 ADC_RANGES = ("full_scale", "calibrated", "granular")
+WHITE_NOISE_LAWS = ("independent", "proportional", "inverse")
 
 
 def _static(default):
@@ -85,6 +86,26 @@ class Device:
     drift_start: t_0 [s].
     drift_mean: (a, b, low, high) of mu = clip(a ln(G / g_on) + b, low, high).
     drift_std: the same of sigma.
+    relaxation: of cells towards other conductances after programming (chip
+      scope): G + severity (shift(G_0) ln(t / t_0) + (spread(G_0) + growth(G_0)
+      ln(t / t_0)) n), n ~ N(0, 1), G_0 the target; 1: as measured.
+    relaxation_shift: (c_0, c_1, ...) of a polynomial as `write_sigma`'s, of the
+      mean's shift [uS]; a time up to t_0 counts as t_0.
+    relaxation_spread: the same of the standard deviation at t_0.
+    relaxation_growth: the same of what it grows by with ln(t / t_0).
+    relaxation_start: t_0 [s].
+    retention_time: t of relaxation and 1/f noise, since programming [s]; that
+      of drift, `drift_time`, where it is the later one.
+    flicker_noise: 1/f noise that has accumulated (chip scope): G + severity
+      (G min(a (G' / g_on)^-p, m) + K log10(G)) sqrt(ln((t + t_r) / 2 t_r)) n,
+      n ~ N(0, 1), G' before drift, K and log10's G in microsiemens, log10 at
+      least 0; 1: as measured.
+    flicker: its (a, p, m, K).
+    flicker_read: t_r, of a read [s].
+    white_noise: of a driven cell at every read, whatever causes it (read
+      scope): s of a standard deviation that `white_noise_law` says.
+    white_noise_law: "independent": s g_on; "proportional": s G; "inverse":
+      s g_on^2 / G, 0 of a cell without conductance.
     read_noise: thermal and shot noise (read scope), of variance
       G df 2 q coth(q V / 2 k T) / V of a driven cell, 4 k T G df / V^2 of one
       whose row is at 0 V; a factor of its standard deviation, 1: as in physics.
@@ -146,6 +167,17 @@ class Device:
   tile_dispersion: float = 0.0
   fault_cluster: int = _static(1)
   mapping: str = _static("differential")
+  relaxation: float = 0.0
+  relaxation_shift: tuple[float, ...] = (0.0,)
+  relaxation_spread: tuple[float, ...] = (0.0,)
+  relaxation_growth: tuple[float, ...] = (0.0,)
+  relaxation_start: float = 1.0
+  retention_time: float = 1.0
+  flicker_noise: float = 0.0
+  flicker: tuple[float, float, float, float] = (0.0088, 0.65, 0.2, 0.0)
+  flicker_read: float = 2.5e-7
+  white_noise: float = 0.0
+  white_noise_law: str = _static("independent")
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Device))
@@ -171,10 +203,15 @@ DEFECTS = (
   "tile_variation",
   "chip_dispersion",
   "tile_dispersion",
+  "relaxation",
+  "flicker_noise",
+  "white_noise",
 )
 # Severities of all effects.
 EFFECTS = (*DEFECTS, "wire_resistance", "load_resistance", "adc_bits")
-_POLYNOMIALS = ("write_sigma",)  # of any length
+_RELAXATION = ("relaxation_shift", "relaxation_spread", "relaxation_growth")
+_POLYNOMIALS = ("write_sigma", *_RELAXATION)  # of any length
+_READ_NOISE = ("read_noise", "telegraph_noise", "white_noise")
 _STUCK = ("stuck_on", "stuck_off", "chip_dispersion", "tile_dispersion")
 # What is of the circuits around cells, not of the memory.
 _CIRCUIT = (
@@ -301,8 +338,8 @@ def stack(devices: Sequence[Device]) -> Device:
 
 def needs_tiles(device: Device) -> bool:
   """Returns whether read-out is no linear map: converters, or noise a read."""
-  severities = (device.adc_bits, device.read_noise, device.telegraph_noise)
-  return any(map(is_present, severities))
+  fields = ("adc_bits", *_READ_NOISE)
+  return any(is_present(getattr(device, field)) for field in fields)
 
 
 def only_sticks(device: Device) -> bool:
@@ -337,6 +374,12 @@ _NUMBERS = {
   "temperature": (0, 1e4, "a temperature [K] in [0, 10000]"),
   "telegraph_noise": (0, 1e3, "a factor in [0, 1000]"),
   "legacy_noise": (0, 1e3, "a factor in [0, 1000]"),
+  "relaxation": (0, 1e3, "a factor in [0, 1000]"),
+  "relaxation_start": (1e-12, 1e12, "a time [s] in [1e-12, 1e+12]"),
+  "retention_time": (0, 1e12, "a time [s] in [0, 1e+12]"),
+  "flicker_noise": (0, 1e3, "a factor in [0, 1000]"),
+  "flicker_read": (1e-12, 1e12, "a time [s] in [1e-12, 1e+12]"),
+  "white_noise": (0, 10, "a relative sigma in [0, 10]"),
   "wire_resistance": (0, 1e9, "a resistance [ohm] in [0, 1e+09]"),
   "load_resistance": (0, 1e9, "a resistance [ohm] in [0, 1e+09]"),
   "adc_bits": (0, 16, "an integer from 0 (ideal) to 16"),
@@ -372,6 +415,14 @@ _RULES = {
     lambda x: x[0] > 0 and 0 <= x[1] < 0.5,
     "(a, b) with a > 0 and 0 <= b < 0.5",
   ),
+  "flicker": (
+    lambda x: min(x) >= 0 and x[1] <= 1,
+    "(a, p, m, K), all from 0 on and p at most 1",
+  ),
+  "white_noise_law": (
+    WHITE_NOISE_LAWS.__contains__,
+    f"one of {', '.join(WHITE_NOISE_LAWS)}",
+  ),
   "write_range": (lambda x: x[0] <= x[1], "(least, greatest)"),
   "drift_mean": _LINE,
   "drift_std": _LINE,
@@ -382,17 +433,27 @@ _TUPLES = {  # lengths; None: one or more
   "drift_mean": 4,
   "drift_std": 4,
   "telegraph": 2,
+  "flicker": 4,
+  **dict.fromkeys(_RELAXATION, None),
 }
 
 
 # {mapping: {effect: why it is not modelled}}.
 _COMMON = "its noise would be that of a reference that all columns share"
 _NOT_WITH = {
-  "single": dict.fromkeys(("read_noise", "telegraph_noise"), _COMMON),
+  "single": dict.fromkeys(_READ_NOISE, _COMMON),
   "offset": {"adc_bits": "the ranges of converters are those of differences"},
 }
 # Fields that are checked with one another: where one is traced, none is.
-_TOGETHER = ("g_on", "g_off", "write_error", "write_sigma", "write_range")
+_TOGETHER = (
+  "g_on",
+  "g_off",
+  "write_error",
+  "write_sigma",
+  "write_range",
+  "relaxation",
+  *_RELAXATION,
+)
 
 
 def validate(device: Device, name: str = "device") -> Device:
@@ -536,7 +597,15 @@ def _check_combinations(device, name):
       f"{device.g_on:g} S, allowed with write_error are targets from {low:g} "
       f"to {high:g} S, where write_sigma was measured"
     )
-  read = is_present(device.read_noise) or is_present(device.telegraph_noise)
+  if is_present(device.relaxation) and not any(
+    any(getattr(device, field)) for field in _RELAXATION
+  ):
+    raise errors.InputError(
+      f"{name}.relaxation: got {device.relaxation:g}, allowed is 0 without a "
+      f"measured {', '.join(_RELAXATION)}: choose a preset that has one, or "
+      "set one"
+    )
+  read = any(is_present(getattr(device, field)) for field in _READ_NOISE)
   if read and device.analog_inputs:
     raise errors.InputError(
       f"{name}.analog_inputs: got True with noise a read, allowed is False: "
@@ -545,12 +614,13 @@ def _check_combinations(device, name):
   wired = is_present(device.wire_resistance) or is_present(
     device.load_resistance
   )
-  if wired and is_present(device.telegraph_noise):
-    raise errors.InputError(
-      f"{name}.telegraph_noise: got {device.telegraph_noise:g} with resistive "
-      "wires, allowed is 0: a cell that switches at every read changes the "
-      "network that IR drop is solved for"
-    )
+  for field in ("telegraph_noise", "white_noise"):
+    if wired and is_present(getattr(device, field)):
+      raise errors.InputError(
+        f"{name}.{field}: got {getattr(device, field):g} with resistive wires, "
+        "allowed is 0: a cell that changes at every read changes the network "
+        "that IR drop is solved for"
+      )
 
 
 def with_fields(

@@ -146,6 +146,25 @@ EFFECTS = {
     "Drift", "time since programming [s]", "{:,.0f} s of drift", 1,
     "Conductances fall as a power of the time since programming, each cell "
     "with an exponent of its own."),
+  "relaxation": Effect(
+    "Relaxation after programming", "times the measured one",
+    "{:g} x the measured relaxation", 1,
+    "Conductances shift and spread with the logarithm of the time since "
+    "programming, as was measured."),
+  "flicker_noise": Effect(
+    "Accumulated 1/f noise", "times the measured one",
+    "{:g} x the measured 1/f noise", 1,
+    "Normal, of a standard deviation that grows with the root of the logarithm "
+    "of the time since programming; drawn once a chip."),
+  "retention_time": Effect(
+    "Retention", "time since programming [s]", "{:,.0f} s of retention", 1,
+    "Relaxation and 1/f noise are those of this time since programming."),
+  "white_noise": Effect(
+    "White noise a read", r"std of a cell's $G$, relative",
+    "white noise of {:g}", 1,
+    "Normal noise of every driven cell, new at every read: of one standard "
+    "deviation, or of one that is proportional to the conductance or to its "
+    "inverse."),
   "read_noise": Effect(
     "Thermal and shot noise", "times the physical one", "{:g} x read noise", 1,
     "Normal noise of every current that is read, new at every read."),

@@ -155,7 +155,7 @@ def scorer():
 
 def chips():
   """What `crossbar.program` makes of one kernel, for each effect alone."""
-  base = dataclasses.replace(crossbar.preset("pcm"), write_error=0.0)
+  base = crossbar.without_defects(crossbar.preset("pcm"))
   base = dataclasses.replace(base, tile_shape=(16, 8))
   kernel = nets()["binary/params/stage1_block0/conv1/kernel"]
   params = {"params": {"layer": {"kernel": kernel}}}

@@ -11,7 +11,6 @@ when they are first used. All but two have docstrings; these are tables:
 """
 
 import importlib
-import importlib.metadata
 
 # {public name: module that defines it, with the name there if it is another}.
 _PUBLIC = {
@@ -56,10 +55,14 @@ _PUBLIC = {
 }
 
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
-__version__ = importlib.metadata.version("hawis_jax")
 
 
 def __getattr__(name):
+  if name == "__version__":  # which takes longer to find than all else here
+    from importlib import metadata
+
+    globals()[name] = metadata.version("hawis_jax")
+    return globals()[name]
   if name not in _PUBLIC:
     raise AttributeError(f"module 'hawis_jax' has no attribute {name!r}")
   module, _, attribute = _PUBLIC[name].partition(":")

@@ -1,23 +1,48 @@
 """Runs the stages: python -m hawis_jax.main --config configs/digits.py."""
 
-import contextlib
 import os
-import pathlib
+import resource
 import signal
 import sys
-import time
+
+# XLA maps far more than it uses, and more on more cores: with less it aborts,
+# or waits for ever. docs/reliability.md has what was measured.
+_ADDRESSES = 6 * 2**30  # bytes
+
+
+def _end(line, status):
+  """Ends at once: importing takes seconds, and nothing has begun."""
+  try:
+    os.write(2, f"{line}\n".encode())
+  finally:  # also where nobody reads it
+    os._exit(status)
 
 
 def _stop(*_):
-  """Ends at once: importing takes seconds, and nothing has begun."""
-  with contextlib.suppress(OSError):
-    os.write(2, b"stopped: the same command goes on\n")
-  os._exit(os.EX_TEMPFAIL)
+  _end("stopped: the same command goes on", os.EX_TEMPFAIL)
+
+
+def _check_addresses():
+  """Ends where the limit on addresses is too low for jax to start."""
+  limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+  if limit != resource.RLIM_INFINITY and limit < _ADDRESSES:
+    _end(
+      f"error: ulimit -v: got {limit // 1024:,} KiB of addresses, needed are "
+      f"{_ADDRESSES // 1024:,}, most of which stay unused; to limit memory, "
+      "use a cgroup (systemd-run -p MemoryMax=)",
+      2,
+    )
 
 
 if __name__ == "__main__":
+  # First: a Ctrl-C amid imports would print the trace of them.
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _stop)  # `preemption.watch` takes over
+  _check_addresses()
+
+import contextlib
+import pathlib
+import time
 
 from absl import app
 from absl import flags

@@ -626,6 +626,50 @@ def test_one_net_and_one_method_have_no_rival(rng, tmp_path):
   assert "training.svg" not in content["files"]
 
 
+@pytest.mark.parametrize("is_uniform", [False, True])
+def test_the_net_that_training_selected_is_named(rng, tmp_path, is_uniform):
+  """With its score in the super-net, and those after each round of training."""
+  experiment = _experiment()
+  swept = _write(tmp_path, rng, experiment)
+  path = tmp_path / "search" / "result.json"
+  search = storage.read_record(path)
+  ours, uniform = (
+    [entry["widths"] for entry in search["candidates"][name]]
+    for name in (search["method"], "uniform")
+  )
+  first = [uniform[0], *ours]  # the super-net's best, then another
+  found, loser = (first[0], first[2]) if is_uniform else (first[2], first[0])
+  search["selection"] = {
+    "found": found,
+    "steps": 7,
+    "rounds": [
+      [{"widths": w, "score": 0.5 + 0.01 * k} for k, w in enumerate(first)],
+      [{"widths": found, "score": 0.625}, {"widths": loser, "score": 0.62}],
+    ],
+  }
+  search["found"] = swept["nets"]["found"]["widths"] = found
+  storage.write_record(path, search)
+  storage.write_record(tmp_path / "robustness" / "result.json", swept)
+  content, page = _run(experiment, tmp_path, drawn=False)
+  entry = facts.found_candidate(content["search"])
+  assert entry["widths"] == found
+  before = style.percent(entry["score"])
+  name = "uniform" if is_uniform else "policy (PPO on a reward model), number 2"
+  after = ["50.00" if is_uniform else "52.00", "62.50"]
+  row = page.row(name, "yes")
+  assert row[2:] == [before, *after, ", ".join(map(str, found))]
+  told = [row[1] for row in page.rows if "yes" in row[1:2]]
+  assert told == ["yes"]
+  (row,) = [row for row in page.rows if row[1:2] == ["found, by training"]]
+  assert row[2:7] == ["-", "-", before, "62.50", "-"]
+  # The super-net's best was trained too, for a round, and lost.
+  (row,) = [
+    row for row in page.rows if row[1:2] == ["policy (PPO on a reward model)"]
+  ]
+  assert row[5] == "51.00"
+  assert "best after training of 3, which are the best of policy" in page.text
+
+
 def test_odd_names_are_escaped(rng, tmp_path):
   """Of a technology, a net, a scenario, and an effect not known."""
   path = tmp_path / "technology.json"

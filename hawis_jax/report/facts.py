@@ -16,7 +16,7 @@ from hawis_jax.networks import net_names
 from hawis_jax.report import style
 from hawis_jax.robustness import statistics
 
-FORMAT = 12  # of report.json and the page; a new one remakes old reports
+FORMAT = 13  # of report.json and the page; a new one remakes old reports
 _MOST_LINES = 300  # of scored vectors that are drawn
 _ORDER = ("found", "uniform", "baseline_1x")  # others follow
 # {robustness.batch_norm: what nets have on chips}
@@ -207,9 +207,10 @@ def place(row: dict) -> tuple:
 def search(result: dict, table: Mapping[str, np.ndarray] | None) -> dict:
   """Returns the search's result, `comparisons`, `importance` and `scored`.
 
-  Comparisons are the found net minus every other method's best at the main
+  Comparisons are the first method's best minus every other's at the main
   budget, paired over chips; their intervals are over chips alone, so that they
-  give no verdict.
+  give no verdict. Where candidates were trained to select the found net, it may
+  be another than the first method's best.
 
   Args:
     result: of the search.
@@ -217,22 +218,23 @@ def search(result: dict, table: Mapping[str, np.ndarray] | None) -> dict:
       deleted, so that nothing is known of `importance` and `scored`.
   """
   best = {n: of[result["main_budget"]] for n, of in result["best"].items()}
-  found = best.pop(result["method"])
+  ours = best.pop(result["method"])
   pairs = []
   for name, rival in best.items():
     if rival:
-      gap = np.subtract(found["chips"], rival["chips"])
+      gap = np.subtract(ours["chips"], rival["chips"])
       pairs.append(
         {
           "rival": name,
-          "same_widths": rival["widths"] == found["widths"],
+          "same_widths": rival["widths"] == ours["widths"],
           "chips": len(gap),
           "over": "chips",
           "difference": float(gap.mean()),
           "ci95": statistics.mean_interval(gap, -1, 1),
         }
       )
-  result = {**result, "comparisons": pairs, "importance": None, "scored": None}
+  result = {"selection": None, "importance": None, "scored": None, **result}
+  result["comparisons"] = pairs
   return result | (_scored(table, result["main_budget"]) if table else {})
 
 
@@ -361,6 +363,20 @@ def distinct(content: dict, compared: bool = True) -> dict[tuple, list[str]]:
 def candidates_of(search: dict, method: str, budget: int) -> list[dict]:
   """Returns a method's candidates of a budget, best first."""
   return [e for e in search["candidates"][method] if e["budget"] == budget]
+
+
+def found_candidate(search: dict) -> dict:
+  """Returns the found net as it was scored in the super-net.
+
+  It is the first method's best, or another candidate that training selected.
+  """
+  main = search["main_budget"]
+  return next(
+    entry
+    for name in (search["method"], "uniform")
+    for entry in candidates_of(search, name, main)
+    if entry["widths"] == search["found"]
+  )
 
 
 def other_budgets(content: dict) -> list[tuple[str, list[int]]]:
@@ -504,7 +520,7 @@ def warnings(content: dict) -> list[str]:
   """Returns what a reader must know before any number, a sentence each."""
   found, search = [], content["search"]
   if search:
-    best = candidates_of(search, search["method"], search["main_budget"])[0]
+    best = found_candidate(search)
     images = content["config"]["data.validation_images"]
     correct = stats.binomtest(round(best["clean"] * images), images)
     low = correct.proportion_ci(method="wilson").low
@@ -555,6 +571,12 @@ def _origin(vector, search):
   """Where a net's widths come from, in a few words."""
   if vector.startswith("found") and search:
     method = style.method_looks(search["trajectory"])[search["method"]].name
+    if search["selection"]:
+      trained = len(search["selection"]["rounds"][0])
+      return (
+        f"best after training of {trained}, which are the best of {method}, "
+        f"{search['evaluations']:,} width vectors scored, and the uniform net"
+      )
     return f"best of {method}, {search['evaluations']:,} width vectors scored"
   if vector.startswith("uniform"):
     return "all 1x widths times one factor"
@@ -631,6 +653,7 @@ def tables(content: dict) -> dict[str, pd.DataFrame]:
     made["harshest"] = _grid(cells, shown, columns)
   if content["search"]:
     made |= {"candidates": _candidates(content), "methods": _methods(content)}
+    made["selection"] = _selection(content["search"])
   return made
 
 
@@ -768,7 +791,7 @@ def _components(content):
 
 
 def _methods(content):
-  """The found net minus every other method's best."""
+  """The first method's best minus every other's."""
   looks = style.method_looks(content["search"]["trajectory"])
   rows = [
     (
@@ -784,40 +807,98 @@ def _methods(content):
 
 
 def _candidates(content):
-  """The best candidate of each budget and method, and how many it is of."""
-  search = content["search"]
-  looks = style.method_looks(search["trajectory"])
-  own, field = search["cost"], cost.field(search["cost"])
-  rows = []
-  for budget, most in enumerate(search["budgets"]):
+  """The best candidate of each budget and method, and how many it is of.
+
+  Where candidates were trained, the one that is found has a row of its own.
+  """
+  search, main = content["search"], content["search"]["main_budget"]
+  trained, rows = _trained(search), []
+  for budget in range(len(search["budgets"])):
     for name, bests in search["best"].items():
-      best, group = bests[budget], candidates_of(search, name, budget)
-      if not best:
-        continue
-      scored = advantage = "-"
-      if name in search["trajectory"]:
-        different = search["distinct"][name][budget]
-        scored = f"{search['evaluations']:,} ({different:,})"
-        if best["search_advantage"] is not None:  # suggested, never scored
-          advantage = style.points(best["search_advantage"])
-      spent, mean = best["cost"], np.mean([c["score"] for c in group])
-      share = f" ({100 * spent[field] / most:.1f} %)"
-      rows.append(
-        {
-          f"budget ({own})": style.quantity(own, most),
-          "method": looks[name].name,
-          "scored (distinct vectors)": scored,
-          "candidates": len(group),
-          "robust score of the best [%]": style.percent(best["score"]),
-          "mean of the candidates [%]": style.percent(mean),
-          "the best's advantage in the search [points]": advantage,
-          "the best's clean accuracy [%]": style.percent(best["clean"]),
-          f"its {own} (of the budget)": _costs(spent, [own])[own] + share,
-          **{
-            {"macs": "MACs"}.get(kind, kind): amount
-            for kind, amount in _costs(spent, cost.KINDS).items()
-            if kind != own
-          },
-        }
-      )
+      if best := bests[budget]:
+        rows.append(_candidate(search, name, best, trained))
+    if trained and budget == main:
+      found = found_candidate(search)
+      bests = [search["best"][n][main] for n in (search["method"], "uniform")]
+      # As it stands above, if it does: the best were scored once more.
+      found = next((b for b in bests if b and _same(b, found)), found)
+      rows.append(_candidate(search, None, found, trained))
+  return pd.DataFrame(rows)
+
+
+def _same(one, other):
+  return one["widths"] == other["widths"]
+
+
+def _candidate(search, method, best, trained):
+  """A row of the table of candidates; `method` None: found by training."""
+  own, field = search["cost"], cost.field(search["cost"])
+  most, spent = search["budgets"][best["budget"]], best["cost"]
+  told, scored, number, mean, advantage = "found, by training", *["-"] * 4
+  if method:
+    told = style.method_looks(search["trajectory"])[method].name
+    group = candidates_of(search, method, best["budget"])
+    number = len(group)
+    mean = style.percent(np.mean([each["score"] for each in group]))
+  if method in search["trajectory"]:
+    different = search["distinct"][method][best["budget"]]
+    scored = f"{search['evaluations']:,} ({different:,})"
+    if best["search_advantage"] is not None:  # suggested, never scored
+      advantage = style.points(best["search_advantage"])
+  after = trained.get(tuple(best["widths"]), ["-"])[-1]
+  return {
+    f"budget ({own})": style.quantity(own, most),
+    "method": told,
+    "scored (distinct vectors)": scored,
+    "candidates": number,
+    "robust score of the best [%]": style.percent(best["score"]),
+    **({"its score after training [%]": after} if trained else {}),
+    "mean of the candidates [%]": mean,
+    "the best's advantage in the search [points]": advantage,
+    "the best's clean accuracy [%]": style.percent(best["clean"]),
+    f"its {own} (of the budget)": _costs(spent, [own])[own]
+    + f" ({100 * spent[field] / most:.1f} %)",
+    **{
+      {"macs": "MACs"}.get(kind, kind): amount
+      for kind, amount in _costs(spent, cost.KINDS).items()
+      if kind != own
+    },
+  }
+
+
+def _trained(search):
+  """{widths: its score after each round of training [%]}, the last ones' first.
+
+  Empty where the search trained no candidates.
+  """
+  scores = {}
+  for entries in (search["selection"] or {"rounds": ()})["rounds"]:
+    for entry in entries:
+      score = style.percent(entry["score"])
+      scores.setdefault(tuple(entry["widths"]), []).append(score)
+  return dict(sorted(scores.items(), key=lambda item: -len(item[1])))
+
+
+def _selection(search):
+  """Every candidate that was trained: scores before, and after each round."""
+  main = search["main_budget"]
+  looks = style.method_looks(search["trajectory"])
+  known = {}  # {widths: (name, score in the super-net)}
+  for method in ("uniform", search["method"]):
+    for place, entry in enumerate(candidates_of(search, method, main)):
+      name = looks[method].name
+      name += f", number {place + 1}" if method != "uniform" else ""
+      known.setdefault(tuple(entry["widths"]), (name, entry["score"]))
+  rows = []
+  for widths, scores in _trained(search).items():
+    name, score = known[widths]
+    row = {
+      "candidate": name,
+      "found": "yes" if list(widths) == search["found"] else "-",
+      "in the super-net [%]": style.percent(score),
+    }
+    for index in range(len(search["selection"]["rounds"])):
+      after = scores[index] if index < len(scores) else "-"
+      row[f"after round {index + 1} [%]"] = after
+    rows.append(row | {"widths": ", ".join(map(str, widths))})
   return pd.DataFrame(rows)

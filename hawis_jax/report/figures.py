@@ -499,7 +499,7 @@ def trajectories(content: dict) -> _Made:
   main, values = search["main_budget"], []
   figure = _figure(3.2)
   left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1))
-  # The found net's method is the first: in front.
+  # The first method, whose candidates may be found, is in front.
   for name, trajectory in reversed(search["trajectory"].items()):
     color = looks[name].color
     best, mean = (_percent(trajectory[k][main]) for k in ("best", "mean"))
@@ -520,6 +520,8 @@ def trajectories(content: dict) -> _Made:
     look = dict(color=looks[name].color, marker=looks[name].marker, alpha=0.8)
     right.errorbar(place + spread, scores, error, **look, ls="none", lw=0.7)
   names = [looks[name].name for name in shown]
+  short = [name.partition(" (")[0] for name in names]
+  names = short if len({*short}) == len(short) else names
   turned = dict(rotation=40, ha="right", rotation_mode="anchor")
   right.set_xticks(range(len(shown)), names, **turned)
   right.set(xlim=(-0.6, len(shown) - 0.4), title="Candidates, on fresh chips")
@@ -576,8 +578,7 @@ def front(content: dict) -> _Made:
   panel.plot(points["energy_joule"], 100 * points["score"], **line)
   ring = dict(color=style.TEXT, marker="o", ls="none", markersize=10)
   ring["markerfacecolor"] = "none"
-  method, main = search["method"], search["main_budget"]
-  found = facts.candidates_of(search, method, main)[0]
+  found = facts.found_candidate(search)
   panel.plot(found["cost"]["energy_joule"], 100 * found["score"], **ring)
   handles += [_key("not dominated", style.TEXT, lw=1), _key("found", **ring)]
   if search["cost"] == "energy":

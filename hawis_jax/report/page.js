@@ -1,7 +1,20 @@
-// Nets that are switched off, and the value of the nearest point. Without this
-// script all nets are shown, and a browser shows the titles by itself.
+// Tables without room, nets that are switched off, and the value of the nearest
+// point. Without this script such tables scroll, all nets are shown, and a
+// browser shows the titles by itself.
 "use strict";
 {
+  const fit = () => {
+    for (const table of document.querySelectorAll(".wide table")) {
+      table.classList.remove("cards");
+      const place = table.parentNode;
+      const isWide = place.scrollWidth > place.clientWidth;
+      table.classList.toggle("cards", isWide);
+    }
+  };
+  fit();
+  addEventListener("resize", fit);
+  document.addEventListener("toggle", fit, true); // of details, that hid one
+
   const reach = 16; // pixels from the pointer
   for (const group of document.querySelectorAll(".nets")) {
     group.hidden = false;

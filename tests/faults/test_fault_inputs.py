@@ -6,6 +6,7 @@ import functools
 import itertools
 import pathlib
 import pickle
+import resource
 import shutil
 import signal
 import subprocess
@@ -314,3 +315,18 @@ def test_devices_that_are_none(tmp_path, text, message):
   with pytest.raises(errors.InputError) as info:
     settings.validate(config)
   assert message in str(info.value) and "\n" not in str(info.value)
+
+
+def test_too_few_addresses():
+  """With less than XLA maps it would abort, or wait for ever."""
+  limit = 2**31
+  done = subprocess.run(
+    [sys.executable, "-m", "hawis_jax.main", "--config=missing.py"],
+    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert done.returncode == 2 and not done.stdout
+  assert done.stderr.startswith("error: ulimit -v: got 2,097,152 KiB")
+  assert done.stderr.count("\n") == 1

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 import short_run
 
@@ -40,19 +41,12 @@ def _signal(process, workdir, number, more, seconds):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  "numbers",
-  [
-    (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL),
-    pytest.param((signal.SIGKILL, *_STOPS) * 6, id="often"),
-  ],
-)
 def test_stopped_at_random_moments_it_ends_the_same(
-  start, finished, tmp_path, rng, numbers
+  start, finished, tmp_path, rng
 ):
   """Every result, metric and weight equal to the bit; so is the cache cut."""
   workdir = tmp_path / "run"
-  for number in numbers:
+  for number in (signal.SIGKILL, *_STOPS, signal.SIGKILL):
     more = int(rng.integers(1, 5))
     status, output = _signal(
       start(workdir), workdir, number, more, rng.uniform(0, 0.3)
@@ -72,6 +66,37 @@ def test_stopped_at_random_moments_it_ends_the_same(
   process = start(workdir)
   output, _ = process.communicate(timeout=_SECONDS)
   assert process.returncode == 0, output
+  short_run.same(workdir, finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "numbers",
+  [
+    pytest.param((signal.SIGINT,) * 30, id="ctrl_c"),
+    pytest.param((signal.SIGKILL, *_STOPS) * 5, id="all"),
+  ],
+)
+def test_stopped_at_any_second_it_ends_the_same(
+  start, finished, tmp_path, numbers
+):
+  """From its first second on, with one line or two; what ended is compared."""
+  rng, run = np.random.default_rng(0), 0
+  for number in numbers:
+    workdir = tmp_path / f"run{run}"
+    with (tmp_path / "errors").open("w") as errors:
+      process = start(workdir, errors)
+    status, _ = _signal(process, workdir, number, 0, rng.uniform(1, 30))
+    told = (tmp_path / "errors").read_text()
+    assert "Traceback" not in told and told.count("\n") <= 2, told
+    if status == 0:
+      short_run.same(workdir, finished)
+      run += 1
+    elif number == signal.SIGINT:
+      assert status == 75 and "the same command goes on" in told
+    else:  # it is not watched yet while the configuration is read
+      assert status == -number or status == 75 and number != signal.SIGKILL
+  output, _ = start(workdir).communicate(timeout=_SECONDS)
   short_run.same(workdir, finished)
 
 

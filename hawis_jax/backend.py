@@ -1,10 +1,12 @@
 """What depends on the backend or on jax's version, in one place."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import os
+from typing import Any
 
 import jax
+from jax.interpreters import partial_eval
 import jaxlib
 
 from hawis_jax import errors
@@ -49,6 +51,27 @@ def start() -> None:
 def platform() -> str:
   """What programs are made for: "cpu", "gpu" or "tpu"."""
   return _target or jax.default_backend()
+
+
+def used_inputs(traced: Any, arguments: Any, select: Callable) -> Any:
+  """Returns which inputs of a traced function some of its outputs depend on.
+
+  Args:
+    traced: of `jax.jit(function).trace(*arguments)`.
+    arguments: as they were given to it.
+    select: of what it returns, the outputs.
+
+  Returns:
+    bools, in the structure of `arguments`.
+  """
+  marked = jax.tree.map(lambda _: False, traced.out_info)
+  numbers = jax.tree.unflatten(
+    jax.tree.structure(marked), range(len(jax.tree.leaves(marked)))
+  )
+  chosen = set(jax.tree.leaves(select(numbers)))
+  wanted = [number in chosen for number in jax.tree.leaves(numbers)]
+  _, used = partial_eval.dce_jaxpr(traced.jaxpr.jaxpr, wanted)
+  return jax.tree.unflatten(jax.tree.structure(arguments), used)
 
 
 @contextlib.contextmanager

@@ -88,10 +88,32 @@ def check_images(images: Any, labels: Any, num_classes: int) -> None:
       f"images: got {images.dtype} of shape {images.shape}, needed are uint8 "
       "[N, H, W, C], at least one"
     )
-  if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+  check_labels(labels, len(images), num_classes)
+
+
+def check_inputs(inputs: Any) -> None:
+  """Checks arrays `[N, ...]` that a user's own net is given to classify.
+
+  Raises:
+    InputError: they are none, or no numbers.
+  """
+  if inputs.dtype.kind not in "buif" or not inputs.ndim or not inputs.size:
+    raise InputError(
+      f"images: got {inputs.dtype} of shape {inputs.shape}, needed are numbers "
+      "[N, ...], at least one"
+    )
+
+
+def check_labels(labels: Any, num: int, num_classes: int) -> None:
+  """Checks the labels of `num` images, as `check_images`.
+
+  Raises:
+    InputError: they are none of theirs.
+  """
+  if labels.dtype.kind not in "iu" or labels.shape != (num,):
     raise InputError(
       f"labels: got {labels.dtype} of shape {labels.shape}, needed are "
-      f"integers of shape {images.shape[:1]}, one an image"
+      f"integers of shape ({num},), one an image"
     )
   if labels.min() < 0 or labels.max() >= num_classes:
     raise InputError(

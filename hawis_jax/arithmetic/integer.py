@@ -31,7 +31,7 @@ _HALVINGS = 12
 
 
 def largest(bits: int) -> int:
-  """Returns L, the largest integer: 127 at 8 bits, 1 at 2 bits and at 1."""
+  """Returns L, the largest integer: 127 at 8 bits, 1 at 2 bits and below."""
   return max(2 ** (bits - 1) - 1, 1)
 
 

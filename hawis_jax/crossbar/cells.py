@@ -77,10 +77,11 @@ def conductances(
     device: severities may be traced.
     bits: 1: the weights' signs count (both cells of an exact 0 are off, as
       those of padding); 2 to 8: their integers, as of `integer.quantize` with
-      the kernel's own steps.
+      the kernel's own steps; 0, analog: conductances are proportional to the
+      weights, and the largest of a scale is 1.
     write: number of the programming, see `defects.cell_conductances`.
-    scales: of several bits: a step an output channel, or "tensor": one in all,
-      see `integer.weight_step`.
+    scales: of other than 1 bit: a step an output channel, or "tensor": one in
+      all, see `integer.weight_step`.
 
   Raises:
     InputError: a bad device, other bits or scales.
@@ -231,10 +232,18 @@ def cell_slices(device: devices.Device, bits: int) -> tuple[int, int]:
   if bits == 1:
     return 1, 1
   if device.mapping != "differential":
+    kind = f"weights of {bits} bits" if bits else "analog weights"
     raise errors.InputError(
-      f"mapping: got {device.mapping!r} with weights of {bits} bits, allowed "
-      "is 'differential': the others are of 1 bit"
+      f"mapping: got {device.mapping!r} with {kind}, allowed is 'differential': "
+      "the others are of 1 bit"
     )
+  if bits == 0 and device.cell_bits:
+    raise errors.InputError(
+      f"cell_bits: got {device.cell_bits} with analog weights, allowed is 0: "
+      "only integers are cut into slices"
+    )
+  if bits == 0:
+    return 1, 1
   if not device.cell_bits:
     return 1, integer.largest(bits) + device.spare_level
   return -(-(bits - 1) // device.cell_bits), 2**device.cell_bits - 1
@@ -257,7 +266,7 @@ def check_integers(
     InputError: 1 bit for a net of integers; or no scales of several bits, which
       no variable tells.
   """
-  if bits in range(2, 9) and scales is None:
+  if bits in (0, *range(2, 9)) and scales is None:
     raise errors.InputError(
       f"scales: got None with bits = {bits}, needed are the net's own "
       f"weight_scales: {', '.join(integer.SCALES)}"
@@ -271,14 +280,20 @@ def check_integers(
 
 
 def kernel_integers(kernel: chex.Array, bits: int, scales: str) -> chex.Array:
-  """Returns the integers of a kernel, in its shape and with its gradient."""
-  if bits not in range(1, 9):
+  """Returns the integers of a kernel, in its shape and with its gradient.
+
+  Of analog weights (0 bits) they are shares of the largest, from -1 to 1.
+  """
+  if bits not in range(9):
     raise errors.InputError(
-      f"bits of a crossbar's weights: got {bits}, allowed are 1 to 8"
+      f"bits of a crossbar's weights: got {bits}, allowed are 1 to 8, and 0 for "
+      "analog ones"
     )
   if bits == 1:
     return binary.binarize_weights(kernel, zero=0)
   step = integer.weight_step(kernel, bits, scales)
+  if bits == 0:
+    return kernel / step
   return integer.quantize(kernel, step, bits)
 
 

@@ -221,7 +221,7 @@ def check_readout(
   """
   if isinstance(device.adc_bits, jax.Array) or device.adc_bits != 1:
     return
-  if bits > 1:
+  if bits != 1:
     raise errors.InputError(
       f"adc_bits: got 1, a sense amplifier, allowed for {bits}-bit weights and "
       "inputs are 0 and 2 to 16: signs of bit planes don't add up"

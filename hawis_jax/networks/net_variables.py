@@ -3,6 +3,7 @@
 Axes: N batches, B images, H rows, W columns, C channels, L layers.
 """
 
+from collections.abc import Mapping
 import hashlib
 
 import chex
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hawis_jax import crossbar
+from hawis_jax import errors
 
 
 def init(
@@ -82,6 +84,24 @@ def with_scales(
   net = {name: variables[name] for name in ("params", "batch_stats")}
   _, found = module.apply(net, code, widths, train=False, mutable=["scales"])
   return {**variables, **found}
+
+
+def check_read(used: Mapping) -> None:
+  """Checks that a net's logits depend on every layer that chips hold.
+
+  `used` says so of each entry of a chip, nested as its `crossbar` is.
+
+  Raises:
+    InputError: they do not: the net would be as accurate on any chip.
+  """
+  flat = traverse_util.flatten_dict(dict(used))
+  for layer in dict.fromkeys(path[:-1] for path in flat):
+    if not any(flat[path] for path in flat if path[:-1] == layer):
+      raise errors.InputError(
+        f"layers: got {'/'.join(layer) or 'the net'}, which chips hold and the "
+        "net never reads in its forward pass: use hx.any_flax for a net of "
+        "other layers than ours, or choose layers that it reads"
+      )
 
 
 def recalibrate(

@@ -19,6 +19,7 @@ import numpy as np
 
 from hawis_jax import crossbar
 from hawis_jax import errors
+from hawis_jax.networks import any_flax
 from hawis_jax.robustness import monte_carlo
 
 
@@ -61,10 +62,11 @@ def evaluate_chips(
 
   Args:
     key: of the run; chip s is fold_in(key, s).
-    module: the net.
+    module: the net; one of your own by `hx.any_flax`.
     variables: its `params` and `batch_stats`; `converters` where the device's
       range is calibrated, from `calibration.calibrate_converters`.
-    images: uint8 `[N, H, W, C]`; they stay on the host.
+    images: uint8 `[N, H, W, C]`; they stay on the host. For a net of
+      `hx.any_flax` numbers of any type and shape `[N, ...]`.
     labels: int `[N]`.
     device: every chip's device.
     num_chips: S.
@@ -83,15 +85,20 @@ def evaluate_chips(
     float32 `[S]` accuracies, shares of the images.
 
   Raises:
-    InputError: a bad argument; the device can't read the net; a variable, or
-      a chip's weights or logits, are not finite; one chip does not fit the
-      memory.
+    InputError: a bad argument; the device can't read the net; the net never
+      reads a layer that chips hold; a variable, or a chip's weights or logits,
+      are not finite; one chip does not fit the memory.
   """
   if not monte_carlo.is_number(num_chips, whole=True) or num_chips < 1:
     raise errors.InputError(
       f"num_chips: got {num_chips!r}, allowed is a whole number of at least 1"
     )
   layers = None if layers is None else tuple(layers)  # to be hashed
+  images = np.asarray(images)
+  if isinstance(module, any_flax.AnyFlax):
+    variables = {"batch_stats": {}, **any_flax.plain(variables)}
+    # jax has no 64 bits, unless it is told to.
+    images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype))
   setting = monte_carlo.Setting(
     module,
     variables,
@@ -105,7 +112,7 @@ def evaluate_chips(
   chunks = monte_carlo.classify(
     key,
     setting,
-    np.asarray(images),
+    images,
     np.asarray(labels),
     range(num_chips),
     limits=limits,

@@ -30,6 +30,7 @@ import numpy as np
 from hawis_jax import backend
 from hawis_jax import crossbar
 from hawis_jax import errors
+from hawis_jax.networks import any_flax
 from hawis_jax.networks import net_variables
 from hawis_jax.robustness import calibration
 from hawis_jax.runtime import sharding
@@ -108,9 +109,9 @@ def classify(
   that are done, parts of a chunk included; `devices` None: all.
 
   Raises:
-    InputError: the device can't read the net; images or labels that it can't
-      classify; variables, or a chip's weights or logits, that are not finite;
-      one chip does not fit the memory.
+    InputError: the device can't read the net; the net never reads a layer of
+      its chips; images or labels that it can't classify; variables, or a chip's
+      weights or logits, that are not finite; one chip does not fit the memory.
   """
   _check(setting, images, labels, limits)
   mesh = sharding.evaluation_mesh(len(chips), devices)
@@ -146,8 +147,17 @@ def classify(
 def _check(setting, images, labels, limits):
   """Raises InputError before long work."""
   crossbar.validate(setting.device)
-  errors.check_images(images, labels, setting.module.num_classes)
+  missing = {"params", "batch_stats"} - set(setting.variables)
+  if missing:
+    raise errors.InputError(
+      f"variables: got none of {', '.join(sorted(missing))}, needed are params "
+      "and batch_stats"
+    )
   given = setting.calibration
+  if _is_own(setting.module):
+    _check_own(setting, images, labels)
+  else:
+    errors.check_images(images, labels, setting.module.num_classes)
   if given is not None and (
     np.shape(given)[2:] != images.shape[1:] or given.dtype != np.uint8
   ):
@@ -161,15 +171,10 @@ def _check(setting, images, labels, limits):
       raise errors.InputError(
         f"limits.{name}: got {value!r}, allowed are numbers of at least {least}"
       )
-  missing = {"params", "batch_stats"} - set(setting.variables)
-  if missing:
-    raise errors.InputError(
-      f"variables: got none of {', '.join(sorted(missing))}, needed are params "
-      "and batch_stats"
-    )
   device, bits = setting.device, setting.module.weight_bits
   crossbar.check_faults(setting.faults or {})
-  crossbar.check_readout(setting.variables, device, bits, setting.layers)
+  net = _on_chips(setting.module, setting.variables)
+  crossbar.check_readout(net, device, bits, setting.layers)
   if setting.calibration is not None and device.adc_bits == 1:
     raise errors.InputError(
       "calibration: got images with adc_bits = 1, allowed is None: a sense "
@@ -188,6 +193,31 @@ def _check(setting, images, labels, limits):
         f"variables, {name}: got a value that is not finite; nothing that a "
         "chip computes with it would mean anything"
       )
+
+
+def _is_own(module):
+  """Returns whether a net is the user's: its inputs are numbers, no bits."""
+  return isinstance(module, any_flax.AnyFlax)
+
+
+def _check_own(setting, images, labels):
+  """Raises InputError where a net of `any_flax` can't be measured so."""
+  any_flax.check_device(setting.device)
+  if setting.calibration is not None:
+    raise errors.InputError(
+      "calibration: got images with a net of any_flax, allowed is None: its "
+      "statistics are used as they are"
+    )
+  errors.check_inputs(images)
+  if not np.isfinite(images).all():
+    raise errors.InputError("images: got a number that is not finite")
+  classes = setting.module.classes(setting.variables, images)
+  errors.check_labels(labels, len(images), classes)
+
+
+def _on_chips(module, variables):
+  """Returns variables whose `params` are what chips hold."""
+  return {**variables, "params": any_flax.kernels(module, variables["params"])}
 
 
 def is_number(value: Any, whole: bool) -> bool:
@@ -247,9 +277,9 @@ class Plan:
 
 
 def block_size(image_shape: Sequence[int]) -> int:
-  """Returns B, for images of (H, W, C)."""
+  """Returns B, for images of (H, W, C), or a user's inputs of any shape."""
   pixels, most = _BLOCK.get(backend.platform(), _ACCELERATOR_BLOCK)
-  return max(1, min(pixels // (image_shape[0] * image_shape[1]), most))
+  return max(1, min(pixels // int(np.prod(image_shape[:2])), most))
 
 
 def weights_form(
@@ -262,7 +292,8 @@ def weights_form(
 
 
 def _form(setting):
-  if setting.compensated:  # by a factor that is no integer
+  # Compensated by a factor that is no integer; or of inputs that are no bits.
+  if setting.compensated or _is_own(setting.module):
     return "float32"
   return weights_form(
     setting.device, setting.module.weight_bits, setting.placing
@@ -356,8 +387,9 @@ def _programmer(setting, known, program, calibrate, net):
   @functools.cache
   def tiles():  # shapes alone are enough until a chip is programmed
     scales = _scales(setting.module)
+    net = _on_chips(setting.module, setting.variables)
     found = crossbar.tiles_of(
-      setting.variables, device, setting.placing, bits, setting.layers, scales
+      net, device, setting.placing, bits, setting.layers, scales
     )
     return jax.device_get(found)
 
@@ -443,7 +475,8 @@ def _compile(
   else:
     # Vmapped, chips share the layers before the first of `layers`; what follows
     # is exact for binary nets alone, whatever number of chips share it.
-    vmapped = form == "planes" or (layers and module.weight_bits == 1)
+    is_binary = module.weight_bits == 1 and not _is_own(module)
+    vmapped = form == "planes" or (layers and is_binary)
     local = functools.partial(_evaluate, module, vmapped)
     specs = (P(), P(sharding.SAMPLE), *[P(sharding.data(mesh))] * 3)
     out = P(sharding.SAMPLE, sharding.data(mesh))
@@ -451,7 +484,11 @@ def _compile(
     local, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False
   )
   shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
-  lowered = jax.jit(sharded, in_shardings=shardings).lower(*arguments)
+  traced = jax.jit(sharded, in_shardings=shardings).trace(*arguments)
+  if function == "evaluate":
+    used = backend.used_inputs(traced, arguments, lambda out: out[0])
+    net_variables.check_read(used[1]["crossbar"])
+  lowered = traced.lower()
   executable = lowered.compile()
   return _Compiled(executable, shardings, lowered.out_info, needs(executable))
 
@@ -461,6 +498,8 @@ def shared_variables(
 ) -> dict:
   """Returns the variables that all chips share; shapes in `eval_shape`."""
   form = _form(setting)
+  if _is_own(setting.module):
+    return {k: v for k, v in setting.variables.items() if k != "crossbar"}
   names = ("params", "batch_stats", "converters")
   shared = {k: v for k, v in setting.variables.items() if k in names}
   shared = _with_scales(setting.module, shared, images.shape[1:])
@@ -485,7 +524,7 @@ def _chip(key, setting, form, placement=None):
   net = {k: v for k, v in setting.variables.items() if k != "batch_stats"}
   net = crossbar.program(
     key,
-    net,
+    _on_chips(module, net),
     setting.device,
     module.weight_bits,
     faults=setting.faults,
@@ -508,7 +547,7 @@ def _known_faults(
   return jax.lax.map(
     lambda number: crossbar.known_faults(
       jax.random.fold_in(key, number),
-      variables,
+      _on_chips(module, variables),
       device,
       placing,
       module.weight_bits,

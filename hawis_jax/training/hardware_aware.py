@@ -10,7 +10,7 @@ another chip will need it.
 Axes: K chips, N batches, B images.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import math
@@ -28,6 +28,7 @@ from hawis_jax import backend
 from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax.arithmetic import integer
+from hawis_jax.networks import any_flax
 from hawis_jax.networks import net_variables
 from hawis_jax.runtime import sharding
 from hawis_jax.training import optimization
@@ -79,13 +80,15 @@ def program(
   choice_key, share_key, chip_key = jax.random.split(key, 3)
   devices, share = settings.devices, most * jax.random.uniform(share_key)
   scales = getattr(module, "weight_scales", "channel")
+  bits = _FLOAT_BITS if module.weight_bits is None else module.weight_bits
+  held = any_flax.kernels(module, variables["params"])
 
   def on(device):
     return crossbar.program(
       chip_key,
-      {"params": variables["params"]},
+      {"params": held},
       crossbar.scaled(device, share),
-      module.weight_bits or _FLOAT_BITS,
+      bits,
       scales=scales,
       straight_through=True,
     )["crossbar"]
@@ -114,10 +117,10 @@ def _in_units(chip, params, scales):
 
 
 def loss_on_chips(
-  loss_function: Callable[[dict, dict], tuple[chex.Array, Any]],
+  loss_function: Callable[[dict, Any], tuple[chex.Array, Any]],
   key: chex.PRNGKey,
   variables: dict,
-  batch: dict[str, chex.Array],
+  batch: chex.ArrayTree,
   module: nn.Module,
   settings: Settings,
   most: chex.Numeric,
@@ -129,13 +132,14 @@ def loss_on_chips(
     loss_function: (variables, part of the batch) -> (loss, rest).
     key: consumed.
     variables: of the net.
-    batch: arrays `[B, ...]`, B a multiple of K.
+    batch: arrays `[B, ...]`, in any structure, B a multiple of K.
     module: the net.
     settings: of the chips.
     most: of `Settings.most_at`.
     mesh: whose devices take part in each chip's images; None: one device.
   """
-  num, size = settings.chips, len(batch["label"]) // settings.chips
+  num = settings.chips
+  size = len(jax.tree.leaves(batch)[0]) // num
 
   def one(key, part):
     net = program(key, variables, module, settings, most, size)
@@ -155,6 +159,133 @@ def loss_on_chips(
     losses, rest = jax.vmap(one)(keys, parts)
   worst = jnp.sort(losses)[-math.ceil(settings.worst * num) :]
   return worst.mean(), jax.tree.map(lambda x: x.mean(0), rest)
+
+
+def train_on_chips(
+  loss_fn: Callable[[dict, Any], Any],
+  net: nn.Module | any_flax.AnyFlax,
+  device: crossbar.Device | Sequence[crossbar.Device],
+  num_chips: int = 1,
+  *,
+  most_severity: float = 1.0,
+  worst: float = 1.0,
+  has_aux: bool = False,
+) -> Callable[[dict, chex.PRNGKey, Any], Any]:
+  """Returns `loss_fn` on chips, for a training loop of one's own.
+
+  The result maps (variables, key, batch) to a loss. It draws `num_chips` new
+  chips by the key and divides the batch between them; the loss is the mean over
+  them. Its gradient passes straight through rounding, signs and all defects to
+  the kernels, those of stuck cells too, which another chip will need (Joshi et
+  al., Nature Communications 2020; docs/robust_nets.md). It is pure: jit it, or
+  differentiate it as any loss. The same arguments give the same loss.
+
+  >>> import hawis_jax as hx, jax, numpy as np, optax
+  >>> from flax import linen as nn
+  >>> mlp = nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(3)])
+  >>> net = hx.any_flax(mlp, weights="binary")
+  >>> x, y = np.random.default_rng(0).normal(size=(60, 8)), np.arange(60) % 3
+  >>> variables, optimizer = mlp.init(jax.random.key(0), x), optax.adam(1e-3)
+  >>> def loss_fn(variables, batch):
+  ...   logits = net.apply(variables, batch[0], train=True)
+  ...   labels = batch[1]
+  ...   loss = optax.softmax_cross_entropy_with_integer_labels
+  ...   return loss(logits, labels).mean()
+  >>> device = hx.Device(stuck_off=0.1, variation=0.3)
+  >>> loss = hx.train_on_chips(loss_fn, net, device, num_chips=4)
+  >>> @jax.jit
+  ... def step(variables, state, key, batch):
+  ...   value, grads = jax.value_and_grad(loss)(variables, key, batch)
+  ...   updates, state = optimizer.update(grads, state)
+  ...   return optax.apply_updates(variables, updates), state, value
+  >>> state, key = optimizer.init(variables), jax.random.key(1)
+  >>> for i in range(3):
+  ...   new_chips = jax.random.fold_in(key, i)
+  ...   variables, state, value = step(variables, state, new_chips, (x, y))
+  >>> bool(np.isfinite(value))
+  True
+
+  Args:
+    loss_fn: (variables, part of the batch) -> loss, a scalar. The variables are
+      those given, and the chip; it passes them to `net.apply`.
+    net: of `hx.any_flax`, or one of ours.
+    device: of the chips; of several, each chip draws one.
+    num_chips: K, of a step.
+    most_severity: a chip has a share of its device's severities, uniform from 0
+      to this: a net that meets them all is good on all, see docs/robust_nets.md.
+    worst: share of the K chips, of the largest losses, that counts.
+    has_aux: `loss_fn` returns (loss, rest), as of `jax.value_and_grad`, and so
+      does the result: the mean of the rest over chips, e.g. new `batch_stats`.
+
+  Raises:
+    InputError: a bad argument; a device that can't be trained on. When it is
+      called: a batch that K does not divide; a layer that chips hold and
+      `loss_fn` never reads.
+  """
+  devices = (device,) if isinstance(device, crossbar.Device) else tuple(device)
+  is_own = isinstance(net, any_flax.AnyFlax)
+  for one in devices:
+    _check_device(one)
+    if is_own:
+      any_flax.check_device(one)
+  if not devices:
+    raise errors.InputError("device: got none, needed is at least one")
+  if type(num_chips) is not int or num_chips < 1:
+    raise errors.InputError(
+      f"num_chips: got {num_chips!r}, allowed is a whole number of at least 1"
+    )
+  for name, value, most in (
+    ("most_severity", most_severity, math.inf),
+    ("worst", worst, 1),
+  ):
+    if not isinstance(value, int | float) or not 0 < value <= most:
+      raise errors.InputError(
+        f"{name}: got {value!r}, allowed is a number above 0"
+        + f", up to {most}" * math.isfinite(most)
+      )
+  settings = Settings(devices, num_chips, float(most_severity), worst=worst)
+
+  def of_part(variables, part):
+    found = loss_fn(variables, part)
+    return found if has_aux else (found, ())
+
+  @functools.cache
+  def check(structure, shapes):
+    """Checks what `loss_fn` reads, once for a shape of the batch."""
+    variables, key, part = jax.tree.unflatten(structure, shapes)
+    if is_own:  # which layers it calls
+      jax.eval_shape(of_part, variables, part)
+    chip = jax.eval_shape(
+      lambda key, variables: program(key, variables, net, settings, 1.0, 1),
+      key,
+      variables,
+    )["crossbar"]
+    reading = variables, chip, part
+    traced = jax.jit(
+      lambda variables, chip, part: of_part(
+        {**variables, "crossbar": chip}, part
+      )
+    ).trace(*reading)
+    used = backend.used_inputs(traced, reading, lambda out: out[0])
+    net_variables.check_read(used[1])
+
+  def loss(variables, key, batch):
+    sizes = {len(leaf) for leaf in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or min(sizes) % num_chips or not min(sizes):
+      raise errors.InputError(
+        f"batch: got arrays of lengths {', '.join(map(str, sorted(sizes)))}, "
+        f"needed is one length, a multiple of num_chips = {num_chips}"
+      )
+    size = min(sizes) // num_chips
+    part = jax.tree.map(lambda x: x[:size], batch)
+    leaves, structure = jax.tree.flatten((variables, key, part))
+    check(structure, tuple(jax.typeof(leaf) for leaf in leaves))
+    value, rest = loss_on_chips(
+      of_part, key, variables, batch, net, settings, most_severity
+    )
+    return (value, rest) if has_aux else value
+
+  return loss
 
 
 def design_statistics(
@@ -260,12 +391,12 @@ def retrain_for_chip(
       raise errors.InputError(
         f"{name}: got {value!r}, allowed is a finite number of at least {least}"
       )
-  if device.adc_bits == 1:
+  if isinstance(module, any_flax.AnyFlax):
     raise errors.InputError(
-      "adc_bits: got 1, a sense amplifier, allowed in training on a chip are 0 "
-      "and 2 to 16: its threshold is of a net that is trained"
+      "module: got a net of any_flax, needed is one of ours: train yours in a "
+      "loop of your own, with hx.train_on_chips"
     )
-  crossbar.validate(device)
+  _check_device(device)
   loss = margin if module.weight_bits == 1 else 0
   # Severities are inputs, so that all chips of a device have one program.
   chip = key, jax.tree.map(np.float32, device), faults, placement
@@ -287,6 +418,15 @@ def retrain_for_chip(
   params = state[0]
   found = _on_chip_statistics({**others, "params": params}, chip, first, module)
   return {**variables, "params": params, "batch_stats": found}
+
+
+def _check_device(device):
+  if device.adc_bits == 1:
+    raise errors.InputError(
+      "adc_bits: got 1, a sense amplifier, allowed in training on a chip are 0 "
+      "and 2 to 16: its threshold is of a net that is trained"
+    )
+  crossbar.validate(device)
 
 
 @dataclasses.dataclass(frozen=True)

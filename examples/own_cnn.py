@@ -24,6 +24,7 @@ class Cnn(nnx.Module):
     self.head = nnx.Linear(16, 10, rngs=rngs)
 
   def __call__(self, x):
+    """Returns logits `[B, 10]` of images `[B, 8, 8, 1]`."""
     x = nnx.relu(self.norm1(self.conv1(x)))
     x = nnx.relu(self.norm2(self.conv2(x)))
     return self.head(x.mean((1, 2)))
@@ -35,6 +36,8 @@ optimizer = nnx.Optimizer(cnn, optax.adam(1e-2), wrt=nnx.Param)
 
 @nnx.jit
 def step(cnn, optimizer, image, label):
+  """Trains by one batch."""
+
   def loss_of(cnn):
     loss = optax.softmax_cross_entropy_with_integer_labels(cnn(image), label)
     return loss.mean()

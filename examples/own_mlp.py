@@ -20,6 +20,7 @@ device = hx.Device(stuck_off=0.1, variation=0.3)
 
 
 def loss_fn(variables, batch):
+  """Returns the cross-entropy of a batch."""
   logits = net.apply(variables, batch["image"], train=True)
   return optax.softmax_cross_entropy_with_integer_labels(
     logits, batch["label"]

@@ -18,6 +18,7 @@ class Transformer(nn.Module):
 
   @nn.compact
   def __call__(self, x):
+    """Returns logits `[B, 10]` of images `[B, 8, 8]`."""
     places = self.param("places", nn.initializers.normal(0.02), (8, 16))
     x = nn.Dense(16, name="embed")(x) + places[None]
     y = nn.LayerNorm(name="norm1")(x)
@@ -34,6 +35,8 @@ optimizer = optax.adam(1e-2)
 
 @jax.jit
 def step(variables, state, image, label):
+  """Trains by one batch."""
+
   def loss_of(variables):
     logits = transformer.apply(variables, image)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)

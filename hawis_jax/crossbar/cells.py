@@ -234,8 +234,8 @@ def cell_slices(device: devices.Device, bits: int) -> tuple[int, int]:
   if device.mapping != "differential":
     kind = f"weights of {bits} bits" if bits else "analog weights"
     raise errors.InputError(
-      f"mapping: got {device.mapping!r} with {kind}, allowed is 'differential': "
-      "the others are of 1 bit"
+      f"mapping: got {device.mapping!r} with {kind}, allowed is "
+      "'differential': the others are of 1 bit"
     )
   if bits == 0 and device.cell_bits:
     raise errors.InputError(
@@ -286,8 +286,8 @@ def kernel_integers(kernel: chex.Array, bits: int, scales: str) -> chex.Array:
   """
   if bits not in range(9):
     raise errors.InputError(
-      f"bits of a crossbar's weights: got {bits}, allowed are 1 to 8, and 0 for "
-      "analog ones"
+      f"bits of a crossbar's weights: got {bits}, allowed are 1 to 8, and 0 "
+      "for analog ones"
     )
   if bits == 1:
     return binary.binarize_weights(kernel, zero=0)

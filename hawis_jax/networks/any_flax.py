@@ -81,7 +81,7 @@ class AnyFlax:
 
   @property
   def variables(self) -> dict:
-    """`params` and `batch_stats` of an NNX model, as they were at first use.
+    """`params` and `batch_stats` of an NNX model, as `any_flax` got them.
 
     Raises:
       InputError: of a Linen module, whose variables are the user's.
@@ -129,10 +129,9 @@ class AnyFlax:
     run = functools.partial(
       self._run, inputs, train=train, mutable=mutable, rngs=rngs, kwargs=kwargs
     )
-    self._find(
-      others["params"], lambda params: run({**others, "params": params})
-    )
-    held = self._held(others["params"], variables.get("crossbar", {}))
+    params = others.pop("params")
+    self._find(params, lambda params: run({**others, "params": params}))
+    held = self._held(params, variables.get("crossbar", {}))
     # Accelerators round operands to fewer bits: conductances don't survive it.
     with jax.default_matmul_precision("highest"):
       return run({**others, "params": held})
@@ -184,8 +183,8 @@ class AnyFlax:
     shape = getattr(logits, "shape", None)
     if shape is None or len(shape) != 2 or shape[0] != 2:
       raise errors.InputError(
-        f"any_flax: got a net whose output for 2 images is {logits}, needed are "
-        "logits [2, classes]"
+        f"any_flax: got a net whose output for 2 images is {logits}, needed "
+        "are logits [2, classes]"
       )
     return shape[1]
 
@@ -201,7 +200,7 @@ class AnyFlax:
       graph,
       _from_dict(params, variables["params"]),
       _from_dict(stats, variables.get("batch_stats", {})),
-      rest,
+      jax.tree.map(lambda leaf: leaf, rest),  # others: a call changes them
     )
     (model.train if train else model.eval)()
     if rngs is not None:
@@ -236,8 +235,8 @@ class AnyFlax:
       name = "/".join(path) or type(self.module).__name__
       if path not in found:
         raise errors.InputError(
-          f"layers: got {name}, whose kernel the net never reads in its forward "
-          "pass; choose others by their paths"
+          f"layers: got {name}, whose kernel the net never reads in its "
+          "forward pass; choose others by their paths"
         )
       if found[path].refusal:
         raise errors.InputError(
@@ -305,8 +304,8 @@ def any_flax(
     module: returns logits `[B, classes]`. It is called with `train`,
       `training` or `is_training` False, and `deterministic` or
       `use_running_average` True, where its call has such an argument; an NNX
-      model as `model.eval()`. An NNX model is copied when it is first used;
-      its variables are `any_flax(model).variables`.
+      model as `model.eval()`. It is copied, trained as it is, and its variables
+      are `any_flax(model).variables`.
     weights: of the chosen layers. "binary": their signs, on one pair of cells,
       times the digital mean |w| of an output channel (XNOR-Net, Rastegari et
       al., ECCV 2016); "int8": integers from -127 to 127 times a digital scale
@@ -324,11 +323,10 @@ def any_flax(
       `nn.scan`, classes of the user's own).
   """
   if not isinstance(module, nn.Module | nnx.Module):
-    got = (
-      f"class {module.__name__}" if inspect.isclass(module) else repr(module)
-    )
+    kind = module if inspect.isclass(module) else type(module)
     raise errors.InputError(
-      f"any_flax: got {got}, needed is a module of flax.linen or flax.nnx"
+      f"any_flax: got {'the class' if kind is module else 'a'} "
+      f"{kind.__name__}, needed is a module of flax.linen or flax.nnx"
     )
   if weights not in WEIGHTS:
     raise errors.InputError(
@@ -336,6 +334,8 @@ def any_flax(
     )
   if layers is not None:
     layers = (layers,) if isinstance(layers, str) else tuple(layers)
+  if isinstance(module, nnx.Module):
+    module = nnx.clone(module)  # the user may train it on
   return AnyFlax(module, weights, layers, encode)
 
 

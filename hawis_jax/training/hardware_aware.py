@@ -211,8 +211,8 @@ def train_on_chips(
     net: of `hx.any_flax`, or one of ours.
     device: of the chips; of several, each chip draws one.
     num_chips: K, of a step.
-    most_severity: a chip has a share of its device's severities, uniform from 0
-      to this: a net that meets them all is good on all, see docs/robust_nets.md.
+    most_severity: a chip has a share of its device's severities, uniform from
+      0 to this: a net that meets all is good on all (docs/robust_nets.md).
     worst: share of the K chips, of the largest losses, that counts.
     has_aux: `loss_fn` returns (loss, rest), as of `jax.value_and_grad`, and so
       does the result: the mean of the rest over chips, e.g. new `batch_stats`.

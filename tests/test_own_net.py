@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import re
 import runpy
 
 from flax import linen as nn
@@ -17,7 +18,7 @@ from sklearn import datasets
 import hawis_jax as hx
 from hawis_jax.robustness import monte_carlo
 
-_EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+_ROOT = pathlib.Path(__file__).parents[1]
 _WEIGHTS = {"binary": 1, "int8": 8, "analog": 0}
 # The fast tier has one kind.
 _ONE_FAST = [
@@ -627,8 +628,28 @@ def test_training_on_chips_is_better_on_chips_than_training_without():
   assert min(gains) > 0 and np.mean(gains) > 0.02, gains
 
 
+@pytest.mark.slow
+def test_the_page_runs_as_it_is_printed():
+  """And the chip that it looks into is one of evaluate_chips'."""
+  page = (_ROOT / "docs" / "own_net.md").read_text()
+  names = {}
+  with jax.numpy_rank_promotion("allow"):  # a user's, who has not set it
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+      exec(block, names)  # noqa: S102
+    hits = names["logits_of_chip"].argmax(1) == names["labels"]
+    got = hx.evaluate_chips(
+      jax.random.key(1),
+      *(names[name] for name in ("net", "variables", "images", "labels")),
+      names["device"],
+      num_chips=4,
+    )
+  np.testing.assert_allclose(got[3], hits.mean(), atol=0.011)
+  assert (names["logits_of_chip"] != names["logits"]).any()
+  assert jax.tree.all(jax.tree.map(np.any, names["grads"]["Dense_0"]))
+
+
 def _example(name):
-  return runpy.run_path(str(_EXAMPLES / f"{name}.py"))
+  return runpy.run_path(str(_ROOT / "examples" / f"{name}.py"))
 
 
 def _same_as_numpy(names, net, variables, key, device, logits_of, layers=None):

@@ -755,6 +755,25 @@ def test_example_of_a_transformer_is_numpys():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("taps", [(3,), (3, 5), (3, 3), (2, 2, 3)])
+def test_drift_of_all_cells_is_compensated(rng, taps):
+  """One factor a layer, of kernels of any shape: what one theta takes."""
+  module = nn.Sequential(
+    [nn.Conv(4, taps), lambda x: x.reshape(len(x), -1), nn.Dense(5)]
+  )
+  images = rng.normal(size=(60, *(4,) * len(taps), 2)).astype(np.float32)
+  variables = _variables(module, images, rng=rng)
+  net = hx.any_flax(module, weights="analog")
+  labels = np.asarray(net.apply(variables, images)).argmax(1)
+  device = hx.Device(chip_variation=1.0)
+  evaluate = functools.partial(
+    hx.evaluate_chips, _key(rng), net, variables, images, labels, device, 4
+  )
+  assert (evaluate(compensated=True) > 0.95).all()
+  assert evaluate().mean() < 0.95
+
+
+@pytest.mark.slow
 def test_chips_of_an_own_net_do_not_depend_on_how_they_are_divided(rng):
   """Nor on other devices' programs: the bits are the same."""
   module, images = _mlp(), rng.normal(size=(300, 30)).astype(np.float32)

@@ -72,7 +72,7 @@ def of_linen(
         if id(kernel) not in kernels:
           layer = Layer(
             refusal="whose kernel is transformed before it is read (by "
-            "nn.map_variables, nn.WeightNorm, nn.scan, nn.vmap or nn.remat)"
+            "nn.map_variables, WeightNorm, scan, vmap, jit or remat)"
           )
         found[own.path] = layer
       return method(*args, **kwargs)

@@ -141,8 +141,11 @@ def compensate(chip: dict, bits: int = 1, scales: str = "channel") -> dict:
     driven = jax.random.bernoulli(jax.random.key(0), np.float32(0.5), shape)
     inputs = driven.astype(kernel.dtype) * max(2 ** (bits - 1) - 1, 1)
     product = binary.multiply
-    if kernel.ndim > 2:
+    if kernel.ndim == 4 and kernel.shape[0] == kernel.shape[1]:
       product = functools.partial(binary.convolve, strides=1, padding=0)
+    elif kernel.ndim > 2:
+      # Of users' nets, whose weights are folded: one sum over all taps.
+      product = _flat_product
     product = products.on_chips(product)
     aimed = product(inputs, cells.kernel_integers(kernel, bits, scales))
     if "weight" in layer:
@@ -152,6 +155,11 @@ def compensate(chip: dict, bits: int = 1, scales: str = "channel") -> dict:
     gain = (sums * aimed).sum() / jnp.square(aimed).sum()
     own[(*path, name)] *= jnp.where(gain > _LEAST_GAIN, 1 / gain, 1)
   return {**chip, "crossbar": traverse_util.unflatten_dict(own)}
+
+
+def _flat_product(inputs, kernel):
+  rows = inputs.reshape(len(inputs), -1)
+  return binary.multiply(rows, kernel.reshape(-1, kernel.shape[-1]))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -18,9 +18,9 @@ class Cnn(nnx.Module):
 
   def __init__(self, rngs):
     self.conv1 = nnx.Conv(1, 8, (3, 3), use_bias=False, rngs=rngs)
-    self.norm1 = nnx.BatchNorm(8, rngs=rngs)
+    self.norm1 = nnx.BatchNorm(8, momentum=0.9, rngs=rngs)
     self.conv2 = nnx.Conv(8, 16, (3, 3), 2, padding="VALID", rngs=rngs)
-    self.norm2 = nnx.BatchNorm(16, rngs=rngs)
+    self.norm2 = nnx.BatchNorm(16, momentum=0.9, rngs=rngs)
     self.head = nnx.Linear(16, 10, rngs=rngs)
 
   def __call__(self, x):
@@ -46,7 +46,7 @@ def step(cnn, optimizer, image, label):
 
 
 order = np.random.default_rng(0)
-for _ in range(150):
+for _ in range(300):
   rows = order.integers(0, train.stop, 64)
   step(cnn, optimizer, images[rows], digits.target[rows])
 

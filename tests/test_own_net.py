@@ -761,7 +761,7 @@ def test_drift_of_all_cells_is_compensated(rng, taps):
   module = nn.Sequential(
     [nn.Conv(4, taps), lambda x: x.reshape(len(x), -1), nn.Dense(5)]
   )
-  images = rng.normal(size=(60, *(4,) * len(taps), 2)).astype(np.float32)
+  images = rng.normal(size=(200, *(4,) * len(taps), 2)).astype(np.float32)
   variables = _variables(module, images, rng=rng)
   net = hx.any_flax(module, weights="analog")
   labels = np.asarray(net.apply(variables, images)).argmax(1)
@@ -769,8 +769,8 @@ def test_drift_of_all_cells_is_compensated(rng, taps):
   evaluate = functools.partial(
     hx.evaluate_chips, _key(rng), net, variables, images, labels, device, 4
   )
-  assert (evaluate(compensated=True) > 0.95).all()
-  assert evaluate().mean() < 0.95
+  compensated = evaluate(compensated=True)
+  assert (compensated > 0.98).all() and (evaluate() < compensated).any()
 
 
 @pytest.mark.slow

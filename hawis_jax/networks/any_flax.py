@@ -203,9 +203,14 @@ class AnyFlax:
       jax.tree.map(lambda leaf: leaf, rest),  # others: a call changes them
     )
     (model.train if train else model.eval)()
-    if rngs is not None:
-      nnx.reseed(model, **rngs)
-    elif train and nnx.to_flat_state(nnx.state(model, nnx.RngKey)):
+    streams = nnx.to_flat_state(nnx.state(model, nnx.RngKey))
+    if rngs:
+      # As in Linen: a stream without a key of its own follows from the first.
+      first = next(iter(rngs.values()))
+      tags = sorted({key.tag for _, key in streams})
+      keys = {x: jax.random.fold_in(first, n) for n, x in enumerate(tags)}
+      nnx.reseed(model, **keys | {k: v for k, v in rngs.items() if k in tags})
+    elif train and streams:
       raise errors.InputError(
         "rngs: got None in training a model with random layers, needed are "
         "keys, as {'dropout': key}: else each step would draw the same"

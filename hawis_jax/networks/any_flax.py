@@ -312,8 +312,8 @@ def any_flax(
       model as `model.eval()`. It is copied, trained as it is, and its variables
       are `any_flax(model).variables`.
     weights: of the chosen layers. "binary": their signs, on one pair of cells,
-      times the digital mean |w| of an output channel (XNOR-Net, Rastegari et
-      al., ECCV 2016); "int8": integers from -127 to 127 times a digital scale
+      times the digital mean magnitude of an output channel (XNOR-Net,
+      Rastegari et al., ECCV 2016); "int8": integers from -127 to 127 times a digital scale
       an output channel; "analog": conductances proportional to the weights,
       which are not rounded.
     layers: patterns of paths in `params`, as "Dense_*" or ("encoder/*",

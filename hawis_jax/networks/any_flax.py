@@ -313,9 +313,9 @@ def any_flax(
       are `any_flax(model).variables`.
     weights: of the chosen layers. "binary": their signs, on one pair of cells,
       times the digital mean magnitude of an output channel (XNOR-Net,
-      Rastegari et al., ECCV 2016); "int8": integers from -127 to 127 times a digital scale
-      an output channel; "analog": conductances proportional to the weights,
-      which are not rounded.
+      Rastegari et al., ECCV 2016); "int8": integers from -127 to 127 times a
+      digital scale an output channel; "analog": conductances proportional to
+      the weights, which are not rounded.
     layers: patterns of paths in `params`, as "Dense_*" or ("encoder/*",
       "head"), of the layers that chips hold; None: all that have a kernel.
     encode: images `[B, ...]` -> what the module is called with; by default

@@ -16,7 +16,7 @@ mlp = nn.Sequential(
   [lambda x: x.reshape(len(x), -1), nn.Dense(64), nn.relu, nn.Dense(10)]
 )
 net = hx.any_flax(mlp, weights="int8")
-device = hx.Device(stuck_off=0.1, variation=0.3)
+device = hx.Device(stuck_off=0.1, variation=0.7)
 
 
 def loss_fn(variables, batch):
@@ -27,7 +27,7 @@ def loss_fn(variables, batch):
   ).mean()
 
 
-def trained(loss, steps=400, batch_size=64):
+def trained(loss, steps=1000, batch_size=64):
   """Returns variables after Adam on a loss of (variables, key, batch)."""
   optimizer = optax.adam(3e-3)
 

@@ -405,6 +405,20 @@ def test_mistakes_are_refused_in_one_line(fields, call, match):
   assert "\n" not in str(error.value)
 
 
+def test_keys_of_both_kinds_are_taken_and_raw_modules_refused():
+  """Words that a newcomer would write."""
+  x = np.ones((4, 3), np.float32)
+  variables = _mlp().init(jax.random.PRNGKey(0), x)
+  rest = variables, x, np.arange(4), _DEVICE, 2
+  net = hx.any_flax(_mlp())
+  np.testing.assert_array_equal(
+    hx.evaluate_chips(jax.random.PRNGKey(1), net, *rest),
+    hx.evaluate_chips(jax.random.key(1), net, *rest),
+  )
+  with pytest.raises(hx.InputError, match="got a Sequential, needed is a net"):
+    hx.evaluate_chips(jax.random.key(1), _mlp(), *rest)
+
+
 @pytest.mark.parametrize("module", [nn.Dense, "mlp", lambda x: x])
 def test_what_is_no_module_is_refused(module):
   with pytest.raises(hx.InputError, match="needed is a module of flax"):
@@ -554,6 +568,10 @@ def test_our_nets_are_trained_on_chips_in_a_loop_of_ones_own(tiny):
     ({"device": hx.Device(adc_bits=4)}, "device: got one with adc_bits"),
     ({"device": hx.Device(adc_bits=1)}, "adc_bits: got 1, a sense amplifier"),
     ({"device": ()}, "device: got none"),
+    ({"device": "pcm"}, "device: got a str, needed is a Device"),
+    ({"net": _mlp()}, r"got a Sequential, .* or, of your own, hx.any_flax"),
+    ({"has_aux": False, "loss_fn": "pair"}, "loss_fn: got a loss that is no"),
+    ({"variables": {"layers_0": {}}}, "variables: got no params, needed are"),
     ({"loss_fn": lambda variables, batch: 0.0}, "never called with these par"),
   ],
 )
@@ -561,6 +579,9 @@ def test_mistakes_in_training_are_refused(change, match):
   net, x = hx.any_flax(_mlp()), np.ones((12, 3), np.float32)
   variables = net.module.init(jax.random.key(0), x)
   fields = {"loss_fn": _loss(net), "net": net, "device": _DEVICE} | change
+  variables = fields.pop("variables", variables)
+  if fields["loss_fn"] == "pair":
+    fields["loss_fn"] = lambda *given: (_loss(net)(*given), 1.0)
   with pytest.raises(hx.InputError, match=match):
     loss = hx.train_on_chips(**fields)
     loss(variables, jax.random.key(0), (x, np.arange(12) % 5))

@@ -276,8 +276,8 @@ class AnyFlax:
 
 def any_flax(
   module: nn.Module | nnx.Module,
-  *,
   weights: str = "int8",
+  *,
   layers: str | Sequence[str] | None = None,
   encode: Callable[[chex.Array], chex.Array] = _default_encode,
 ) -> AnyFlax:
@@ -347,6 +347,19 @@ def any_flax(
 def kernels(module: nn.Module | AnyFlax, params: Mapping) -> Mapping:
   """Returns what of any net's parameters chips hold."""
   return module.on_chips(params) if isinstance(module, AnyFlax) else params
+
+
+def check_net(module: Any) -> None:
+  """Checks that a net is one that chips can be made of.
+
+  Raises:
+    InputError: it is a module of the user's that nothing was said of.
+  """
+  if not isinstance(module, AnyFlax) and not hasattr(module, "weight_bits"):
+    raise errors.InputError(
+      f"module: got a {type(module).__name__}, needed is a net of ours or, of "
+      "your own, hx.any_flax(module)"
+    )
 
 
 def check_device(device: crossbar.Device) -> None:

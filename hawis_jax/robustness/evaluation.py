@@ -93,6 +93,7 @@ def evaluate_chips(
     raise errors.InputError(
       f"num_chips: got {num_chips!r}, allowed is a whole number of at least 1"
     )
+  any_flax.check_net(module)
   layers = None if layers is None else tuple(layers)  # to be hashed
   images = np.asarray(images)
   if isinstance(module, any_flax.AnyFlax):
@@ -109,6 +110,8 @@ def evaluate_chips(
     placing,
     compensated,
   )
+  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    key = jax.random.wrap_key_data(key)  # of jax.random.PRNGKey
   chunks = monte_carlo.classify(
     key,
     setting,

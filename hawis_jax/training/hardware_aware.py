@@ -222,7 +222,9 @@ def train_on_chips(
       called: a batch that K does not divide; a layer that chips hold and
       `loss_fn` never reads.
   """
-  devices = (device,) if isinstance(device, crossbar.Device) else tuple(device)
+  any_flax.check_net(net)
+  several = isinstance(device, tuple | list)
+  devices = tuple(device) if several else (device,)
   is_own = isinstance(net, any_flax.AnyFlax)
   for one in devices:
     _check_device(one)
@@ -266,10 +268,20 @@ def train_on_chips(
         {**variables, "crossbar": chip}, part
       )
     ).trace(*reading)
+    if jax.tree.map(jnp.shape, traced.out_info[0]) != ():
+      raise errors.InputError(
+        "loss_fn: got a loss that is no scalar, needed is one; with "
+        "has_aux=True (loss, rest)"
+      )
     used = backend.used_inputs(traced, reading, lambda out: out[0])
     net_variables.check_read(used[1])
 
   def loss(variables, key, batch):
+    if not isinstance(variables, Mapping) or "params" not in variables:
+      raise errors.InputError(
+        "variables: got no params, needed are (variables, key, batch) with the "
+        "net's params in the variables"
+      )
     sizes = {len(leaf) for leaf in jax.tree.leaves(batch)}
     if len(sizes) != 1 or min(sizes) % num_chips or not min(sizes):
       raise errors.InputError(
@@ -421,12 +433,12 @@ def retrain_for_chip(
 
 
 def _check_device(device):
+  crossbar.validate(device)
   if device.adc_bits == 1:
     raise errors.InputError(
       "adc_bits: got 1, a sense amplifier, allowed in training on a chip are 0 "
       "and 2 to 16: its threshold is of a net that is trained"
     )
-  crossbar.validate(device)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,6 +32,20 @@ def configure() -> None:
     os.environ["XLA_FLAGS"] = f"{flags} {_CPU_FLAG}".strip()
 
 
+@contextlib.contextmanager
+def configured() -> Iterator[None]:
+  """XLA flags are those of `configure` within, as before afterwards."""
+  before = os.environ.get("XLA_FLAGS")
+  configure()
+  try:
+    yield
+  finally:
+    if before is None:
+      os.environ.pop("XLA_FLAGS", None)
+    else:
+      os.environ["XLA_FLAGS"] = before
+
+
 def start() -> None:
   """Starts jax's backend.
 

@@ -1,6 +1,7 @@
 """The command line that the project's commands share: flags and a config."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import contextlib
 import os
 import re
 import sys
@@ -10,6 +11,7 @@ from absl import flags
 import jax
 from ml_collections import config_flags
 
+from hawis_jax import backend
 from hawis_jax import errors
 from hawis_jax.config import describe
 from hawis_jax.config import fields
@@ -29,10 +31,8 @@ _NUMBERS = {
   "jax_random_seed_offset": 0,
   "jax_numpy_dtype_promotion": "standard",
 }
-
-CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "An experiment, e.g. configs/digits.py.", lock_config=True
-)
+_HELP = {"--help", "-help", "--helpshort", "-h", "-?", "--helpfull"}
+_CONFIG_HELP = "An experiment, e.g. configs/digits.py."
 
 
 class _ConfigFile(flags.ArgumentParser):
@@ -43,30 +43,59 @@ class _ConfigFile(flags.ArgumentParser):
     return load.load(file, *arguments, name=f"--config={path}")
 
 
-flags.FLAGS["config"].parser = _ConfigFile()
+def run(
+  main: Callable[[flags.FlagValues, list[str]], int | None],
+  argv: Sequence[str],
+  define: Callable[[flags.FlagValues], None],
+) -> int:
+  """Runs a command, which may be one of several in a process.
 
-
-def run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
-  """Runs a command.
+  Nothing of it stays: flags are its own, and what it sets of jax's
+  configuration and of XLA's flags is as before when it ends.
 
   Args:
-    main: (leftover arguments) -> exit status, None for 0.
+    main: (its flags, of which `config` is the configuration; `argv`) -> exit
+      status, None for 0.
     argv: with the command's name.
+    define: defines the command's own flags, in the module that says what the
+      command does.
 
   Returns:
     Exit status: 2 after one of our errors, `PREEMPTED` where starting again
     goes on, both told in one line.
   """
-  if not {"--help", "-help", "--helpshort", "-h", "-?"}.isdisjoint(argv[1:]):
-    terminal.say(_help(sys.modules[main.__module__]), sys.stdout)
+  argv = [str(argument) for argument in argv]
+  own = flags.FlagValues()
+  define(own)
+  if not _HELP.isdisjoint(argv[1:]):
+    text = _help(sys.modules[define.__module__], own)
+    if "--helpfull" in argv[1:]:  # those of other packages too
+      text += f"\n{flags.FLAGS.get_help()}"
+    terminal.say(text, sys.stdout)
     return 0
+  with backend.configured(), _our_numbers():
+    return _run(main, argv, own)
+
+
+@contextlib.contextmanager
+def _our_numbers():
+  """Sets `_NUMBERS`, and says where a user had set others."""
+  before = {name: getattr(jax.config, name) for name in _NUMBERS}
   for name, value in _NUMBERS.items():
-    before = getattr(jax.config, name)
     jax.config.update(name, value)
-    if getattr(jax.config, name) != before:
+    if getattr(jax.config, name) != before[name]:
       terminal.say(f"{name.upper()}: ignored, it is {value} here", sys.stderr)
   try:
-    return main(parse(argv)) or 0
+    yield
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
+
+
+def _run(main, argv, own):
+  """Parses and runs; errors become one line and an exit status."""
+  try:
+    return main(parse(argv, own), argv) or 0
   except errors.Preempted as stop:
     distributed.on_first(lambda: None)  # which may still be writing
     if distributed.is_first():
@@ -97,14 +126,12 @@ def run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     return 2
 
 
-def _help(module):
+def _help(module, own):
   """What a command does, its own flags, and every field."""
-  own = [flags.FLAGS["config"], *flags.FLAGS.get_flags_for_module(module)]
+  texts = {"config": _CONFIG_HELP, **{name: own[name].help for name in own}}
   lines = [
-    textwrap.fill(
-      f"  --{flag.name}: {flag.help}", 80, subsequent_indent=" " * 6
-    )
-    for flag in own
+    textwrap.fill(f"  --{name}: {text}", 80, subsequent_indent=" " * 6)
+    for name, text in texts.items()
   ]
   return "\n".join([module.__doc__ or "", *lines, "", describe.help_text()])
 
@@ -118,14 +145,27 @@ def _out_of_memory(error):
   )
 
 
-def parse(argv: list[str]) -> list[str]:
+def parse(argv: Sequence[str], own: flags.FlagValues) -> flags.FlagValues:
   """Parses flags; every mistake becomes one line.
+
+  Args:
+    argv: with the command's name.
+    own: the command's flags, which are parsed, and `config` among them.
 
   Raises:
     InputError: an unknown flag or field, a bad value, a leftover argument.
   """
+  argv = _last_tuples(argv)
+  config_flags.DEFINE_config_file(
+    "config", None, _CONFIG_HELP, own, lock_config=True, sys_argv=argv
+  )
+  own["config"].parser = _ConfigFile()
+  for name in flags.FLAGS:  # of packages, as --verbosity
+    flag = flags.FLAGS[name]
+    if name == flag.name and not {name, flag.short_name} & {*own}:
+      own[name] = flag
   try:
-    rest = flags.FLAGS(_last_tuples(argv))
+    rest = own(argv)
   except flags.Error as error:
     if isinstance(error.__context__, errors.InputError):  # which absl wraps
       raise error.__context__ from None
@@ -141,11 +181,11 @@ def parse(argv: list[str]) -> list[str]:
     raise errors.InputError(
       f"command line: got {rest[1]!r}, allowed are only flags (--name=value)"
     )
-  if CONFIG.value is None:
+  if own.config is None:
     raise errors.InputError(
       "--config: missing, needed is a file such as configs/digits.py"
     )
-  return rest
+  return own
 
 
 def _last_tuples(argv):

@@ -40,164 +40,143 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, _stop)  # `preemption.watch` takes over
   _check_addresses()
 
-import contextlib
+from collections.abc import Sequence
 import pathlib
-import time
 
-from absl import app
 from absl import flags
 from ml_collections import config_flags
 
-from hawis_jax import backend
-
-backend.configure()  # before anything starts jax's backend
-
 # ruff: noqa: E402
+from hawis_jax import backend
 from hawis_jax import command_line
 from hawis_jax import errors
+from hawis_jax.config import fields
 from hawis_jax.config import settings
-from hawis_jax.pipeline import pretrain
-from hawis_jax.pipeline import provenance
-from hawis_jax.pipeline import report
-from hawis_jax.pipeline import results
-from hawis_jax.pipeline import robustness
-from hawis_jax.pipeline import search
-from hawis_jax.pipeline import train
-from hawis_jax.pipeline.experiment import prepare
-from hawis_jax.runtime import checkpoint
 from hawis_jax.runtime import distributed
-from hawis_jax.runtime import preemption
 from hawis_jax.runtime import storage
-from hawis_jax.runtime.metrics import Metrics
-
-STAGES = {
-  "pretrain": pretrain.run,
-  "search": search.run,
-  "train": train.run,
-  "robustness": robustness.run,
-  "report": report.run,
-}
-
-_WORKDIR = flags.DEFINE_string(
-  "workdir",
-  None,
-  "Where results go: a folder, or gs://<bucket>/<folder>; default runs/<name "
-  "of the config file>.",
-)
-_STAGES = flags.DEFINE_list(
-  "stages",
-  ["all"],
-  f"all that the nets need, or some of {', '.join(STAGES)}, in this order.",
-)
-_REMAKE = flags.DEFINE_bool(
-  "remake",
-  False,
-  "Make anew what was made from something else than lies in the folder now, "
-  "as the accuracies of a net that was trained again.",
-)
-_DISTRIBUTED = flags.DEFINE_bool(
-  "distributed",
-  False,
-  "One of several processes with devices of their own, all started alike; TPU "
-  "pods, GKE, SLURM and MPI tell the next three.",
-)
-_COORDINATOR = flags.DEFINE_string(
-  "coordinator_address", None, "host:port of the first of them."
-)
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which this is, from 0.")
 
 
-def main(argv: list[str]) -> None:
+def define(own: flags.FlagValues) -> None:
+  """Defines the command's flags."""
+  flags.DEFINE_string(
+    "workdir",
+    None,
+    "Where results go: a folder, or gs://<bucket>/<folder>; default runs/<name "
+    "of the config file>.",
+    own,
+  )
+  flags.DEFINE_list(
+    "stages",
+    ["all"],
+    f"all that the nets need, or some of {', '.join(fields.STAGES)}, in this "
+    "order.",
+    own,
+  )
+  flags.DEFINE_string(
+    "from",
+    None,
+    "Folder of a run whose trained nets are measured anew, with --stages "
+    "robustness,report: on another device, in other scenarios, on other chips. "
+    "Nothing is written there.",
+    own,
+  )
+  flags.DEFINE_bool(
+    "remake",
+    False,
+    "Make anew what was made from something else than lies in the folder now, "
+    "as the accuracies of a net that was trained again.",
+    flag_values=own,
+  )
+  flags.DEFINE_bool(
+    "distributed",
+    False,
+    "One of several processes with devices of their own, all started alike; "
+    "TPU pods, GKE, SLURM and MPI tell the next three.",
+    flag_values=own,
+  )
+  flags.DEFINE_string(
+    "coordinator_address", None, "host:port of the first of them.", own
+  )
+  flags.DEFINE_integer("num_processes", None, "How many.", flag_values=own)
+  flags.DEFINE_integer(
+    "process_id", None, "Which this is, from 0.", flag_values=own
+  )
+
+
+def main(given: flags.FlagValues, argv: Sequence[str]) -> None:
   """Runs the stages asked for; those already finished are not repeated."""
-  del argv
-  start = time.monotonic()
-  _join()
-  backend.start()
-  config = command_line.CONFIG.value
-  settings.validate(config)
-  stages = _stages(_STAGES.value, settings.searches(config))
-  workdir = _WORKDIR.value
+  config, source = given.config, given["from"].value
+  settings.validate(config, is_trained=source is not None)
+  names = _stages(given.stages, settings.searches(config), source)
+  workdir = given.workdir
   if workdir is None:
-    workdir = f"runs/{_config_name()}"
+    workdir = f"runs/{_config_name(given)}"
   workdir = storage.folder_path(workdir, "--workdir")
-  _check_same(config, workdir, stages)
-  first = distributed.is_first()
-  with contextlib.ExitStack() as run:
-    run.enter_context(preemption.watch())
-    run.enter_context(checkpoint.without_leftovers())
-    experiment = distributed.first_then_others(lambda: prepare(config))
-    if "train" in stages:
-      train.check_teacher(experiment, workdir)
-    if "robustness" in stages:
-      robustness.check_chips(experiment, workdir)
-    distributed.on_first(lambda: run.enter_context(storage.locked(workdir)))
-    facts = experiment.splits.facts()
-    distributed.on_first(lambda: results.settle(config, workdir, facts))
-    metrics = run.enter_context(Metrics(workdir, recording=first))
-    for stage in stages:
-      if preemption.reached():
-        raise errors.Preempted(f"before {stage}")
-      remade = stages if _REMAKE.value else ()
-      provenance.check(experiment, workdir, remade, metrics.say)
-      STAGES[stage](experiment, workdir, metrics)
-  if first:
-    minutes, seconds = divmod(round(time.monotonic() - start), 60)
-    metrics.say(f"done in {minutes}:{seconds:02d}; results in {workdir}")
+  if source is not None:
+    source = storage.folder_path(source, "--from")
+  _join(given)
+  backend.start()
+  # Seconds of imports, when no mistake of the command line is left.
+  from hawis_jax.pipeline import stages
+
+  stages.run(config, workdir, names, source, given.remake, argv)
 
 
-def _join():
+def _join(given):
   """Meets the other processes, if there are any."""
-  cluster = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
-  if _DISTRIBUTED.value:
-    distributed.join(*(flag.value for flag in cluster))
+  cluster = "coordinator_address", "num_processes", "process_id"
+  if given.distributed:
+    distributed.join(*(given[name].value for name in cluster))
     return
-  for flag in cluster:
-    if flag.value is not None:
+  for name in cluster:
+    if given[name].value is not None:
       raise errors.InputError(
-        f"--{flag.name}: got {flag.value!r}, allowed with --distributed"
+        f"--{name}: got {given[name].value!r}, allowed with --distributed"
       )
 
 
-def _check_same(config, workdir, stages):
-  """Raises InputError where processes were not started alike."""
-  fields = settings.flatten(config)
-  for own in ("data.data_dir", "data.read_threads"):
-    del fields[own]
-  distributed.check_same(fields, "--config")
-  distributed.check_same([str(workdir), stages], "--workdir, --stages")
-
-
-def _stages(names, searches):
-  unknown = [name for name in names if name not in ("all", *STAGES)]
+def _stages(names, searches, source):
+  known = fields.STAGES
+  unknown = [name for name in names if name not in ("all", *known)]
   if unknown or not names:
     raise errors.InputError(
-      f"--stages: got {','.join(names)!r}, allowed are all, {', '.join(STAGES)}"
+      f"--stages: got {','.join(names)!r}, allowed are all, {', '.join(known)}"
     )
-  unneeded = () if searches else ("pretrain", "search")
+  unneeded, why = (), ""
+  if source is not None:
+    unneeded, why = known[:3], "--from"
+  elif not searches:
+    unneeded, why = known[:2], "config.train.nets that need no search"
   for stage in unneeded:
     if stage in names:
       raise errors.InputError(
-        f"--stages: got {stage}, allowed with config.train.nets that need no "
-        "search are train, robustness, report"
+        f"--stages: got {stage}, allowed with {why} are "
+        f"{', '.join(known[len(unneeded) :])}"
       )
   return [
     stage
-    for stage in STAGES
+    for stage in known
     if stage in names or ("all" in names and stage not in unneeded)
   ]
 
 
-def _config_name():
-  filename = config_flags.get_config_filename(flags.FLAGS["config"])
+def _config_name(given):
+  filename = config_flags.get_config_filename(given["config"])
   return pathlib.Path(filename.split(":")[0]).stem
 
 
-def run(argv: list[str]) -> int:
-  """Parses, runs, and turns our errors into one line and exit status 2."""
-  return command_line.run(main, argv)
+def run(argv: Sequence[str]) -> int:
+  """Parses, runs, and turns our errors into one line and exit status 2.
+
+  >>> from hawis_jax import main
+  >>> main.run(["main", "--config=configs/digits.py"])  # doctest: +SKIP
+
+  Args:
+    argv: the command's name and its arguments. It may be called again and
+      again in a process, as in a notebook.
+  """
+  return command_line.run(main, argv, define)
 
 
 if __name__ == "__main__":
-  app.define_help_flags()
   sys.exit(run(sys.argv))

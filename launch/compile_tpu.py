@@ -25,7 +25,6 @@ os.environ |= {
 }
 
 # ruff: noqa: E402
-from absl import app
 from absl import flags
 import jax
 from jax.experimental import topologies
@@ -49,9 +48,7 @@ from hawis_jax.pipeline.experiment import with_splits
 from hawis_jax.robustness import monte_carlo
 from hawis_jax.runtime import sharding
 
-_TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "E.g. v5e:16x16.")
 _ALL = ("pretrain", "search", "train", "robustness")
-_STAGES = flags.DEFINE_multi_enum("stages", _ALL, _ALL, "Of a run's own.")
 # Image's side and channels, classes, test images; other sets are as ImageNet.
 _SETS = {
   "digits": (8, 1, 10, 360),
@@ -171,25 +168,30 @@ def row(name, executable):
   return f"{name:44}{numbers}  {', '.join(moved) or 'none'}"
 
 
-def main(_):
+def define(own):
+  """Defines the command's flags."""
+  flags.DEFINE_string("topology", "v5e:2x4", "E.g. v5e:16x16.", own)
+  flags.DEFINE_multi_enum("stages", _ALL, _ALL, "Of a run's own.", own)
+
+
+def main(given, _):
   """Prints the table."""
-  config = command_line.CONFIG.value.copy_and_resolve_references()
+  config = given.config.copy_and_resolve_references()
   known = _ALL[0 if settings.searches(config) else 2 :]
   config.train.loss = "labels"
   settings.validate(config)
   side, channels, classes, test = _SETS.get(config.data.name, _IMAGENET)
   shape = (*[config.data.image_size or side] * 2, channels)
   splits = data.Splits("", "", (), (), range(test), shape, classes)
-  devices = topology(_TOPOLOGY.value)
-  print(f"jax {jax.__version__}, {len(devices)} devices, {_TOPOLOGY.value}")
+  devices = topology(given.topology)
+  print(f"jax {jax.__version__}, {len(devices)} devices, {given.topology}")
   print(f"{'':44}    argum.   outputs   tempor.     GFLOP  collectives")
   with backend.compiling_for("tpu"):
     experiment = _Experiment(**vars(with_splits(config, splits)))
-    for stage in sorted(set(_STAGES.value) & set(known), key=_ALL.index):
+    for stage in sorted(set(given.stages) & set(known), key=_ALL.index):
       for name, executable in programs(stage, experiment, devices):
         print(row(f"{stage}, {name}", executable), flush=True)
 
 
 if __name__ == "__main__":
-  app.define_help_flags()
-  sys.exit(command_line.run(main, sys.argv))
+  sys.exit(command_line.run(main, sys.argv, define))

@@ -13,9 +13,7 @@ import pathlib
 import resource
 import shutil
 import signal
-import sys
 
-from absl import flags
 import hypothesis
 import numpy as np
 import pytest
@@ -41,6 +39,7 @@ import short_run  # noqa: E402
 import tiny_net  # noqa: E402
 
 from hawis_jax import main  # noqa: E402
+from hawis_jax.config import fields as config_fields  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -171,7 +170,7 @@ def data_dir(session_dir):
 
 
 @pytest.fixture
-def run(data_dir, monkeypatch):
+def run(data_dir):
   """Returns a function that runs the program in this process."""
 
   def call(
@@ -182,11 +181,6 @@ def run(data_dir, monkeypatch):
     overrides = [f"--config.{name}={value}" for name, value in values.items()]
     argv = ["main", f"--config={config}", f"--workdir={workdir}"]
     argv += [*overrides, *arguments]
-    for name in list(flags.FLAGS):
-      if name.startswith("config."):  # of the call before
-        delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
-    monkeypatch.setattr(sys, "argv", argv)  # config_flags reads it
     return main.run(argv)
 
   return call
@@ -200,7 +194,7 @@ def after(run, session_dir, tmp_path):
   """
   base = session_dir
 
-  def copy(stage, name="finished", stages=tuple(main.STAGES), **fields):
+  def copy(stage, name="finished", stages=config_fields.STAGES, **fields):
     global _for_all
     start = _cpu_seconds()
     with open(base / f"{name}.lock", "w") as lock:

@@ -15,7 +15,7 @@ import pytest
 import short_run
 
 from hawis_jax import errors
-from hawis_jax import main
+from hawis_jax.config import settings
 from hawis_jax.pipeline.experiment import check_batches
 from hawis_jax.runtime import distributed
 
@@ -397,7 +397,7 @@ def test_a_cluster_needs_the_flag(run, tmp_path, capsys):
   ],
 )
 def test_batches_that_cannot_be_split(field, size, allowed):
-  config = main.settings.default()
+  config = settings.default()
   config.train.microbatches = 2
   config.update_from_flattened_dict({field: size})
   with pytest.raises(

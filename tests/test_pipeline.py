@@ -19,11 +19,12 @@ from hawis_jax import crossbar
 from hawis_jax import data
 from hawis_jax import errors
 from hawis_jax import interop
-from hawis_jax import main
+from hawis_jax.config import fields
 from hawis_jax.config import settings
 from hawis_jax.networks import net_variables
 from hawis_jax.pipeline import nets
 from hawis_jax.pipeline import results
+from hawis_jax.pipeline import stages
 from hawis_jax.pipeline.experiment import prepare
 from hawis_jax.robustness import evaluation
 from hawis_jax.robustness import monte_carlo
@@ -44,11 +45,11 @@ _LEFT = {
 }
 
 
-@pytest.mark.parametrize("stage", main.STAGES)
+@pytest.mark.parametrize("stage", fields.STAGES)
 def test_every_stage_runs_alone_on_what_those_before_left(after, stage):
   workdir = after(stage)
-  there = [each for each in main.STAGES if (workdir / _LEFT[each]).exists()]
-  assert there == list(main.STAGES)[: len(there)] and there[-1] == stage
+  there = [each for each in fields.STAGES if (workdir / _LEFT[each]).exists()]
+  assert there == list(fields.STAGES)[: len(there)] and there[-1] == stage
   stages = {line["stage"].split("/")[0] for line in short_run.metrics(workdir)}
   assert stages == set(there) - {"report"}
 
@@ -156,8 +157,9 @@ def test_other_numbers_of_jax_are_ignored(
   """The results are those without, and one line says so."""
   workdir = after("train")
   jax.config.update(name, value)
-  assert run(workdir) == 0
-  assert getattr(jax.config, name) == ours
+  status, left = run(workdir), getattr(jax.config, name)
+  jax.config.update(name, ours)
+  assert status == 0 and left == value  # what runs beside it goes on as before
   told = f"{name.upper()}: ignored, it is {ours} here\n"
   assert capsys.readouterr().err.startswith(told)
   short_run.same(workdir, finished)
@@ -333,7 +335,7 @@ def experiment(data_dir):
 
 def _run_stage(stage, experiment, workdir):
   with Metrics(workdir, stream=io.StringIO()) as metrics:
-    main.STAGES[stage](experiment, workdir, metrics)
+    stages.STAGES[stage](experiment, workdir, metrics)
 
 
 @pytest.mark.parametrize(

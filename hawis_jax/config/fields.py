@@ -147,6 +147,9 @@ def _optimizer(name, learning_rate, schedule, weight_decay):
   )
 
 
+# Stages of a run, in order; each has a section of the configuration, but the
+# last.
+STAGES = ("pretrain", "search", "train", "robustness", "report")
 STATISTICS = ("fixed", "design", "chip")  # of robustness.batch_norm
 ADDITIVE = tuple(name for name, kind in cost.KINDS.items() if kind.additive)
 _ONE_OR_MORE = "one or more dicts of device parameters"

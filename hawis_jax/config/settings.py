@@ -175,8 +175,13 @@ def trains_on_chips(config: _Config) -> bool:
   return any(net_names.parse(net).on_chips for net in config.train.nets)
 
 
-def validate(config: _Config) -> None:
+def validate(config: _Config, is_trained: bool = False) -> None:
   """Checks every field and the combinations that need no data.
+
+  Args:
+    config: of a run.
+    is_trained: its nets are another run's, so that the device may have effects
+      that neither search nor training met.
 
   Raises:
     InputError: names the first bad field, what it got and what is allowed.
@@ -192,20 +197,24 @@ def validate(config: _Config) -> None:
     if not _RELATIONS[relation](values[name], values[other]):
       allowed = f"{relation} {other} = {values[other]}"
       raise _error(name, values[name], allowed)
-  _check_nets(config)
+  sections = ["robustness"]
+  if not is_trained:
+    _check_nets(config)
   hardware(config)
-  own_costs(config)
-  if searches(config):
-    width_space(config)
-  search_devices(config)
-  if config.hardware_aware.scenarios:
-    chip_devices(config)
-  pretrain_devices(config)
-  train_devices(config)
+  if not is_trained:
+    own_costs(config)
+    if searches(config):
+      width_space(config)
+      sections.insert(0, "search")
+    search_devices(config)
+    if config.hardware_aware.scenarios:
+      chip_devices(config)
+    pretrain_devices(config)
+    train_devices(config)
+    selection_devices(config)
   design_devices(config)
-  selection_devices(config)
   sweeps(config)
-  _check_effects(config)
+  _check_effects(config, sections)
 
 
 def _checked(config, name):
@@ -349,7 +358,7 @@ def own_effects(config: _Config) -> dict[str, float]:
   return {k: v for k, v in severities.items() if crossbar.is_present(v)}
 
 
-def _check_effects(config):
+def _check_effects(config, sections):
   """That no effect of the device is left out without a word.
 
   Of the default device it may be: its fault rates are those of the published
@@ -358,7 +367,7 @@ def _check_effects(config):
   preset, effects = config.device.preset, own_effects(config)
   if preset == fields.FIELDS["device.preset"].default:
     return
-  for section in ("search", "robustness")[not searches(config) :]:
+  for section in sections:
     named = {
       name
       for one in config[section].scenarios
@@ -432,7 +441,7 @@ def _scenario_devices(config, section, allowed):
 
 def _stackable(devices, section):
   try:
-    crossbar.stack(devices)
+    crossbar.check_stack(devices)
   except errors.InputError as error:
     raise errors.InputError(f"config.{section}: {error}") from error
   return devices

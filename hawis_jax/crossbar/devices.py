@@ -300,20 +300,12 @@ def stack(devices: Sequence[Device]) -> Device:
   Raises:
     InputError: one is bad, or they differ in a static field.
   """
-  for device in devices:
-    validate(device)
+  check_stack(devices)
   there = [
     field
     for field in EFFECTS
     if any(is_present(getattr(device, field)) for device in devices)
   ]
-  for field in _STATIC:
-    values = {getattr(device, field) for device in devices}
-    if len(values) > 1:
-      got = ", ".join(sorted(map(str, values)))
-      raise errors.InputError(
-        f"{field} of chips scored together: got {got}, allowed is one"
-      )
   severities = {
     field: jnp.array([getattr(d, field) or 0 for d in devices], jnp.float32)
     for field in there
@@ -334,6 +326,23 @@ def stack(devices: Sequence[Device]) -> Device:
     lambda *leaves: jnp.array(leaves, jnp.float32), *map(constants_of, devices)
   )
   return dataclasses.replace(constants, **severities)
+
+
+def check_stack(devices: Sequence[Device]) -> None:
+  """Checks that devices can be stacked, without making arrays.
+
+  Raises:
+    InputError: one is bad, or they differ in a static field.
+  """
+  for device in devices:
+    validate(device)
+  for field in _STATIC:
+    values = {getattr(device, field) for device in devices}
+    if len(values) > 1:
+      got = ", ".join(sorted(map(str, values)))
+      raise errors.InputError(
+        f"{field} of chips scored together: got {got}, allowed is one"
+      )
 
 
 def needs_tiles(device: Device) -> bool:

@@ -10,8 +10,7 @@ import pathlib
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize
-from scipy import stats
+import scipy  # its parts are imported when they are first used
 
 from hawis_jax import crossbar
 from hawis_jax import errors
@@ -200,11 +199,11 @@ def _censored(exponents: np.ndarray) -> tuple[float, float]:
 
   def loss(parameters):
     mean, std = parameters[0], np.exp(parameters[1])
-    likely = stats.norm.logpdf(seen / scale, mean, std).sum()
-    return -likely - hidden * stats.norm.logcdf(0, mean, std)
+    likely = scipy.stats.norm.logpdf(seen / scale, mean, std).sum()
+    return -likely - hidden * scipy.stats.norm.logcdf(0, mean, std)
 
   start = exponents.mean() / scale, np.log(exponents.std() / scale)
-  mean, log_std = optimize.minimize(loss, start, method="Nelder-Mead").x
+  mean, log_std = scipy.optimize.minimize(loss, start, method="Nelder-Mead").x
   return scale * mean, scale * np.exp(log_std)
 
 

@@ -46,7 +46,7 @@ _ELSEWHERE = "take another --workdir"
 # Of a stage's or a net's folder: what it is made from (see `provenance`).
 INPUTS = "inputs.json"
 # Stages with artefacts of their own in <workdir>/<stage>, in order.
-STAGES = ("pretrain", "search", "train", "robustness")
+STAGES = fields.STAGES[:-1]
 
 
 class Trained(NamedTuple):

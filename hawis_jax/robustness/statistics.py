@@ -16,7 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+import scipy  # its parts are imported when they are first used
 
 from hawis_jax import errors
 
@@ -119,7 +119,7 @@ def mean_interval(
   ends = _bootstrap(values, _mean)
   if ends is None:
     mean, error = _mean(values)
-    half = error * stats.t.ppf(_TAILS[1], max(len(values) - 1, 1))
+    half = error * scipy.stats.t.ppf(_TAILS[1], max(len(values) - 1, 1))
     ends = mean - half, mean + half
   return _within(ends, low, high)
 
@@ -156,7 +156,7 @@ def _bootstrap(values, estimate):
   if error == 0:
     return None
   if count > _MOST:  # the normal limit
-    return found + error * stats.norm.ppf(_TAILS[0]) * np.array([1, -1])
+    return found + error * scipy.stats.norm.ppf(_TAILS[0]) * np.array([1, -1])
   # Always the same draws: the same chips have the same interval.
   rows = np.random.default_rng(0).integers(0, count, (_RESAMPLES, count))
   resampled, errors = estimate(values[rows])
@@ -212,7 +212,7 @@ def quantile_interval(
   # Distribution-free, by ranks (Conover, 1999).
   if len(values) < 2:
     return None, None
-  test = stats.quantile_test(values, p=share)
+  test = scipy.stats.quantile_test(values, p=share)
   ends = test.confidence_interval(_LEVEL)
   return tuple(float(end) if math.isfinite(end) else None for end in ends)
 
@@ -225,7 +225,7 @@ def failed_chips(values: np.ndarray, below: float) -> dict:
   rare and however bad they are, and its upper end where none was met.
   """
   failed = int(np.count_nonzero(np.asarray(values) < below))
-  test = stats.binomtest(failed, len(values))
+  test = scipy.stats.binomtest(failed, len(values))
   return {
     "below": below,
     "chips": failed,
@@ -259,7 +259,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> dict:
   added = np.broadcast_to(np.array([1, -1], np.int8), (chips, 2))
   table = np.concatenate([gap, added], 1)
   _, error, freedom = _crossed(table)
-  half = error * stats.t.ppf(_TAILS[1], freedom)
+  half = error * scipy.stats.t.ppf(_TAILS[1], freedom)
   ends = table.mean() - half, table.mean() + half
   return {
     "chips": chips,
@@ -267,7 +267,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> dict:
     "over": "chips and images" if chips > 1 else "images",
     "difference": float(gap.mean()),
     "ci95": list(_within(ends, -1, 1)),
-    "p": float(2 * stats.t.sf(abs(table.mean()) / error, freedom)),
+    "p": float(2 * scipy.stats.t.sf(abs(table.mean()) / error, freedom)),
   }
 
 
@@ -331,13 +331,13 @@ def total_interval(correct: np.ndarray) -> tuple[float, float]:
   """
   correct = np.asarray(correct, bool)
   if len(correct) == 1:
-    test = stats.binomtest(int(correct.sum()), correct.size)
+    test = scipy.stats.binomtest(int(correct.sum()), correct.size)
     return tuple(map(float, test.proportion_ci(_LEVEL, method="wilson")))
   mean, (_, error, freedom) = float(correct.mean()), _crossed(correct)
   spread = mean * (1 - mean)
   # All alike: as of the images alone.
   count = spread / error**2 if error and spread else correct.shape[1]
-  square = stats.t.ppf(_TAILS[1], freedom) ** 2 / count
+  square = scipy.stats.t.ppf(_TAILS[1], freedom) ** 2 / count
   middle = (mean + square / 2) / (1 + square)
   half = math.sqrt(square * (spread + square / 4)) / (1 + square)
   return _within((middle - half, middle + half), 0, 1)
@@ -359,10 +359,10 @@ def crossed_mean(table: np.ndarray) -> dict:
   """
   table = np.asarray(table, np.float64)
   mean, (_, error, freedom) = float(table.mean()), _crossed(table)
-  half = float(error * stats.t.ppf(_TAILS[1], freedom))
+  half = float(error * scipy.stats.t.ppf(_TAILS[1], freedom))
   p = float(mean == 0)
   if error:
-    p = float(2 * stats.t.sf(abs(mean) / error, freedom))
+    p = float(2 * scipy.stats.t.sf(abs(mean) / error, freedom))
   return {
     "rows": len(table),
     "mean": mean,

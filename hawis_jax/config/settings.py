@@ -358,6 +358,11 @@ def own_effects(config: _Config) -> dict[str, float]:
   return {k: v for k, v in severities.items() if crossbar.is_present(v)}
 
 
+def own_device(config: _Config) -> crossbar.Device:
+  """Returns the device of `config.device` with its random effects."""
+  return dataclasses.replace(device(config), **own_effects(config))
+
+
 def _check_effects(config, sections):
   """That no effect of the device is left out without a word.
 

@@ -197,6 +197,27 @@ def prepare(config: ml_collections.ConfigDict) -> Experiment:
   return with_splits(config, splits)
 
 
+def prepare_trained(
+  config: ml_collections.ConfigDict, trained: ml_collections.ConfigDict
+) -> Experiment:
+  """`prepare` of a configuration that measures the nets of another run.
+
+  Widths, budgets and what else the nets are follow from `trained`, that run's
+  configuration; device and circuits from `config`.
+
+  Raises:
+    InputError: the data can't be read.
+  """
+  splits = data.load(config.data)
+  _check_images(config, splits)
+  return dataclasses.replace(
+    with_splits(trained, splits),
+    config=config,
+    device=settings.device(config),
+    geometry=_geometry(config, splits, settings.hardware(config)),
+  )
+
+
 def with_splits(
   config: ml_collections.ConfigDict, splits: data.Splits
 ) -> Experiment:

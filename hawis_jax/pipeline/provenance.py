@@ -193,6 +193,36 @@ def check(
   distributed.on_first(check_all)
 
 
+def check_trained(
+  experiment: Experiment, trained: Experiment, source: pathlib.Path
+) -> dict[str, str]:
+  """Checks that another run's nets are there, made from what lies there.
+
+  Args:
+    experiment: of the run that is to measure them.
+    trained: as it, with that run's own configuration.
+    source: that run's folder.
+
+  Returns:
+    {net: digest of what was trained}.
+
+  Raises:
+    InputError: one is missing or damaged, or was made from something else.
+  """
+  digests = {}
+  for net in experiment.config.train.nets:
+    digests[net] = net_digest(net, experiment, source)
+    if digests[net] is None:
+      raise errors.InputError(
+        f"--from: got {source}, in which the net {net} is missing, damaged or "
+        "not trained to its end; run --stages train there first"
+      )
+  for artefact in _artefacts(trained, source):
+    if artefact.stage != "robustness" and (changed := _changed(artefact)):
+      raise errors.InputError(f"--from: {artefact.path}: {changed}")
+  return digests
+
+
 class _Artefact(NamedTuple):
   """Something made: its inputs then (None: unknown) and now; its removal."""
 
@@ -206,7 +236,9 @@ class _Artefact(NamedTuple):
 def _artefacts(experiment, workdir) -> Iterator[_Artefact]:
   """Those that are there, in the order in which they are made."""
   places = [("train", net) for net in nets.trained(experiment)]
-  if experiment.space:
+  if results.source_of(workdir):  # which has them
+    places = []
+  elif experiment.space:
     places = [("pretrain", ""), ("search", ""), *places]
   for stage, net in places:
     folder = results.net_folder(workdir, net) if net else workdir / stage

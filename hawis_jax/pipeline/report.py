@@ -104,7 +104,10 @@ def collect(experiment: Experiment, workdir: pathlib.Path) -> dict:
     )
     if name in experiment.widths
   }
+  source = results.load_source(workdir)
   curves, measured = _metrics(workdir / "metrics.jsonl", swept)
+  if source:
+    curves, _ = _metrics(results.source_of(workdir) / "metrics.jsonl", swept)
   command = _command()
   inputs = {
     "config": json.loads(json.dumps(settings.flatten(config))),
@@ -131,6 +134,8 @@ def collect(experiment: Experiment, workdir: pathlib.Path) -> dict:
     "group_starts": _group_starts(config),
     "chance": 1 / experiment.splits.num_classes,
   }
+  if source:
+    inputs["source"] = source
   identity = json.dumps([facts.FORMAT, inputs, swept], sort_keys=True)
   rows = facts.accuracy(swept, inputs["chance"], config.robustness.failed_below)
   harshest = facts.harshest(rows, swept, main)

@@ -7,6 +7,9 @@ robustness/result.json    accuracies; partial.json while chips are measured
 robustness/correct/       which images each chip classifies correctly
 report/                   index.html, report.json, figures
 config.json, metrics.jsonl, lock
+source.json               of a run that measures another one's nets: where they
+                          are, and their digests; it has no folders of its own
+                          for the first three stages
 """
 
 from collections.abc import Mapping
@@ -16,6 +19,7 @@ import io
 import json
 import os
 import pathlib
+import textwrap
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -33,6 +37,7 @@ from hawis_jax.networks import reference_resnet
 from hawis_jax.pipeline import nets
 from hawis_jax.pipeline.experiment import Experiment
 from hawis_jax.pipeline.experiment import prepare
+from hawis_jax.pipeline.experiment import prepare_trained
 from hawis_jax.robustness import scenarios
 from hawis_jax.runtime import checkpoint
 from hawis_jax.runtime import loop
@@ -62,9 +67,46 @@ class Trained(NamedTuple):
   variables: dict
 
 
+def source_of(workdir: pathlib.Path) -> pathlib.Path | None:
+  """Returns the folder of the run whose nets a run measures; None: its own.
+
+  Raises:
+    InputError: source.json is damaged, or that run is not there any more.
+  """
+  path = workdir / "source.json"
+  if not path.exists():
+    return None
+  folder = storage.folder_path(storage.read_record(path)["folder"], str(path))
+  if not (folder / "config.json").exists():
+    raise errors.InputError(
+      f"{path}: got {folder}, where no run is any more; say where it is now "
+      "with --from"
+    )
+  return folder
+
+
+def load_source(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """Returns what source.json holds: `folder`, and digests of `nets` there."""
+  path = workdir / "source.json"
+  return storage.read_record(path) if path.exists() else None
+
+
+def write_source(
+  workdir: pathlib.Path, source: pathlib.Path, digests: Mapping[str, str]
+) -> None:
+  """Writes source.json."""
+  record = {"folder": str(source), "nets": dict(digests)}
+  storage.write_record(workdir / "source.json", record)
+
+
+def _trained_in(workdir):
+  """The folder that has what stages up to train have made."""
+  return source_of(workdir) or workdir
+
+
 def net_folder(workdir: pathlib.Path, net: str) -> pathlib.Path:
   """Returns the folder of a net's checkpoints."""
-  return workdir / "train" / net
+  return _trained_in(workdir) / "train" / net
 
 
 def best_folder(workdir: pathlib.Path, net: str) -> pathlib.Path:
@@ -74,7 +116,7 @@ def best_folder(workdir: pathlib.Path, net: str) -> pathlib.Path:
 
 def search_path(workdir: pathlib.Path) -> pathlib.Path:
   """Returns the path of the search's result."""
-  return workdir / "search" / "result.json"
+  return _trained_in(workdir) / "search" / "result.json"
 
 
 def robustness_path(workdir: pathlib.Path) -> pathlib.Path:
@@ -90,10 +132,9 @@ def load_supernet(experiment: Experiment, workdir: pathlib.Path) -> dict:
   """
   init, _ = nets.supernet_init(experiment)
   example = jax.eval_shape(init, experiment.key("pretrain_init"))
-  with checkpoint.Checkpoints(workdir / "pretrain") as checkpoints:
-    steps = experiment.config.pretrain.steps
-    state = loop.load_final(checkpoints, example, steps, "pretrain")
-  return state.params
+  checkpoints = checkpoint.Reader(workdir / "pretrain")
+  steps = experiment.config.pretrain.steps
+  return loop.load_final(checkpoints, example, steps, "pretrain").params
 
 
 def write_search(workdir: pathlib.Path, result: dict[str, Any]) -> None:
@@ -105,7 +146,7 @@ def write_search(workdir: pathlib.Path, result: dict[str, Any]) -> None:
 
 def evaluations_path(workdir: pathlib.Path) -> pathlib.Path:
   """Returns the path of all that the search scored."""
-  return workdir / "search" / "evaluations.npz"
+  return _trained_in(workdir) / "search" / "evaluations.npz"
 
 
 def load_search(workdir: pathlib.Path) -> dict[str, Any]:
@@ -137,7 +178,7 @@ def net_module(
   """Returns a net's module; found nets' widths are the search's result."""
   found, name = None, net_names.parse(net).widths
   if name not in experiment.widths:
-    field = f"{workdir}/search/result.json: {name}"
+    field = f"{search_path(workdir)}: {name}"
     found = found_widths(load_search(workdir), experiment.config)[name]
     found = tuple(map(int, experiment.space.check(found, field)))
   return nets.module(net, experiment, found)
@@ -176,11 +217,11 @@ def load_net(
     return Trained(module, reference_resnet.quantize(module, variables, images))
   init, _ = nets.net_init(net, module, experiment)
   example = jax.eval_shape(init, experiment.key("train_init"))
-  with checkpoint.Checkpoints(net_folder(workdir, net)) as checkpoints:
-    state = loop.load_final(checkpoints, example, config.train.steps, "train")
+  checkpoints = checkpoint.Reader(net_folder(workdir, net))
+  state = loop.load_final(checkpoints, example, config.train.steps, "train")
   if config.train.select == "best":
-    with checkpoint.Checkpoints(best_folder(workdir, net)) as checkpoints:
-      state = loop.Best(checkpoints).load(example)
+    best = checkpoint.Reader(best_folder(workdir, net))
+    state = loop.Best(best).load(example)
   variables = state.variables
   if net_names.parse(net).on_chips:
     variables = nets.ideal_statistics(module, variables, experiment)
@@ -194,14 +235,103 @@ def open_run(workdir: str | os.PathLike) -> Experiment:
     InputError: there is none, or it is damaged or of another version; its data
       can't be read.
   """
-  saved = _read_config(pathlib.Path(workdir) / "config.json")
+  config = saved_config(pathlib.Path(workdir))
+  source = source_of(pathlib.Path(workdir))
+  settings.validate(config, is_trained=source is not None)
+  if source:
+    return prepare_trained(config, saved_config(source))
+  return prepare(config)
+
+
+def saved_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+  """Returns the configuration of a run, as its config.json says.
+
+  Raises:
+    InputError: there is none, or it is damaged.
+  """
+  saved = _read_config(workdir / "config.json")
   config = settings.default()
   with config.unlocked():
     for name, value in saved.items():
       if name in fields.FIELDS:
         config.update_from_flattened_dict({name: _as_tuples(value)})
-  settings.validate(config)
-  return prepare(config)
+  return config
+
+
+# What nets of another run may be measured with, sections and fields; and the
+# sections that are no matter any more: those of that run are taken.
+_MEASURED = ("device", "hardware_aware", "robustness")
+_MEASURED += ("seed", "space.technology", "space.duplication", "train.nets")
+_PAST = ("pretrain", "search")
+
+
+def fit_to_source(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  source: pathlib.Path,
+) -> ml_collections.ConfigDict:
+  """Returns the configuration with which a run can measure another one's nets.
+
+  It is as given, but for what that run has done before its nets were trained.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    source: of the other one.
+
+  Raises:
+    InputError: it is no other run, or trains other nets; or `workdir` has nets
+      of its own.
+  """
+  here, there = (os.path.realpath(path) for path in (workdir, source))
+  if pathlib.Path(there) in (pathlib.Path(here), *pathlib.Path(here).parents):
+    raise errors.InputError(
+      f"--workdir: got {workdir}, in which --from has its nets; allowed is "
+      "another folder, outside of it"
+    )
+  own = [s for s in STAGES[:3] if holds_artefacts(workdir / s)]
+  if own:
+    raise errors.InputError(
+      f"--workdir: got {workdir}, which has its own {' and '.join(own)}, "
+      "allowed with --from is a folder without"
+    )
+  saved = saved_config(source)
+  theirs, ours = (_as_read(settings.flatten(one)) for one in (saved, config))
+  changed = [
+    f"config.{name} is {value!r}, there {theirs[name]!r}"
+    for name, value in ours.items()
+    if not (fields.FIELDS[name].is_free or value == theirs[name])
+    and not {name, name.split(".")[0]} & {*_MEASURED, *_PAST}
+  ]
+  changed += [
+    f"config.train.nets has {net}, there are {', '.join(theirs['train.nets'])}"
+    for net in config.train.nets
+    if net not in theirs["train.nets"]
+  ]
+  if changed:
+    raise errors.InputError(
+      f"--from: got {source}, whose nets are of another configuration: "
+      f"{'; '.join(changed)}"
+    )
+  fitting = config.copy_and_resolve_references()
+  for section in _PAST:
+    fitting[section] = saved[section]
+  return fitting.lock()
+
+
+def check_data(facts: Mapping[str, Any], source: pathlib.Path) -> None:
+  """Checks that images are those that another run's nets were trained on.
+
+  Raises:
+    InputError: they are others.
+  """
+  now, then = _as_read(dict(facts)), _read_config(source / "config.json")
+  then = then.get("data.resolved", now)
+  if now != then:
+    raise errors.InputError(
+      f"--from: got {source}, whose data are others: "
+      f"{_difference('data', then, now)}"
+    )
 
 
 def load_net_of_run(workdir: str | os.PathLike, name: str) -> Trained:
@@ -218,11 +348,7 @@ def load_net_of_run(workdir: str | os.PathLike, name: str) -> Trained:
     InputError: there is no such net, or it has not been trained.
   """
   experiment = open_run(workdir)
-  trained = experiment.config.train.nets
-  if name not in trained:
-    raise errors.InputError(
-      f"name: got {name!r}, allowed are {', '.join(trained)}"
-    )
+  errors.check_fields([name], experiment.config.train.nets, "name")
   return load_net(name, experiment, pathlib.Path(workdir))
 
 
@@ -242,8 +368,7 @@ def chosen_step(net: str, experiment: Experiment, workdir: pathlib.Path) -> int:
     return config.steps
   if nets.is_quantized(net, experiment):
     net = net_names.float_of(net)
-  with checkpoint.Checkpoints(best_folder(workdir, net)) as checkpoints:
-    return checkpoints.latest_step()
+  return checkpoint.Reader(best_folder(workdir, net)).latest_step()
 
 
 def load_teacher(
@@ -303,6 +428,7 @@ def settle(
   config: ml_collections.ConfigDict,
   workdir: pathlib.Path,
   data: Mapping[str, Any] | None = None,
+  source: pathlib.Path | None = None,
 ) -> None:
   """Writes <workdir>/config.json, or checks that it can go on with this one.
 
@@ -315,6 +441,7 @@ def settle(
     workdir: of the run.
     data: what `Splits.facts` says, for `data.data_dir` may change but not what
       is there; None: not known.
+    source: of the run whose nets are measured; None: they are this one's.
 
   Raises:
     InputError: lists the differences; or the folder can't be written.
@@ -328,7 +455,7 @@ def settle(
         f"{path}: missing beside {', '.join(left)}: nothing else says what "
         "these are of; restore it, or take another --workdir"
       )
-  now = _as_read(settings.flatten(config) | _resolved(config))
+  now = _as_read(settings.flatten(config) | _resolved(config, source))
   if data is not None:
     now["data.resolved"] = _as_read(dict(data))
   before = now
@@ -339,7 +466,7 @@ def settle(
     if data is None and "data.resolved" in before:
       now["data.resolved"] = before["data.resolved"]
   changed = [
-    f"config.{field} was {before.get(field)!r}, is {now.get(field)!r}"
+    _difference(field, before.get(field), now.get(field))
     for field in sorted(before.keys() | now.keys())
     if before.get(field) != now.get(field) and _matters(field, workdir)
   ]
@@ -349,6 +476,29 @@ def settle(
       " Take another --workdir, or the old values"
     )
   storage.write_record(path, now)
+
+
+_MOST_SHOWN = 300  # characters of a value in a line
+
+
+def _difference(field, before, now):
+  """Says how a field differs; of a device or a list of them only what does."""
+  parts = _differing(before, now)
+  before, now = (textwrap.shorten(repr(x), _MOST_SHOWN) for x in parts)
+  return f"config.{field} was {before}, is {now}"
+
+
+def _differing(before, now):
+  if isinstance(before, dict) and isinstance(now, dict):
+    names = [x for x in before | now if before.get(x) != now.get(x)]
+    pairs = {x: _differing(before.get(x), now.get(x)) for x in names}
+    return tuple({x: pair[i] for x, pair in pairs.items()} for i in (0, 1))
+  is_list = isinstance(before, list) and isinstance(now, list)
+  if is_list and len(before) == len(now):
+    pairs = [_differing(*x) for x in zip(before, now, strict=True)]
+    if all(isinstance(x, dict) for x in (*before, *now)):
+      return tuple([pair[i] for pair in pairs] for i in (0, 1))
+  return before, now
 
 
 def _read_config(path):
@@ -381,23 +531,26 @@ def _with_new_fields(now, before):
   return before
 
 
-def _resolved(config):
+def _resolved(config, source=None):
   """What may change under the same name: a preset, a file."""
-  sweeps = settings.sweeps(config)
-  maps = {
-    severity.fault_map for one in sweeps for severity in one.severities
-  } - {""}
-  technology = settings.hardware(config).technology
+  if source is None:
+    return _resolved_nets(config) | _resolved_chips(config)
+  theirs = _read_config(source / "config.json")
+  chips = _resolved_chips(config)
+  kept = theirs.keys() - chips.keys() - settings.flatten(config).keys()
+  return {name: theirs[name] for name in kept} | chips
+
+
+def _resolved_nets(config):
+  """Of what nets are made of."""
   costs = settings.own_costs(config)
   teacher = pathlib.Path(config.train.teacher)
   from_file = config.train.loss == "teacher" and teacher.is_file()
   return {
     "train.teacher.resolved": storage.digest(teacher) if from_file else None,
-    "device.resolved": dataclasses.asdict(settings.device(config)),
     "space.cost.resolved": None
     if costs is None
     else hashlib.sha256(costs.tobytes()).hexdigest(),
-    "space.technology.resolved": dataclasses.asdict(technology),
     "pretrain.devices": [
       dataclasses.asdict(device) for device in settings.pretrain_devices(config)
     ],
@@ -407,20 +560,34 @@ def _resolved(config):
     "train.devices": [
       dataclasses.asdict(device) for device in settings.train_devices(config)
     ],
+    "search.effects": _taken_effects(config, "search"),
+  }
+
+
+def _resolved_chips(config):
+  """Of what they are measured on."""
+  sweeps = settings.sweeps(config)
+  maps = {
+    severity.fault_map for one in sweeps for severity in one.severities
+  } - {""}
+  technology = settings.hardware(config).technology
+  return {
+    "device.resolved": dataclasses.asdict(settings.device(config)),
+    "space.technology.resolved": dataclasses.asdict(technology),
     "robustness.devices": [
       dataclasses.asdict(device) for device in settings.design_devices(config)
     ],
-    # Those that scenarios take; None, as without the field, if none does.
-    **{
-      f"{section}.effects": settings.own_effects(config)
-      if any(scenarios.DEVICE in one for one in config[section].scenarios)
-      else None
-      for section in ("search", "robustness")
-    },
+    "robustness.effects": _taken_effects(config, "robustness"),
     "robustness.fault_maps": {
       path: storage.digest(path) for path in sorted(maps)
     },
   }
+
+
+def _taken_effects(config, section):
+  """Those that scenarios take; None, as without the field, if none does."""
+  takes = any(scenarios.DEVICE in one for one in config[section].scenarios)
+  return settings.own_effects(config) if takes else None
 
 
 def _as_read(values):

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 import contextlib
+import dataclasses
 import pathlib
 import time
 
 import ml_collections
 
 from hawis_jax import errors
+from hawis_jax.config import fields
 from hawis_jax.config import settings
 from hawis_jax.pipeline import pretrain
 from hawis_jax.pipeline import provenance
@@ -17,6 +19,7 @@ from hawis_jax.pipeline import robustness
 from hawis_jax.pipeline import search
 from hawis_jax.pipeline import train
 from hawis_jax.pipeline.experiment import prepare
+from hawis_jax.pipeline.experiment import prepare_trained
 from hawis_jax.runtime import checkpoint
 from hawis_jax.runtime import distributed
 from hawis_jax.runtime import preemption
@@ -60,14 +63,25 @@ def run(
   with contextlib.ExitStack() as stack:
     stack.enter_context(preemption.watch())
     stack.enter_context(checkpoint.without_leftovers())
-    experiment = distributed.first_then_others(lambda: prepare(config))
+    source = _settled_source(workdir, names, source)
+    if source:
+      config = results.fit_to_source(config, workdir, source)
+    distributed.on_first(
+      lambda: _check_begun(config, workdir, names, source is not None)
+    )
+    prepared = distributed.first_then_others(lambda: _prepare(config, source))
+    experiment, digests = prepared
     if "train" in names:
       train.check_teacher(experiment, workdir)
     if "robustness" in names:
-      robustness.check_chips(experiment, workdir)
+      robustness.check_chips(experiment, source or workdir)
     distributed.on_first(lambda: stack.enter_context(storage.locked(workdir)))
     facts = experiment.splits.facts()
-    distributed.on_first(lambda: results.settle(config, workdir, facts))
+    distributed.on_first(lambda: results.settle(config, workdir, facts, source))
+    if source:
+      distributed.on_first(
+        lambda: results.write_source(workdir, source, digests)
+      )
     metrics = stack.enter_context(Metrics(workdir, recording=first))
     for name in names:
       if preemption.reached():
@@ -80,10 +94,66 @@ def run(
     metrics.say(f"done in {minutes}:{seconds:02d}; results in {workdir}")
 
 
+def _settled_source(workdir, names, source):
+  """Folder of the run whose nets are measured; None: they are its own.
+
+  A run that measures another one's nets may measure a third one's, which are
+  then the other's.
+  """
+  if source is None:
+    source = results.source_of(workdir)
+    unfit = [name for name in names if name not in fields.STAGES[3:]]
+    if source and unfit:
+      raise errors.InputError(
+        f"--workdir: got {workdir}, which measures nets of {source}, allowed "
+        f"are --from={source} and --stages robustness,report, not {unfit[0]}"
+      )
+  else:
+    if not (source / "config.json").exists():
+      raise errors.InputError(
+        f"--from: got {source}, which has no config.json, needed is the folder "
+        "of a run"
+      )
+    if not storage.is_remote(source):
+      source = source.absolute()
+    source = results.source_of(source) or source
+  return source
+
+
+def _prepare(config, source):
+  """(The experiment, digests of the nets that are another run's)."""
+  if source is None:
+    return prepare(config), {}
+  theirs = results.saved_config(source)
+  experiment = prepare_trained(config, theirs)
+  results.check_data(experiment.splits.facts(), source)
+  trained = dataclasses.replace(experiment, config=theirs)
+  return experiment, provenance.check_trained(experiment, trained, source)
+
+
+def _check_begun(config, workdir, names, is_trained):
+  """Raises InputError where the first stage's input can't be there.
+
+  So that a mistake leaves no folder behind.
+  """
+  before = fields.STAGES[: fields.STAGES.index(names[0])]
+  if is_trained:
+    before = before[3:]
+  elif not settings.searches(config):
+    before = before[2:]
+  there = [s for s in results.STAGES if results.holds_artefacts(workdir / s)]
+  if before and not there:
+    raise errors.InputError(
+      f"--workdir: got {workdir}, which holds no run, needed for --stages "
+      f"{names[0]} is one whose {before[-1]} has finished; run --stages all "
+      f"there, or {','.join(before)} first"
+    )
+
+
 def _check_same(config, others):
   """Raises InputError where processes were not started alike."""
-  fields = settings.flatten(config)
+  values = settings.flatten(config)
   for own in ("data.data_dir", "data.read_threads"):
-    del fields[own]
-  distributed.check_same(fields, "--config")
+    del values[own]
+  distributed.check_same(values, "--config")
   distributed.check_same(others, "--workdir, --stages, --from")

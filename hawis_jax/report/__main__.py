@@ -5,7 +5,6 @@ import pathlib
 import sys
 
 from hawis_jax import errors
-from hawis_jax.report import compare
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,6 +15,8 @@ def main(arguments: list[str] | None = None) -> int:
   )
   parser.add_argument("--out", required=True, help="folder of the comparison")
   given = parser.parse_args(arguments)
+  from hawis_jax.report import compare  # seconds of imports
+
   try:
     page = compare.run(given.runs, pathlib.Path(given.out))
   except errors.InputError as error:

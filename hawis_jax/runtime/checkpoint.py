@@ -39,7 +39,61 @@ _ARRAYS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray)
 _log = logging.getLogger(__name__)
 
 
-class Checkpoints:
+class Reader:
+  """Reads the checkpoints of one stage, and writes nothing.
+
+  Attributes:
+    directory: of the stage, which need not be there.
+  """
+
+  def __init__(self, directory: str | os.PathLike):
+    """Takes the directory."""
+    self.directory = _absolute(directory)
+    self._damaged = []
+
+  def latest_step(self) -> int | None:
+    """Returns the newest checkpoint's step, None where there is none."""
+    return max(_steps(self.directory), default=None)
+
+  def restore(self, like: Any) -> tuple[int, Any] | None:
+    """Reads the newest good checkpoint; logs those it has to skip.
+
+    Args:
+      like: pytree like the one saved, of arrays or `jax.ShapeDtypeStruct`s.
+        Arrays come back with its shardings, where it has none on the first
+        device of each process.
+
+    Returns:
+      (step, state), bit for bit as saved, or None where nothing was saved.
+
+    Raises:
+      InputError: no checkpoint is good, or it holds another kind of state.
+    """
+    self._damaged = []
+    for step in sorted(_steps(self.directory), reverse=True):
+      folder = self.directory / f"{step}"
+      state, fault = None, None
+      try:
+        state = _load(folder, like)
+      except errors.InputError:
+        raise
+      except Exception as error:  # Orbax's for damaged files are of any type
+        fault = textwrap.shorten(f"{type(error).__name__}: {error}", _LONGEST)
+      # Another process may have met what this one has not.
+      fine = multihost_utils.process_allgather(np.int32(fault is None))
+      if fine.all():
+        return step, state
+      _log.warning("skipping a damaged checkpoint: %s: %s", folder, fault)
+      self._damaged.append(step)
+    if not self._damaged:
+      return None
+    raise errors.InputError(
+      f"{self.directory}: got only damaged checkpoints, needed is one to go on "
+      "from; delete this folder to start the stage again"
+    )
+
+
+class Checkpoints(Reader):
   """Writes and restores the checkpoints of one stage.
 
   Every process calls every method. As a context manager it waits for the last
@@ -60,8 +114,8 @@ class Checkpoints:
     Raises:
       InputError: the directory can't be created or written to.
     """
-    self.directory = _absolute(directory)
-    self._saving, self._damaged = None, []
+    super().__init__(directory)
+    self._saving = None
     with storage.write_errors(directory):
       distributed.on_first(lambda: _clear(self.directory))
       self._orbax = ocp.training.Checkpointer(
@@ -108,47 +162,14 @@ class Checkpoints:
       )
 
   def latest_step(self) -> int | None:
-    """Returns the newest checkpoint's step, None where there is none."""
+    """See `Reader.latest_step`; waits for the last save."""
     self.wait()
-    return max(_steps(self.directory), default=None)
+    return super().latest_step()
 
   def restore(self, like: Any) -> tuple[int, Any] | None:
-    """Reads the newest good checkpoint; logs those it has to skip.
-
-    Args:
-      like: pytree like the one saved, of arrays or `jax.ShapeDtypeStruct`s.
-        Arrays come back with its shardings, where it has none on the first
-        device of each process.
-
-    Returns:
-      (step, state), bit for bit as saved, or None where nothing was saved.
-
-    Raises:
-      InputError: no checkpoint is good, or it holds another kind of state.
-    """
+    """See `Reader.restore`; waits for the last save."""
     self.wait()
-    self._damaged = []
-    for step in sorted(_steps(self.directory), reverse=True):
-      folder = self.directory / f"{step}"
-      state, fault = None, None
-      try:
-        state = _load(folder, like)
-      except errors.InputError:
-        raise
-      except Exception as error:  # Orbax's for damaged files are of any type
-        fault = textwrap.shorten(f"{type(error).__name__}: {error}", _LONGEST)
-      # Another process may have met what this one has not.
-      fine = multihost_utils.process_allgather(np.int32(fault is None))
-      if fine.all():
-        return step, state
-      _log.warning("skipping a damaged checkpoint: %s: %s", folder, fault)
-      self._damaged.append(step)
-    if not self._damaged:
-      return None
-    raise errors.InputError(
-      f"{self.directory}: got only damaged checkpoints, needed is one to go on "
-      "from; delete this folder to start the stage again"
-    )
+    return super().restore(like)
 
   def wait(self) -> None:
     """Waits for the last save; raises what made it fail."""

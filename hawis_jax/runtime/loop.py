@@ -21,8 +21,11 @@ Values = dict[str, chex.Array]
 class Best:
   """Keeps the state of the highest score, the first of equal ones."""
 
-  def __init__(self, checkpoints: checkpoint.Checkpoints):
-    """Takes where to keep it: one checkpoint, that of an earlier run if any."""
+  def __init__(self, checkpoints: checkpoint.Reader):
+    """Takes where to keep it: one checkpoint, that of an earlier run if any.
+
+    One that is only loaded may be a `checkpoint.Reader`'s.
+    """
     self._checkpoints = checkpoints
     self._score = None  # not known yet
 
@@ -179,7 +182,7 @@ def run_steps(
 
 
 def load_final(
-  checkpoints: checkpoint.Checkpoints, example: Any, total: int, stage: str
+  checkpoints: checkpoint.Reader, example: Any, total: int, stage: str
 ) -> Any:
   """Returns the state that a finished stage left.
 

@@ -1,0 +1,169 @@
+"""What leaves a finished run for other programs.
+
+  hawis-jax export weights runs/a found found.safetensors
+  hawis-jax export chip runs/a found chip7.npz --chip 7
+  hawis-jax export netlist runs/a found head.sp --chip 7 --layer head
+
+Weights of 1-bit nets are packed, eight to a byte. Chip s is the chip s that the
+run's nets were measured on, where its scenario has these effects; the device is
+the run's, with its own random effects, or another one.
+"""
+
+import argparse
+from collections.abc import Sequence
+import pathlib
+import sys
+
+from hawis_jax import errors
+
+_ARRAYS = ("positive", "negative")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit status, 2 after one of our errors."""
+  given = _parser().parse_args(arguments)
+  try:
+    given.write(given)
+  except errors.InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  print(f"{given.what}  {given.file}")
+  return 0
+
+
+def _parser():
+  parser = argparse.ArgumentParser(
+    "hawis-jax export",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  commands = parser.add_subparsers(dest="what", required=True)
+
+  def command(name, write, files, help_text):
+    made = commands.add_parser(name, help=help_text, description=help_text)
+    made.set_defaults(write=write)
+    made.add_argument("run", help="work directory whose training has finished")
+    made.add_argument("net", help="as in config.train.nets, e.g. found")
+    made.add_argument("file", help=files)
+    return made
+
+  weights = command(
+    "weights",
+    _weights,
+    ".safetensors or .npz",
+    "A net's weights, signs packed, beside its other variables.",
+  )
+  weights.add_argument(
+    "--published",
+    action="store_true",
+    help="float weights under the names of the published PyTorch code",
+  )
+  chip = command(
+    "chip", _chip, ".npz, .h5 or .hdf5", "Conductances of all cells of a chip."
+  )
+  netlist = command(
+    "netlist",
+    _netlist,
+    "of SPICE",
+    "One array of a chip with its wires, all rows driven.",
+  )
+  for made in (chip, netlist):
+    made.add_argument("--chip", type=int, default=0, help="from 0; default 0")
+    made.add_argument(
+      "--device", default="", help="preset or JSON file; default: the run's"
+    )
+  netlist.add_argument("--layer", required=True, help="e.g. head")
+  for name in ("slice", "row_tile", "column_tile"):
+    netlist.add_argument(f"--{name}", type=int, default=0, help="default 0")
+  netlist.add_argument("--array", choices=_ARRAYS, default=_ARRAYS[0])
+  netlist.add_argument("--dialect", default="ngspice", help="or hspice")
+  return parser
+
+
+def _opened(given):
+  """(experiment, module, variables) of the run's net."""
+  from hawis_jax.pipeline import results  # seconds of imports
+
+  experiment = results.open_run(given.run)
+  errors.check_fields([given.net], experiment.config.train.nets, "net")
+  trained = results.load_net(given.net, experiment, pathlib.Path(given.run))
+  return experiment, *trained
+
+
+def _weights(given):
+  from hawis_jax import interop
+
+  _, module, variables = _opened(given)
+  if given.published:
+    interop.export_weights(given.file, variables)
+  else:
+    interop.export_packed(given.file, module, variables)
+
+
+def _on_chip(given):
+  """(module, variables, device, key of the chip)."""
+  import jax
+
+  from hawis_jax.config import settings
+
+  if given.chip < 0:
+    raise errors.InputError(f"--chip: got {given.chip}, allowed is 0 and above")
+  experiment, module, variables = _opened(given)
+  config = experiment.config.copy_and_resolve_references()
+  if given.device:
+    config.device = settings.default().device
+    config.device.preset = given.device
+  key = jax.random.fold_in(experiment.key("robustness"), given.chip)
+  return module, variables, settings.own_device(config), key
+
+
+def _chip(given):
+  from hawis_jax import interop
+
+  module, variables, device, key = _on_chip(given)
+  interop.export_chip(
+    given.file,
+    key,
+    variables,
+    device,
+    bits=module.weight_bits,
+    scales=getattr(module, "weight_scales", None),
+  )
+
+
+def _netlist(given):
+  import numpy as np
+
+  from hawis_jax import interop
+  from hawis_jax.crossbar import cells
+  from hawis_jax.runtime import storage
+
+  module, variables, device, key = _on_chip(given)
+  if device.mapping != "differential":
+    raise errors.InputError(
+      f"mapping: got {device.mapping!r}, allowed is 'differential': the "
+      "netlist is of one array of a pair"
+    )
+  layers = cells.chip_cells(
+    key,
+    {"params": variables["params"]},
+    device,
+    bits=module.weight_bits,
+    scales=getattr(module, "weight_scales", None),
+  )
+  errors.check_fields([given.layer], [*layers], "--layer")
+  g = np.asarray(layers[given.layer].conductances)
+  place = (given.slice, given.row_tile, given.column_tile)
+  if not all(0 <= n < size for n, size in zip(place, g.shape, strict=False)):
+    raise errors.InputError(
+      f"--slice, --row_tile, --column_tile: got {place}, allowed are below "
+      f"{g.shape[:3]}"
+    )
+  text = interop.spice_netlist(
+    g[*place, _ARRAYS.index(given.array)],
+    np.full(g.shape[-2], device.read_voltage),
+    wire_resistance=device.wire_resistance,
+    load_resistance=device.load_resistance,
+    dialect=given.dialect,
+  )
+  storage.write_bytes(given.file, text.encode())

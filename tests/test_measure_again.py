@@ -30,9 +30,7 @@ def _measure(run, source, workdir, *arguments, **fields):
 
 
 @pytest.mark.slow
-def test_nets_are_measured_as_their_own_run_would(
-  run, after, tmp_path, capsys
-):
+def test_nets_are_measured_as_their_own_run_would(run, after, tmp_path, capsys):
   """To the bit; nothing is written there, and the report says where."""
   trained, again = after("train"), tmp_path / "again"
   fields = {"robustness.scenarios": "({'stuck_off':(0.05,)},{'variation':0.5})"}
@@ -87,7 +85,11 @@ def test_another_device_needs_neither_search_nor_training_for_it(
     ("", {"space.choices": "((4,),(8,),(16,))"}, "config.space.choices is [[4"),
     ("", {"train.steps": 9}, "config.train.steps is 9, there 8"),
     ("", {"data.levels": 4}, "config.data.levels is 4, there 8"),
-    ("", {"train.nets": "('baseline_1x',)"}, "config.train.nets has baseline_1x"),
+    (
+      "",
+      {"train.nets": "('baseline_1x',)"},
+      "config.train.nets has baseline_1x",
+    ),
     ("train/uniform/8", {}, "in which the net uniform is missing, damaged or"),
     ("config.json", {}, "which has no config.json"),
   ],

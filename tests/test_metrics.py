@@ -120,28 +120,61 @@ def test_only_the_recording_process_writes(tmp_path, stream):
 
 
 def test_progress_line():
-  line = progress_line(
-    "pretrain", 1240, 2000, {"loss": 0.4123, "accuracy": 0.912}, 3.1
-  )
-  assert line == (
-    "pretrain  1240/2000  3.1 step/s  ETA 4:05  loss 0.4123  accuracy 91.2 %"
-  )
-  slow = progress_line("search", 1, 101, {}, 0.02)
+  line = progress_line("pretrain", 1240, 2000, ["loss 0.4123"], 3.1)
+  assert line == "pretrain  1240/2000  3.1 step/s  ETA 4:05  loss 0.4123"
+  slow = progress_line("search", 1, 101, [], 0.02)
   assert slow == "search    1/101  50.0 s/step  ETA 1:23:20"
-  unknown = progress_line("train", 0, 10, {"loss": math.nan}, 0)
+  unknown = progress_line("train", 0, 10, ["loss nan"], 0)
   assert unknown == "train   0/10  loss nan"
 
 
-def test_rate_counts_this_runs_steps_without_the_first(metrics, stream, clock):
+def test_shares_are_in_percent(metrics, stream):
+  values = {"loss": 0.4123, "accuracy_max": 0.912, "random": 0.5, "a": 0.5}
+  values["nan"] = math.nan
+  metrics.stage("search", 9, shares=["random"]).report(1, values)
+  assert stream.getvalue().splitlines()[1] == (
+    "search  1/9  loss 0.4123  accuracy_max 91.2 %  random 50.0 %  a 0.5  "
+    "nan nan"
+  )
+
+
+def test_the_first_report_which_compiled_is_in_no_rate(metrics, stream, clock):
   progress = metrics.stage("pretrain", total=2000, start=1000)
-  clock.now += 10.0
-  progress.report(1020, {})  # 20 steps in 10 s, compilation included
+  clock.now += 1000.0
+  progress.report(1020, {})  # 20 steps, compilation included
   clock.now += 10.0
   progress.report(1120, {})  # 100 steps in 10 s
   assert stream.getvalue().splitlines() == [
-    "pretrain  begins at 1000/2000",
-    "pretrain  1020/2000  2.0 step/s  ETA 8:10",
+    "pretrain  begins at 1000/2000; the first step compiles",
+    "pretrain  1020/2000",
     "pretrain  1120/2000  10.0 step/s  ETA 1:28",
+  ]
+
+
+def test_what_is_ahead_is_estimated_by_the_speed_so_far(metrics, stream, clock):
+  """Work that is over, or was before, counts no more."""
+  metrics.plan({"pretrain": 50, "search": 100, "search/more": 30, "train": 20})
+  metrics.enter(2, 3)
+  progress = metrics.stage("search", total=10)
+  for step in (1, 2, 6):
+    clock.now += 4
+    progress.report(step, {})
+  progress.close()
+  metrics.enter(3, 3)
+  progress = metrics.stage("train", total=4)
+  for step in (1, 2, 4):
+    clock.now += 4
+    progress.report(step, {})
+  # 10 in 4 s, then 50 in 8 s: 50 are ahead; in the end nothing.
+  assert stream.getvalue().splitlines() == [
+    "stage 2 of 3: search  begins at 0/10; the first step compiles",
+    "stage 2 of 3: search   1/10",
+    "stage 2 of 3: search   2/10  4.0 s/step  ETA 0:32  whole run about 0:52",
+    "stage 2 of 3: search   6/10  1.6 s/step  ETA 0:06  whole run about 0:14",
+    "stage 3 of 3: train  begins at 0/4; the first step compiles",
+    "stage 3 of 3: train  1/4",
+    "stage 3 of 3: train  2/4  4.0 s/step  ETA 0:08",
+    "stage 3 of 3: train  4/4  2.7 s/step  ETA 0:00",
   ]
 
 
@@ -162,10 +195,10 @@ def test_a_terminal_gets_one_line_written_over(tmp_path, clock):
     progress = metrics.stage("train", total=3)
     for step in (1, 2):
       clock.now += 5
-      progress.report(step, {})
+      progress.report(step, {"loss": 1 / step})
   begin, text = terminal.getvalue().split("\n", 1)
-  assert begin == "train  begins at 0/3"
-  assert text.count("\r") == 2
+  assert begin == "train  begins at 0/3; the first step compiles"
+  assert text.count("\r") > 2 and "2/3 |" in text and "loss 0.5" in text
   assert text.count("\n") == 1
   assert text.endswith("\n")
 
@@ -175,9 +208,8 @@ def test_a_terminal_line_does_not_wrap(tmp_path, monkeypatch):
   terminal = Terminal()
   with Metrics(tmp_path, stream=terminal) as metrics:
     metrics.stage("train", total=3).report(1, {"long_name" * 9: 1.0})
-  line = terminal.getvalue().split("\n")[1]
-  assert line.startswith("\r") and line.endswith("\x1b[K")
-  assert len(line) == len("\r") + 39 + len("\x1b[K")
+  lines = terminal.getvalue().split("\n")[1].split("\r")
+  assert "1/3" in lines[-1] and max(map(len, lines)) < 40
 
 
 def _events(path):

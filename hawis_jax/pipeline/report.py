@@ -4,6 +4,7 @@
 made of nothing else, and the same content gives the same bytes.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import datetime
 import hashlib
@@ -33,8 +34,17 @@ def run(
   experiment: Experiment,
   workdir: pathlib.Path,
   metrics: Metrics,
+  argv: Sequence[str] = (),
 ) -> None:
   """Writes the report, unless there is one of just these results.
+
+  It ends with a table of the nets, and where the page is.
+
+  Args:
+    experiment: of the run.
+    workdir: of the run.
+    metrics: of the run.
+    argv: the command and its arguments; none: those of the process.
 
   Raises:
     InputError: a result is missing or damaged; the report can't be written.
@@ -43,9 +53,16 @@ def run(
     return
   folder = workdir / "report"
   metrics.flush()
-  content = collect(experiment, workdir)
-  if _is_finished(folder, content["digest"]):
-    return
+  content = collect(experiment, workdir, argv)
+  if not _is_finished(folder, content["digest"]):
+    _write(folder, content)
+  for warning in facts.warnings(content):
+    metrics.say(f"warning: {warning}")
+  metrics.say(facts.summary(content).to_string(index=False))
+  metrics.say(f"report  {folder / 'index.html'}")
+
+
+def _write(folder, content):
   drawn = figures.draw(content)
   files = render.files(drawn)
   files["index.html"] = render.render(content, drawn).encode()
@@ -62,9 +79,6 @@ def run(
       storage.write_bytes(folder / name, file)
   # Last: its digest says that the rest is complete.
   storage.write_record(folder / "report.json", content)
-  for warning in facts.warnings(content):
-    metrics.say(f"warning: {warning}")
-  metrics.say(f"report  {folder / 'index.html'}")
 
 
 def _is_finished(folder, digest):
@@ -78,7 +92,9 @@ def _is_finished(folder, digest):
   )
 
 
-def collect(experiment: Experiment, workdir: pathlib.Path) -> dict:
+def collect(
+  experiment: Experiment, workdir: pathlib.Path, argv: Sequence[str] = ()
+) -> dict:
   """Returns the content of report.json, but for `files`.
 
   Raises:
@@ -108,7 +124,7 @@ def collect(experiment: Experiment, workdir: pathlib.Path) -> dict:
   curves, measured = _metrics(workdir / "metrics.jsonl", swept)
   if source:
     curves, _ = _metrics(results.source_of(workdir) / "metrics.jsonl", swept)
-  command = _command()
+  command = _command(argv or sys.argv)
   inputs = {
     "config": json.loads(json.dumps(settings.flatten(config))),
     "data": {
@@ -204,12 +220,18 @@ def _missing(config, swept):
   return missing
 
 
-def _command():
-  program = pathlib.Path(sys.argv[0])
-  start = [sys.argv[0]]
-  if program.parts[-2:] == ("hawis_jax", "main.py"):
-    start = ["python", "-m", "hawis_jax.main"]
-  return shlex.join([*start, *sys.argv[1:]])
+def _command(argv):
+  first, *arguments = argv
+  name, *others = first.split(" ")  # "<program> run"
+  modules = {"main.py": "hawis_jax.main", "__main__.py": "hawis_jax"}
+  program = pathlib.Path(name)
+  if program.parent.name == "hawis_jax" and program.name in modules:
+    return shlex.join(
+      ["python", "-m", modules[program.name], *others, *arguments]
+    )
+  if program.name == "hawis-jax":
+    name = program.name
+  return shlex.join([name, *others, *arguments])
 
 
 def _name(command, workdir):

@@ -57,6 +57,7 @@ def run(
       checkpoints=checkpoints,
       metrics=metrics,
       log_every=1,
+      shares=_shares(config),
       limits={
         f"{name}_{what}": limit
         for name, each in methods.items()
@@ -88,6 +89,15 @@ def run(
   distributed.on_first(lambda: results.write_search(workdir, result))
   distributed.on_first(lambda: candidates.remove_saved(folder))
   return results.load_search(workdir)
+
+
+def _shares(config):
+  """Metrics that are accuracies; and rewards, where they are differences."""
+  shares = {"references", *config.methods}
+  shares |= {f"{name}_best" for name in config.methods}
+  if config.reward == "accuracy" and not config.penalty:
+    shares |= {f"{name}_reward" for name in config.methods}
+  return shares
 
 
 def build_methods(experiment: Experiment) -> dict[str, method.Method]:

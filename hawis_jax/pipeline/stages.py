@@ -18,6 +18,7 @@ from hawis_jax.pipeline import results
 from hawis_jax.pipeline import robustness
 from hawis_jax.pipeline import search
 from hawis_jax.pipeline import train
+from hawis_jax.pipeline import work
 from hawis_jax.pipeline.experiment import prepare
 from hawis_jax.pipeline.experiment import prepare_trained
 from hawis_jax.runtime import checkpoint
@@ -83,12 +84,15 @@ def run(
         lambda: results.write_source(workdir, source, digests)
       )
     metrics = stack.enter_context(Metrics(workdir, recording=first))
-    for name in names:
+    metrics.plan(work.ahead(experiment, workdir, names))
+    for number, name in enumerate(names, 1):
+      metrics.enter(number, len(names))
       if preemption.reached():
         raise errors.Preempted(f"before {name}")
       remade = names if remake else ()
       provenance.check(experiment, workdir, remade, metrics.say)
-      STAGES[name](experiment, workdir, metrics)
+      told = {"argv": argv} if name == "report" else {}
+      STAGES[name](experiment, workdir, metrics, **told)
   if first:
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
     metrics.say(f"done in {minutes}:{seconds:02d}; results in {workdir}")

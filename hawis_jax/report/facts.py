@@ -624,6 +624,27 @@ def _price(ours, theirs):
   return "at " + " and ".join(ratios)
 
 
+def summary(content: dict) -> pd.DataFrame:
+  """Returns a line a net: accuracy without defects, the worst, and its cost."""
+  lines = []
+  for name, net in content["nets"].items():
+    rows = [row for row in content["accuracy"] if row["net"] == name]
+    line = {
+      "net": style.net_name(name),
+      "clean [%]": style.percent(net["clean"]),
+    }
+    if rows:
+      worst = min(rows, key=lambda row: row["mean"])
+      line["worst [%]"] = style.estimate(worst["mean"], worst["ci95_total"])
+      line["where"] = style.severity(worst["scenario"], worst["severity"])
+    line |= {
+      "arrays": net["arrays"],
+      "energy": style.joule(net["energy_joule"]),
+    }
+    lines.append(line)
+  return pd.DataFrame(lines).fillna("")
+
+
 def tables(content: dict) -> dict[str, pd.DataFrame]:
   """Returns the page's tables; one that there is no data for has no rows."""
   rows, pairs = content["accuracy"], content["comparisons"]

@@ -1,6 +1,6 @@
 """The loop over a stage's steps: from its last checkpoint to its end."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 import dataclasses
 import math
 import time
@@ -103,6 +103,7 @@ def run_steps(
   log_every: int,
   checkpoint_seconds: float,
   stride: int = 1,
+  shares: Collection[str] = (),
   limits: Mapping[str, float] | None = None,
   validation: Validation | None = None,
   batches: Callable[[int], Iterator[dict[str, jax.Array]]] | None = None,
@@ -121,6 +122,7 @@ def run_steps(
     log_every: steps between two looks at the metrics.
     checkpoint_seconds: least time between two checkpoints [s].
     stride: steps that one `update` does, a divisor of `total`.
+    shares: metrics that are shown in percent, beside accuracies.
     limits: {metric: the most it may be}; of all others: finite.
     validation: see `Validation`; None: no measurements.
     batches: start step -> batches from there on; None: `update` takes none.
@@ -143,7 +145,7 @@ def run_steps(
   # On several CPU devices, steps on their way at the same time can wait for
   # each other's collectives without end.
   waiting = jax.default_backend() == "cpu" and jax.device_count() > 1
-  progress = metrics.stage(name, total=total, start=start)
+  progress = metrics.stage(name, total, start, shares)
   stream = batches(start) if batches else None
   saved, pending = time.monotonic(), []
   for step in range(start, total, stride):

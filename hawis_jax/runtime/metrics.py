@@ -12,7 +12,7 @@ lines after that step, because it computes them again: however often a run is
 interrupted, each (stage, step) occurs once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 import contextlib
 import json
 import math
@@ -23,12 +23,18 @@ import time
 from typing import Self, TextIO
 import zlib
 
+import tqdm
+
 from hawis_jax import errors
 from hawis_jax.runtime import storage
 from hawis_jax.runtime import tensorboard
 from hawis_jax.runtime import terminal
 
 _SHOW_SECONDS = 2.0  # least time between two lines of progress
+# At a terminal; a rate that is not known is a question mark.
+_BAR = (
+  "{desc}  {n_fmt}/{total_fmt} |{bar:10}| {rate_fmt}  ETA {remaining}{postfix}"
+)
 
 
 class Metrics:
@@ -63,18 +69,40 @@ class Metrics:
     self.clock = clock
     self._path = self.directory / "metrics.jsonl"
     self._stages = contextlib.ExitStack()
+    self._stage = ""  # "stage 2 of 5: "
+    self._work = {}  # of progresses that are not over, in their order
+    self._done = 0.0, 0.0  # work of those that are, and its time [s]
     if recording:
       storage.make_directory(self.directory)
       self._lines = storage.Lines(self._path)
       self._drop(lambda line: False)
 
-  def stage(self, name: str, total: int, start: int = 0) -> "Progress":
+  def plan(self, work: Mapping[str, float]) -> None:
+    """Takes what is ahead, for an estimate of all that is left.
+
+    Args:
+      work: of every progress, by name, in their order, in any one unit.
+    """
+    self._work = dict(work)
+
+  def enter(self, number: int, of: int) -> None:
+    """Says which of the run's stages begins; for progress alone."""
+    self._stage = f"stage {number} of {of}: "
+
+  def stage(
+    self,
+    name: str,
+    total: int,
+    start: int = 0,
+    shares: Collection[str] = (),
+  ) -> "Progress":
     """Begins a stage, or continues it after an interruption.
 
     Args:
       name: of the stage.
       total: its steps.
       start: steps done before; 0 drops every line of the stage.
+      shares: values that are shown in percent, beside accuracies.
     """
     if self.recording:
       self._drop(
@@ -83,8 +111,38 @@ class Metrics:
         )
       )
     return self._stages.enter_context(
-      contextlib.closing(Progress(self, name, total, start))
+      contextlib.closing(Progress(self, name, total, start, shares))
     )
+
+  def begin(self, name: str) -> None:
+    """Takes what was planned before a progress for done, or not needed."""
+    while name in self._work and next(iter(self._work)) != name:
+      del self._work[next(iter(self._work))]
+
+  def end(self, name: str, share: float, seconds: float) -> None:
+    """Learns how long a share of a planned work took."""
+    done, took = self._done
+    self._done = done + share * self._work.get(name, 0.0), took + seconds
+
+  def left(self, name: str, share: float, seconds: float) -> float | None:
+    """Returns the time [s] of what is planned after a progress.
+
+    Args:
+      name: of the progress.
+      share: of it that has been done in `seconds`, of which the others' speed
+        follows with that of what is over.
+      seconds: see `share`.
+
+    Returns:
+      None: nothing is known, or nothing follows.
+    """
+    if name not in self._work:
+      return None
+    done = self._done[0] + share * self._work[name]
+    after = sum(self._work.values()) - self._work[name]
+    if not done or not after:
+      return None
+    return after * (self._done[1] + seconds) / done
 
   def append(self, stage: str, step: int, values: Mapping[str, float]) -> None:
     """Writes one line to the file; `Progress.report` is the way to it."""
@@ -131,17 +189,30 @@ class Metrics:
 class Progress:
   """Takes the reports of one stage; made by `Metrics.stage`."""
 
-  def __init__(self, metrics: Metrics, name: str, total: int, start: int):
+  def __init__(
+    self,
+    metrics: Metrics,
+    name: str,
+    total: int,
+    start: int,
+    shares: Collection[str],
+  ):
     """See `Metrics.stage`."""
     self._metrics = metrics
     self._name = name
     self._total = total
-    self._since = start, metrics.clock()  # the rate counts from here
-    if metrics.recording:  # the first step compiles, in silence
-      metrics.say(f"{name}  begins at {start}/{total}")
+    self._shares = shares
+    self._title = f"{metrics._stage}{name}"
+    self._since = None  # (step, time) of the first report: it has compiled
+    self._last = start
     self._shown = None  # when the last line was
-    self._open_line = False
+    self._bar = None
     self._board = None
+    if metrics.recording:
+      metrics.begin(name)
+      metrics.say(
+        f"{self._title}  begins at {start}/{total}; the first step compiles"
+      )
     if metrics.recording and tensorboard.can_write(metrics.directory):
       folder = metrics.directory / "tensorboard" / name
       self._board = tensorboard.Board(folder, start)
@@ -170,61 +241,119 @@ class Progress:
       self._show(int(step), values)
 
   def close(self) -> None:
-    """Ends the line of progress and the TensorBoard file."""
-    if self._open_line:
-      self._metrics.say("")
-    self._open_line = False
+    """Ends the bar of progress and the TensorBoard file."""
+    if self._bar:
+      self._bar.close()
+    self._bar = None
+    if self._since:
+      self._metrics.end(self._name, *self._spent(self._last))
+    self._since = None
     if self._board:
       self._board.close()
+    self._board = None
+
+  def _spent(self, step):
+    """(Share of all steps, seconds) since the first report."""
+    first, start = self._since
+    return (step - first) / self._total, self._metrics.clock() - start
 
   def _show(self, step, values):
     """Prints progress, unless the last line is too recent."""
-    now = self._metrics.clock()
+    now, self._last = self._metrics.clock(), step
     first, last = self._shown is None, step >= self._total
+    if first:
+      self._since = step, now
     if not (first or last or now - self._shown >= _SHOW_SECONDS):
       return
-    rate = (step - self._since[0]) / max(now - self._since[1], 1e-9)
-    if first:  # later rates leave out this run's first steps: they compile
-      self._since = step, now
     self._shown = now
-    line = progress_line(self._name, step, self._total, values, rate)
+    share, seconds = self._spent(step)
+    rate = share * self._total / max(seconds, 1e-9)
+    after = self._metrics.left(self._name, share, seconds)
+    if after is not None and rate:
+      after += (self._total - step) / rate
+    shown = _shown(values, self._shares)
+    if after is not None:
+      shown.insert(0, f"whole run about {_clock(after)}")
     stream = self._metrics.stream
     if not stream.isatty():
+      line = progress_line(self._title, step, self._total, shown, rate)
       self._metrics.say(line)
       return
-    # Write over the line before; one that wraps could not be.
-    line = line[: shutil.get_terminal_size().columns - 1]
-    end = "\n" if last else ""
-    self._metrics.say(f"\r{line}\x1b[K", end=end)
-    self._open_line = not last
+    if not self._bar:
+      self._bar = _Bar(
+        total=self._total,
+        initial=step,
+        desc=self._title,
+        unit=" step",
+        file=_Stream(stream),
+        bar_format=_BAR,
+        miniters=1,
+      )
+    # A line that wraps could not be written over.
+    self._bar.ncols = shutil.get_terminal_size().columns - 1
+    self._bar.set_postfix_str("  ".join(shown), refresh=False)
+    self._bar.update(step - self._bar.n)
+    self._bar.refresh()
+
+
+class _Bar(tqdm.tqdm):
+  """A bar without the thread that looks whether it hangs."""
+
+  monitor_interval = 0
+
+
+class _Stream:
+  """A terminal, which may be closed at any time."""
+
+  def __init__(self, stream: TextIO):
+    self.stream = stream
+    self.encoding = stream.encoding
+
+  def write(self, text):
+    terminal.say(text, self.stream, end="")
+
+  def flush(self):
+    """Is done at every write."""
+
+  def isatty(self):
+    return True
 
 
 def progress_line(
-  stage: str, step: int, total: int, values: Mapping[str, float], rate: float
+  title: str, step: int, total: int, shown: Sequence[str], rate: float
 ) -> str:
   """Returns e.g. "pretrain  40/2000  3.1 step/s  ETA 10:32  loss 0.412".
 
   Args:
-    stage: its name.
+    title: of the stage.
     step: steps done.
     total: steps of the stage.
-    values: by name.
+    shown: what follows.
     rate: [steps/s]; 0 where not known yet.
   """
-  shown = [
+  count = f"{step:{len(str(total))}}/{total}"
+  if not rate:
+    return "  ".join([title, count, *shown])
+  speed = f"{rate:.1f} step/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
+  eta = f"ETA {_clock((total - step) / rate)}"
+  return "  ".join([title, count, speed, eta, *shown])
+
+
+def _clock(seconds):
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  eta = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
+  return f"{eta}:{seconds:02d}"
+
+
+def _shown(values, shares):
+  """Values with their names; shares and accuracies in percent."""
+  return [
     f"{name} {100 * value:.1f} %"
-    if "accuracy" in name
+    if "accuracy" in name or name in shares
     else f"{name} {value:.4g}"
     for name, value in values.items()
   ]
-  count = f"{step:{len(str(total))}}/{total}"
-  if not rate:
-    return "  ".join([stage, count, *shown])
-  speed = f"{rate:.1f} step/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
-  minutes, seconds = divmod(round((total - step) / rate), 60)
-  hours, minutes = divmod(minutes, 60)
-  eta = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
-  return "  ".join([stage, count, speed, f"ETA {eta}:{seconds:02d}", *shown])
 
 
 def read(path: pathlib.Path) -> list[dict]:

@@ -1,0 +1,255 @@
+"""The commands: mistakes are cheap, runs follow each other, names, exports."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+from absl import flags
+import jax
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+import short_run
+
+from hawis_jax import __main__ as command
+from hawis_jax import main
+from hawis_jax.config import fields
+from hawis_jax.config import names
+from hawis_jax.crossbar import cells
+from hawis_jax.networks import width_vectors
+from hawis_jax.pipeline import results
+
+_CONFIG = f"--config={short_run.CONFIG}"
+# Seconds of imports each, which no mistake needs.
+_HEAVY = {
+  *("orbax", "grain", "tensorflow_datasets", "matplotlib", "pandas", "sklearn"),
+  *("scipy.stats", "scipy.optimize", "hawis_jax.pipeline"),
+}
+_MISTAKES = (
+  [_CONFIG, "--nope=1"],
+  [_CONFIG, "--config.search.nope=1"],
+  [_CONFIG, "--config.search.updates=0"],
+  [_CONFIG, "--config.search.selection=0.001"],
+  [_CONFIG, "--stages=nope"],
+  ["--config=none.py"],
+  ["digits"],
+)
+
+
+def _imported(program):
+  """Modules that a program of its own has imported in the end."""
+  program += "; import sys; print(*sys.modules, sep='\\n')"
+  child = subprocess.run(
+    [sys.executable, "-c", program], capture_output=True, text=True
+  )
+  return child.stderr, {*child.stdout.split("\n")}
+
+
+def test_a_mistake_imports_no_stage_and_starts_no_backend():
+  program = (
+    "from hawis_jax import main; import jax._src.xla_bridge as bridge\n"
+    f"for mistake in {[*_MISTAKES]}: assert main.run(['main', *mistake]) == 2\n"
+    "assert not bridge.backends_are_initialized()"
+  )
+  error, modules = _imported(program)
+  assert error.count("error: ") == error.count("\n") == len(_MISTAKES), error
+  assert "jax" in modules and not modules & _HEAVY
+
+
+def test_an_unknown_command_imports_not_even_jax():
+  program = "from hawis_jax import __main__ as m; m.main(['hawis-jax', 'rum'])"
+  error, modules = _imported(program)
+  assert error == (
+    "error: command: got 'rum', allowed are run, report, data, list, export; "
+    "did you mean 'run'?\n"
+  )
+  assert not modules & {*_HEAVY, "jax", "numpy"}
+
+
+def _state():
+  """What a run might leave behind in its process."""
+  handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+  numbers = ("jax_enable_x64", "jax_default_prng_impl")
+  jax_state = [getattr(jax.config, name) for name in numbers]
+  return handlers, jax_state, dict(os.environ), [*sys.argv], {*flags.FLAGS}
+
+
+def test_runs_follow_each_other_in_one_process(finished, data_dir, capsys):
+  """As in a notebook, whose own arguments are others."""
+  before = _state()
+  base = {**short_run.SHORT, "data.data_dir": data_dir}
+
+  def call(**changed):
+    values = base | {name.replace("__", "."): v for name, v in changed.items()}
+    overrides = [f"--config.{name}={value}" for name, value in values.items()]
+    return main.run(["main", _CONFIG, f"--workdir={finished}", *overrides])
+
+  config = finished / "config.json"
+  for every in (3, 4):
+    assert call(log_every=every) == 0
+    assert json.loads(config.read_text())["log_every"] == every
+  assert call(seed=1) == 2  # what is not given again is as in the file
+  assert "config.seed was 0, is 1" in capsys.readouterr().err
+  assert call() == 0
+  assert json.loads(config.read_text())["log_every"] == base["log_every"]
+  assert _state() == before
+  assert not flags.FLAGS.is_parsed() or "config" not in flags.FLAGS
+
+
+def test_the_end_of_a_run_says_how_nets_are_and_where_the_page_is(
+  run, finished, capsys
+):
+  assert run(finished, "--stages=report") == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[-2] == f"report  {finished / 'report' / 'index.html'}"
+  nets = results.load_robustness(finished)["nets"]
+  columns, *rows = lines[-3 - len(nets) : -2]
+  assert columns.split()[:3] == ["net", "clean", "[%]"]
+  for row, net in zip(rows, nets.values(), strict=True):
+    worst = min(
+      (x for s in net["sweeps"]["fixed"].values() for x in s),
+      key=lambda x: x["mean"],
+    )
+    assert f" {100 * net['clean']:.1f} " in row
+    assert (
+      f" {100 * worst['mean']:.1f} (" in row and f" {net['arrays']} " in row
+    )
+
+
+def test_report_in_a_fresh_folder_leaves_nothing(run, tmp_path, capsys):
+  for stage, needed in (("report", "robustness"), ("search", "pretrain")):
+    assert run(tmp_path / "run", f"--stages={stage}") == 2
+    error = short_run.one_line(capsys)
+    assert f"holds no run, needed for --stages {stage} is one whose" in error
+    assert f" {needed} has finished" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_of_all_packages_is_apart(capsys):
+  assert main.run(["main", "--helpfull"]) == 0
+  out = capsys.readouterr().out
+  assert "--config:" in out and "--config.search.updates=100" in out
+  assert "absl.logging" in out and "verbosity" in out
+
+
+def test_flags_of_packages_are_taken(run, tmp_path, capsys):
+  assert run(tmp_path / "run", "--verbosity=-1", "--stages=no") == 2
+  assert "--stages: got 'no'" in short_run.one_line(capsys)
+
+
+@pytest.mark.parametrize("kind", names.KINDS)
+def test_names_of_a_kind_are_listed(capsys, monkeypatch, kind):
+  monkeypatch.chdir(pathlib.Path(short_run.CONFIG).parents[1])
+  assert command.main(["hawis-jax", "list", kind, "--json"]) == 0
+  (found,) = json.loads(capsys.readouterr().out).values()
+  some = {
+    "presets": "reram_wan2022",
+    "technologies": "isaac_32nm",
+    "configs": "configs/digits.py",
+    "methods": "policy",
+    "vectors": "resnet20_hawis_a",
+    "scenarios": "stuck_off",
+  }
+  assert some[kind] in found
+  meaning = {
+    "presets": "1 to 39.3 uS, tiles of 64 x 64; write_error 1",
+    "technologies": "converter of 8 bits 1.66 pJ",
+    "vectors": "19 layers of 64 to 216 channels",
+  }
+  assert found[some[kind]] == meaning.get(kind, found[some[kind]])
+
+
+def test_all_names_are_listed_and_the_command_explains_itself(capsys):
+  assert command.main(["hawis-jax", "list"]) == 0
+  out = capsys.readouterr().out
+  assert all(name in out for name in width_vectors.PRESETS)
+  assert command.main(["hawis-jax", "--help"]) == 0
+  assert "hawis-jax export weights" in capsys.readouterr().out
+
+
+def test_run_of_the_command_is_main(capsys):
+  assert command.main(["hawis-jax", "run", "--help"]) == 0
+  out = capsys.readouterr().out
+  assert all(f"--config.{name}=" in out for name in fields.FIELDS)
+  assert command.main(["hawis-jax", "run", _CONFIG, "--stages=no"]) == 2
+  assert "--stages: got 'no'" in short_run.one_line(capsys)
+
+
+def _export(*arguments):
+  return command.main(["hawis-jax", "export", *map(str, arguments)])
+
+
+def _unpacked(arrays, layer):
+  shape = arrays[f"{layer}/shape"]
+  bits = np.unpackbits(arrays[f"{layer}/signs"], axis=1, count=shape[-1])
+  return (2.0 * bits - 1).reshape(shape)
+
+
+def test_packed_weights_make_the_same_net(after, tmp_path, capsys):
+  workdir, path = after("train"), tmp_path / "found.safetensors"
+  assert _export("weights", workdir, "found", path) == 0
+  arrays = safetensors.load_file(path)
+  experiment = results.open_run(workdir)
+  module, variables = results.load_net("found", experiment, workdir)
+  params = jax.tree.map(np.asarray, variables["params"])
+  for names_, kernel in cells.kernels_of(params).items():
+    layer = "/".join(names_)
+    signs = _unpacked(arrays, layer)
+    np.testing.assert_array_equal(signs, np.sign(kernel))
+    assert (
+      arrays[f"{layer}/signs"].nbytes <= kernel.size / 8 + signs[..., 0].size
+    )
+    np.testing.assert_allclose(
+      arrays[f"{layer}/scale"], np.abs(kernel).mean(), rtol=1e-5
+    )
+    inner = params
+    for name in names_:
+      inner = inner[name]
+    inner["kernel"] = (signs * arrays[f"{layer}/scale"]).astype(np.float32)
+  images, _ = experiment.unpadded(experiment.splits.test, 32)
+  code = module.encode(images)
+  expected = module.apply(variables, code, train=False)
+  got = module.apply({**variables, "params": params}, code, train=False)
+  np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
+  others = {n for n in arrays if n.startswith(("params/", "batch_stats/"))}
+  assert "batch_stats/bn_head/mean" in others
+  assert _export("weights", workdir, "fund", path) == 2
+  assert "net: got 'fund', allowed are found, uni" in short_run.one_line(capsys)
+
+
+def test_an_exported_chip_is_that_of_the_runs_measurements(
+  after, tmp_path, capsys
+):
+  workdir, path = after("train"), tmp_path / "chip.npz"
+  assert _export("chip", workdir, "found", path, "--chip", 3) == 0
+  experiment = results.open_run(workdir)
+  key = jax.random.fold_in(experiment.key("robustness"), 3)
+  with np.load(path) as arrays:
+    head, metadata = arrays["head/actual"], json.loads(str(arrays["metadata"]))
+  assert (
+    metadata["key"]["data"] == np.asarray(jax.random.key_data(key)).tolist()
+  )
+  assert metadata["device"]["stuck_off"] == 0.0904  # the preset's own
+  netlist = tmp_path / "head.sp"
+  place = ("--layer=head", "--array=negative", "--chip=3")
+  assert _export("netlist", workdir, "found", netlist, *place) == 0
+  text = netlist.read_text()
+  assert text.startswith("* 64 x 64 crossbar, wire 0 ohm")
+  lines = [line.split() for line in text.splitlines()]
+  values = {line[0]: line[3] for line in lines if line[0].startswith("Rcell")}
+  assert float(values["Rcell_2_5"]) == 1 / float(head[0, 0, 0, 1, 2, 5])
+  capsys.readouterr()
+  for wrong, message in (
+    ("--layer=heat", "--layer: got 'heat', allowed are"),
+    (
+      "--row_tile=1",
+      "--column_tile: got (0, 1, 0), allowed are below (1, 1, 1)",
+    ),
+    ("--device=nope", "config.device.preset: got 'nope'"),
+    ("--chip=-1", "--chip: got -1"),
+  ):
+    assert _export("netlist", workdir, "found", netlist, *place, wrong) == 2
+    assert message in short_run.one_line(capsys)

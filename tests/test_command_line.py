@@ -21,6 +21,7 @@ from hawis_jax.config import names
 from hawis_jax.crossbar import cells
 from hawis_jax.networks import width_vectors
 from hawis_jax.pipeline import results
+from hawis_jax.report import style
 
 _CONFIG = f"--config={short_run.CONFIG}"
 # Seconds of imports each, which no mistake needs.
@@ -77,17 +78,19 @@ def _state():
   return handlers, jax_state, dict(os.environ), [*sys.argv], {*flags.FLAGS}
 
 
-def test_runs_follow_each_other_in_one_process(finished, data_dir, capsys):
+def test_runs_follow_each_other_in_one_process(after, data_dir, capsys):
   """As in a notebook, whose own arguments are others."""
   before = _state()
   base = {**short_run.SHORT, "data.data_dir": data_dir}
+  workdir = after("train")
 
   def call(**changed):
     values = base | {name.replace("__", "."): v for name, v in changed.items()}
     overrides = [f"--config.{name}={value}" for name, value in values.items()]
-    return main.run(["main", _CONFIG, f"--workdir={finished}", *overrides])
+    where = (f"--workdir={workdir}", "--stages=train")
+    return main.run(["main", _CONFIG, *where, *overrides])
 
-  config = finished / "config.json"
+  config = workdir / "config.json"
   for every in (3, 4):
     assert call(log_every=every) == 0
     assert json.loads(config.read_text())["log_every"] == every
@@ -113,10 +116,9 @@ def test_the_end_of_a_run_says_how_nets_are_and_where_the_page_is(
       (x for s in net["sweeps"]["fixed"].values() for x in s),
       key=lambda x: x["mean"],
     )
-    assert f" {100 * net['clean']:.1f} " in row
-    assert (
-      f" {100 * worst['mean']:.1f} (" in row and f" {net['arrays']} " in row
-    )
+    assert f" {style.percent(net['clean'])} " in row
+    assert f" {style.percent(worst['mean'])} [" in row
+    assert f" {net['arrays']} " in row
 
 
 def test_report_in_a_fresh_folder_leaves_nothing(run, tmp_path, capsys):

@@ -73,7 +73,7 @@ def test_another_device_needs_neither_search_nor_training_for_it(
   assert config["search.updates"] == 4  # of the run that searched
   # Of a run that measures it is the nets' own that are measured.
   third = tmp_path / "third"
-  fields["robustness.scenarios"] = "({'stuck_on':0.1},)"
+  fields["robustness.scenarios"] = "({'write_error':2.0},)"
   assert _measure(run, again, third, *alone, **fields) == 0
   assert storage.read_record(third / "source.json")["folder"] == str(trained)
 

@@ -126,7 +126,8 @@ def _find(name, place):
     f"config.data.name: got '{name}', allowed are '{digits.NAME}',"
     f" 'image_folder', 'npz' and what {place} holds: {there}{hint}; images of"
     " your own: np.savez('mine.npz', x_train=.., y_train=.., x_test=..,"
-    " y_test=..), data.name = 'npz', data.data_dir = 'mine.npz'"
+    " y_test=..), data.name = 'npz', data.data_dir = 'mine.npz', or hx.arrays"
+    " in Python"
   )
 
 

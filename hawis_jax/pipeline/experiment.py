@@ -210,6 +210,8 @@ def prepare_trained(
   """
   splits = data.load(config.data)
   _check_images(config, splits)
+  config = config.copy_and_resolve_references()
+  config.train.nets = settings.nets(config)
   return dataclasses.replace(
     with_splits(trained, splits),
     config=config,

@@ -295,27 +295,27 @@ def fit_to_source(
       f"--workdir: got {workdir}, which has its own {' and '.join(own)}, "
       "allowed with --from is a folder without"
     )
-  saved = saved_config(source)
-  theirs, ours = (_as_read(settings.flatten(one)) for one in (saved, config))
+  saved, fitting = saved_config(source), config.copy_and_resolve_references()
+  for section in _PAST:
+    fitting[section] = saved[section]
+  theirs, ours = (_as_read(settings.flatten(one)) for one in (saved, fitting))
   changed = [
     f"config.{name} is {value!r}, there {theirs[name]!r}"
     for name, value in ours.items()
     if not (fields.FIELDS[name].is_free or value == theirs[name])
-    and not {name, name.split(".")[0]} & {*_MEASURED, *_PAST}
+    and not {name, name.split(".")[0]} & {*_MEASURED}
   ]
+  there = settings.nets(saved)
   changed += [
-    f"config.train.nets has {net}, there are {', '.join(theirs['train.nets'])}"
-    for net in config.train.nets
-    if net not in theirs["train.nets"]
+    f"config.train.nets has {net}, there are {', '.join(there)}"
+    for net in settings.nets(fitting)
+    if net not in there
   ]
   if changed:
     raise errors.InputError(
       f"--from: got {source}, whose nets are of another configuration: "
       f"{'; '.join(changed)}"
     )
-  fitting = config.copy_and_resolve_references()
-  for section in _PAST:
-    fitting[section] = saved[section]
   return fitting.lock()
 
 

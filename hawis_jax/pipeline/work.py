@@ -80,7 +80,8 @@ def _macs(experiment, widths):
 def _net_macs(net, experiment, workdir):
   """Of one image; as long as it isn't found, a net is as wide as may be."""
   name = net_names.parse(net).widths
-  if name == "found" and results.search_path(workdir).exists():
-    return _macs(experiment, results.load_search(workdir)["found"])
   widths = experiment.widths.get(name)
+  if not widths and results.search_path(workdir).exists():
+    result = results.load_search(workdir)
+    widths = results.found_widths(result, experiment.config).get(name)
   return _macs(experiment, widths or experiment.space.max_widths)

@@ -629,20 +629,22 @@ def summary(content: dict) -> pd.DataFrame:
   lines = []
   for name, net in content["nets"].items():
     rows = [row for row in content["accuracy"] if row["net"] == name]
-    line = {
-      "net": style.net_name(name),
-      "clean [%]": style.percent(net["clean"]),
-    }
-    if rows:
-      worst = min(rows, key=lambda row: row["mean"])
-      line["worst [%]"] = style.estimate(worst["mean"], worst["ci95_total"])
-      line["where"] = style.severity(worst["scenario"], worst["severity"])
-    line |= {
-      "arrays": net["arrays"],
-      "energy": style.joule(net["energy_joule"]),
-    }
-    lines.append(line)
-  return pd.DataFrame(lines).fillna("")
+    worst = min(rows, key=lambda row: row["mean"], default=None)
+    estimate, where = "", ""  # float nets meet no chips
+    if worst:
+      estimate = style.estimate(worst["mean"], worst["ci95_total"])
+      where = style.severity(worst["scenario"], worst["severity"])
+    lines.append(
+      {
+        "net": style.net_name(name),
+        "clean [%]": style.percent(net["clean"]),
+        "worst [%]": estimate,
+        "where": where,
+        "arrays": style.quantity("arrays", net["arrays"]),
+        "energy": style.quantity("energy", net["energy_joule"]),
+      }
+    )
+  return pd.DataFrame(lines)
 
 
 def tables(content: dict) -> dict[str, pd.DataFrame]:

@@ -11,6 +11,7 @@ Each has --help.
 
 from collections.abc import Sequence
 import importlib
+import runpy
 import sys
 
 from hawis_jax import errors
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the command's name and its arguments; None: those of the process.
   """
   program, *arguments = sys.argv if argv is None else argv
+  if argv is None and arguments[:1] == ["run"]:  # with its guard of signals
+    sys.argv = [program, *arguments[1:]]
+    runpy.run_module("hawis_jax.main", run_name="__main__", alter_sys=True)
   name = arguments[0] if arguments else "--help"
   if name in ("--help", "-h", "help"):
     print(__doc__.strip())
@@ -43,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
   module = importlib.import_module(f"hawis_jax.{_COMMANDS[name]}")
   if name == "run":
-    return module.run([f"{program} run", *arguments[1:]])
+    return module.run([program, *arguments[1:]])
   return module.main(arguments[1:])
 
 

@@ -5,6 +5,7 @@ hawis-jax list presets    one kind, as JSON with --json
 """
 
 import argparse
+import ast
 from collections.abc import Sequence
 import json
 import pathlib
@@ -76,7 +77,8 @@ def _device(device):
 
 
 def _first_line(path):
-  return path.read_text().strip('"\n').partition("\n")[0].rstrip('"')
+  documentation = ast.get_docstring(ast.parse(path.read_text())) or ""
+  return documentation.partition("\n")[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -221,17 +221,11 @@ def _missing(config, swept):
 
 
 def _command(argv):
-  first, *arguments = argv
-  name, *others = first.split(" ")  # "<program> run"
-  modules = {"main.py": "hawis_jax.main", "__main__.py": "hawis_jax"}
-  program = pathlib.Path(name)
-  if program.parent.name == "hawis_jax" and program.name in modules:
-    return shlex.join(
-      ["python", "-m", modules[program.name], *others, *arguments]
-    )
-  if program.name == "hawis-jax":
-    name = program.name
-  return shlex.join([name, *others, *arguments])
+  program = pathlib.Path(argv[0])
+  start = [argv[0]]
+  if program.parts[-2:] == ("hawis_jax", "main.py"):
+    start = ["python", "-m", "hawis_jax.main"]
+  return shlex.join([*start, *argv[1:]])
 
 
 def _name(command, workdir):

@@ -2,18 +2,28 @@
 
 python benchmarks/mappings.py --workdir runs/digits [--nets found uniform ...]
   [--chips 64]
+python benchmarks/mappings.py --workdir runs/mappings --equal-arrays 40
+  [--seeds 3] [--chips 8]
 
 Measures a run's binary nets in every `Device.mapping` on chips with stuck cells
 and with variation, with the statistics that they were trained with, and writes
 results/mappings.json. Differences are from the differential pair of the same
 net, on the same images; chips are others, since cells are. Intervals are 95 %,
 Student's over chips (Welch's of differences), and hold no other training.
-Arrays are single ones: a pair counts as two. Compare nets at equal arrays.
+Arrays are single ones: a pair counts as two.
+
+With `--equal-arrays` it trains for every mapping and seed the widest uniform
+digits net that so many arrays hold, measures it in that mapping alone, and adds
+`equal_arrays` to the file. Intervals and differences from the differential pair
+are over trainings and test images, crossed (`statistics.crossed_mean`); chips
+are other ones in each training, and in its mean.
 """
 
 import dataclasses
 import json
 import pathlib
+import subprocess
+import sys
 
 import measure
 import numpy as np
@@ -21,8 +31,11 @@ from scipy import stats
 
 from hawis_jax import crossbar
 from hawis_jax.crossbar import cells
+from hawis_jax.networks import net_variables
+from hawis_jax.pipeline import nets
 from hawis_jax.pipeline import results
 from hawis_jax.robustness import monte_carlo
+from hawis_jax.robustness import statistics
 
 _SCENARIOS = {
   "no defects": {},
@@ -34,6 +47,94 @@ _SCENARIOS = {
   "variation, gamma 0.3": dict(variation=0.3),
   "variation, gamma 0.5": dict(variation=0.5),
 }
+
+
+_EQUAL = {
+  name: _SCENARIOS[name]
+  for name in ("10 % stuck off", "2 % stuck on", "variation, gamma 0.5")
+}
+_EQUAL |= {
+  "wires, 0.78 ohm a cell": dict(wire_resistance=0.78),
+  "4-bit converters": dict(adc_bits=4),
+  "5-bit converters": dict(adc_bits=5),
+  "6-bit converters": dict(adc_bits=6),
+}
+_FIELDS = {
+  "train.nets": ("baseline_1x",),
+  "train.loss": "cross_entropy",
+  "train.steps": 1000,
+}
+
+
+def widest(most: int, device: crossbar.Device) -> tuple[int, ...]:
+  """Returns the largest base widths, uniformly scaled, that the arrays hold."""
+  found = None
+  for eighth in range(1, 200):
+    base = tuple(width * eighth // 8 for width in (8, 16, 32))
+    net = measure.prepare(
+      network__base_widths=base, train__nets=("baseline_1x",)
+    )
+    module = nets.module("baseline_1x", net)
+    shapes = net_variables.shapes(module, net.splits.image_shape)
+    if arrays(shapes, device) > most:
+      return found
+    found = base
+  raise ValueError(f"{most} arrays hold more than 25 times the 1x widths")
+
+
+def equal_arrays(workdir: pathlib.Path, most: int, seeds: int, chips: int):
+  """Yields rows of nets that take at most as many arrays, in their mapping."""
+  trained = {}
+  base = crossbar.PRESETS["hawis_published"]
+  base = crossbar.without_effects(base)
+  for mapping in crossbar.MAPPINGS:
+    device = dataclasses.replace(base, mapping=mapping)
+    widths = widest(most, device)
+    for seed in range(seeds):
+      folder = workdir / f"{'_'.join(map(str, widths))}_{seed}"
+      command = [sys.executable, "-m", "hawis_jax.main", f"--workdir={folder}"]
+      command += [f"--config={measure.DIGITS}", f"--config.seed={seed}"]
+      command += ["--stages=train", f"--config.network.base_widths={widths}"]
+      command += [f"--config.{name}={v}" for name, v in _FIELDS.items()]
+      subprocess.run(command, cwd=measure.ROOT, check=True)
+      trained[mapping, seed] = results.load_net_of_run(folder, "baseline_1x")
+    trained[mapping] = widths
+  for scenario, fields in {"no defects": {}, **_EQUAL}.items():
+    pair = None
+    for mapping in crossbar.MAPPINGS:
+      if mapping == "offset" and "adc_bits" in fields:
+        continue  # refused
+      device = dataclasses.replace(base, mapping=mapping, **fields)
+      is_random = any(
+        crossbar.is_present(getattr(device, name)) for name in crossbar.DEFECTS
+      )
+      table = []
+      for seed in range(seeds):
+        run = results.open_run(
+          workdir / f"{'_'.join(map(str, trained[mapping]))}_{seed}"
+        )
+        net = trained[mapping, seed]
+        chunks = monte_carlo.classify(
+          run.key("robustness"),
+          monte_carlo.Setting(*net, device),
+          *run.unpadded(run.splits.test),
+          range(chips if is_random else 1),
+        )
+        table.append(np.concatenate(list(chunks)).mean(0))
+      table = np.array(table)
+      pair = table if pair is None else pair
+      row = {
+        "scenario": scenario,
+        "mapping": mapping,
+        "base_widths": trained[mapping],
+        "arrays": arrays(trained[mapping, 0].variables, device),
+        "chips": chips if is_random else 1,
+        **statistics.crossed_mean(table),
+      }
+      del row["p"]  # of an accuracy of 0
+      if mapping != crossbar.MAPPINGS[0]:
+        row["difference"] = statistics.crossed_mean(table - pair)
+      yield row
 
 
 def arrays(variables: dict, device: crossbar.Device) -> int:
@@ -51,7 +152,23 @@ def main() -> None:
   parser.add_argument("--workdir", required=True)
   parser.add_argument("--nets", nargs="+", default=("found",))
   parser.add_argument("--chips", type=int, default=64)
+  parser.add_argument("--equal-arrays", type=int, default=0)
+  parser.add_argument("--seeds", type=int, default=3)
   args = parser.parse_args()
+  path = measure.ROOT / "results" / "mappings.json"
+  if args.equal_arrays:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content["equal_arrays"] = {
+      "command": " ".join(sys.argv),
+      "machine": measure.machine(),
+      "rows": [],
+    }
+    workdir = pathlib.Path(args.workdir).absolute()
+    for row in equal_arrays(workdir, args.equal_arrays, args.seeds, args.chips):
+      print(json.dumps(row), flush=True)
+      content["equal_arrays"]["rows"].append(row)
+      path.write_text(json.dumps(content, indent=1) + "\n")
+    return
   run = results.open_run(args.workdir)
   test = run.unpadded(run.splits.test)
   rows = []
@@ -87,11 +204,10 @@ def main() -> None:
           row["difference_ci95"] = list(map(float, ends))
         rows.append(row)
         print(json.dumps(row), flush=True)
-  path = pathlib.Path("results") / "mappings.json"
   path.parent.mkdir(exist_ok=True)
-  path.write_text(
-    json.dumps({"machine": measure.machine(), "rows": rows}, indent=1) + "\n"
-  )
+  content = json.loads(path.read_text()) if path.exists() else {}
+  content |= {"machine": measure.machine(), "rows": rows}
+  path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ _EQUAL |= {
 }
 _FIELDS = {
   "train.nets": ("baseline_1x",),
-  "train.loss": "cross_entropy",
+  "train.loss": "labels",
   "train.steps": 1000,
 }
 

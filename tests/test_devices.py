@@ -51,6 +51,9 @@ _RANGES = {
   "flicker_noise": (0, 1e3),
   "flicker_read": (1e-12, 1e12),
   "white_noise": (0, 10),
+  "adc_offset": (0, 1e6),
+  "adc_gain": (0, 1),
+  "adc_noise": (0, 1e6),
   "wire_resistance": (0, 1e9),
   "load_resistance": (0, 1e9),
   "adc_bits": (0, 16),
@@ -108,6 +111,8 @@ _OTHERS |= {
 def _with(**changes):
   if changes.get("write_error"):  # needs a polynomial
     changes = {"write_sigma": (1.0,), **changes}
+  if any(changes.get(field) for field in crossbar.CONVERTER_ERRORS):
+    changes = {"adc_bits": 6, **changes}
   if changes.get("relaxation"):
     changes = {"relaxation_growth": (1.0,), **changes}
   return dataclasses.replace(_IDEAL, **changes)
@@ -205,6 +210,10 @@ _NOISY = "x.analog_inputs: got True with noise a read, allowed is False"
     (dict(analog_inputs=True, read_noise=1.0), _NOISY),
     (dict(analog_inputs=True, telegraph_noise=1.0), _NOISY),
     (dict(analog_inputs=True, white_noise=0.1), _NOISY),
+    (
+      dict(adc_offset=0.5, adc_bits=0),
+      "x.adc_offset: got 0.5 with ideal converters, allowed is 0 where adc_",
+    ),
     (
       dict(white_noise=0.1, wire_resistance=2.0),
       "x.white_noise: got 0.1 with resistive wires, allowed is 0",
@@ -431,7 +440,8 @@ def test_leaves_are_what_is_present_and_its_constants():
   for field in crossbar.EFFECTS:
     # A severity of 0 that is an array stays.
     for severity in (0.5, jnp.float32(0)):
-      assert len(jax.tree.leaves(_with(**{field: severity}))) == count + 1
+      device = dataclasses.replace(_IDEAL, **{field: severity})
+      assert len(jax.tree.leaves(device)) == count + 1
 
 
 @given(st.sets(st.sampled_from(sorted(_FIELDS))))
@@ -515,7 +525,7 @@ def test_effects_are_fields_whose_default_is_0():
   assert set(crossbar.SCENARIO_FIELDS) == set(_FIELDS) - tuples
   for field, other in _OTHERS.items():
     noise = ("read_noise", "telegraph_noise", "white_noise")
-    tiled = field in ("adc_bits", *noise)
+    tiled = field in ("adc_bits", *noise, *crossbar.CONVERTER_ERRORS)
     assert crossbar.needs_tiles(_with(**{field: other})) == tiled
 
 

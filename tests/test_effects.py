@@ -28,6 +28,7 @@ _SEVERITIES = tuple(
   name
   for name in crossbar.DEFECTS
   if name not in ("read_noise", "telegraph_noise", "white_noise", *_DISPERSIONS)
+  and name not in crossbar.CONVERTER_ERRORS
 )
 _MEASURED = tuple(
   name for name, device in crossbar.PRESETS.items() if device.write_error

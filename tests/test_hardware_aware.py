@@ -85,6 +85,7 @@ _CMO = vars(crossbar.PRESETS["hfox_cmo"])
       1,
     ),
     (crossbar.Device(stuck_off=0.3, adc_bits=14), 1),
+    (crossbar.Device(adc_bits=14, adc_offset=1.0, adc_noise=1.0), 1),
     (crossbar.Device(stuck_off=0.3, variation=0.2), 8),
     (crossbar.Device(stuck_off=0.3, adc_bits=14, cell_bits=2), 8),
   ],

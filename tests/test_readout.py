@@ -19,6 +19,7 @@ from hawis_jax import errors
 from hawis_jax.arithmetic import binary
 from hawis_jax.crossbar import converters
 from hawis_jax.crossbar import defects
+from hawis_jax.crossbar import mapping
 from hawis_jax.crossbar import readout
 from hawis_jax.networks import layers
 from hawis_jax.networks import net_variables
@@ -594,19 +595,113 @@ def test_telegraph_noise_is_that_of_cells_that_switch(rng):
   assert got.std(0).min() > 0.01
 
 
+_BUILT = dict(adc_offset=0.8, adc_gain=0.1)
+
+
+def test_converters_as_built_read_by_formula(rng):
+  """Each column of each tile has an offset and a gain; every image the same."""
+  device = crossbar.Device(
+    stuck_off=0.2, tile_shape=(16, 8), adc_bits=4, **_BUILT
+  )
+  key, kernel, x = _key(rng), _kernel(rng, (70, 30)), _bits(rng, (40, 70))
+  layer = jax.jit(_chip)(key, kernel, device)["crossbar"]["layer"]
+  offsets, gains = (np.asarray(layer[n]) for n in ("offsets", "gains"))
+  assert offsets.shape == gains.shape == (5, 30)
+  silent = dict.fromkeys(("adc_bits", *crossbar.CONVERTER_ERRORS), 0)
+  linear = dataclasses.replace(device, **silent)
+  layer_key = jax.random.fold_in(key, 0)
+  weights = np.asarray(crossbar.effective_weights(layer_key, kernel, linear))
+  expected, step = 0.0, 16 / 7  # 15 values from -16 to 16
+  for tile in range(5):
+    rows = slice(16 * tile, 16 * tile + 16)
+    sums = x[:, rows] @ weights[rows]
+    seen = sums * (1 + gains[tile]) + offsets[tile]
+    expected = expected + step * np.clip(np.round(seen / step), -7, 7)
+  got = np.asarray(_read(key, kernel, x, device))
+  # A sum at a tie of codes may round to either side.
+  assert (abs(got - expected) > 1e-4).mean() < 1e-3
+  plain = np.asarray(
+    _read(
+      key,
+      kernel,
+      x,
+      dataclasses.replace(
+        device, **{name: 0.0 for name in crossbar.CONVERTER_ERRORS}
+      ),
+    )
+  )
+  assert (abs(got - plain) > 1).mean() > 0.3
+  # Beside others, an ideal converter has no errors.
+  ideal = dataclasses.replace(device, adc_bits=_NO_BITS, adc_noise=2.0)
+  np.testing.assert_allclose(
+    _read(key, kernel, x, ideal), x @ weights, atol=1e-4
+  )
+
+
+def test_errors_of_converters_are_normal_and_each_ones_own(rng):
+  device = crossbar.Device(tile_shape=(16, 8), adc_bits=6, **_BUILT)
+  kernel = _kernel(rng, (40, 20))
+
+  @jax.jit
+  @jax.vmap
+  def chips(key):
+    layer = _chip(key, kernel, device)["crossbar"]["layer"]
+    return layer["offsets"], layer["gains"]
+
+  offsets, gains = map(np.asarray, chips(jax.random.split(_key(rng), 200)))
+  assert offsets.shape == (200, 3, 20)
+  assert _are_normal(offsets / 0.8) and _are_normal(gains / 0.1)
+  table = np.concatenate([offsets, gains], 1).reshape(200, -1)
+  between = np.corrcoef(table.T)[np.triu_indices(120, 1)]
+  assert abs(between).max() < 5 / np.sqrt(200)
+  # A narrower net has those of the columns that it has.
+  narrow = _chip(jax.random.key(3), kernel[:, :7], device)["crossbar"]["layer"]
+  wide = _chip(jax.random.key(3), kernel, device)["crossbar"]["layer"]
+  np.testing.assert_array_equal(wide["offsets"][:, :7], narrow["offsets"])
+
+
+def test_noise_of_converters_is_new_at_every_read(rng):
+  """Whole codes of a sum with normal noise, undriven columns too."""
+  device = crossbar.Device(adc_bits=12, adc_noise=2.0)  # an LSB is 1
+  kernel, x = _kernel(rng, (60, 20)), _bits(rng, (1, 60))
+  for inputs in (x, 0 * x):
+    inputs = np.tile(inputs, (2000, 1))
+    got = np.asarray(_read(_key(rng), kernel, inputs, device))
+    code = got - inputs[0] @ np.sign(kernel)
+    ends = (stats.norm.cdf((code + half) / 2) for half in (-0.5, 0.5))
+    assert stats.kstest(rng.uniform(*ends).ravel(), "uniform").pvalue > 1e-6
+    assert abs(np.corrcoef(code.T)[np.triu_indices(20, 1)]).max() < 0.12
+
+
+def test_a_column_that_is_held_negated_has_its_own_offset_negated(rng):
+  """As the digital side turns its code; a gain has no sign."""
+  placement = crossbar.Placement(
+    np.int32([[1, 0]]), np.int8([[-1, 1]]), crossbar.Placing(("polarity",))
+  )
+  found = {
+    "weights": jnp.float32([[[1, 2], [3, 4]]]),
+    "offsets": jnp.float32([[[5, 6]]]),
+    "gains": jnp.float32([[[7, 8]]]),
+  }
+  got = mapping.back(found, placement)
+  np.testing.assert_array_equal(got["weights"], [[[-2, 1], [-4, 3]]])
+  np.testing.assert_array_equal(got["offsets"], [[[-6, 5]]])
+  np.testing.assert_array_equal(got["gains"], [[[8, 7]]])
+
+
 @pytest.mark.parametrize("law", ["independent", "proportional", "inverse"])
 def test_white_noise_is_that_of_cells_drawn_one_by_one(rng, law):
   """Of driven cells alone, in every mapping and as the state says."""
   ends = dict(g_on=1e-4, g_off=3e-5, tile_shape=(64, 16))
   x = np.tile(_bits(rng, (1, 50)), (3000, 1))
   signs = rng.choice([-1.0, 1.0], (50, 12))
-  for mapping, cells, unit in (
+  for kind, cells, unit in (
     ("differential", (1, -1), 1),
     ("complementary", (1, -1), 1),
     ("offset", (1,), 2),
   ):
     device = crossbar.Device(
-      white_noise=0.05, white_noise_law=law, mapping=mapping, **ends
+      white_noise=0.05, white_noise_law=law, mapping=kind, **ends
     )
     variance = 0.0
     for sign in cells:
@@ -619,7 +714,7 @@ def test_white_noise_is_that_of_cells_drawn_one_by_one(rng, law):
       variance += x[0] @ (0.05 * unit * std / 7e-5) ** 2
     got = np.asarray(_read(_key(rng), np.float32(signs), x, device), np.float64)
     z = (got - x[0] @ signs) / np.sqrt(variance)
-    assert _are_normal(z), mapping
+    assert _are_normal(z), kind
     assert abs(np.corrcoef(z[:-1, 0], z[1:, 0])[0, 1]) < 0.1
   silent = np.asarray(_read(_key(rng), np.float32(signs), 0 * x[:9], device))
   np.testing.assert_allclose(silent, 0, atol=1e-4)

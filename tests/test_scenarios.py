@@ -113,6 +113,8 @@ def test_a_number_is_one_severity():
 @pytest.mark.parametrize("effect", crossbar.EFFECTS)
 def test_chips_differ_where_anything_is_random(effect):
   ideal = crossbar.Device(write_sigma=(1.0,), relaxation_growth=(1.0,))
+  if effect in crossbar.CONVERTER_ERRORS:
+    ideal = dataclasses.replace(ideal, adc_bits=6)
   most = 0.5 if effect.endswith("dispersion") else 1
   first, second = _parse({effect: (0, most)}, ideal).severities
   random = effect in crossbar.DEFECTS

@@ -406,7 +406,9 @@ def search_devices(config: _Config) -> list[crossbar.Device]:
   not have would load the wires of those that it has.
   """
   section = "search.scenarios"
-  allowed = [f for f in crossbar.SCENARIO_FIELDS if "_resistance" not in f]
+  # Tiles that a candidate does not have must read as 0.
+  left_out = (*crossbar.CONVERTER_ERRORS, "wire_resistance", "load_resistance")
+  allowed = [f for f in crossbar.SCENARIO_FIELDS if f not in left_out]
   devices = _scenario_devices(config, section, allowed)
   for index, one in enumerate(devices):
     name = f"{section}[{index}]"
@@ -516,6 +518,14 @@ def _supernet_chips(config, where):
         config.hardware_aware.scenarios[index],
         f"one without wires where {where}: cells of the super-net that a "
         "vector does not have would load them",
+      )
+    built = crossbar.CONVERTER_ERRORS
+    if any(crossbar.is_present(getattr(one, field)) for field in built):
+      raise _error(
+        f"hardware_aware.scenarios[{index}]",
+        config.hardware_aware.scenarios[index],
+        f"one without {', '.join(built)} where {where}: tiles that a vector "
+        "does not have would not read as 0",
       )
   return devices
 

@@ -165,12 +165,17 @@ def program(
       converted = devices.is_present(device.adc_bits)
       entries = _tiled(layer, kernel, one_read=not converted)
       if converted:
-        entries["converter"] = _converter(path, variables, device, bits)
+        converter = _converter(path, variables, device, bits)
+        entries["converter"] = converter
+        if devices.is_present(device.adc_noise):
+          entries["converter_noise"] = jnp.asarray(
+            device.adc_noise, kernel.dtype
+          )
       if layer["copies"] > 1:
         entries["copies"] = jnp.asarray(layer["copies"], kernel.dtype)
       if bits > 1 and not device.analog_inputs:
         entries["planes"] = jnp.asarray(readout.planes(bits), kernel.dtype)
-      if "variances" in entries:
+      if "variances" in entries or "converter_noise" in entries:
         entries["read_key"] = jax.random.fold_in(layer_key, _READS)
     else:
       weight = _folded(layer, kernel)
@@ -383,7 +388,7 @@ def _tile_weights(keys, integers, faults, device, bits, write):
     std = defects.white_noise_std(g, device) * (unit * device.white_noise)
     variances = total(jnp.square(std))
     found["variances"] = found.get("variances", 0) + variances
-  return found
+  return found | defects.converter_errors(keys, device.tile_shape[1], device)
 
 
 def _known_weights(g, targets, integers, device, steps):
@@ -436,6 +441,9 @@ def _tiled(layer, kernel, one_read):
     # meet, but a narrower net has not all channels.
     taps = tuple(range(1, kernel.ndim - 1))
     read["thermal"] = read["thermal"].sum(taps)
+  for name in ("offsets", "gains"):
+    if name in layer:
+      read[name] = layer[name].reshape(-1, kernel.shape[-1])
   read = {name: value.astype(kernel.dtype) for name, value in read.items()}
   return {**read, "starts": jnp.asarray(starts)}
 

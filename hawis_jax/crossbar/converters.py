@@ -74,17 +74,28 @@ def _converter(bits, step, low, high, middle=0.0, threshold=0.0):
   return Converter(*map(jnp.asarray, (step, low, high, middle, threshold)))
 
 
-def convert(sums: chex.Array, converter: Converter) -> chex.Array:
+def convert(
+  sums: chex.Array,
+  converter: Converter,
+  gains: chex.Array | None = None,
+  offsets: chex.Array | None = None,
+) -> chex.Array:
   """Returns what one converter makes of partial sums `[..., C]`.
 
   Ties of whole codes round to the even one. The gradient passes where the code
-  does not clip.
+  does not clip. Each column's own, `[C]`: relative `gains` errors, of what it
+  converts, and `offsets`, that are added to it, in the units of sums.
   """
+  ideal, columns = sums, (1,) * (sums.ndim - 1) + (-1,)
+  if gains is not None:
+    sums = sums + sums * gains.reshape(columns)
+  if offsets is not None:
+    sums = sums + offsets.reshape(columns)
   step, low, high, middle, threshold = (
     jnp.asarray(x, sums.dtype) for x in converter
   )
   if threshold.ndim:
-    threshold = threshold.reshape((1,) * (sums.ndim - 1) + (-1,))
+    threshold = threshold.reshape(columns)
   # An ideal converter's step is 0: dividing by it would make gradients NaN.
   x = (sums - threshold) / jnp.where(step == 0, 1, step)
   code = jnp.where(middle == 0, jnp.round(x), jnp.floor(x) + middle)
@@ -92,4 +103,4 @@ def convert(sums: chex.Array, converter: Converter) -> chex.Array:
   passed = jnp.where(clipped == code, sums, 0)
   value = jax.lax.stop_gradient(clipped * step)
   value = value + (passed - jax.lax.stop_gradient(passed))
-  return jnp.where(step == 0, sums, value)
+  return jnp.where(step == 0, ideal, value)

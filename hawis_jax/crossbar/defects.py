@@ -27,6 +27,7 @@ _FAULT, _VARIATION, _GAUSSIAN, _DRIFT, _ROWS, _COLUMNS, _LEGACY, _WRITE = range(
   8
 )
 _TILE_VARIATION, _TILE_RATE, _RELAXATION, _FLICKER = 8, 9, 10, 11
+_OFFSET, _GAIN = 12, 13
 # Of a chip's key, beyond its layers: what all its cells share.
 _CHIP_VARIATION, _CHIP_RATE = 2**30, 2**30 - 2
 # Slices of a weight after the first have layer keys of their own: these, far
@@ -321,6 +322,31 @@ def white_noise_std(g: chex.Array, device: devices.Device) -> chex.Array:
     return g
   there = g > 0
   return jnp.where(there, device.g_on**2 / jnp.where(there, g, 1.0), 0)
+
+
+def converter_errors(
+  keys: chex.PRNGKey, columns: int, device: devices.Device
+) -> dict[str, chex.Array]:
+  """Returns offsets and relative gain errors of tiles' converters, by name.
+
+  Those that are present, `[T, 1, C]`; keys are of `tile_keys`.
+  """
+
+  def drawn(effect, sigma):
+    def one(key):
+      bits = draws.words(jax.random.fold_in(key, effect), (1, 1, columns))
+      return sigma * draws.normal(bits)[0]
+
+    return jax.vmap(one)(keys)
+
+  return {
+    name: drawn(effect, sigma)
+    for name, effect, sigma in (
+      ("offsets", _OFFSET, device.adc_offset),
+      ("gains", _GAIN, device.adc_gain),
+    )
+    if devices.is_present(sigma)
+  }
 
 
 def telegraph_step(g: chex.Array, device: devices.Device) -> chex.Array:

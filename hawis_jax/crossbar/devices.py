@@ -122,6 +122,10 @@ class Device:
     adc_bits: of the converter that reads a tile's column; 0: ideal; 1: a sense
       amplifier, whose threshold a channel is the folded normalisation's (see
       `robustness.calibration`).
+    adc_offset: sigma of the offset of each column's converter, in units of one
+      weight of 1 at one input of 1 (chip scope).
+    adc_gain: relative sigma of its gain about 1 (chip scope).
+    adc_noise: sigma of its noise, in the units of `adc_offset` (read scope).
     adc_range: "full_scale": all rows of a tile at the largest weight;
       "calibrated" from data (see `robustness.calibration`); or "granular": an
       LSB of one weight of 1 at one input of 1, which saturates.
@@ -178,6 +182,9 @@ class Device:
   flicker_read: float = 2.5e-7
   white_noise: float = 0.0
   white_noise_law: str = _static("independent")
+  adc_offset: float = 0.0
+  adc_gain: float = 0.0
+  adc_noise: float = 0.0
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Device))
@@ -206,7 +213,12 @@ DEFECTS = (
   "relaxation",
   "flicker_noise",
   "white_noise",
+  "adc_offset",
+  "adc_gain",
+  "adc_noise",
 )
+# Of converters as they are built.
+CONVERTER_ERRORS = ("adc_offset", "adc_gain", "adc_noise")
 # Severities of all effects.
 EFFECTS = (*DEFECTS, "wire_resistance", "load_resistance", "adc_bits")
 _RELAXATION = ("relaxation_shift", "relaxation_spread", "relaxation_growth")
@@ -392,6 +404,9 @@ _NUMBERS = {
   "wire_resistance": (0, 1e9, "a resistance [ohm] in [0, 1e+09]"),
   "load_resistance": (0, 1e9, "a resistance [ohm] in [0, 1e+09]"),
   "adc_bits": (0, 16, "an integer from 0 (ideal) to 16"),
+  "adc_offset": (0, 1e6, "a sigma in [0, 1e+06]"),
+  "adc_gain": (0, 1, "a relative sigma in [0, 1]"),
+  "adc_noise": (0, 1e6, "a sigma in [0, 1e+06]"),
   "adc_percentile": (50, 100, "a percentile in [50, 100]"),
 }
 # Least g_on / g_off. A cell has up to 128 steps, and float32 rounds every
@@ -486,6 +501,8 @@ def validate(device: Device, name: str = "device") -> Device:
   }
   if traced.intersection(_TOGETHER):
     traced.update(_TOGETHER)
+  if "adc_bits" in traced:
+    traced.update(CONVERTER_ERRORS)
   good = {field: getattr(Device(), field) for field in traced}
   concrete = plain(dataclasses.replace(device, **good))
   _validate(concrete, name)
@@ -614,6 +631,12 @@ def _check_combinations(device, name):
       f"measured {', '.join(_RELAXATION)}: choose a preset that has one, or "
       "set one"
     )
+  for field in CONVERTER_ERRORS:
+    if is_present(getattr(device, field)) and not is_present(device.adc_bits):
+      raise errors.InputError(
+        f"{name}.{field}: got {getattr(device, field):g} with ideal "
+        "converters, allowed is 0 where adc_bits is 0"
+      )
   read = any(is_present(getattr(device, field)) for field in _READ_NOISE)
   if read and device.analog_inputs:
     raise errors.InputError(

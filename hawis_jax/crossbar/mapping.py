@@ -406,14 +406,15 @@ def back(
 ) -> dict[str, chex.Array]:
   """Returns what tiles amount to, arrays `[T, R, C]` by name, as it was.
 
-  `weights` have signs; the others are variances, which have none.
+  `weights` and `offsets` have signs; the others are variances and gains.
   """
   columns = jnp.asarray(placement.columns)[:, None]
   found = {
     name: jnp.take_along_axis(array, columns, axis=2)
     for name, array in found.items()
   }
-  found["weights"] *= jnp.asarray(placement.signs)[:, None]
+  for name in {"weights", "offsets"} & set(found):
+    found[name] *= jnp.asarray(placement.signs)[:, None]
   return found
 
 

@@ -20,6 +20,7 @@ from hawis_jax.crossbar import converters
 
 # What a layer has once a read; its other entries serve all reads.
 _BY_READ = ("kernels", "starts", "factors", "variances", "thermal")
+_BY_READ += ("offsets", "gains")
 
 Product = Callable[[chex.Array, chex.Array], chex.Array]
 
@@ -74,17 +75,20 @@ def read(
     x: input `[B, ..., C_in]`: bits, or integers.
     layer: what `chip.program` made of it: `kernels`, `starts`, `factors`; a
       `converter` where there are any; `planes` where the bits of integers are
-      applied one after the other; `variances` and `read_keys` (`[B]`, from
-      `chip.for_images`) where there is noise a read; `thermal`, the variances
-      of an input channel's cells whatever its inputs, `[N, C, C_out]`;
-      `copies`, whose average is returned.
+      applied one after the other; `variances`, `converter_noise` and
+      `read_keys` (`[B]`, from `chip.for_images`) where there is noise a read;
+      `offsets` and `gains` of its converters, `[N, C_out]`; `thermal`, the
+      variances of an input channel's cells whatever its inputs,
+      `[N, C, C_out]`; `copies`, whose average is returned.
     mask: bool `[C_in]`, the input channels that there are, the first ones: the
       others, whose inputs are 0, have no rows; None: all.
   """
 
-  def accumulate(total, sums, factor):
+  def accumulate(total, sums, factor, read):
     if "converter" in layer:
-      sums = converters.convert(sums, layer["converter"])
+      sums = converters.convert(
+        sums, layer["converter"], read.get("gains"), read.get("offsets")
+      )
     return total + factor * sums
 
   channels = layer["kernels"].shape[-2]
@@ -107,15 +111,15 @@ def sums_percentile(
   is over a read's images, positions and columns.
   """
 
-  def accumulate(greatest, sums, factor):
-    del factor
+  def accumulate(greatest, sums, factor, read):
+    del factor, read
     return jnp.maximum(greatest, jnp.percentile(jnp.abs(sums), percentile))
 
   return _scan(product, x, layer, jnp.zeros((), x.dtype), accumulate)
 
 
 def _scan(product, x, layer, carry, accumulate):
-  """Returns the fold of accumulate(carry, sums, factor) over all reads."""
+  """Returns the fold of accumulate(carry, sums, factor, read) over reads."""
   if "planes" not in layer:
     return _scan_reads(product, x, layer, 0, 1.0, carry, accumulate)
   values = layer["planes"]
@@ -148,9 +152,15 @@ def _scan_reads(product, bits, layer, plane, value, carry, accumulate):
       bits, read["starts"], channels, bits.ndim - 1
     )
     sums = product(inputs, read["kernels"])
-    if "variances" in read:
-      # Of a sum of independent normal currents: the sum of their variances.
-      variance = product(inputs, read["variances"])
+    if "variances" in read or "converter_noise" in layer:
+      variance = jnp.zeros_like(sums)
+      if "variances" in read:
+        # Of a sum of independent normal currents: the sum of their variances.
+        variance = product(inputs, read["variances"])
+      if "converter_noise" in layer:
+        # Not of an ideal one, in a batch with others.
+        built = layer["converter"].step != 0
+        variance += jnp.square(built * layer["converter_noise"])
       if "thermal" in read:
         thermal = read["thermal"]
         if "mask" in layer:
@@ -168,7 +178,7 @@ def _scan_reads(product, bits, layer, plane, value, carry, accumulate):
         lambda k: jax.random.normal(k, sums.shape[1:], jnp.float32)
       )(keys)
       sums = sums + _sqrt(variance) * normal.astype(sums.dtype)
-    return accumulate(carry, sums, value * read["factors"]), None
+    return accumulate(carry, sums, value * read["factors"], read), None
 
   return jax.lax.scan(step, carry, reads)[0]
 

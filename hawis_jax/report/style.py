@@ -206,6 +206,18 @@ EFFECTS = {
   "fault_map": Effect(
     "Measured faults", "", "the measured faults", 1,
     "Cells are stuck as those of a measured chip."),
+  "adc_offset": Effect(
+    "Offsets of converters", "std of an offset [weights of 1]",
+    "converters' offsets of {:g}", 1,
+    "What every column's converter adds, drawn once a chip."),
+  "adc_gain": Effect(
+    "Gains of converters", "std of a gain",
+    "converters' gain errors of {:g}", 1,
+    "A factor of what every column's converter reads, drawn once a chip."),
+  "adc_noise": Effect(
+    "Noise of converters", "std of the noise [weights of 1]",
+    "converters' noise of {:g}", 1,
+    "Normal noise of every converter, new at every read."),
   "adc_bits": Effect(
     "Converters", "bits (0: ideal)", "{:g}-bit converters", 1,
     "Every column of every tile is read by a converter of so many bits, and "

@@ -12,8 +12,10 @@ import tiny_net
 from hawis_jax import backend
 from hawis_jax import crossbar
 from hawis_jax import errors
+from hawis_jax.crossbar import cells
 from hawis_jax.networks import layers
 from hawis_jax.networks import net_variables
+from hawis_jax.networks import reference_resnet
 from hawis_jax.pipeline import tally
 from hawis_jax.pipeline.tally import Tally
 from hawis_jax.robustness import calibration
@@ -237,6 +239,53 @@ def test_chip_mode_measures_what_the_chips_own_read_out_gives(net):
   for silent in ({"read_noise": 0.0}, {"adc_bits": 0}):
     sums = np.asarray(read(dataclasses.replace(device, **silent)), np.float64)
     assert (np.abs(found["var"] / sums.var((0, 1, 2)) - 1) > 0.01).any()
+
+
+@pytest.mark.slow
+def test_float_nets_are_measured_on_analog_cells(rng):
+  """Weights are differences of conductances, in steps of the channel's most."""
+  module = reference_resnet.cifar_reference(8, tiny_net.WIDTHS, 10, None)
+  variables = net_variables.init(module, jax.random.key(2), (8, 8, 1))
+  device = crossbar.Device(
+    stuck_off=0.1, stuck_on=0.05, variation=0.3, tile_shape=(24, 16)
+  )
+  key, setting = jax.random.key(3), monte_carlo.Setting(module, None, None)
+  got = _chip(setting, key, variables, device)["crossbar"]
+  held = cells.chip_cells(key, variables, device, 0)
+  for name, layer in held.items():
+    *scopes, last = name.split("/")
+    kernel, weight = variables["params"], got
+    for scope in (*scopes, last):
+      kernel, weight = kernel[scope], weight[scope]
+    kernel = np.asarray(kernel["kernel"], np.float64)
+    g = np.asarray(layer.conductances[0], np.float64)  # tiles, 2, R, C
+    pair = (g[:, :, 0] - g[:, :, 1]) / (device.g_on - device.g_off)
+    rows = pair.transpose(0, 2, 1, 3).reshape(pair.shape[0] * pair.shape[2], -1)
+    # Rows are ordered (channel, tap).
+    matrix = np.moveaxis(kernel, -2, 0).reshape(-1, kernel.shape[-1])
+    shares = rows[: len(matrix), : matrix.shape[1]]
+    expected = shares * abs(matrix).max(0)
+    found = np.moveaxis(np.asarray(weight["weight"]), -2, 0)
+    found = found.reshape(matrix.shape)
+    np.testing.assert_allclose(found, expected, atol=2e-5 * abs(matrix).max())
+    assert (abs(found - matrix) > 0.1 * abs(matrix).max()).mean() > 0.01
+  # An ideal chip is the net.
+  images = rng.integers(0, 256, (20, 8, 8, 1), np.uint8)
+  logits = jax.jit(module.apply, static_argnames="train")(
+    variables, module.encode(images), train=False
+  )
+  labels = np.asarray(logits.argmax(-1))
+  for ideal in (crossbar.Device(), crossbar.Device(wire_resistance=1e-3)):
+    found = evaluation.evaluate_chips(
+      key, module, variables, images, labels, ideal, 1
+    )
+    assert found.mean() >= 0.95
+  with pytest.raises(errors.InputError, match="a float net, allowed is one w"):
+    evaluation.evaluate_chips(
+      *(key, module, variables, images, labels),
+      crossbar.Device(adc_bits=6),
+      1,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -385,6 +385,19 @@ def test_nets_are_measured_with_all_statistics_float_ones_with_none():
     ("found", "fixed"),
     ("found_float", None),
   ]
+  config.robustness.float_nets = True
+  config.robustness.scenarios = (
+    {"stuck_off": (0.1, 0.2)},
+    {"adc_bits": 4},
+    {"cell_bits": 2, "stuck_on": 0.1},
+    {"mapping": "single", "dead_rows": 0.1},
+  )
+  steps = [x for x in robustness.measurements(config) if x.net != "found"]
+  assert [(x.statistics, x.scenario) for x in steps] == [
+    (None, None),
+    *[("chip", "stuck_off")] * 2,
+    *[("fixed", "stuck_off")] * 2,
+  ]
 
 
 def test_a_run_checks_its_sense_amplifiers_first(tmp_path):

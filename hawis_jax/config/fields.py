@@ -568,6 +568,10 @@ _ROBUSTNESS = dict(
     "global: with the statistics fixed, and no others, a layer's sums times "
     "one factor, measured on each chip with known inputs",
   ),
+  float_nets=_flag(
+    "float nets of train.nets are measured on chips too, a weight in a pair of "
+    "analog cells; not in scenarios of converters or noise a read"
+  ),
   design_chips=_integer(32, "that design averages over", 1, 2**16),
   calibration_images=_integer(
     256, "training images of chip's and design's, and of 8-bit ranges", 2

@@ -15,6 +15,7 @@ import numpy as np
 
 from hawis_jax import crossbar
 from hawis_jax import errors
+from hawis_jax.arithmetic import integer
 
 
 def init(
@@ -45,6 +46,27 @@ def init(
     fan_out = draw.size // shape[-2]
     flat[path] = draw.reshape(shape) * np.sqrt(2 / fan_out, dtype=np.float32)
   return traverse_util.unflatten_dict(flat)
+
+
+def crossbar_bits(module: nn.Module) -> int:
+  """Returns the bits of a net's weights on chips: 0, analog, of a float net."""
+  return 0 if module.weight_bits is None else module.weight_bits
+
+
+def in_units(chip: Mapping, params: Mapping, bits: int, scales: str) -> Mapping:
+  """Returns a float net's weights, of what a chip holds of them.
+
+  Args:
+    chip: `crossbar` of `crossbar.program`, folded.
+    params: of the net.
+    bits: of what is held, as `crossbar.program`'s.
+    scales: of it.
+  """
+  flat, kernels = traverse_util.flatten_dict(chip), {}
+  for (*path, name), weight in flat.items():
+    kernel = traverse_util.flatten_dict(params)[(*path, "kernel")]
+    kernels[(*path, name)] = weight * integer.weight_step(kernel, bits, scales)
+  return traverse_util.unflatten_dict(kernels)
 
 
 def shapes(module: nn.Module, image_shape: tuple[int, int, int]) -> dict:

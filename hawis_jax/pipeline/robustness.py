@@ -272,7 +272,7 @@ def check_chips(experiment: Experiment, workdir: pathlib.Path) -> None:
     program = functools.partial(
       crossbar.program,
       device=device,
-      bits=module.weight_bits,
+      bits=net_variables.crossbar_bits(module),
       scales=getattr(module, "weight_scales", None),
       faults=faults,
       layers=severity.layers,
@@ -301,7 +301,7 @@ def check_chips(experiment: Experiment, workdir: pathlib.Path) -> None:
           crossbar.known_faults,
           device=device,
           placing=severity.placing,
-          bits=module.weight_bits,
+          bits=net_variables.crossbar_bits(module),
           faults=faults,
           layers=severity.layers,
         )
@@ -334,18 +334,30 @@ class Measurement(NamedTuple):
 
 
 def measurements(config: ml_collections.ConfigDict) -> list[Measurement]:
-  """Returns every measurement of the stage; float nets meet no chips."""
+  """Returns every measurement of the stage.
+
+  Float nets meet chips where `robustness.float_nets` says so, and the device
+  can hold them: with linear read-out, and one analog cell a weight.
+  """
   steps = []
   for net in config.train.nets:
     steps.append(Measurement(net))
-    if net_names.parse(net).kind != net_names.FLOAT:
-      steps += [
-        Measurement(net, statistics, scenario.key, severity)
-        for statistics in config.robustness.batch_norm
-        for scenario in settings.sweeps(config)
-        for severity in scenario.severities
-      ]
+    is_float = net_names.parse(net).kind == net_names.FLOAT
+    if is_float and not config.robustness.float_nets:
+      continue
+    steps += [
+      Measurement(net, statistics, scenario.key, severity)
+      for statistics in config.robustness.batch_norm
+      for scenario in settings.sweeps(config)
+      for severity in scenario.severities
+      if not is_float or _holds_floats(severity.device)
+    ]
   return steps
+
+
+def _holds_floats(device):
+  is_read = not crossbar.needs_tiles(device)
+  return is_read and not device.cell_bits and device.mapping == "differential"
 
 
 def _is_done(result, step):

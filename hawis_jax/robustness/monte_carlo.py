@@ -171,8 +171,13 @@ def _check(setting, images, labels, limits):
       raise errors.InputError(
         f"limits.{name}: got {value!r}, allowed are numbers of at least {least}"
       )
-  device, bits = setting.device, setting.module.weight_bits
+  device, bits = setting.device, _bits(setting.module)
   crossbar.check_faults(setting.faults or {})
+  if setting.module.weight_bits is None and crossbar.needs_tiles(device):
+    raise errors.InputError(
+      "device: got one with converters or noise a read and a float net, "
+      "allowed is one without: they read inputs of bits"
+    )
   net = _on_chips(setting.module, setting.variables)
   crossbar.check_readout(net, device, bits, setting.layers)
   if setting.calibration is not None and device.adc_bits == 1:
@@ -295,9 +300,7 @@ def _form(setting):
   # Compensated by a factor that is no integer; or of inputs that are no bits.
   if setting.compensated or _is_own(setting.module):
     return "float32"
-  return weights_form(
-    setting.device, setting.module.weight_bits, setting.placing
-  )
+  return weights_form(setting.device, _bits(setting.module), setting.placing)
 
 
 def ideal_net(variables: dict) -> dict:
@@ -382,7 +385,7 @@ def make_plan(
 
 def _programmer(setting, known, program, calibrate, net):
   """Returns (key, numbers) -> chips, placed on the host, what is finite."""
-  device, bits = setting.device, setting.module.weight_bits
+  device, bits = setting.device, _bits(setting.module)
 
   @functools.cache
   def tiles():  # shapes alone are enough until a chip is programmed
@@ -514,6 +517,10 @@ def shared_variables(
 _with_scales = jax.jit(net_variables.with_scales, static_argnums=(0, 2))
 
 
+def _bits(module):
+  return net_variables.crossbar_bits(module)
+
+
 def _scales(module):
   return getattr(module, "weight_scales", "channel")
 
@@ -526,7 +533,7 @@ def _chip(key, setting, form, placement=None):
     key,
     _on_chips(module, net),
     setting.device,
-    module.weight_bits,
+    _bits(module),
     faults=setting.faults,
     layers=setting.layers,
     form=form,
@@ -534,8 +541,11 @@ def _chip(key, setting, form, placement=None):
     placement=placement,
   )
   if setting.compensated:
-    net = calibration.compensate(net, module.weight_bits, _scales(module))
-  return {"crossbar": net["crossbar"]}
+    net = calibration.compensate(net, _bits(module), _scales(module))
+  chip = net["crossbar"]
+  if module.weight_bits is None:
+    chip = net_variables.in_units(chip, net["params"], 0, _scales(module))
+  return {"crossbar": chip}
 
 
 def _known_faults(
@@ -550,7 +560,7 @@ def _known_faults(
       _on_chips(module, variables),
       device,
       placing,
-      module.weight_bits,
+      _bits(module),
       faults,
       layers,
       _scales(module),

@@ -18,7 +18,6 @@ from typing import Any
 
 import chex
 from flax import linen as nn
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +26,6 @@ import optax
 from hawis_jax import backend
 from hawis_jax import crossbar
 from hawis_jax import errors
-from hawis_jax.arithmetic import integer
 from hawis_jax.networks import any_flax
 from hawis_jax.networks import net_variables
 from hawis_jax.runtime import sharding
@@ -101,19 +99,10 @@ def program(
   else:
     chip = on(jax.tree.map(lambda x: x[choice], crossbar.stack(devices)))
   if module.weight_bits is None:
-    chip = _in_units(chip, variables["params"], scales)
+    params = variables["params"]
+    chip = net_variables.in_units(chip, params, bits, scales)
   net = {**variables, "crossbar": chip}
   return crossbar.for_images(net, jnp.arange(images))
-
-
-def _in_units(chip, params, scales):
-  """The weights of a float net, of a chip's integers."""
-  flat, kernels = traverse_util.flatten_dict(chip), {}
-  for (*path, name), weight in flat.items():
-    kernel = traverse_util.flatten_dict(params)[(*path, "kernel")]
-    step = integer.weight_step(kernel, _FLOAT_BITS, scales)
-    kernels[(*path, name)] = weight * step
-  return traverse_util.unflatten_dict(kernels)
 
 
 def loss_on_chips(

@@ -781,5 +781,5 @@ def test_settled_devices_are_written_out(file, tmp_path):
   message = "config.device.resolved was"
   _complains(message, results.settle, config, workdir)
   file({"tile_shape": [32, 8], "stuck_on": 0.1})  # as in a scenario
-  message = "config.search.effects was {}, is {'stuck_on': 0.1}"
+  message = "config.search.effects was {'stuck_on': None}, is {'stuck_on': 0.1}"
   _complains(message, results.settle, config, workdir)

@@ -324,6 +324,9 @@ class _Odd(nn.Module):
       )(y)
     elif self.kind == "norm":
       y = nn.WeightNorm(nn.Dense(4, name="odd"))(y)
+    elif self.kind == "several":
+      odd = nn.Einsum((4, 4), None, False, name="odd")
+      y = odd(odd(y, "bd,de->be"), "bd,ed->be")
     elif self.kind == "einsum":
       y = nn.Einsum((4, 2), "bd,de->bd", False, name="odd")(y)
     return y
@@ -336,6 +339,7 @@ _REFUSED = {
   "bfloat16": "got odd, which computes in bfloat16",
   "product": "got odd, whose dot_general is its own product",
   "norm": "got odd, whose kernel is transformed",
+  "several": "got odd, which is called as several products",
   "einsum": "got odd, whose equation 'bd,de->bd' is no product",
 }
 
@@ -562,6 +566,7 @@ def test_our_nets_are_trained_on_chips_in_a_loop_of_ones_own(tiny):
   ("change", "match"),
   [
     ({"num_chips": 0}, "num_chips: got 0, allowed"),
+    ({"batch": (1.0, 2.0)}, "batch: got arrays of lengths 0, needed is one"),
     ({"num_chips": 5}, "batch: got arrays of lengths 12, needed is one length"),
     ({"most_severity": 0}, "most_severity: got 0, allowed is a number above 0"),
     ({"worst": 2}, "worst: got 2, allowed is a number above 0, up to 1"),
@@ -580,11 +585,12 @@ def test_mistakes_in_training_are_refused(change, match):
   variables = net.module.init(jax.random.key(0), x)
   fields = {"loss_fn": _loss(net), "net": net, "device": _DEVICE} | change
   variables = fields.pop("variables", variables)
+  batch = fields.pop("batch", (x, np.arange(12) % 5))
   if fields["loss_fn"] == "pair":
     fields["loss_fn"] = lambda *given: (_loss(net)(*given), 1.0)
   with pytest.raises(hx.InputError, match=match):
     loss = hx.train_on_chips(**fields)
-    loss(variables, jax.random.key(0), (x, np.arange(12) % 5))
+    loss(variables, jax.random.key(0), batch)
 
 
 def test_a_loss_that_reads_no_chip_is_refused():

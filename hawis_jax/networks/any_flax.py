@@ -175,7 +175,9 @@ class AnyFlax:
         plain(variables),
         sample,
       )
-    except flax.errors.FlaxError as error:
+    except errors.InputError:
+      raise
+    except (flax.errors.FlaxError, TypeError, ValueError) as error:
       raise errors.InputError(
         f"variables, images: got what doesn't fit the net: "
         f"{' '.join(str(error).split())}"

@@ -74,7 +74,8 @@ def of_linen(
             refusal="whose kernel is transformed before it is read (by "
             "nn.map_variables, WeightNorm, scan, vmap, jit or remat)"
           )
-        found[own.path] = layer
+        if found.setdefault(own.path, layer) != layer:
+          found[own.path] = Layer(refusal="which is called as several products")
       return method(*args, **kwargs)
 
     with nn.intercept_methods(record):

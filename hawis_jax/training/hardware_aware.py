@@ -271,7 +271,7 @@ def train_on_chips(
         "variables: got no params, needed are (variables, key, batch) with the "
         "net's params in the variables"
       )
-    sizes = {len(leaf) for leaf in jax.tree.leaves(batch)}
+    sizes = {sum(np.shape(leaf)[:1]) for leaf in jax.tree.leaves(batch)}
     if len(sizes) != 1 or min(sizes) % num_chips or not min(sizes):
       raise errors.InputError(
         f"batch: got arrays of lengths {', '.join(map(str, sorted(sizes)))}, "

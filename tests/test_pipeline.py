@@ -104,11 +104,11 @@ def _run_with_stops(run, workdir, stops, monkeypatch, *arguments):
   assert run(workdir, *arguments) == 0
 
 
-# Damaged checkpoints in tests/faults let pretraining and training go on, too.
+# Damaged checkpoints in tests/faults let pretraining and training go on, too,
+# and test_loop.py stops a loop such as the search's anywhere.
 @pytest.mark.parametrize(
   "before, place, step, arguments",
   [
-    ("pretrain", "search", 2, ["--stages=search"]),
     ("pretrain", "search/candidates", 8, ["--stages=search"]),
     # Half of a severity's chips; what is left to do runs in one go.
     ("search", "robustness", 3, []),
@@ -142,26 +142,28 @@ def test_interrupted_in_every_stage_equals_uninterrupted(
   short_run.same(tmp_path / "run", finished)
 
 
-@pytest.mark.parametrize(
-  "name, value, ours",
-  [
-    ("jax_enable_x64", True, False),
-    ("jax_default_prng_impl", "rbg", "threefry2x32"),
-    ("jax_threefry_partitionable", False, True),
-    ("jax_random_seed_offset", 7, 0),
-  ],
-)
-def test_other_numbers_of_jax_are_ignored(
-  run, after, finished, capsys, name, value, ours
-):
-  """The results are those without, and one line says so."""
+def test_other_numbers_of_jax_are_ignored(run, after, finished, capsys):
+  """The results are those without, and a line each says so."""
   workdir = after("train")
-  jax.config.update(name, value)
-  status, left = run(workdir), getattr(jax.config, name)
-  jax.config.update(name, ours)
-  assert status == 0 and left == value  # what runs beside it goes on as before
-  told = f"{name.upper()}: ignored, it is {ours} here\n"
-  assert capsys.readouterr().err.startswith(told)
+  others = {
+    "jax_enable_x64": (True, False),
+    "jax_default_prng_impl": ("rbg", "threefry2x32"),
+    "jax_threefry_partitionable": (False, True),
+    "jax_random_seed_offset": (7, 0),
+  }
+  for name, (value, _) in others.items():
+    jax.config.update(name, value)
+  status = run(workdir)
+  left = {name: getattr(jax.config, name) for name in others}
+  for name, (_, ours) in others.items():
+    jax.config.update(name, ours)
+  # What runs beside it goes on as before.
+  assert status == 0 and left == {name: v for name, (v, _) in others.items()}
+  lines = capsys.readouterr().err.splitlines()
+  assert lines == [
+    f"{name.upper()}: ignored, it is {ours} here"
+    for name, (_, ours) in others.items()
+  ]
   short_run.same(workdir, finished)
 
 

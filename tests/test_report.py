@@ -237,11 +237,14 @@ class _Page(html_parser.HTMLParser):
     return next(r for r in self.rows if r[: len(start)] == list(start))
 
 
-def _run(experiment, workdir, drawn=True):
-  """Runs the stage; returns report.json's content and the page."""
+def _run(experiment, workdir, draw=figures.draw):
+  """Runs the stage; returns report.json's content and the page.
+
+  `draw` None: without figures, which take seconds.
+  """
   quiet = dict(flush=lambda: None, say=lambda text: None)
   metrics = types.SimpleNamespace(recording=True, **quiet)
-  draw = figures.draw if drawn else lambda content: {}  # which takes seconds
+  draw = draw or (lambda content: {})
   with mock.patch.object(figures, "draw", draw):
     report.run(experiment, workdir, metrics)
   content = storage.read_record(workdir / "report" / "report.json")
@@ -374,7 +377,7 @@ def test_the_search_is_told_budget_by_budget(rng, tmp_path, kind):
   names = rng.permutation(registry.NAMES).tolist()
   experiment = _experiment(search__methods=tuple(names))
   _write(tmp_path, rng, experiment, kind, (0.7, 1.0))
-  content, page = _run(experiment, tmp_path, drawn=False)
+  content, page = _run(experiment, tmp_path, draw=None)
   search = content["search"]
   result = storage.read_record(tmp_path / "search" / "result.json")
   assert {name: search[name] for name in result} == result
@@ -452,7 +455,7 @@ def test_figures_show_the_numbers(rng, tmp_path):
   scenarios = {"stuck_on": (0.01,)}, {"variation": (0.1, 0.4)}
   experiment = _experiment(robustness__scenarios=scenarios)
   _write(tmp_path, rng, experiment, "energy", (0.7, 1.0))
-  content, _ = _run(experiment, tmp_path, drawn=False)
+  content, _ = _run(experiment, tmp_path, draw=None)
   search = content["search"]
   figure, values = figures.front(content)
   assert len(values) == sum(map(len, search["candidates"].values()))
@@ -650,7 +653,7 @@ def test_the_net_that_training_selected_is_named(rng, tmp_path, is_uniform):
   search["found"] = swept["nets"]["found"]["widths"] = found
   storage.write_record(path, search)
   storage.write_record(tmp_path / "robustness" / "result.json", swept)
-  content, page = _run(experiment, tmp_path, drawn=False)
+  content, page = _run(experiment, tmp_path, draw=None)
   entry = facts.found_candidate(content["search"])
   assert entry["widths"] == found
   before = style.percent(entry["score"])
@@ -700,7 +703,7 @@ def test_an_unfinished_sweep_says_what_is_missing(rng, tmp_path):
   del sweeps["variation"]
   del sweeps["stuck_on"][-1]
   storage.write_record(tmp_path / "robustness" / "result.json", swept)
-  content, page = _run(experiment, tmp_path, drawn=False)
+  content, page = _run(experiment, tmp_path, draw=None)
   assert "uniform: 2 % stuck on; uniform: variation γ = 0; " in page.text
   assert content["missing"][0] == "1x baseline: everything"
   assert len(content["missing"]) == 1 + 1 + 7
@@ -709,10 +712,16 @@ def test_an_unfinished_sweep_says_what_is_missing(rng, tmp_path):
   assert page.row("1.5 % stuck on")[2].startswith(("+", "-"))
 
 
+def _placeholders(content):
+  """In the place of figures, which take seconds."""
+  names = ["search", *(["training"] if content["curves"] else [])]
+  return dict.fromkeys(names, figures.Drawn("<svg></svg>", b"%PDF", "a,b"))
+
+
 def test_a_report_is_made_once_for_the_same_results(rng, tmp_path):
   experiment = _experiment()
   swept = _write(tmp_path, rng, experiment)
-  before, _ = _run(experiment, tmp_path)
+  before, _ = _run(experiment, tmp_path, _placeholders)
   folder = tmp_path / "report"
 
   def stamps():
@@ -723,17 +732,19 @@ def test_a_report_is_made_once_for_the_same_results(rng, tmp_path):
   with (tmp_path / "metrics.jsonl").open("a") as file:
     # Nothing that is shown.
     file.write(_line(1.0, "robustness", 9, {"x": 1.0}))
-  _run(experiment, tmp_path)
+  _run(experiment, tmp_path, _placeholders)
   assert stamps() == first
   (folder / "search.svg").unlink()
   (folder / "report.json").write_text("{")
-  assert _run(experiment, tmp_path)[0]["digest"] == before["digest"]
+  assert (
+    _run(experiment, tmp_path, _placeholders)[0]["digest"] == before["digest"]
+  )
   assert {*stamps()} == {*first}
   # Other results: another report, and no picture of what is gone.
   swept["nets"]["found"]["clean"] = 0.5
   storage.write_record(tmp_path / "robustness" / "result.json", swept)
   (tmp_path / "metrics.jsonl").unlink()
-  changed, page = _run(experiment, tmp_path)
+  changed, page = _run(experiment, tmp_path, _placeholders)
   assert changed["digest"] != before["digest"] and "50.00 [" in page.text
   assert not (folder / "training.svg").exists()
 
@@ -743,7 +754,7 @@ def test_what_stops_it_is_named(rng, tmp_path):
   _write(tmp_path, rng, experiment)
   (tmp_path / "report").write_text("a file")
   with pytest.raises(errors.InputError, match="can't write"):
-    _run(experiment, tmp_path, drawn=False)
+    _run(experiment, tmp_path, draw=None)
   (tmp_path / "search" / "result.json").unlink()
   with pytest.raises(errors.InputError, match="--stages search first"):
     _run(experiment, tmp_path)

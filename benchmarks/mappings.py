@@ -132,6 +132,8 @@ def equal_arrays(workdir: pathlib.Path, most: int, seeds: int, chips: int):
         **statistics.crossed_mean(table),
       }
       del row["p"]  # of an accuracy of 0
+      row["seeds"] = row.pop("rows")
+      row["low"], row["high"] = max(row["low"], 0.0), min(row["high"], 1.0)
       if mapping != crossbar.MAPPINGS[0]:
         row["difference"] = statistics.crossed_mean(table - pair)
       yield row

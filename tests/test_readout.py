@@ -598,6 +598,7 @@ def test_telegraph_noise_is_that_of_cells_that_switch(rng):
 _BUILT = dict(adc_offset=0.8, adc_gain=0.1)
 
 
+@pytest.mark.slow
 def test_converters_as_built_read_by_formula(rng):
   """Each column of each tile has an offset and a gain; every image the same."""
   device = crossbar.Device(
@@ -638,6 +639,7 @@ def test_converters_as_built_read_by_formula(rng):
   )
 
 
+@pytest.mark.slow
 def test_errors_of_converters_are_normal_and_each_ones_own(rng):
   device = crossbar.Device(tile_shape=(16, 8), adc_bits=6, **_BUILT)
   kernel = _kernel(rng, (40, 20))

@@ -4,9 +4,13 @@ import json
 import pathlib
 import re
 
+import jax
+import numpy as np
 import pytest
 
 import hawis_jax as hx
+from hawis_jax import main
+from hawis_jax.config import settings
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _PAGES = sorted(
@@ -52,6 +56,72 @@ def test_what_a_page_names_exists(page):
     if not any(path.is_file() for path in places):
       missing.append(name)
   assert not missing
+
+
+def _snippets(page):
+  """Python that a page shows; each continues what stands before it."""
+  text = (_ROOT / "docs" / f"{page}.md").read_text()
+  return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def _run_snippets(page, **names):
+  snippets = _snippets(page)
+  for snippet in snippets:
+    exec(compile(snippet, f"docs/{page}.md", "exec"), names)  # noqa: S102
+  assert snippets
+  return names
+
+
+def test_snippets_of_costs_and_of_own_things_run(tmp_path, monkeypatch, rng):
+  monkeypatch.chdir(tmp_path)
+  found = _run_snippets("cost")["found"]
+  assert found.arrays == 1020 and found.energy_joule == pytest.approx(
+    65.1e-6, 1e-3
+  )
+  lines = ["cell,target,time,read"]
+  for cell in range(64):
+    target = (1e-6, 2e-5)[cell % 2]
+    read = target * (1 + 0.05 * rng.normal())
+    lines += [f"a{cell},{target},{t},{read * t**-0.01}" for t in (20, 1000)]
+  (tmp_path / "cells.csv").write_text("\n".join(lines))
+  images = rng.integers(0, 256, (20, 8, 8), np.uint8)
+  arrays = dict.fromkeys(("x_train", "x_test"), images)
+  arrays |= dict.fromkeys(("y_train", "y_test"), np.arange(20) % 10)
+  _run_snippets("own_data_and_devices", **arrays)
+  made = {path.name for path in tmp_path.iterdir()}
+  assert made >= {"fit.svg", "mine.json", "mine.npz", "latency.npz"}
+
+
+@pytest.mark.slow
+def test_snippets_of_robust_nets_and_exports_run(
+  after, tiny, tmp_path, monkeypatch
+):
+  (tmp_path / "runs").mkdir()
+  after("train").rename(tmp_path / "runs" / "digits")
+  monkeypatch.chdir(tmp_path)
+  names = _run_snippets("export")
+  assert (tmp_path / "found_packed.npz").exists()
+  assert names["text"].startswith("* 64 x 64 crossbar, wire 1.56 ohm")
+  key, training = jax.random.key(0), (tiny.images[:128], tiny.labels[:128])
+  images, labels = tiny.images[:64], tiny.labels[:64]
+  images_of = dict(net=names["net"], variables=names["variables"])
+  names = _run_snippets(
+    "robust_nets",
+    **images_of,
+    **dict(key=key, chip_key=key, training=training),
+    **dict(images=images, labels=labels, device=names["device"]),
+  )
+  settings.validate(names["c"])
+  assert names["known"]["params"]
+
+
+def test_snippet_of_a_notebook_runs(monkeypatch):
+  monkeypatch.chdir(_ROOT)
+  run, called = main.run, []
+  monkeypatch.setattr(main, "run", called.append)
+  _run_snippets("quick_start")
+  (argv,) = called
+  assert run([*argv, "--stages=no"]) == 2  # the rest of it is taken
 
 
 def test_api_page_has_every_public_name():

@@ -284,7 +284,7 @@ class Progress:
         total=self._total,
         initial=step,
         desc=self._title,
-        unit=" step",
+        unit="step",
         file=_Stream(stream),
         bar_format=_BAR,
         miniters=1,

@@ -630,7 +630,7 @@ def summary(content: dict) -> pd.DataFrame:
   for name, net in content["nets"].items():
     rows = [row for row in content["accuracy"] if row["net"] == name]
     worst = min(rows, key=lambda row: row["mean"], default=None)
-    estimate, where = "", ""  # float nets meet no chips
+    estimate, where = "", ""  # a net that has met no chips
     if worst:
       estimate = style.estimate(worst["mean"], worst["ci95_total"])
       where = style.severity(worst["scenario"], worst["severity"])

@@ -7,11 +7,16 @@ import hawis_jax
 project = "hawis_jax"
 author = copyright = "the hawis_jax authors"
 release = version = hawis_jax.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "hawis_jax"
 autodoc_typehints = "none"  # the signature has them
 myst_heading_anchors = 4
+# Two pages are notebooks, run anew at every build (about a minute of CPU time).
+nb_execution_mode = "force"
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+nb_merge_streams = True
 
 
 def _redirect(app, name, source):

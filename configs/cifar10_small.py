@@ -3,6 +3,10 @@
 python -m hawis_jax.main --config configs/cifar10_small.py
 
 The data set must be prepared (python -m hawis_jax.data prepare cifar10).
+
+It has not been run to its end. With 12 epochs and chips of up to
+1.5 times search.scenarios the found net trained on chips had 353 of 1,000 test
+images right without defects: so many epochs are too few for so severe chips.
 """
 
 from hawis_jax.config import settings
@@ -47,9 +51,9 @@ def get_config():
     dict(device=1.0),  # its own effects: 1.75 % stuck on, 9.04 % off
     dict(variation=0.7),
   )
-  c.search.selection = 0.5
+  c.search.selection = 0.25
   c.search.selected = 4
-  c.hardware_aware.most_severity = 1.5  # on search.scenarios
+  c.hardware_aware.most_severity = 0.75  # on search.scenarios
   c.train.nets = (
     "found_chips",
     "uniform_chips",
@@ -60,7 +64,7 @@ def get_config():
     "baseline_1x_float",
   )
   c.train.batch_size = 128
-  c.train.steps = 15 * _TRAIN_IMAGES // 128
+  c.train.steps = 40 * _TRAIN_IMAGES // 128
   # Of three that were tried for 500 steps, cross-entropy at 5e-3 was ahead of
   # 1.5e-3 (29 and 27 % of training images) and of the loss margin (17 %).
   c.train.optimizer.name = "adam"

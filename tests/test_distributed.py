@@ -29,7 +29,7 @@ _SHORT = short_run.SHORT | {
   "pretrain.steps": 3,
   "pretrain.warmup_steps": 0,
   "pretrain.random_widths": 1,
-  "search.methods": "('random',)",
+  "search.methods": "('policy',)",
   # Processes take a second to agree on where to stop.
   "search.updates": 12,
   "search.candidates": 2,

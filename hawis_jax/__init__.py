@@ -53,6 +53,7 @@ _PUBLIC = {
   "from_torch_state_dict": "interop",
   "arrays": "data.arrays",
   "load_net": "pipeline.results:load_net_of_run",
+  "pretrained": "zoo",
   "InputError": "errors",
 }
 

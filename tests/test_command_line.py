@@ -15,6 +15,7 @@ from safetensors import numpy as safetensors
 import short_run
 
 from hawis_jax import __main__ as command
+from hawis_jax import interop
 from hawis_jax import main
 from hawis_jax.config import fields
 from hawis_jax.config import names
@@ -216,6 +217,8 @@ def test_packed_weights_make_the_same_net(after, tmp_path, capsys):
   expected = module.apply(variables, code, train=False)
   got = module.apply({**variables, "params": params}, code, train=False)
   np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
+  loaded = module.apply(interop.load_packed(path), code, train=False)
+  np.testing.assert_allclose(loaded, got, rtol=1e-5, atol=1e-5)
   others = {n for n in arrays if n.startswith(("params/", "batch_stats/"))}
   assert "batch_stats/bn_head/mean" in others
   assert _export("weights", workdir, "fund", path) == 2

@@ -88,3 +88,48 @@ def export_packed(
   )
   with array_files.replaced(path) as partial:
     partial.write_bytes(data)
+
+
+def load_packed(path: str | os.PathLike) -> dict:
+  """Reads the variables that `export_packed` has written.
+
+  Latent weights are +-alpha, or 0 where they were: they act as those that were
+  written, but for the last bits of a mean that is taken anew.
+
+  Args:
+    path: of the file.
+
+  Raises:
+    InputError: it is missing, damaged or of another kind.
+  """
+  path = array_files.checked_path(path, (".safetensors", ".npz"))
+  with array_files.read_errors(path):
+    if path.suffix == ".npz":
+      with array_files.opened(path) as opened:
+        arrays = dict(opened)
+    else:
+      arrays = safetensors.load_file(path)
+    flat = {}
+    for name, leaf in arrays.items():
+      layer, _, what = name.rpartition("/")
+      if what == "signs":
+        flat[f"params/{layer}/kernel"] = _kernel(arrays, layer)
+      elif f"{layer}/signs" not in arrays:
+        flat[name] = leaf
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _kernel(arrays, layer):
+  """Latent weights whose signs and means are those of a packed layer."""
+  shape, scale = arrays[f"{layer}/shape"], arrays[f"{layer}/scale"]
+
+  def bits(what):
+    return np.unpackbits(arrays[f"{layer}/{what}"], axis=1, count=shape[-1])
+
+  sign = 2.0 * bits("signs") - 1
+  if f"{layer}/zeros" in arrays:
+    sign[bits("zeros").astype(bool)] = 0
+  # Zeros count in the mean that alpha is.
+  used = np.abs(sign).mean(0 if np.ndim(scale) else None)
+  kernel = sign * scale / np.where(used, used, 1)
+  return kernel.reshape(shape).astype(np.float32)

@@ -347,7 +347,7 @@ def test_8_bit_net_shares_the_defects_of_a_binary_one(rng):
       assert len(np.unique(one)) == 3
 
 
-@pytest.mark.parametrize("bits", [None, 0, 9])
+@pytest.mark.parametrize("bits", [None, -1, 9])
 def test_weights_that_no_cell_holds(bits):
   net = {"params": {"kernel": jnp.ones((3, 3))}}
   with pytest.raises(errors.InputError, match=f"got {bits}, allowed are 1 to"):
@@ -359,6 +359,7 @@ def test_weights_that_no_cell_holds(bits):
   [
     (1, "bits: got 1, needed are the net's own weight_bits, 2 to 8"),
     (8, "scales: got None with bits = 8, needed are the net's own weight_scal"),
+    (0, "scales: got None with bits = 0, needed are the net's own weight_scal"),
   ],
 )
 def test_integers_are_those_of_the_net(tmp_path, bits, message):

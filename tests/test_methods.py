@@ -20,6 +20,7 @@ _STAGE_CHOICES = ((8, 16, 24, 40), (16, 32, 48, 72), (32, 64, 96, 130))
 _SPACE = width_vectors.width_space(_STAGE_CHOICES, 7)
 _GEOMETRY = cost.cifar_geometry(8, (8, 8, 1), 8, 10, (64, 64))
 _RANGES = ((44, 48), (66, 72))
+_DEAR = ("policy", "predictor")  # which learn networks
 _LEARNING = ("ppo", "reinforce", "predictor", "evolution", "local")
 
 
@@ -128,7 +129,11 @@ def _planted_rewards(name, seed):
 
 
 @pytest.mark.parametrize(
-  "name", [pytest.param("policy", marks=pytest.mark.slow), *_LEARNING]
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.slow if name in _DEAR else ())
+    for name in ("policy", *_LEARNING)
+  ],
 )
 def test_planted_optimum(name, rng):
   """A known best vector: found, and what is proposed is far beyond random.

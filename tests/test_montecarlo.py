@@ -45,7 +45,7 @@ def _correct(tiny, device, chips, **kwargs):
   ("device", "compensated"),
   [
     (_STUCK, False),
-    (_VARIATION, True),
+    pytest.param(_VARIATION, True, marks=pytest.mark.slow),
     pytest.param(_VARIATION, False, marks=pytest.mark.slow),
     pytest.param(_NOISY, True, marks=pytest.mark.slow),
   ],

@@ -111,7 +111,7 @@ def _run_with_stops(run, workdir, stops, monkeypatch, *arguments):
   [
     ("pretrain", "search/candidates", 8, ["--stages=search"]),
     # Half of a severity's chips; what is left to do runs in one go.
-    ("search", "robustness", 3, []),
+    pytest.param("search", "robustness", 3, [], marks=pytest.mark.slow),
   ],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(
@@ -199,6 +199,7 @@ def test_chips_that_are_not_finite_are_named(run, after, capsys, monkeypatch):
   )
 
 
+@pytest.mark.slow
 def test_fault_aware_pretraining_compiles_once_and_resumes_to_the_same_bits(
   run, finished, tmp_path, capsys, caplog
 ):

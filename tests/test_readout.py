@@ -295,6 +295,9 @@ def _logits(net, device, variables=None):
   return np.asarray(_apply(module, chip, images))
 
 
+@pytest.mark.parametrize(
+  "net", [1, pytest.param(8, marks=pytest.mark.slow)], indirect=True
+)
 @pytest.mark.exact
 def test_fewer_bits_lose_more_down_to_the_fold(net):
   """Ideal converters: fault-only chips to the bit, others to rounding."""

@@ -110,25 +110,85 @@ def test_a_number_is_one_severity():
   assert severity.value == 4
 
 
-@pytest.mark.parametrize("effect", crossbar.EFFECTS)
+_DISPERSIONS = ("chip_dispersion", "tile_dispersion")
+
+
+@pytest.mark.parametrize(
+  "effect", [x for x in crossbar.EFFECTS if x not in _DISPERSIONS]
+)
 def test_chips_differ_where_anything_is_random(effect):
   ideal = crossbar.Device(write_sigma=(1.0,), relaxation_growth=(1.0,))
   if effect in crossbar.CONVERTER_ERRORS:
     ideal = dataclasses.replace(ideal, adc_bits=6)
-  most = 0.5 if effect.endswith("dispersion") else 1
-  first, second = _parse({effect: (0, most)}, ideal).severities
+  first, second = _parse({effect: (0, 1)}, ideal).severities
   random = effect in crossbar.DEFECTS
   assert (first.is_random, second.is_random) == (False, random)
   # Of the base, or beside the swept field.
-  base = dataclasses.replace(ideal, **{effect: most})
-  swept = {"temperature": (280,)}
+  base = dataclasses.replace(ideal, **{effect: 1})
+  swept = {"g_off": (3e-7,)}
   for scenario, device, expected in (
     (swept, base, random),
-    ({**swept, effect: most}, ideal, random),
+    ({**swept, effect: 1}, ideal, random),
     ({**swept, effect: 0}, base, False),
   ):
     (severity,) = _parse(scenario, device).severities
     assert severity.is_random == expected
+
+
+_ABSENT = "whose constant it is: needed is a severity of one, or device: 1.0"
+
+
+@pytest.mark.parametrize(
+  "preset, scenario, effects",
+  [
+    ("hfox_cmo", {"retention_time": (1.0, 1e4)}, "relaxation or flicker_noise"),
+    ("pcm", {"retention_time": 1e6}, "relaxation or flicker_noise"),
+    (
+      "reram_wan2022",
+      {"device": (0.0, 1.0), "retention_time": 1e6},
+      "relaxation or flicker_noise",
+    ),
+    ("pcm", {"device": 1.0, "drift_start": (1.0, 20.0)}, "drift_time"),
+    ("hfox_cmo", {"relaxation_start": (1.0, 2.0)}, "relaxation"),
+    ("hfox_cmo", {"relaxation": 1.0, "flicker_read": 1e-6}, "flicker_noise"),
+    ("pcm", {"bandwidth": (1e6, 1e8)}, "read_noise or legacy_noise"),
+    ("pcm", {"temperature": (280, 350)}, "read_noise or legacy_noise"),
+    ("pcm", {"read_voltage": (0.1, 0.2)}, "read_noise or legacy_noise"),
+    ("pcm", {"white_noise_law": "inverse", "device": 1.0}, "white_noise"),
+    ("pcm", {"adc_range": "calibrated", "device": 1.0}, "adc_bits"),
+    ("pcm", {"adc_percentile": (99, 100)}, "adc_bits"),
+    ("pcm", {"fault_cluster": (1, 3)}, "stuck_on or stuck_off"),
+    ("pcm", {"chip_dispersion": (0.0, 0.5)}, "stuck_on or stuck_off"),
+    ("pcm", {"tile_dispersion": 0.5}, "stuck_on or stuck_off"),
+  ],
+)
+def test_constants_of_absent_effects_are_refused(preset, scenario, effects):
+  """They would measure an ideal device under a name of their own."""
+  field = next(x for x in scenario if x not in ("device", "relaxation"))
+  own = scenarios.of_preset({"preset": preset}, crossbar.Device(), {}, "")
+  got = f"here.{field}: got {scenario[field]!r} without {effects}, {_ABSENT}"
+  with pytest.raises(errors.InputError) as caught:
+    scenarios.parse(scenario, own[0], "here", own[1])
+  assert str(caught.value).startswith(got), caught.value
+  with pytest.raises(errors.InputError) as caught:
+    _parse({"preset": preset} | scenario, crossbar.Device())
+  assert str(caught.value).startswith(got), caught.value
+
+
+@pytest.mark.parametrize(
+  "scenario, preset",
+  [
+    ({"device": 1.0, "retention_time": (1.0, 1e4)}, "hfox_cmo"),
+    ({"device": (0.0, 1.0), "retention_time": 1e4}, "reram_wan2022_relaxed"),
+    ({"drift_time": (0.0, 1e4), "drift_start": 10.0}, "pcm"),
+    ({"read_noise": 1.0, "temperature": (280, 350)}, "pcm"),
+    ({"chip_dispersion": (0.0, 0.5), "stuck_off": 0.1}, "pcm"),
+    ({"tile_dispersion": 0.1, "stuck_on": (0.0, 0.1)}, "pcm"),
+  ],
+)
+def test_constants_of_effects_are_swept(scenario, preset):
+  found = _parse({"preset": preset} | scenario, crossbar.Device()).severities
+  assert len(found) == 2 and found[0].device != found[1].device
 
 
 def test_measured_faults(tmp_path):
@@ -205,6 +265,10 @@ def test_memories_of_several_presets_are_searched_and_trained_on():
       padded = np.pad(device.write_sigma, (0, 4 - len(device.write_sigma)))
       np.testing.assert_allclose(row, padded, rtol=1e-6)
     np.testing.assert_array_equal(stacked.write_error[:3], [1, 0.5, 0])
+  config.search.scenarios = ({"preset": "pcm", "retention_time": 1e6},)
+  with pytest.raises(errors.InputError, match=r"\[0\].*retention_time: got"):
+    settings.validate(config)
+  config.search.scenarios = mix
   # Another memory's effects are not the device's: one is left out.
   config.device.preset = "pcm"
   config.robustness.scenarios = ({"preset": "reram_wan2022", "device": 1.0},)

@@ -442,7 +442,9 @@ def _scenario_devices(config, section, allowed):
     values = {k: v for k, v in scenario.items() if k != scenarios.PRESET}
     values = scenarios.with_own(values, effects, name)
     if not (is_left_out and set(scenario) == {scenarios.DEVICE}):
-      devices.append(crossbar.with_fields(of_scenario, values, name, allowed))
+      one = crossbar.with_fields(of_scenario, values, name, allowed)
+      crossbar.check_constants(scenario, [one], name)
+      devices.append(one)
   return devices
 
 

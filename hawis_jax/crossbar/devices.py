@@ -225,6 +225,24 @@ _RELAXATION = ("relaxation_shift", "relaxation_spread", "relaxation_growth")
 _POLYNOMIALS = ("write_sigma", *_RELAXATION)  # of any length
 _READ_NOISE = ("read_noise", "telegraph_noise", "white_noise")
 _STUCK = ("stuck_on", "stuck_off", "chip_dispersion", "tile_dispersion")
+_RATES = ("stuck_on", "stuck_off")
+_BY_VOLTAGE = ("read_noise", "legacy_noise")
+# {field: effects of which it says something, and nothing where none is there}.
+_SAYS_OF = {
+  "chip_dispersion": _RATES,
+  "tile_dispersion": _RATES,
+  "fault_cluster": _RATES,
+  "drift_start": ("drift_time",),
+  "retention_time": ("relaxation", "flicker_noise"),
+  "relaxation_start": ("relaxation",),
+  "flicker_read": ("flicker_noise",),
+  "read_voltage": _BY_VOLTAGE,
+  "bandwidth": _BY_VOLTAGE,
+  "temperature": _BY_VOLTAGE,
+  "white_noise_law": ("white_noise",),
+  "adc_range": ("adc_bits",),
+  "adc_percentile": ("adc_bits",),
+}
 # What is of the circuits around cells, not of the memory.
 _CIRCUIT = (
   "tile_shape",
@@ -652,6 +670,31 @@ def _check_combinations(device, name):
         f"{name}.{field}: got {getattr(device, field):g} with resistive wires, "
         "allowed is 0: a cell that changes at every read changes the network "
         "that IR drop is solved for"
+      )
+
+
+def check_constants(
+  values: Mapping[str, Any], devices: Sequence[Device], name: str
+) -> None:
+  """Checks that each of some fields says something of one of `devices`.
+
+  A sweep of the constant of an absent effect would measure something else than
+  it says.
+
+  Raises:
+    InputError: a constant whose effects are absent; `name` is for the message.
+  """
+  for field, value in values.items():
+    effects = _SAYS_OF.get(field)
+    if effects and not any(
+      is_present(getattr(device, effect))
+      for device in devices
+      for effect in effects
+    ):
+      raise errors.InputError(
+        f"{name}.{field}: got {value!r} without {' or '.join(effects)}, whose "
+        "constant it is: needed is a severity of one, or device: 1.0 of a "
+        "device that has one"
       )
 
 

@@ -128,6 +128,7 @@ def parse(
         at.get(effect, 0.0), device, is_random, fault_map, layers, placing
       )
     )
+  crossbar.check_constants(values, [x.device for x in severities], field)
   # Results are kept by severity: of two alike, one would be lost.
   if len({severity.value for severity in severities}) < len(severities):
     raise errors.InputError(

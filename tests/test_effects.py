@@ -434,6 +434,30 @@ def test_weights_on_dead_lines(rng):
   assert len(np.unique(np.round(expected, 5))) == 7  # 0, +-1, ...
 
 
+def test_dead_lines_have_no_white_noise(rng):
+  """Whatever its law; a live cell that is at 0 has that of its law."""
+  net = {"params": {"a": {"kernel": _integers(rng, _TILE, bits=1)}}}
+  key = _key(rng)
+
+  @jax.jit
+  def conductances(sigma):
+    held = dataclasses.replace(device, gaussian_variation=sigma)
+    return cells.chip_cells(key, net, held)["a"].conductances
+
+  device = crossbar.Device(
+    dead_rows=0.4, dead_columns=0.3, gaussian_variation=2.0, white_noise=0.1
+  )
+  dead, g = (np.asarray(conductances(s))[0, 0, 0] for s in (0.0, 2.0))
+  dead = dead == 0
+  assert ((g == 0) & ~dead).sum() > 100 and 0.4 < dead.mean() < 0.8
+  for law, std in (("independent", device.g_on), ("proportional", g)):
+    noisy = dataclasses.replace(device, white_noise_law=law)
+    got = _program(key, net, noisy, bits=1)["crossbar"]["a"]["variances"]
+    std = 0.1 * std / (device.g_on - device.g_off)
+    expected = np.where(dead, 0, std**2).sum(0)
+    np.testing.assert_allclose(np.reshape(got, _TILE), expected, rtol=1e-5)
+
+
 def _legacy_shares(g, targets, device, step):
   """Distribution function of the published noise: two normals, half each."""
   density = 4 * 1.38e-23 * device.temperature

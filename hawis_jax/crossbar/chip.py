@@ -386,7 +386,10 @@ def _tile_weights(keys, integers, faults, device, bits, write):
     found["variances"] = found.get("variances", 0) + variances
   if devices.is_present(device.white_noise):
     std = defects.white_noise_std(g, device) * (unit * device.white_noise)
-    variances = total(jnp.square(std))
+    # A dead line carries no current, whatever the noise's law.
+    shape = g.shape[1:]
+    dead = jax.vmap(lambda key: defects.on_dead_line(key, shape, device))(keys)
+    variances = total(jnp.square(jnp.where(dead, 0, std)))
     found["variances"] = found.get("variances", 0) + variances
   return found | defects.converter_errors(keys, device.tile_shape[1], device)
 

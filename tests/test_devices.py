@@ -115,6 +115,8 @@ def _with(**changes):
     changes = {"adc_bits": 6, **changes}
   if changes.get("relaxation"):
     changes = {"relaxation_growth": (1.0,), **changes}
+  if changes.get("flicker_noise"):
+    changes = {"flicker": (0.0, 0.0, 0.0, 1.0), **changes}
   return dataclasses.replace(_IDEAL, **changes)
 
 
@@ -221,6 +223,13 @@ _NOISY = "x.analog_inputs: got True with noise a read, allowed is False"
     (
       dict(relaxation=2.0, relaxation_growth=(0.0, 0.0)),
       "x.relaxation: got 2, allowed is 0 without a measured relaxation_shift, ",
+    ),
+    *(
+      (
+        dict(flicker_noise=1.0, flicker=flicker),
+        "x.flicker_noise: got 1, allowed is 0 without a measured flicker, (a, ",
+      )
+      for flicker in ((0.0, 0.65, 0.2, 0.0), (0.0088, 0.65, 0.0, 0.0))
     ),
     (
       dict(write_error=1.0, write_range=(1e-6, 1e-3)),

@@ -117,7 +117,11 @@ _DISPERSIONS = ("chip_dispersion", "tile_dispersion")
   "effect", [x for x in crossbar.EFFECTS if x not in _DISPERSIONS]
 )
 def test_chips_differ_where_anything_is_random(effect):
-  ideal = crossbar.Device(write_sigma=(1.0,), relaxation_growth=(1.0,))
+  ideal = crossbar.Device(
+    write_sigma=(1.0,),
+    relaxation_growth=(1.0,),
+    flicker=(0.0, 0.0, 0.0, 1.0),
+  )
   if effect in crossbar.CONVERTER_ERRORS:
     ideal = dataclasses.replace(ideal, adc_bits=6)
   first, second = _parse({effect: (0, 1)}, ideal).severities
@@ -350,6 +354,10 @@ def test_placing():
     ({"preset": "pmc", "variation": 1}, ".preset: got 'pmc', allowed are hawi"),
     ({"preset": ("pcm",), "variation": 1}, ".preset: got ('pcm',), allowed"),
     ({"tile_shape": (32, 64)}, ": got 'tile_shape', allowed are g_on"),
+    (
+      {"flicker_noise": (0.5, 1.0)},
+      ".flicker_noise: got 0.5, allowed is 0 without a measured flicker",
+    ),
     ({"stuck_off": (0.1, 1.5)}, ".stuck_off: got 1.5, allowed is a share"),
     ({"stuck_off": ([0.1],)}, ".stuck_off: got [0.1], allowed is a share"),
     ({"variation": 0.1, "adc_bits": 17}, ".adc_bits: got 17, allowed is"),

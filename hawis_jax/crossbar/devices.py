@@ -100,7 +100,7 @@ class Device:
       (G min(a (G' / g_on)^-p, m) + K log10(G)) sqrt(ln((t + t_r) / 2 t_r)) n,
       n ~ N(0, 1), G' before drift, K and log10's G in microsiemens, log10 at
       least 0; 1: as measured.
-    flicker: its (a, p, m, K).
+    flicker: its measured (a, p, m, K).
     flicker_read: t_r, of a read [s].
     white_noise: of a driven cell at every read, whatever causes it (read
       scope): s of a standard deviation that `white_noise_law` says.
@@ -178,7 +178,7 @@ class Device:
   relaxation_start: float = 1.0
   retention_time: float = 1.0
   flicker_noise: float = 0.0
-  flicker: tuple[float, float, float, float] = (0.0088, 0.65, 0.2, 0.0)
+  flicker: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
   flicker_read: float = 2.5e-7
   white_noise: float = 0.0
   white_noise_law: str = _static("independent")
@@ -521,6 +521,8 @@ def validate(device: Device, name: str = "device") -> Device:
     traced.update(_TOGETHER)
   if "adc_bits" in traced:
     traced.update(CONVERTER_ERRORS)
+  if "flicker" in traced:
+    traced.add("flicker_noise")
   good = {field: getattr(Device(), field) for field in traced}
   concrete = plain(dataclasses.replace(device, **good))
   _validate(concrete, name)
@@ -648,6 +650,14 @@ def _check_combinations(device, name):
       f"{name}.relaxation: got {device.relaxation:g}, allowed is 0 without a "
       f"measured {', '.join(_RELAXATION)}: choose a preset that has one, or "
       "set one"
+    )
+  if is_present(device.flicker_noise) and not (
+    (device.flicker[0] and device.flicker[2]) or device.flicker[3]
+  ):
+    raise errors.InputError(
+      f"{name}.flicker_noise: got {device.flicker_noise:g}, allowed is 0 "
+      "without a measured flicker, (a, p, m, K): choose a preset that has one, "
+      "or set it"
     )
   for field in CONVERTER_ERRORS:
     if is_present(getattr(device, field)) and not is_present(device.adc_bits):

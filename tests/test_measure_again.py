@@ -3,10 +3,15 @@
 import json
 import shutil
 
+import jax
 import pytest
 import short_run
 
 import hawis_jax as hx
+from hawis_jax import errors
+from hawis_jax.pipeline import provenance
+from hawis_jax.pipeline import results
+from hawis_jax.pipeline.experiment import Experiment
 from hawis_jax.runtime import storage
 
 # Another device, and scenarios that neither search nor training has met.
@@ -144,3 +149,70 @@ def test_a_folder_that_was_moved_is_named(run, after, tmp_path, capsys):
   assert run(again, "--stages=report", **fields) == 2
   assert "where no run is any more; say where" in short_run.one_line(capsys)
   assert _measure(run, moved, again, **fields) == 0
+
+
+def test_nets_that_were_measured_are_not_taken_for_another_runs(
+  tmp_path, monkeypatch
+):
+  workdir, before, other = (tmp_path / name for name in ("w", "s0", "s1"))
+  for folder in (workdir / "robustness", before, other):
+    folder.mkdir(parents=True)
+  (before / "config.json").touch()
+  trained = {(before, "a"): "0a", (before, "b"): "0b", (other, "a"): "1a"}
+
+  def digest(net, experiment, folder):
+    return trained.get((before if folder == workdir else folder, net))
+
+  monkeypatch.setattr(results, "net_digest", digest)
+  made = {net: {"inputs": {"trained net": f"0{net}"}} for net in "ab"}
+  format_ = results.ROBUSTNESS_FORMAT
+  results.write_robustness(workdir, {"format": format_, "nets": made})
+  results.write_source(workdir, before, {"a": "0a"})
+
+  def check(source, names="ab", is_remade=False):
+    provenance.check_measured(workdir, names, None, source, is_remade)
+
+  check(before)
+  check(other, is_remade=True)
+  for wrong in ({}, {"names": "b"}, {"names": "a", "is_remade": True}):
+    with pytest.raises(errors.InputError, match="another than .*w has measu"):
+      check(other, **wrong)
+  del trained[before, "b"]  # gone there, which is no other net
+  check(before)
+  # A net that was trained again, since it was measured, is not opened.
+  for known in ({"a": "0a"}, {}):
+    results.write_source(workdir, before, known)
+    trained[before, "a"] = "2a"
+    with pytest.raises(errors.InputError, match="another now than was measu"):
+      results.load_net("a", None, workdir)
+
+
+@pytest.mark.slow
+def test_a_refused_source_leaves_the_folder_as_it_was(
+  run, after, tmp_path, monkeypatch, capsys
+):
+  trained, again = after("train"), tmp_path / "again"
+  other = shutil.copytree(trained, tmp_path / "other")
+  shutil.rmtree(other / "train")
+  key = Experiment.key
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      Experiment,
+      "key",
+      lambda self, use: jax.random.fold_in(key(self, use), use == "train_init"),
+    )
+    assert run(other, "--stages=train") == 0
+  assert _measure(run, trained, again) == 0
+  before = _bytes(again)
+  capsys.readouterr()
+  assert _measure(run, other, again) == 2
+  assert "is another than" in short_run.one_line(capsys)
+  after_it = _bytes(again)
+  del before[again / "lock"], after_it[again / "lock"]
+  assert after_it == before
+  remade = ("--stages=robustness,report", "--remake")
+  assert _measure(run, other, again, *remade) == 0
+  source = storage.read_record(again / "source.json")
+  assert source["folder"] == str(other)
+  for net, entry in _nets(again).items():
+    assert entry["inputs"]["trained net"] == source["nets"][net]

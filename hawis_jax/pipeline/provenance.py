@@ -69,24 +69,6 @@ def supernet_digest(
   return checkpoint.saved_digest(workdir / "pretrain", steps)
 
 
-def net_digest(
-  net: str, experiment: Experiment, workdir: pathlib.Path
-) -> str | None:
-  """Returns the digest of a trained net; None: its training has not finished.
-
-  An 8-bit net that is made of a float net has that one's.
-  """
-  config = experiment.config.train
-  if nets.is_quantized(net, experiment):
-    net = net_names.float_of(net)
-  digest = checkpoint.saved_digest(
-    results.net_folder(workdir, net), config.steps
-  )
-  if digest and config.select == "best":
-    digest = checkpoint.saved_digest(results.best_folder(workdir, net))
-  return digest
-
-
 def inputs(
   experiment: Experiment, workdir: pathlib.Path, stage: str, net: str = ""
 ) -> dict[str, Any]:
@@ -110,7 +92,7 @@ def inputs(
         ]
       )
   if stage == "robustness":
-    found["trained net"] = net_digest(net, experiment, workdir)
+    found["trained net"] = results.net_digest(net, experiment, workdir)
   if stage != "train":
     return found
   config, name = experiment.config.train, net_names.parse(net)
@@ -123,7 +105,7 @@ def inputs(
   if config.loss == "supernet":
     found["teacher"] = supernet_digest(experiment, workdir)
   elif not pathlib.Path(config.teacher).is_file():
-    found["teacher"] = net_digest(config.teacher, experiment, workdir)
+    found["teacher"] = results.net_digest(config.teacher, experiment, workdir)
   return found
 
 
@@ -211,7 +193,7 @@ def check_trained(
   """
   digests = {}
   for net in experiment.config.train.nets:
-    digests[net] = net_digest(net, experiment, source)
+    digests[net] = results.net_digest(net, experiment, source)
     if digests[net] is None:
       raise errors.InputError(
         f"--from: got {source}, in which the net {net} is missing, damaged or "
@@ -221,6 +203,47 @@ def check_trained(
     if artefact.stage != "robustness" and (changed := _changed(artefact)):
       raise errors.InputError(f"--from: {artefact.path}: {changed}")
   return digests
+
+
+def check_measured(
+  workdir: pathlib.Path,
+  names: Collection[str],
+  experiment: Experiment,
+  source: pathlib.Path,
+  is_remade: bool,
+) -> None:
+  """Checks that nets measured in a folder are those that a source has now.
+
+  It comes before source.json is written, which would say of accuracies that
+  they are of other nets.
+
+  Args:
+    workdir: of the run that measures.
+    names: of the nets that it is to measure.
+    experiment: of that run.
+    source: folder of the run that has the nets.
+    is_remade: nets of `names` that are others are measured anew.
+
+  Raises:
+    InputError: one is another, and isn't measured anew.
+  """
+  if not results.robustness_path(workdir).exists():
+    return
+  measured = results.load_robustness(workdir)["nets"]
+  before = (results.load_source(workdir) or {}).get("folder")
+  for net, entry in measured.items():
+    then = entry["inputs"]["trained net"]
+    now = results.net_digest(net, experiment, source)
+    # What is not there any more where it was can't differ.
+    is_gone = now is None and before == str(source)
+    if now == then or is_gone or (is_remade and net in names):
+      continue
+    raise errors.InputError(
+      f"--from: got {source}, whose net {net} ({_short(now)}) is another than "
+      f"{workdir} has measured ({_short(then)}); take another --workdir, or "
+      "--remake with --stages robustness and all measured nets in "
+      "config.train.nets"
+    )
 
 
 class _Artefact(NamedTuple):

@@ -199,6 +199,22 @@ def found_widths(
   return named | {"found": result["found"]}
 
 
+def net_digest(
+  net: str, experiment: Experiment, workdir: pathlib.Path
+) -> str | None:
+  """Returns the digest of a trained net; None: its training has not finished.
+
+  An 8-bit net that is made of a float net has that one's.
+  """
+  config = experiment.config.train
+  if nets.is_quantized(net, experiment):
+    net = net_names.float_of(net)
+  digest = checkpoint.saved_digest(net_folder(workdir, net), config.steps)
+  if digest and config.select == "best":
+    digest = checkpoint.saved_digest(best_folder(workdir, net))
+  return digest
+
+
 def load_net(
   net: str, experiment: Experiment, workdir: pathlib.Path
 ) -> Trained:
@@ -207,8 +223,10 @@ def load_net(
   Its statistics are those of ideal weights, see `nets.ideal_statistics`.
 
   Raises:
-    InputError: it has not been trained.
+    InputError: it has not been trained; or it is another run's, where another
+      one lies now than was measured.
   """
+  _check_measured(net, experiment, workdir)
   config, module = experiment.config, net_module(net, experiment, workdir)
   if nets.is_quantized(net, experiment):
     float_net = net_names.float_of(net)
@@ -226,6 +244,23 @@ def load_net(
   if net_names.parse(net).on_chips:
     variables = nets.ideal_statistics(module, variables, experiment)
   return Trained(module, variables)
+
+
+def _check_measured(net, experiment, workdir):
+  """Raises InputError where another run has other nets than were measured."""
+  source = load_source(workdir)
+  if source is None:
+    return
+  known = [source["nets"].get(net)]
+  if robustness_path(workdir).exists():
+    entry = load_robustness(workdir)["nets"].get(net)
+    known += [entry["inputs"]["trained net"]] if entry else []
+  now = net_digest(net, experiment, workdir)
+  if now and any(then and then != now for then in known):
+    raise errors.InputError(
+      f"{workdir}: its net {net} in {source['folder']} is another now than was "
+      "measured; restore it there, or measure it anew with --from and --remake"
+    )
 
 
 def open_run(workdir: str | os.PathLike) -> Experiment:

@@ -77,6 +77,13 @@ def run(
     if "robustness" in names:
       robustness.check_chips(experiment, source or workdir)
     distributed.on_first(lambda: stack.enter_context(storage.locked(workdir)))
+    if source:
+      is_remade = remake and "robustness" in names
+      distributed.on_first(
+        lambda: provenance.check_measured(
+          workdir, experiment.config.train.nets, experiment, source, is_remade
+        )
+      )
     facts = experiment.splits.facts()
     distributed.on_first(lambda: results.settle(config, workdir, facts, source))
     if source:

@@ -327,6 +327,11 @@ class _Odd(nn.Module):
     elif self.kind == "several":
       odd = nn.Einsum((4, 4), None, False, name="odd")
       y = odd(odd(y, "bd,de->be"), "bd,ed->be")
+    elif self.kind == "kernel":
+      y = nn.Dense(4, param_dtype=jnp.bfloat16, name="odd")(y)
+    elif self.kind == "promoted":
+      own = lambda *x, **k: nn.dtypes.promote_dtype(*x, **k)  # noqa: E731
+      y = nn.Dense(4, promote_dtype=own, name="odd")(y)
     elif self.kind == "einsum":
       y = nn.Einsum((4, 2), "bd,de->bd", False, name="odd")(y)
     return y
@@ -341,6 +346,8 @@ _REFUSED = {
   "norm": "got odd, whose kernel is transformed",
   "several": "got odd, which is called as several products",
   "einsum": "got odd, whose equation 'bd,de->bd' is no product",
+  "kernel": "got odd, whose kernel is bfloat16",
+  "promoted": "got odd, whose promote_dtype is its own product",
 }
 
 
@@ -361,6 +368,67 @@ def test_layers_that_chips_cannot_hold_are_refused_by_name(rng, kind):
     evaluate()
   if kind == "dropped":
     assert evaluate(layers="first").shape == (2,)
+
+
+class _Stacked(nnx.Module):
+  """Layers whose kernels are stacked by vmap, or wrapped."""
+
+  def __init__(self, make):
+    self.layers = nnx.split_rngs(splits=3)(nnx.vmap(make))(nnx.Rngs(0))
+
+  def __call__(self, x):
+    run = nnx.scan(
+      lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry
+    )
+    return run(x, self.layers).reshape(len(x), -1)
+
+
+class _Wrapped(nnx.Module):
+  def __init__(self, wrapper):
+    layer = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    self.layers = wrapper(layer, rngs=nnx.Rngs(0))
+
+  def __call__(self, x):
+    return self.layers(x)
+
+
+@pytest.mark.parametrize(
+  ("model", "shape", "match"),
+  [
+    (
+      lambda: _Stacked(lambda rngs: nnx.Linear(4, 4, rngs=rngs)),
+      (6, 4),
+      r"got layers, whose kernel of shape \(3, 4, 4\) is that of several",
+    ),
+    (
+      lambda: _Stacked(lambda rngs: nnx.Conv(1, 1, (3,), rngs=rngs)),
+      (6, 4, 1),
+      r"got layers, whose kernel of shape \(3, 3, 1, 1\) is that of several",
+    ),
+    (
+      lambda: _Stacked(lambda rngs: nnx.LinearGeneral(4, 4, rngs=rngs)),
+      (6, 4),
+      r"got layers, whose kernel of shape \(3, 4, 4\) is that of several",
+    ),
+    (
+      lambda: _Wrapped(nnx.WeightNorm),
+      (6, 4),
+      "got layers/layer_instance, whose kernel is transformed .* WeightNorm",
+    ),
+    (
+      lambda: _Wrapped(nnx.SpectralNorm),
+      (6, 4),
+      "got layers/layer_instance, whose kernel is transformed .* SpectralNorm",
+    ),
+  ],
+)
+def test_layers_of_nnx_that_are_no_single_matrix_are_refused(
+  model, shape, match
+):
+  """Their defects would be scaled as one layer's, or normalised away."""
+  net = hx.any_flax(model(), "analog")
+  with pytest.raises(hx.InputError, match=match):
+    net.apply(net.variables, np.ones(shape, np.float32))
 
 
 def _call(fields, **call):

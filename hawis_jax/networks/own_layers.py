@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import chex
 from flax import linen as nn
 from flax import nnx
+from flax.nnx.nn import dtypes as nnx_dtypes
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ def of_linen(
         kernel = own.get_variable("params", "kernel")
         einsum = own.einsum_str if isinstance(own, nn.Einsum) else None
         given = kwargs.get("einsum_str", (*args, None, None)[1])
-        layer = _layer(own, jnp.shape(kernel), einsum or given)
+        layer = _layer(own, kernel, einsum or given)
         if id(kernel) not in kernels:
           layer = Layer(
             refusal="whose kernel is transformed before it is read (by "
@@ -86,29 +87,38 @@ def of_linen(
 
 def of_nnx(model: nnx.Module) -> dict[tuple[str, ...], Layer]:
   """Returns {path: layer} of all layers of a model that have a kernel."""
-  return {
-    tuple(map(str, path)): _layer(
-      module, module.kernel.shape, getattr(module, "einsum_str", None)
-    )
-    for path, module in nnx.iter_modules(model)
-    if isinstance(getattr(module, "kernel", None), nnx.Param)
-  }
+  modules = dict(nnx.iter_modules(model))
+  found = {}
+  for path, module in modules.items():
+    if isinstance(getattr(module, "kernel", None), nnx.Param):
+      einsum = getattr(module, "einsum_str", None)
+      layer = _layer(module, module.kernel, einsum)
+      above = (modules.get(path[:depth]) for depth in range(len(path)))
+      for outer in above:
+        if isinstance(outer, nnx.WeightNorm | nnx.SpectralNorm):
+          layer = Layer(
+            refusal=f"whose kernel is transformed before it is read (by "
+            f"{type(outer).__name__})"
+          )
+      found[tuple(map(str, path))] = layer
+  return found
 
 
 # Fields that replace a layer's product by one of the user's own, with Flax's.
 _PRODUCTS = {
-  "dot_general": lax.dot_general,
-  "dot_general_cls": None,
-  "conv_general_dilated": lax.conv_general_dilated,
-  "conv_general_dilated_cls": None,
-  "einsum_op": jnp.einsum,
+  "dot_general": (lax.dot_general,),
+  "dot_general_cls": (),
+  "conv_general_dilated": (lax.conv_general_dilated,),
+  "conv_general_dilated_cls": (),
+  "einsum_op": (jnp.einsum,),
+  "promote_dtype": (nn.dtypes.promote_dtype, nnx_dtypes.promote_dtype),
 }
 
 
-def _layer(module, shape, einsum):
-  kind = type(module)
+def _layer(module, kernel, einsum):
+  kind, rank = type(module), len(kernel.shape)
   for name, usual in _PRODUCTS.items():
-    if getattr(module, name, None) not in (None, usual):
+    if getattr(module, name, None) not in (None, *usual):
       return Layer(refusal=f"whose {name} is its own product")
   dtype = getattr(module, "dtype", None)
   if dtype is not None and jnp.dtype(dtype).itemsize < 4:
@@ -116,6 +126,17 @@ def _layer(module, shape, einsum):
       refusal=f"which computes in {jnp.dtype(dtype).name}: conductances would "
       "be rounded to it; use dtype=None"
     )
+  if (
+    not jnp.issubdtype(kernel.dtype, jnp.floating) or kernel.dtype.itemsize < 4
+  ):
+    return Layer(
+      refusal=f"whose kernel is {kernel.dtype.name}: conductances would be "
+      "rounded to it; use param_dtype=jnp.float32"
+    )
+  stacked = Layer(
+    refusal=f"whose kernel of shape {tuple(kernel.shape)} is that of several "
+    "layers (of vmap or scan)"
+  )
   if kind in (nn.Conv, nnx.Conv):
     if module.feature_group_count != 1:
       return Layer(
@@ -124,17 +145,25 @@ def _layer(module, shape, einsum):
       )
     if module.mask is not None:
       return Layer(refusal="with a mask of its weights")
-    return Layer()
+    size = module.kernel_size
+    taps = len(size) if isinstance(size, tuple | list) else 1
+    return Layer() if rank == taps + 2 else stacked
   if kind in (nn.Dense, nnx.Linear):
-    return Layer()
+    return Layer() if rank == 2 else stacked
   if kind in (nn.DenseGeneral, nnx.LinearGeneral):
     batch = module.batch_dims if kind is nn.DenseGeneral else module.batch_axis
     if batch:
       return Layer(refusal="with batch dimensions: it is several products")
-    axes = module.axis if isinstance(module.axis, tuple | list) else (0,)
-    return Layer(tuple(range(len(axes))))
+    axes, features = (
+      len(x) if isinstance(x, tuple | list) else 1
+      for x in (
+        module.axis,
+        module.features if kind is nn.DenseGeneral else module.out_features,
+      )
+    )
+    return Layer(tuple(range(axes))) if rank == axes + features else stacked
   if kind in (nn.Einsum, nnx.Einsum):
-    return _einsum_layer(einsum, len(shape))
+    return _einsum_layer(einsum, rank)
   return Layer(
     refusal=f"a {kind.__name__}, whose product is not known: known are those "
     f"of {KNOWN}"

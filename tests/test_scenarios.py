@@ -235,12 +235,32 @@ def test_a_scenario_of_another_memory():
       tile_shape=(32, 16),
       wire_resistance=1.0,
       adc_bits=6,
+      temperature=350.0,
       write_error=value,
     )
     assert severity.is_random == (value > 0)
   (whole,) = _parse({"preset": "reram_wan2022", "device": 1.0}).severities
   assert whole.device.write_error == preset.write_error
   assert whole.device.stuck_off == 0 and whole.device.adc_bits == 6
+
+
+def test_another_memory_keeps_the_configured_converters():
+  """Their errors, bandwidth and temperature; a share scales errors alike."""
+  base = crossbar.Device(adc_bits=6, bandwidth=5e9, temperature=350.0)
+  own = {"adc_offset": 2.0, "adc_gain": 0.1, "adc_noise": 1.0, "stuck_off": 0.1}
+  scenario = {"preset": "reram_wan2022", "device": (0.5, 1.0)}
+  found = scenarios.parse(scenario, base, "here", own).severities
+  preset = crossbar.PRESETS["reram_wan2022"]
+  for one in found:
+    share = one.value
+    assert one.device == dataclasses.replace(
+      preset,
+      adc_bits=6,
+      bandwidth=5e9,
+      temperature=350.0,
+      write_error=share,
+      **{k: share * own[k] for k in crossbar.CONVERTER_ERRORS},
+    )
 
 
 def test_memories_of_several_presets_are_searched_and_trained_on():

@@ -243,8 +243,10 @@ _SAYS_OF = {
   "adc_range": ("adc_bits",),
   "adc_percentile": ("adc_bits",),
 }
-# What is of the circuits around cells, not of the memory.
+# What is of the circuits around cells and of where they are, not of the memory.
 _CIRCUIT = (
+  "bandwidth",
+  "temperature",
   "tile_shape",
   "mapping",
   "cell_bits",
@@ -305,7 +307,11 @@ def without_effects(device: Device) -> Device:
 
 
 def in_circuit(memory: Device, circuit: Device) -> Device:
-  """Returns `memory` in the tiles, wires and converters of `circuit`."""
+  """Returns `memory` in the tiles, wires and converters of `circuit`.
+
+  Bandwidth and temperature are the circuit's too; random effects, those of
+  converters among them, are the memory's.
+  """
   around = {name: getattr(circuit, name) for name in _CIRCUIT}
   return dataclasses.replace(memory, **around)
 

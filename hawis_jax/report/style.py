@@ -124,8 +124,9 @@ EFFECTS = {
   "device": Effect(
     "Chips as the device is", "share of the device's own severities",
     "{:g} x the device's own effects", 1,
-    "All random effects of the configured device, at this share of their "
-    "severities."),
+    "All random effects of the configured device, or of the memory that a "
+    "scenario names, with the configured converters' errors, at this share of "
+    "their severities."),
   "dead_rows": Effect(
     "Dead word lines", "word lines without current [%]", "{:g} % dead rows",
     100, "Share of word lines of an array whose cells carry no current."),

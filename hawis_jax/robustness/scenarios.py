@@ -5,8 +5,9 @@ tuple is swept, tuples of one scenario together, and everything else of the
 device is as it is, without its random effects. Those are brought by `device`,
 the share that a chip has of their severities: 1 is the device as it is.
 Optional are `name`; `preset`, a name of `crossbar.PRESETS` whose memory stands
-in the device's tiles, wires and converters, and whose random effects are then
-those of `device`; `fault_map`, a file of a measured chip's faults (see
+in the device's tiles, wires and converters, at its temperature and bandwidth,
+and whose random effects, but for the errors of converters, are then those of
+`device`; `fault_map`, a file of a measured chip's faults (see
 `interop.load_faults`); `layers`, patterns of the layers that are on chips,
 while the others are computed exactly; and `placing`, `spare_columns`, `copies`
 and `copied`: how weights are placed on every chip for its own faults, `rules`
@@ -154,9 +155,13 @@ def of_preset(
   if PRESET not in scenario:
     return base, own
   preset = crossbar.preset(scenario[PRESET], f"{field}.{PRESET}")
-  own = {name: getattr(preset, name) for name in crossbar.DEFECTS}
-  own = {
-    name: value for name, value in own.items() if crossbar.is_present(value)
+  # Converters' errors are those of the configured ones, which stay.
+  of_converters = crossbar.CONVERTER_ERRORS
+  kept = {name: value for name, value in own.items() if name in of_converters}
+  own = kept | {
+    name: getattr(preset, name)
+    for name in crossbar.DEFECTS
+    if name not in of_converters and crossbar.is_present(getattr(preset, name))
   }
   device = crossbar.in_circuit(crossbar.without_defects(preset), base)
   return crossbar.validate(device, f"{field}.{PRESET}"), own

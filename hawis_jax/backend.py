@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from jax.interpreters import partial_eval
+import jax.numpy as jnp
 import jaxlib
 
 from hawis_jax import errors
@@ -86,6 +87,27 @@ def used_inputs(traced: Any, arguments: Any, select: Callable) -> Any:
   wanted = [number in chosen for number in jax.tree.leaves(numbers)]
   _, used = partial_eval.dce_jaxpr(traced.jaxpr.jaxpr, wanted)
   return jax.tree.unflatten(jax.tree.structure(arguments), used)
+
+
+def typed_key(key: Any) -> Any:
+  """Returns a key of `jax.random.key`, of one or of a `jax.random.PRNGKey`.
+
+  Raises:
+    InputError: it is none, e.g. a seed.
+  """
+  dtype = getattr(key, "dtype", None)
+  try:
+    if dtype is not None and not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+      key = jax.random.wrap_key_data(key)
+    good = dtype is not None and key.shape == ()
+  except (TypeError, ValueError):
+    good = False
+  if not good:
+    got = repr(key) if isinstance(key, int) else f"a {type(key).__name__}"
+    raise errors.InputError(
+      f"key: got {got}, needed is one key, as jax.random.key(0)"
+    )
+  return key
 
 
 @contextlib.contextmanager

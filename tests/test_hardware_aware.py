@@ -57,6 +57,14 @@ def test_chips_are_of_all_scenarios_at_uniform_shares(
   assert stats.kstest(sigma / 0.5, "uniform", (0, 1.5)).pvalue > 1e-3
 
 
+@pytest.mark.parametrize(
+  ("worst", "num", "counted"),
+  [(0.28, 25, 7), (0.07, 100, 7), (0.01, 3, 1), (0.5, 3, 2), (1.0, 3, 3)],
+)
+def test_share_of_the_worst_is_not_rounded_up_by_floats(worst, num, counted):
+  assert _settings(chips=num, worst=worst).counted == counted
+
+
 def test_severities_rise_in_a_line():
   at = functools.partial(hardware_aware.Settings, (_STUCK,), 1, 2.0)
   np.testing.assert_allclose(

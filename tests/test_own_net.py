@@ -442,7 +442,8 @@ def _call(fields, **call):
     "device": hx.Device(stuck_off=0.1),
     "variables": variables,
   } | call
-  return hx.evaluate_chips(jax.random.key(0), net, num_chips=2, **call)
+  key = call.pop("key", jax.random.key(0))
+  return hx.evaluate_chips(key, net, num_chips=2, **call)
 
 
 @pytest.mark.parametrize(
@@ -452,7 +453,9 @@ def _call(fields, **call):
     ({"layers": ()}, {}, "layers: got none, needed are patterns"),
     ({"weights": "int4"}, {}, "weights: got 'int4', allowed are binary, int8"),
     ({}, {"device": hx.Device(adc_bits=6)}, "device: got one with adc_bits"),
-    ({}, {"device": hx.Device(read_noise=1.0)}, "read_noise"),
+    ({}, {"device": hx.Device(read_noise=1.0)}, "one with read_noise, allowed"),
+    ({}, {"device": hx.Device(white_noise=1.0)}, "with white_noise, allowed"),
+    ({}, {"key": 0}, "key: got 0, needed is one key, as jax.random.key"),
     (
       {"weights": "analog"},
       {"device": hx.Device(cell_bits=2)},
@@ -636,8 +639,22 @@ def test_our_nets_are_trained_on_chips_in_a_loop_of_ones_own(tiny):
     ({"num_chips": 0}, "num_chips: got 0, allowed"),
     ({"batch": (1.0, 2.0)}, "batch: got arrays of lengths 0, needed is one"),
     ({"num_chips": 5}, "batch: got arrays of lengths 12, needed is one length"),
-    ({"most_severity": 0}, "most_severity: got 0, allowed is a number above 0"),
-    ({"worst": 2}, "worst: got 2, allowed is a number above 0, up to 1"),
+    ({"most_severity": 0}, "most_severity: got 0, allowed is a finite number"),
+    ({"most_severity": np.inf}, "most_severity: got inf, allowed is a finite"),
+    (
+      {
+        "most_severity": 100,
+        "device": hx.Device(stuck_off=0.7, stuck_on=0.3),
+      },
+      "most_severity: got 100, at which .*device.stuck_on: got 30.0",
+    ),
+    (
+      {"device": [hx.Device(), hx.Device(tile_shape=(8, 8))]},
+      "tile_shape of chips .*: got",
+    ),
+    ({"key": 0}, "key: got 0, needed is one key, as jax.random.key"),
+    ({"key": np.zeros(3)}, "key: got a ndarray, needed is one key"),
+    ({"worst": 2}, "worst: got 2, allowed is a finite number above 0, up to 1"),
     ({"device": hx.Device(adc_bits=4)}, "device: got one with adc_bits"),
     ({"device": hx.Device(adc_bits=1)}, "adc_bits: got 1, a sense amplifier"),
     ({"device": ()}, "device: got none"),
@@ -654,11 +671,12 @@ def test_mistakes_in_training_are_refused(change, match):
   fields = {"loss_fn": _loss(net), "net": net, "device": _DEVICE} | change
   variables = fields.pop("variables", variables)
   batch = fields.pop("batch", (x, np.arange(12) % 5))
+  key = fields.pop("key", jax.random.key(0))
   if fields["loss_fn"] == "pair":
     fields["loss_fn"] = lambda *given: (_loss(net)(*given), 1.0)
   with pytest.raises(hx.InputError, match=match):
     loss = hx.train_on_chips(**fields)
-    loss(variables, jax.random.key(0), batch)
+    loss(variables, key, batch)
 
 
 def test_a_loss_that_reads_no_chip_is_refused():

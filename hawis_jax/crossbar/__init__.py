@@ -22,6 +22,7 @@ from hawis_jax.crossbar.devices import needs_tiles
 from hawis_jax.crossbar.devices import scaled
 from hawis_jax.crossbar.devices import SCENARIO_FIELDS
 from hawis_jax.crossbar.devices import stack
+from hawis_jax.crossbar.devices import tile_effects
 from hawis_jax.crossbar.devices import validate
 from hawis_jax.crossbar.devices import with_fields
 from hawis_jax.crossbar.devices import without_defects

@@ -383,8 +383,13 @@ def check_stack(devices: Sequence[Device]) -> None:
 
 def needs_tiles(device: Device) -> bool:
   """Returns whether read-out is no linear map: converters, or noise a read."""
+  return bool(tile_effects(device))
+
+
+def tile_effects(device: Device) -> list[str]:
+  """Returns the effects of a device for which read-out is no linear map."""
   fields = ("adc_bits", *_READ_NOISE)
-  return any(is_present(getattr(device, field)) for field in fields)
+  return [field for field in fields if is_present(getattr(device, field))]
 
 
 def only_sticks(device: Device) -> bool:

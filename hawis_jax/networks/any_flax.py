@@ -370,10 +370,11 @@ def check_device(device: crossbar.Device) -> None:
   Raises:
     InputError: it has converters or noise a read.
   """
-  if crossbar.needs_tiles(device):
+  present = crossbar.tile_effects(device)
+  if present:
     raise errors.InputError(
-      "device: got one with adc_bits, read_noise or telegraph_noise, allowed "
-      "with a net of any_flax is 0 of each: its inputs are no bits"
+      f"device: got one with {', '.join(present)}, allowed with a net of "
+      "any_flax is 0 of each: its inputs are no bits"
     )
 
 

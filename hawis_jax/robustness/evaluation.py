@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hawis_jax import backend
 from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax.networks import any_flax
@@ -93,6 +94,7 @@ def evaluate_chips(
     raise errors.InputError(
       f"num_chips: got {num_chips!r}, allowed is a whole number of at least 1"
     )
+  key = backend.typed_key(key)
   any_flax.check_net(module)
   layers = None if layers is None else tuple(layers)  # to be hashed
   images = np.asarray(images)
@@ -110,8 +112,6 @@ def evaluate_chips(
     placing,
     compensated,
   )
-  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    key = jax.random.wrap_key_data(key)  # of jax.random.PRNGKey
   chunks = monte_carlo.classify(
     key,
     setting,

@@ -48,6 +48,12 @@ class Settings:
   ramp: tuple[float, float] = (0.0, 0.0)
   worst: float = 1.0  # share of the K chips, of the largest losses, that counts
 
+  @property
+  def counted(self) -> int:
+    """Chips of a step whose losses count."""
+    # 0.28 of 25 chips are 7, though as floats their product is above it.
+    return max(1, math.ceil(self.worst * self.chips - 1e-9))
+
   def most_at(self, progress: chex.Numeric) -> chex.Numeric:
     """Returns the largest share of severities at a share of all steps."""
     start, end = self.ramp
@@ -146,7 +152,7 @@ def loss_on_chips(
     losses, rest = jax.tree.map(lambda *x: jnp.stack(x), *found)
   else:
     losses, rest = jax.vmap(one)(keys, parts)
-  worst = jnp.sort(losses)[-math.ceil(settings.worst * num) :]
+  worst = jnp.sort(losses)[-settings.counted :]
   return worst.mean(), jax.tree.map(lambda x: x.mean(0), rest)
 
 
@@ -221,6 +227,7 @@ def train_on_chips(
       any_flax.check_device(one)
   if not devices:
     raise errors.InputError("device: got none, needed is at least one")
+  crossbar.check_stack(devices)
   if type(num_chips) is not int or num_chips < 1:
     raise errors.InputError(
       f"num_chips: got {num_chips!r}, allowed is a whole number of at least 1"
@@ -229,11 +236,20 @@ def train_on_chips(
     ("most_severity", most_severity, math.inf),
     ("worst", worst, 1),
   ):
-    if not isinstance(value, int | float) or not 0 < value <= most:
+    is_finite = isinstance(value, int | float) and math.isfinite(value)
+    if not is_finite or not 0 < value <= most:
       raise errors.InputError(
-        f"{name}: got {value!r}, allowed is a number above 0"
+        f"{name}: got {value!r}, allowed is a finite number above 0"
         + f", up to {most}" * math.isfinite(most)
       )
+  for one in devices:  # under jit the severities drawn can't be checked
+    try:
+      crossbar.validate(crossbar.scaled(one, most_severity))
+    except errors.InputError as error:
+      raise errors.InputError(
+        f"most_severity: got {most_severity!r}, at which a device is none: "
+        f"{error}"
+      ) from error
   settings = Settings(devices, num_chips, float(most_severity), worst=worst)
 
   def of_part(variables, part):
@@ -271,6 +287,7 @@ def train_on_chips(
         "variables: got no params, needed are (variables, key, batch) with the "
         "net's params in the variables"
       )
+    key = backend.typed_key(key)
     sizes = {sum(np.shape(leaf)[:1]) for leaf in jax.tree.leaves(batch)}
     if len(sizes) != 1 or min(sizes) % num_chips or not min(sizes):
       raise errors.InputError(

@@ -694,6 +694,74 @@ def test_odd_names_are_escaped(rng, tmp_path):
   assert "found minus <i>int8" in {cell for row in page.rows for cell in row}
 
 
+def test_costs_of_another_runs_search_are_by_that_runs_technology(
+  rng, tmp_path
+):
+  source, workdir = tmp_path / "source", tmp_path / "run"
+  theirs = _experiment(space__technology="neurosim_22nm", seed=5)
+  ours = _experiment(
+    space__technology="isaac_32nm", device__preset="reram_wan2022"
+  )
+  for folder, experiment in ((source, theirs), (workdir, ours)):
+    folder.mkdir()
+    _write(folder, rng, experiment, "energy", (0.5, 1.0))
+  config = settings.flatten(theirs.config)
+  storage.write_record(source / "config.json", json.loads(json.dumps(config)))
+  results.write_source(workdir, source, {"found": "0" * 64})
+  content, page = _run(ours, workdir, draw=None)
+  text = " ".join(page.text.split())
+  how = (
+    f"by neurosim_22nm for {theirs.config.device.preset} with arrays of "
+    "64 x 64 cells"
+  )
+  for told in (
+    f"its costs are counted {how}. Digests",
+    f"other budget, of 2 in all; costs {how}.",
+    f"same updates. Energy, times and area {how}.",
+    f"(counted {how}, as the search did); takes ",
+    "of 1-bit nets, by isaac_32nm.",
+    f"technology, here isaac_32nm, and compare with no cost by another; those "
+    f"of the search are {how}.",
+    "area in the search component numbers of neurosim_22nm;",
+    "one training seed and one search (seed 5)",
+    f"of the device {theirs.config.device.preset}; candidates",
+  ):
+    assert told in text, told
+  assert facts.other_budgets(content)[0][0].endswith(" of the search")
+  # The other run itself says it once.
+  _, page = _run(theirs, source, draw=None)
+  assert "in the search component" not in " ".join(page.text.split())
+  assert "the search did" not in page.text and "isaac" not in page.text
+
+
+@pytest.mark.parametrize(
+  "mapping, told",
+  [
+    ("differential", "a weight is a differential pair of cells;"),
+    ("single", "a weight is one cell, less its row's reference cell;"),
+    ("offset", "a weight is one cell, less what the digital side counts of"),
+    ("complementary", "a weight is two cells on neighbouring word lines of"),
+  ],
+)
+def test_the_page_says_what_holds_a_weight(made, mapping, told):
+  content = made[3]
+  device = {**content["device"], "mapping": mapping}
+  page = _Page(render.render({**content, "device": device}, {}))
+  assert told in " ".join(page.text.split())
+
+
+@pytest.mark.parametrize("on_chips", [False, True])
+def test_a_float_net_is_on_chips_where_it_was_measured_there(made, on_chips):
+  content = made[3]
+  config = {**content["config"], "robustness.float_nets": on_chips}
+  nets = {**content["nets"]}
+  nets["uniform"] = {**nets["uniform"], "weight_bits": 32}
+  page = _Page(render.render({**content, "config": config, "nets": nets}, {}))
+  text = " ".join(page.text.split())
+  assert ("of an ideal DAC" in text) is on_chips
+  assert ("floating point, never put on a crossbar." in text) is not on_chips
+
+
 def test_an_unfinished_sweep_says_what_is_missing(rng, tmp_path):
   experiment = _experiment()
   experiment.splits.test = range(5000)

@@ -107,12 +107,21 @@ def collect(
       "robustness first"
     )
   config, geometry = experiment.config, experiment.geometry
+  source = results.load_source(workdir)
+  theirs = config
+  if source:
+    theirs = results.saved_config(results.source_of(workdir))
   main = facts.main_net(swept, config.train.nets)
   swept = facts.in_order(swept, main)
   found = None  # no net needed a search
   if experiment.space:
     result = results.load_search(workdir)
     found = facts.search(result, results.load_evaluations(workdir))
+    # A run that measures another one's nets has that one's search, and costs.
+    hardware = settings.hardware(theirs)
+    found["device"] = theirs.device.preset
+    found["hardware"] = _hardware(hardware)
+    found["counts_alike"] = hardware == geometry.hardware
   known = {
     name: experiment.widths[name]
     for name in net_names.vector_names(
@@ -120,7 +129,6 @@ def collect(
     )
     if name in experiment.widths
   }
-  source = results.load_source(workdir)
   curves, measured = _metrics(workdir / "metrics.jsonl", swept)
   if source:
     curves, _ = _metrics(results.source_of(workdir) / "metrics.jsonl", swept)
@@ -134,12 +142,7 @@ def collect(
     },
     "device": dataclasses.asdict(experiment.device),
     "hardware": {
-      "technology": geometry.hardware.technology.name,
-      "tile_shape": list(geometry.tile_shape),
-      "converter_bits": geometry.hardware.converter_bits,
-      "sensed": geometry.hardware.may_sense(binarized=True),
-      "duplication": geometry.hardware.duplication,
-      "activity": geometry.hardware.activity,
+      **_hardware(geometry.hardware),
       "products": list(geometry.names),
     },
     "main_net": main,
@@ -151,7 +154,7 @@ def collect(
     "chance": 1 / experiment.splits.num_classes,
   }
   if source:
-    inputs["source"] = source
+    inputs["source"] = {**source, "seed": theirs.seed}
   identity = json.dumps([facts.FORMAT, inputs, swept], sort_keys=True)
   rows = facts.accuracy(swept, inputs["chance"], config.robustness.failed_below)
   harshest = facts.harshest(rows, swept, main)
@@ -178,6 +181,18 @@ def collect(
     "harshest": harshest,
     "accuracy": [_without_chips(row, harshest) for row in rows],
     "missing": _missing(config, swept),
+  }
+
+
+def _hardware(hardware):
+  """What costs depend on beside widths."""
+  return {
+    "technology": hardware.technology.name,
+    "tile_shape": list(hardware.tile_shape),
+    "converter_bits": hardware.converter_bits,
+    "sensed": hardware.may_sense(binarized=True),
+    "duplication": hardware.duplication,
+    "activity": hardware.activity,
   }
 
 

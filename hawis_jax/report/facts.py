@@ -16,7 +16,7 @@ from hawis_jax.networks import net_names
 from hawis_jax.report import style
 from hawis_jax.robustness import statistics
 
-FORMAT = 13  # of report.json and the page; a new one remakes old reports
+FORMAT = 14  # of report.json and the page; a new one remakes old reports
 _MOST_LINES = 300  # of scored vectors that are drawn
 _ORDER = ("found", "uniform", "baseline_1x")  # others follow
 # {robustness.batch_norm: what nets have on chips}
@@ -30,12 +30,14 @@ _STATISTICS = {
 _SEARCH = "Was the search worth it?"
 _TRAINING = "What training on chips brings"
 _CALIBRATION = "What calibrating brings"
-_ALONE, _WIDTHS, _REFERENCES = (
+_ALONE, _WIDTHS, _REFERENCES, _FLOATS = (
   "On chips",
   "Against other widths",
   "Against 8-bit weights",
+  "Against float weights",
 )
-_QUESTIONS = (_ALONE, _SEARCH, _WIDTHS, _TRAINING, _CALIBRATION, _REFERENCES)
+_QUESTIONS = (_ALONE, _SEARCH, _WIDTHS, _TRAINING, _CALIBRATION)
+_QUESTIONS += (_REFERENCES, _FLOATS)
 _VERDICTS = {
   "ahead": "beats",
   "behind": "loses to",
@@ -379,13 +381,30 @@ def found_candidate(search: dict) -> dict:
   )
 
 
+def counted(search: dict) -> str:
+  """Returns how the search's costs were counted; "": as those of this run.
+
+  They are another run's where that one's nets are measured.
+  """
+  if search["counts_alike"]:
+    return ""
+  tiles = " x ".join(map(str, search["hardware"]["tile_shape"]))
+  return (
+    f"by {search['hardware']['technology']} for {search['device']} with arrays "
+    f"of {tiles} cells"
+  )
+
+
 def other_budgets(content: dict) -> list[tuple[str, list[int]]]:
   """Returns (budget in words, widths) of what was found within the others."""
   search = content["search"]
-  best = search["best"][search["method"]] if search else ()
+  if not search:
+    return []
+  there = "" if search["counts_alike"] else " of the search"
+  amounts = [style.of_cost(search["cost"], most) for most in search["budgets"]]
   return [
-    (style.of_cost(search["cost"], search["budgets"][k]), entry["widths"])
-    for k, entry in enumerate(best)
+    (amounts[k] + there, entry["widths"])
+    for k, entry in enumerate(search["best"][search["method"]])
     if entry and k != search["main_budget"]
   ]
 
@@ -465,7 +484,8 @@ def _question(net, rival):
   if net == rival:
     return _CALIBRATION
   if ours.kind != theirs.kind:
-    return _REFERENCES
+    is_float = net_names.FLOAT in (ours.kind, theirs.kind)
+    return _FLOATS if is_float else _REFERENCES
   if ours.widths == theirs.widths:
     return _TRAINING
   searched = (ours.widths, theirs.widths) == net_names.SEARCHED
@@ -559,6 +579,8 @@ def _compared(content):
       most = search["budgets"][search["main_budget"]]
       most *= net_names.share_of(vector)
       line += f", within {style.of_cost(search['cost'], most)}"
+      how = counted(search)
+      line += f" (counted {how}, as the search did)" if how else ""
     costs = [
       style.of_cost(kind, net[cost.field(kind)])
       for kind in ("arrays", "energy")

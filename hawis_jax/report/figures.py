@@ -586,7 +586,7 @@ def front(content: dict) -> _Made:
       panel.axvline(budget, **_GREY)
     handles.append(_key("budgets", **_GREY))
   panel.set(title="Candidates of all methods and budgets, on fresh chips")
-  technology = content["hardware"]["technology"]
+  technology = search["hardware"]["technology"]
   panel.set(ylabel=_SCORE, xlabel=f"energy of one image, {technology}")
   panel.xaxis.set_major_formatter(ticker.EngFormatter("J"))
   return _legend(figure, handles), pd.concat(values)

@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import types
 
 from absl import flags
 import jax
@@ -15,12 +16,15 @@ from safetensors import numpy as safetensors
 import short_run
 
 from hawis_jax import __main__ as command
+from hawis_jax import crossbar
+from hawis_jax import errors
 from hawis_jax import interop
 from hawis_jax import main
 from hawis_jax.config import fields
 from hawis_jax.config import names
 from hawis_jax.crossbar import cells
 from hawis_jax.networks import width_vectors
+from hawis_jax.pipeline import export
 from hawis_jax.pipeline import results
 from hawis_jax.report import style
 
@@ -165,6 +169,21 @@ def test_names_of_a_kind_are_listed(capsys, monkeypatch, kind):
   assert found[some[kind]] == meaning.get(kind, found[some[kind]])
 
 
+def test_configs_that_are_no_python_are_listed_as_such(
+  tmp_path, monkeypatch, capsys
+):
+  (tmp_path / "configs").mkdir()
+  for name, text in (("a", b"def (:"), ("b", b"\xff\xfe"), ("c", b'"""C."""')):
+    (tmp_path / "configs" / f"{name}.py").write_bytes(text)
+  monkeypatch.chdir(tmp_path)
+  assert command.main(["hawis-jax", "list", "configs", "--json"]) == 0
+  assert json.loads(capsys.readouterr().out)["configs"] == {
+    "configs/a.py": "can't be read: SyntaxError",
+    "configs/b.py": "can't be read: SyntaxError",
+    "configs/c.py": "C.",
+  }
+
+
 def test_all_names_are_listed_and_the_command_explains_itself(capsys):
   assert command.main(["hawis-jax", "list"]) == 0
   out = capsys.readouterr().out
@@ -223,6 +242,36 @@ def test_packed_weights_make_the_same_net(after, tmp_path, capsys):
   assert "batch_stats/bn_head/mean" in others
   assert _export("weights", workdir, "fund", path) == 2
   assert "net: got 'fund', allowed are found, uni" in short_run.one_line(capsys)
+
+
+def test_numbers_of_chips_that_no_key_has_are_refused(tmp_path, capsys):
+  for number in (-1, 2**32, 99999999999):
+    place = ("chip", tmp_path, "found", tmp_path / "c.npz", "--chip", number)
+    assert _export(*place) == 2
+    assert f"--chip: got {number}, allowed are 0 to" in short_run.one_line(
+      capsys
+    )
+
+
+def test_a_float_nets_chip_has_analog_cells(tmp_path, monkeypatch, rng):
+  weights = rng.normal(size=(5, 3)).astype(np.float32)
+  variables = {"params": {"head": {"kernel": weights}}}
+  net = types.SimpleNamespace(weight_bits=None, weight_scales="channel")
+  device, key = crossbar.Device(), jax.random.key(0)
+  monkeypatch.setattr(
+    export, "_on_chip", lambda given: (net, variables, device, key)
+  )
+  assert _export("chip", "run", "float", tmp_path / "chip.npz") == 0
+  with np.load(tmp_path / "chip.npz") as arrays:
+    assert json.loads(str(arrays["metadata"]))["bits"] == 0
+    positive, negative = arrays["head/actual"][0, 0, 0][:, :5, :3]
+  share = (positive - negative) / (device.g_on - device.g_off)
+  np.testing.assert_allclose(share, weights / np.abs(weights).max(0), rtol=1e-4)
+  with pytest.raises(errors.InputError, match="one of float weights"):
+    interop.export_packed(tmp_path / "a.npz", net, variables)
+  np.savez(tmp_path / "foreign.npz", **{"params/head/kernel": weights})
+  with pytest.raises(errors.InputError, match="no packed weights"):
+    interop.load_packed(tmp_path / "foreign.npz")
 
 
 def test_an_exported_chip_is_that_of_the_runs_measurements(

@@ -77,7 +77,10 @@ def _device(device):
 
 
 def _first_line(path):
-  documentation = ast.get_docstring(ast.parse(path.read_text())) or ""
+  try:
+    documentation = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+  except (OSError, SyntaxError, ValueError) as error:
+    return f"can't be read: {type(error).__name__}"
   return documentation.partition("\n")[0]
 
 

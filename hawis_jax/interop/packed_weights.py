@@ -39,9 +39,9 @@ def packed(module: nn.Module, variables: Mapping) -> dict[str, np.ndarray]:
     InputError: it is another net; a weight is not finite.
   """
   if module.weight_bits != 1:
+    kind = f"{module.weight_bits}-bit" if module.weight_bits else "float"
     raise errors.InputError(
-      f"net: got one of {module.weight_bits}-bit weights, allowed are 1-bit "
-      "nets"
+      f"net: got one of {kind} weights, allowed are 1-bit nets"
     )
   kept = {k: v for k, v in variables.items() if k in ("params", "batch_stats")}
   arrays = {}
@@ -100,7 +100,7 @@ def load_packed(path: str | os.PathLike) -> dict:
     path: of the file.
 
   Raises:
-    InputError: it is missing, damaged or of another kind.
+    InputError: it is missing or damaged, or holds no packed weights.
   """
   path = array_files.checked_path(path, (".safetensors", ".npz"))
   with array_files.read_errors(path):
@@ -109,6 +109,11 @@ def load_packed(path: str | os.PathLike) -> dict:
         arrays = dict(opened)
     else:
       arrays = safetensors.load_file(path)
+    if not any(name.endswith("/signs") for name in arrays):
+      raise errors.InputError(
+        f"{path}: got no packed weights, needed is <layer>/signs, as "
+        "export_packed writes it"
+      )
     flat = {}
     for name, leaf in arrays.items():
       layer, _, what = name.rpartition("/")

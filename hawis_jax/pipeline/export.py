@@ -106,8 +106,10 @@ def _on_chip(given):
 
   from hawis_jax.config import settings
 
-  if given.chip < 0:
-    raise errors.InputError(f"--chip: got {given.chip}, allowed is 0 and above")
+  if not 0 <= given.chip < 2**32:  # folded into a key as 32 bits
+    raise errors.InputError(
+      f"--chip: got {given.chip}, allowed are 0 to {2**32 - 1}"
+    )
   experiment, module, variables = _opened(given)
   config = experiment.config.copy_and_resolve_references()
   if given.device:
@@ -119,6 +121,7 @@ def _on_chip(given):
 
 def _chip(given):
   from hawis_jax import interop
+  from hawis_jax.networks import net_variables
 
   module, variables, device, key = _on_chip(given)
   interop.export_chip(
@@ -126,7 +129,7 @@ def _chip(given):
     key,
     variables,
     device,
-    bits=module.weight_bits,
+    bits=net_variables.crossbar_bits(module),
     scales=getattr(module, "weight_scales", None),
   )
 
@@ -136,6 +139,7 @@ def _netlist(given):
 
   from hawis_jax import interop
   from hawis_jax.crossbar import cells
+  from hawis_jax.networks import net_variables
   from hawis_jax.runtime import storage
 
   module, variables, device, key = _on_chip(given)
@@ -148,7 +152,7 @@ def _netlist(given):
     key,
     {"params": variables["params"]},
     device,
-    bits=module.weight_bits,
+    bits=net_variables.crossbar_bits(module),
     scales=getattr(module, "weight_scales", None),
   )
   errors.check_fields([given.layer], [*layers], "--layer")

@@ -260,6 +260,15 @@ def made(tmp_path_factory):
   return workdir, experiment, swept["nets"], *_run(experiment, workdir)
 
 
+def test_the_devices_own_effects_are_told(made):
+  """Else nobody could say later what "1 x the device's own effects" were."""
+  *_, content, page = made
+  assert content["effects"] == {"stuck_off": 0.0904, "stuck_on": 0.0175}
+  told = facts.own_effects(content)
+  assert {*told.split(", ")} == {"9.04 % stuck off", "1.75 % stuck on"}
+  assert f"own effects: {told}." in " ".join(page.text.split())
+
+
 def test_tables_hold_accuracy_of_every_net_and_severity(made):
   workdir, _, swept, content, page = made
   assert list(content["nets"]) == ["found", "uniform", "baseline_1x"]

@@ -141,6 +141,7 @@ def collect(
       "test_images": len(experiment.splits.test),
     },
     "device": dataclasses.asdict(experiment.device),
+    "effects": settings.own_effects(config),
     "hardware": {
       **_hardware(geometry.hardware),
       "products": list(geometry.names),

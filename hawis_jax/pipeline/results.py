@@ -501,13 +501,16 @@ def settle(
     if data is None and "data.resolved" in before:
       now["data.resolved"] = before["data.resolved"]
   changed = [
-    _difference(field, before.get(field), now.get(field))
+    field
     for field in sorted(before.keys() | now.keys())
     if before.get(field) != now.get(field) and _matters(field, workdir)
   ]
   if changed:
+    # What follows from fields is told where no field tells it.
+    told = [field for field in changed if field in fields.FIELDS] or changed
+    told = [_difference(x, before.get(x), now.get(x)) for x in told]
     raise errors.InputError(
-      f"{workdir} holds a run with another configuration: {'; '.join(changed)}."
+      f"{workdir} holds a run with another configuration: {'; '.join(told)}."
       " Take another --workdir, or the old values"
     )
   storage.write_record(path, now)

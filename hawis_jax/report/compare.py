@@ -247,7 +247,7 @@ def _wide(frame):
 
 def _configuration(runs):
   """The fields that differ, and versions, devices and data."""
-  parts = ("config", "device", "hardware", "data", "versions")
+  parts = ("config", "device", "effects", "hardware", "data", "versions")
   flat = {
     name: {
       f"{part}: {field}": str(value)

@@ -45,6 +45,17 @@ _VERDICTS = {
 }
 
 
+def own_effects(content: dict) -> str:
+  """Returns the random effects that the device has itself, in words."""
+  told = [
+    style.severity(name, value)
+    if np.isscalar(value)
+    else style.effect(name).title
+    for name, value in content["effects"].items()
+  ]
+  return ", ".join(told) or "none"
+
+
 def main_net(swept: Mapping[str, dict], names: Sequence[str]) -> str | None:
   """Returns the net that the others are compared with; None: none on chips.
 

@@ -392,6 +392,19 @@ class _Wrapped(nnx.Module):
     return self.layers(x)
 
 
+class _Normalised(nnx.Module):
+  """Does what `nnx.WeightNorm` does, by hand."""
+
+  def __init__(self):
+    self.layer = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+
+  def __call__(self, x):
+    layer = nnx.clone(self.layer)
+    kernel = layer.kernel[...]
+    layer.kernel[...] = kernel / jnp.linalg.norm(kernel, axis=0, keepdims=True)
+    return layer(x)
+
+
 @pytest.mark.parametrize(
   ("model", "shape", "match"),
   [
@@ -415,6 +428,7 @@ class _Wrapped(nnx.Module):
       (6, 4),
       "got layers/layer_instance, whose kernel is transformed .* WeightNorm",
     ),
+    (_Normalised, (6, 4), "got layer, of whose kernel the net computes other"),
     (
       lambda: _Wrapped(nnx.SpectralNorm),
       (6, 4),

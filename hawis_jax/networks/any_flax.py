@@ -238,6 +238,7 @@ class AnyFlax:
     else:
       found = own_layers.of_nnx(self.module)
     chosen = cells.matching(kernels, self.layers)
+    computed = own_layers.computed_of(params, run)
     for path in chosen:
       name = "/".join(path) or type(self.module).__name__
       if path not in found:
@@ -249,6 +250,11 @@ class AnyFlax:
         raise errors.InputError(
           f"layers: got {name}, {found[path].refusal}; choose others by their "
           "paths, this one is then computed digitally"
+        )
+      if (*path, "kernel") in computed:
+        raise errors.InputError(
+          f"layers: got {name}, of whose kernel the net computes other numbers "
+          f"(by {computed[*path, 'kernel']}); choose others by their paths"
         )
     self._chosen[known] = {path: found[path] for path in chosen}
 

@@ -14,6 +14,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes as nnx_dtypes
 import jax
 from jax import lax
+from jax.extend import core
 import jax.numpy as jnp
 
 KNOWN = "Dense, DenseGeneral, Conv, Einsum; Linear, LinearGeneral"
@@ -101,6 +102,55 @@ def of_nnx(model: nnx.Module) -> dict[tuple[str, ...], Layer]:
             f"{type(outer).__name__})"
           )
       found[tuple(map(str, path))] = layer
+  return found
+
+
+# Steps of a forward pass that hand a kernel on as it is, and those that compute
+# other numbers of it. Products are neither.
+_PASSING = ("transpose", "reshape", "squeeze", "copy", "convert_element_type")
+_COMPUTING = (
+  *("mul", "div", "add", "sub", "neg", "abs", "sign", "square", "integer_pow"),
+  *("pow", "sqrt", "rsqrt", "max", "min", "clamp", "round", "floor", "tanh"),
+  *("exp", "log", "logistic", "reduce_sum", "reduce_max", "select_n"),
+)
+
+
+def computed_of(
+  params: Mapping, forward: Callable[[Mapping], Any]
+) -> dict[tuple[str, ...], str]:
+  """Returns {path: step} of the parameters that a forward pass computes with.
+
+  A kernel that is read by products alone is not among them: of others a chip's
+  errors may be computed away, as by a norm of weights.
+  """
+
+  def run(params):
+    forward(params)  # what it returns may be no array
+
+  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+  paths = (tuple(getattr(x, "key", x) for x in path) for path, _ in leaves)
+  jaxpr = jax.make_jaxpr(run)(params).jaxpr
+  return _computed(jaxpr, dict(zip(jaxpr.invars, paths, strict=True)))
+
+
+def _computed(jaxpr, paths):
+  found = {}
+  for step in jaxpr.eqns:
+    given = [
+      None if isinstance(x, core.Literal) else paths.get(x) for x in step.invars
+    ]
+    if not any(given):
+      continue
+    name = step.primitive.name
+    if name in _PASSING:
+      paths[step.outvars[0]] = given[0]
+    elif name in _COMPUTING:
+      found.update(dict.fromkeys(filter(None, given), name))
+    for value in step.params.values():
+      inner = getattr(value, "jaxpr", value)
+      if len(getattr(inner, "invars", ())) == len(given):
+        pairs = zip(inner.invars, given, strict=True)
+        found |= _computed(inner, {x: path for x, path in pairs if path})
   return found
 
 

@@ -11,6 +11,7 @@ import pathlib
 from typing import Any
 
 from flax import linen as nn
+from flax import traverse_util
 
 from hawis_jax import errors
 from hawis_jax import interop
@@ -56,12 +57,13 @@ def pretrained(name: str) -> tuple[nn.Module, dict]:
     net = resnet.cifar_resnet(
       build["depth"], widths, build["num_classes"], levels=build["levels"]
     )
-  else:
-    net = reference_resnet.cifar_reference(
-      build["depth"],
-      widths,
-      build["num_classes"],
-      bits=build["weight_bits"],
-      scales=build["scales"],
-    )
-  return net, interop.load_packed(path)
+    return net, interop.load_packed(path)
+  net = reference_resnet.cifar_reference(
+    build["depth"],
+    widths,
+    build["num_classes"],
+    bits=build["weight_bits"],
+    scales=build["scales"],
+  )
+  arrays = interop.load_state_dict(path)
+  return net, traverse_util.unflatten_dict(arrays, sep="/")

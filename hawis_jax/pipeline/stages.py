@@ -18,7 +18,6 @@ from hawis_jax.pipeline import results
 from hawis_jax.pipeline import robustness
 from hawis_jax.pipeline import search
 from hawis_jax.pipeline import train
-from hawis_jax.pipeline import work
 from hawis_jax.pipeline.experiment import prepare
 from hawis_jax.pipeline.experiment import prepare_trained
 from hawis_jax.runtime import checkpoint
@@ -91,7 +90,6 @@ def run(
         lambda: results.write_source(workdir, source, digests)
       )
     metrics = stack.enter_context(Metrics(workdir, recording=first))
-    metrics.plan(work.ahead(experiment, workdir, names))
     for number, name in enumerate(names, 1):
       metrics.enter(number, len(names))
       if preemption.reached():

@@ -70,20 +70,10 @@ class Metrics:
     self._path = self.directory / "metrics.jsonl"
     self._stages = contextlib.ExitStack()
     self._stage = ""  # "stage 2 of 5: "
-    self._work = {}  # of progresses that are not over, in their order
-    self._done = 0.0, 0.0  # work of those that are, and its time [s]
     if recording:
       storage.make_directory(self.directory)
       self._lines = storage.Lines(self._path)
       self._drop(lambda line: False)
-
-  def plan(self, work: Mapping[str, float]) -> None:
-    """Takes what is ahead, for an estimate of all that is left.
-
-    Args:
-      work: of every progress, by name, in their order, in any one unit.
-    """
-    self._work = dict(work)
 
   def enter(self, number: int, of: int) -> None:
     """Says which of the run's stages begins; for progress alone."""
@@ -113,36 +103,6 @@ class Metrics:
     return self._stages.enter_context(
       contextlib.closing(Progress(self, name, total, start, shares))
     )
-
-  def begin(self, name: str) -> None:
-    """Takes what was planned before a progress for done, or not needed."""
-    while name in self._work and next(iter(self._work)) != name:
-      del self._work[next(iter(self._work))]
-
-  def end(self, name: str, share: float, seconds: float) -> None:
-    """Learns how long a share of a planned work took."""
-    done, took = self._done
-    self._done = done + share * self._work.get(name, 0.0), took + seconds
-
-  def left(self, name: str, share: float, seconds: float) -> float | None:
-    """Returns the time [s] of what is planned after a progress.
-
-    Args:
-      name: of the progress.
-      share: of it that has been done in `seconds`, of which the others' speed
-        follows with that of what is over.
-      seconds: see `share`.
-
-    Returns:
-      None: nothing is known, or nothing follows.
-    """
-    if name not in self._work:
-      return None
-    done = self._done[0] + share * self._work[name]
-    after = sum(self._work.values()) - self._work[name]
-    if not done or not after:
-      return None
-    return after * (self._done[1] + seconds) / done
 
   def append(self, stage: str, step: int, values: Mapping[str, float]) -> None:
     """Writes one line to the file; `Progress.report` is the way to it."""
@@ -204,12 +164,10 @@ class Progress:
     self._shares = shares
     self._title = f"{metrics._stage}{name}"
     self._since = None  # (step, time) of the first report: it has compiled
-    self._last = start
     self._shown = None  # when the last line was
     self._bar = None
     self._board = None
     if metrics.recording:
-      metrics.begin(name)
       metrics.say(
         f"{self._title}  begins at {start}/{total}; the first step compiles"
       )
@@ -245,35 +203,22 @@ class Progress:
     if self._bar:
       self._bar.close()
     self._bar = None
-    if self._since:
-      self._metrics.end(self._name, *self._spent(self._last))
-    self._since = None
     if self._board:
       self._board.close()
     self._board = None
 
-  def _spent(self, step):
-    """(Share of all steps, seconds) since the first report."""
-    first, start = self._since
-    return (step - first) / self._total, self._metrics.clock() - start
-
   def _show(self, step, values):
     """Prints progress, unless the last line is too recent."""
-    now, self._last = self._metrics.clock(), step
+    now = self._metrics.clock()
     first, last = self._shown is None, step >= self._total
     if first:
       self._since = step, now
     if not (first or last or now - self._shown >= _SHOW_SECONDS):
       return
     self._shown = now
-    share, seconds = self._spent(step)
-    rate = share * self._total / max(seconds, 1e-9)
-    after = self._metrics.left(self._name, share, seconds)
-    if after is not None and rate:
-      after += (self._total - step) / rate
+    compiled, since = self._since
+    rate = (step - compiled) / max(now - since, 1e-9)
     shown = _shown(values, self._shares)
-    if after is not None:
-      shown.insert(0, f"whole run about {_clock(after)}")
     stream = self._metrics.stream
     if not stream.isatty():
       line = progress_line(self._title, step, self._total, shown, rate)

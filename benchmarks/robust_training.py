@@ -32,14 +32,20 @@ from hawis_jax.pipeline import results
 from hawis_jax.pipeline import tally
 from hawis_jax.robustness import statistics
 
-_WIDTHS = ("found", "uniform", "baseline_1x", "baseline_1x_int8")
+_WIDTHS = (
+  "found",
+  "uniform",
+  "baseline_1x",
+  "baseline_1x_int8",
+  "baseline_1x_float",
+)
 _NETS = tuple(f"{n}{how}" for n in _WIDTHS for how in ("", "_chips"))
 _CHIPS = 16  # a seed: most of what differs are trainings
 _STATISTICS = ("fixed", "design", "chip")
 _STUCK = dict(stuck_on=0.0175, stuck_off=0.0904)
 _SHARES = (1.0, 2.0)  # of those
 _SCENARIOS = (
-  dict(variation=(0.0, 0.3, 0.7, 1.1)),
+  dict(variation=(0.0, 0.3, 0.5, 0.7, 1.1)),
   {
     "name": "stuck",
     **{k: tuple(s * v for s in _SHARES) for k, v in _STUCK.items()},
@@ -47,9 +53,11 @@ _SCENARIOS = (
   dict(stuck_off=(0.1,)),
   dict(stuck_on=(0.02,)),
   dict(name="wires", wire_resistance=(1.0,)),
+  # Writing and a day of relaxation, as published (NeuRRAM).
+  dict(name="a day", preset="reram_wan2022_relaxed", device=1.0),
 )
 _FIELDS = {
-  "train.nets": (*_NETS, "baseline_1x_float"),
+  "train.nets": _NETS,
   "train.loss": "margin",
   "train.reference_optimizer.name": "adam",
   "train.reference_optimizer.learning_rate": 3e-3,
@@ -58,6 +66,7 @@ _FIELDS = {
   "hardware_aware.most_severity": 1.5,
   "robustness.batch_norm": _STATISTICS,
   "robustness.chips": _CHIPS,
+  "robustness.float_nets": True,
   "robustness.scenarios": _SCENARIOS,
 }
 _PLACES = (("variation", 0.7), ("variation", 1.1), ("stuck", 0.0175))

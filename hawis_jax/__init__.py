@@ -49,6 +49,7 @@ _PUBLIC = {
   "predictor": "search.methods",
   "random_search": "search.methods",
   "reinforce": "search.methods",
+  "load_device": "crossbar",
   "fit_device": "interop",
   "from_torch_state_dict": "interop",
   "arrays": "data.arrays",

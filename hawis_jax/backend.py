@@ -95,18 +95,9 @@ def typed_key(key: Any) -> Any:
   Raises:
     InputError: it is none, e.g. a seed.
   """
-  dtype = getattr(key, "dtype", None)
-  try:
-    if dtype is not None and not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-      key = jax.random.wrap_key_data(key)
-    good = dtype is not None and key.shape == ()
-  except (TypeError, ValueError):
-    good = False
-  if not good:
-    got = repr(key) if isinstance(key, int) else f"a {type(key).__name__}"
-    raise errors.InputError(
-      f"key: got {got}, needed is one key, as jax.random.key(0)"
-    )
+  errors.check_key(key)
+  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    key = jax.random.wrap_key_data(key)
   return key
 
 

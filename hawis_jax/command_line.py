@@ -169,6 +169,12 @@ def parse(argv: Sequence[str], own: flags.FlagValues) -> flags.FlagValues:
   except flags.Error as error:
     if isinstance(error.__context__, errors.InputError):  # which absl wraps
       raise error.__context__ from None
+    bad = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
+    if bad and bad[1] in fields.FIELDS:
+      raise errors.InputError(
+        f"config.{bad[1]}: got {bad[2]!r}, allowed is "
+        f"{fields.FIELDS[bad[1]].allowed}"
+      ) from error
     raise errors.InputError(" ".join(str(error).split())) from error
   except Exception as error:  # of ml_collections, at a field that is none
     word = re.search(r"\w+", str(error))

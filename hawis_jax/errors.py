@@ -65,11 +65,36 @@ def check_fields(
   """
   for field in given:
     if field not in allowed:
-      close = difflib.get_close_matches(str(field), allowed, 1)
-      hint = f"; did you mean {close[0]!r}?" if close else ""
       raise InputError(
-        f"{name}: got {field!r}, allowed are {', '.join(allowed)}{hint}"
+        f"{name}: got {field!r}, allowed are {', '.join(allowed)}"
+        f"{suggestion(field, allowed)}"
       )
+
+
+def suggestion(given: Any, allowed: Sequence[str]) -> str:
+  """Returns what ends a message about a name: the likeliest meant, if any.
+
+  >>> suggestion("policu", ["policy", "random"])
+  "; did you mean 'policy'?"
+  """
+  close = difflib.get_close_matches(str(given), allowed, 1)
+  return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_key(key: Any) -> None:
+  """Checks that a key of random numbers is one.
+
+  Args:
+    key: of `jax.random.key`, or uint32 `[2]` or `[4]` of `jax.random.PRNGKey`.
+
+  Raises:
+    InputError: it is something else, such as a seed.
+  """
+  kind, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+  is_raw = kind == "uint32" and shape in ((2,), (4,))
+  if not is_raw and not (str(kind).startswith("key<") and shape == ()):
+    got = repr(key) if isinstance(key, int) else f"a {type(key).__name__}"
+    raise InputError(f"key: got {got}, needed is one key, as jax.random.key(0)")
 
 
 def check_images(images: Any, labels: Any, num_classes: int) -> None:

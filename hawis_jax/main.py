@@ -139,8 +139,10 @@ def _stages(names, searches, source):
   known = fields.STAGES
   unknown = [name for name in names if name not in ("all", *known)]
   if unknown or not names:
+    hints = [errors.suggestion(name, ("all", *known)) for name in unknown]
     raise errors.InputError(
       f"--stages: got {','.join(names)!r}, allowed are all, {', '.join(known)}"
+      f"{''.join(hints[:1])}"
     )
   unneeded, why = (), ""
   if source is not None:

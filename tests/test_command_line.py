@@ -200,6 +200,19 @@ def test_run_of_the_command_is_main(capsys):
   assert "--stages: got 'no'" in short_run.one_line(capsys)
 
 
+def test_a_missing_run_is_told_before_seconds_of_imports(tmp_path):
+  script = (
+    "import sys; from hawis_jax import __main__ as command; status = "
+    f"command.main(['x', 'export', 'weights', {str(tmp_path)!r}, 'a', 'b']); "
+    "assert status == 2 and 'jax' not in sys.modules"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", script], capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert "which has no config.json, needed is the folder of" in done.stderr
+
+
 def _export(*arguments):
   return command.main(["hawis-jax", "export", *map(str, arguments)])
 
@@ -240,7 +253,10 @@ def test_packed_weights_make_the_same_net(after, tmp_path, capsys):
   np.testing.assert_allclose(loaded, got, rtol=1e-5, atol=1e-5)
   others = {n for n in arrays if n.startswith(("params/", "batch_stats/"))}
   assert "batch_stats/bn_head/mean" in others
-  assert _export("weights", workdir, "fund", path) == 2
+  assert _export("weights", workdir, "found", path) == 2
+  assert "which exists, needed is a new name" in short_run.one_line(capsys)
+  other = tmp_path / "fund.safetensors"
+  assert _export("weights", workdir, "fund", other) == 2
   assert "net: got 'fund', allowed are found, uni" in short_run.one_line(capsys)
 
 
@@ -291,11 +307,17 @@ def test_an_exported_chip_is_that_of_the_runs_measurements(
   place = ("--layer=head", "--array=negative", "--chip=3")
   assert _export("netlist", workdir, "found", netlist, *place) == 0
   text = netlist.read_text()
-  assert text.startswith("* 64 x 64 crossbar, wire 0 ohm")
+  title, described, *_ = text.splitlines()
+  assert title == (
+    f"* net found of {workdir}, chip 3, layer head, slice, row tile and column "
+    "tile (0, 0, 0), negative array, device of the run"
+  )
+  assert described.startswith("* 64 x 64 crossbar, wire 0 ohm")
   lines = [line.split() for line in text.splitlines()]
   values = {line[0]: line[3] for line in lines if line[0].startswith("Rcell")}
   assert float(values["Rcell_2_5"]) == 1 / float(head[0, 0, 0, 1, 2, 5])
   capsys.readouterr()
+  netlist = tmp_path / "other.sp"
   for wrong, message in (
     ("--layer=heat", "--layer: got 'heat', allowed are"),
     (

@@ -19,7 +19,6 @@ from hawis_jax.config import settings
 from hawis_jax.crossbar import presets
 from hawis_jax.pipeline import results
 from hawis_jax.robustness import calibration
-from hawis_jax.runtime import storage
 
 _IDEAL = crossbar.Device()
 _FIELDS = {field.name: field for field in dataclasses.fields(_IDEAL)}
@@ -366,7 +365,7 @@ def file(tmp_path):
 
 
 def _read(path):
-  return crossbar.from_json(storage.read_text(path), str(path))
+  return crossbar.load_device(path)
 
 
 def test_files_start_from_a_preset(file):

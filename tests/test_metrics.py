@@ -152,16 +152,25 @@ def test_the_first_report_which_compiled_is_in_no_rate(metrics, stream, clock):
 
 
 def test_a_line_says_which_stage_of_how_many(metrics, stream, clock):
-  metrics.enter(2, 3)
-  progress = metrics.stage("search", total=10)
-  for step in (1, 2, 6):
-    clock.now += 4
-    progress.report(step, {})
+  with metrics.counted("stage", "search", 2, 3):
+    progress = metrics.stage("search", total=10)
+    for step in (1, 2, 6):
+      clock.now += 4
+      progress.report(step, {})
+    with metrics.counted("net", "found", 1, 2):
+      metrics.stage("train/found", total=10)
+      clock.now += 70
+  metrics.stage("report", total=1)
   assert stream.getvalue().splitlines() == [
     "stage 2 of 3: search  begins at 0/10; the first step compiles",
     "stage 2 of 3: search   1/10",
     "stage 2 of 3: search   2/10  4.0 s/step  ETA 0:32",
     "stage 2 of 3: search   6/10  1.6 s/step  ETA 0:06",
+    "stage 2 of 3, net 1 of 2: train/found  begins at 0/10; the first step "
+    "compiles",
+    "stage 2 of 3, net 1 of 2: found took 1:10",
+    "stage 2 of 3: search took 1:22",
+    "report  begins at 0/1; the first step compiles",
   ]
 
 

@@ -676,7 +676,7 @@ def test_our_nets_are_trained_on_chips_in_a_loop_of_ones_own(tiny):
     ({"net": _mlp()}, r"got a Sequential, .* or, of your own, hx.any_flax"),
     ({"has_aux": False, "loss_fn": "pair"}, "loss_fn: got a loss that is no"),
     ({"variables": {"layers_0": {}}}, "variables: got no params, needed are"),
-    ({"loss_fn": lambda variables, batch: 0.0}, "never called with these par"),
+    ({"loss_fn": lambda variables, batch: 0.0}, "never calls the apply"),
   ],
 )
 def test_mistakes_in_training_are_refused(change, match):
@@ -698,12 +698,14 @@ def test_a_loss_that_reads_no_chip_is_refused():
   module, x = _mlp(), np.ones((12, 3), np.float32)
   net = hx.any_flax(module)
   variables = module.init(jax.random.key(0), x)
-  net.apply(variables, x)
 
   def loss_fn(variables, batch):
     return module.apply({"params": variables["params"]}, batch[0]).sum()
 
   loss = hx.train_on_chips(loss_fn, net, _DEVICE)
+  with pytest.raises(hx.InputError, match="never calls the apply of net"):
+    loss(variables, jax.random.key(0), (x, x))
+  net.apply(variables, x)
   with pytest.raises(hx.InputError, match="got layers_0, which chips hold and"):
     loss(variables, jax.random.key(0), (x, x))
 

@@ -376,6 +376,13 @@ def test_a_found_width_outside_the_choices_is_named(experiment, finished):
   "arguments, message",
   [
     (["--stages=serch"], "--stages: got 'serch', allowed are all, pretrain"),
+    (["--stages=serch"], "report; did you mean 'search'?"),
+    (
+      ["--config.search.updates=x"],
+      "config.search.updates: got 'x', allowed is",
+    ),
+    (["--config.device.preset=pcn"], "isaac; did you mean 'pcm'?"),
+    (["--config.data.data_dir=None"], "config.data.data_dir: got 'None', all"),
     (["--config.serch.budget=3"], "no field 'serch'; did you mean 'search'"),
     (["--config.seed=abc"], "config.seed=abc"),
     (["digits"], "command line: got 'digits', allowed are only flags"),

@@ -158,3 +158,28 @@ def test_scores_that_cannot_be_learnt_from_are_refused(scores):
 def test_a_method_refuses_what_is_not_positive():
   with pytest.raises(hx.InputError, match="evolution, tournament: got 0"):
     hx.evolution(tournament=0)
+
+
+@pytest.mark.parametrize("key", [0, np.int64(3), np.zeros((3, 2), np.uint32)])
+def test_a_seed_is_no_key(key):
+  kernel = np.ones((2, 2), np.float32)
+  net = {"params": {"head": {"kernel": kernel}}}
+  small = hx.cifar_resnet(8, (4,) * 7, num_classes=10, levels=8)
+  space = hx.width_space(((4, 8),), num_layers=1)
+  for door in (
+    lambda: hx.program(key, net, hx.Device()),
+    lambda: hx.conductances(key, kernel, hx.Device()),
+    lambda: hx.effective_weights(key, kernel, hx.Device()),
+    lambda: hx.place(key, net, hx.Device(), hx.Placing()),
+    lambda: hx.init_variables(small, key, (8, 8, 1)),
+    lambda: hx.search_widths(key, lambda widths: widths.sum(-1), space),
+  ):
+    with pytest.raises(hx.InputError, match="key: got .*, needed is one key"):
+      door()
+
+
+def test_a_field_that_a_device_does_not_have_is_told_with_its_like():
+  with pytest.raises(hx.InputError, match="did you mean 'stuck_off'"):
+    hx.Device(stuck_of=0.1)
+  with pytest.raises(hx.InputError, match="Device: got 'preset', allowed are"):
+    hx.Device(preset="pcm")

@@ -171,8 +171,9 @@ _DATA = dict(
     "",
     "where it is prepared; empty: $TFDS_DATA_DIR, or TFDS's default",
     "a folder of this machine's file system, such as a mounted share; of npz "
-    "a file",
-    lambda x: _is_text(x) and "://" not in x,
+    "a file; not None",
+    # What a command line gives is text: of None a folder would be made.
+    lambda x: _is_text(x) and "://" not in x and x != "None",
     str,
     is_free=True,
   ),

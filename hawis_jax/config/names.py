@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(json.dumps(found, indent=1))
     return 0
   for kind, entries in found.items():
-    print(f"{kind}, for {_TAKES[kind]}")
+    print(f"{kind}, for {_TAKES[kind]}{'' if entries else ': none'}")
     width = max(map(len, entries), default=0)
     for name, meaning in entries.items():
       print(f"  {name:{width}}  {meaning}".rstrip())

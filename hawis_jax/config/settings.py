@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import os
 import pathlib
+import re
 from typing import Any
 
 import ml_collections
@@ -234,11 +235,17 @@ def _checked(config, name):
 
 
 def _error(name, got, allowed):
+  given = got if isinstance(got, tuple) else (got,)
+  words = re.findall(r"\w+", allowed)
+  wrong = [x for x in given if isinstance(x, str) and x not in words]
+  hint = errors.suggestion(wrong[0], words) if wrong else ""
   try:
     got = " ".join(repr(got).splitlines())
   except Exception:  # an integer of 5,000 digits, an object of the user's
     got = f"an unprintable {type(got).__name__}"
-  return errors.InputError(f"config.{name}: got {got}, allowed is {allowed}")
+  return errors.InputError(
+    f"config.{name}: got {got}, allowed is {allowed}{hint}"
+  )
 
 
 def _check_nets(config):
@@ -347,7 +354,7 @@ def _preset(config):
   if preset in crossbar.PRESETS:
     return crossbar.preset(preset)
   if os.path.isfile(preset):
-    return crossbar.from_json(storage.read_text(preset), preset)
+    return crossbar.load_device(preset)
   allowed = f"a file, or one of {', '.join(crossbar.PRESETS)}"
   raise _error("device.preset", preset, allowed)
 

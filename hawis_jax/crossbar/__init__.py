@@ -36,6 +36,7 @@ from hawis_jax.crossbar.mapping import Placement
 from hawis_jax.crossbar.mapping import Placing
 from hawis_jax.crossbar.mapping import tiles_of
 from hawis_jax.crossbar.presets import from_json
+from hawis_jax.crossbar.presets import load_device
 from hawis_jax.crossbar.presets import preset
 from hawis_jax.crossbar.presets import PRESETS
 from hawis_jax.crossbar.presets import WIRE_RESISTANCES

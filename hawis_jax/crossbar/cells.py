@@ -86,6 +86,7 @@ def conductances(
   Raises:
     InputError: a bad device, other bits or scales.
   """
+  errors.check_key(key)
   devices.validate(device)
   if device.mapping != "differential":
     raise errors.InputError(

@@ -69,6 +69,7 @@ def effective_weights(
     InputError: a bad device, other bits or scales; or read-out is not linear,
       so that no weights say what the chip does.
   """
+  errors.check_key(key)
   devices.validate(device)
   if devices.needs_tiles(device):
     raise errors.InputError(
@@ -136,6 +137,7 @@ def program(
       where `check_readout` has none; no calibrated range; faults or a placement
       that don't fit; no layer matches; a form that can't hold the weights.
   """
+  errors.check_key(key)
   devices.validate(device)
   cells.check_integers(variables, bits, scales)
   keys, kernels = cells.layer_keys(key, variables["params"], layers)

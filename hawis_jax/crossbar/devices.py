@@ -133,6 +133,15 @@ class Device:
       calibrated range covers.
   """
 
+  def __new__(cls, *_, **fields):
+    """Makes a device; of a name that is no field an error says the likeliest.
+
+    Raises:
+      InputError: there is no such field.
+    """
+    errors.check_fields(fields, tuple(cls.__dataclass_fields__), "Device")
+    return super().__new__(cls)
+
   g_on: float = 3.33e-4
   g_off: float = 3.33e-7
   stuck_on: float = 0.0

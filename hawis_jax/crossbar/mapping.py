@@ -160,6 +160,7 @@ def place(
     InputError: a bad device, bits or scales; spare columns that fill a tile;
       faults or importance that don't fit.
   """
+  errors.check_key(key)
   devices.validate(device)
   net = tiles_of(
     variables, device, placing, bits, layers, scales, importance=importance

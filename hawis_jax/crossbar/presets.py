@@ -4,6 +4,8 @@
 such fits of one figure differ by 0.1 to 0.6 uS, or 1.1 to 1.8 times.
 """
 
+import os
+import pathlib
 from typing import Any
 
 from hawis_jax import errors
@@ -177,7 +179,31 @@ def preset(name: Any, field: str = "preset") -> Device:
   return PRESETS[name]
 
 
-def from_json(text: str, name: str = "device") -> Device:
+def load_device(path: str | os.PathLike) -> Device:
+  """Returns the device of a JSON file, as `device.preset` names one.
+
+  >>> import hawis_jax as hx, pathlib, tempfile
+  >>> path = pathlib.Path(tempfile.mkdtemp(), "mine.json")
+  >>> _ = path.write_text('{"preset": "pcm", "stuck_off": 0.02}')
+  >>> hx.load_device(path).stuck_off
+  0.02
+
+  Args:
+    path: of an object {"field": value} of a device, SI units; "preset" is one
+      of `hx.PRESETS` to start from.
+
+  Raises:
+    InputError: it can't be read, is no such object, or a field of it is bad.
+  """
+  try:
+    text = pathlib.Path(path).read_bytes()
+  except (OSError, ValueError) as error:
+    reason = getattr(error, "strerror", None) or error
+    raise errors.InputError(f"{path}: can't be read: {reason}") from error
+  return from_json(text, str(path))
+
+
+def from_json(text: str | bytes, name: str = "device") -> Device:
   """Returns a device of JSON: {"field": value}, and "preset" to start from.
 
   Raises:

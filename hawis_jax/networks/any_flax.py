@@ -136,6 +136,10 @@ class AnyFlax:
     with jax.default_matmul_precision("highest"):
       return run({**others, "params": held})
 
+  def was_called(self, params: Mapping) -> bool:
+    """Returns whether the net was called, by `apply`, with such parameters."""
+    return _shapes(plain(params)) in self._chosen
+
   def on_chips(self, params: Mapping) -> dict:
     """Returns the kernels that chips hold, nested as `params` are.
 

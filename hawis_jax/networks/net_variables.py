@@ -33,6 +33,7 @@ def init(
   >>> make(jax.random.key(0))["params"]["stem"]["kernel"].shape
   (3, 3, 8, 4)
   """
+  errors.check_key(key)
   images = jnp.zeros((1, *image_shape), jnp.uint8)
   flat = traverse_util.flatten_dict(
     module.init(key, module.encode(images), train=False)

@@ -82,18 +82,28 @@ def _parser():
 
 def _opened(given):
   """(experiment, module, variables) of the run's net."""
+  folder, file = pathlib.Path(given.run), pathlib.Path(given.file)
+  if not (folder / "config.json").is_file():
+    raise errors.InputError(
+      f"run: got {folder}, which has no config.json, needed is the folder of a "
+      "run"
+    )
+  if file.exists():
+    raise errors.InputError(
+      f"file: got {file}, which exists, needed is a new name"
+    )
   from hawis_jax.pipeline import results  # seconds of imports
 
   experiment = results.open_run(given.run)
   errors.check_fields([given.net], experiment.config.train.nets, "net")
-  trained = results.load_net(given.net, experiment, pathlib.Path(given.run))
+  trained = results.load_net(given.net, experiment, folder)
   return experiment, *trained
 
 
 def _weights(given):
+  _, module, variables = _opened(given)
   from hawis_jax import interop
 
-  _, module, variables = _opened(given)
   if given.published:
     interop.export_weights(given.file, variables)
   else:
@@ -102,15 +112,15 @@ def _weights(given):
 
 def _on_chip(given):
   """(module, variables, device, key of the chip)."""
-  import jax
-
-  from hawis_jax.config import settings
-
   if not 0 <= given.chip < 2**32:  # folded into a key as 32 bits
     raise errors.InputError(
       f"--chip: got {given.chip}, allowed are 0 to {2**32 - 1}"
     )
   experiment, module, variables = _opened(given)
+  import jax
+
+  from hawis_jax.config import settings
+
   config = experiment.config.copy_and_resolve_references()
   if given.device:
     config.device = settings.default().device
@@ -120,10 +130,10 @@ def _on_chip(given):
 
 
 def _chip(given):
+  module, variables, device, key = _on_chip(given)
   from hawis_jax import interop
   from hawis_jax.networks import net_variables
 
-  module, variables, device, key = _on_chip(given)
   interop.export_chip(
     given.file,
     key,
@@ -135,6 +145,7 @@ def _chip(given):
 
 
 def _netlist(given):
+  module, variables, device, key = _on_chip(given)
   import numpy as np
 
   from hawis_jax import interop
@@ -142,7 +153,6 @@ def _netlist(given):
   from hawis_jax.networks import net_variables
   from hawis_jax.runtime import storage
 
-  module, variables, device, key = _on_chip(given)
   if device.mapping != "differential":
     raise errors.InputError(
       f"mapping: got {device.mapping!r}, allowed is 'differential': the "
@@ -170,4 +180,11 @@ def _netlist(given):
     load_resistance=device.load_resistance,
     dialect=given.dialect,
   )
+  # The first line of a netlist is its title.
+  title = (
+    f"* net {given.net} of {given.run}, chip {given.chip}, layer {given.layer},"
+    f" slice, row tile and column tile {place}, {given.array} array, device "
+    f"{given.device or 'of the run'}"
+  )
+  text = f"{errors.printable(title)}\n{text}"
   storage.write_bytes(given.file, text.encode())

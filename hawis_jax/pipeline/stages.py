@@ -24,6 +24,7 @@ from hawis_jax.runtime import checkpoint
 from hawis_jax.runtime import distributed
 from hawis_jax.runtime import preemption
 from hawis_jax.runtime import storage
+from hawis_jax.runtime.metrics import clock
 from hawis_jax.runtime.metrics import Metrics
 
 STAGES = {
@@ -91,16 +92,16 @@ def run(
       )
     metrics = stack.enter_context(Metrics(workdir, recording=first))
     for number, name in enumerate(names, 1):
-      metrics.enter(number, len(names))
       if preemption.reached():
         raise errors.Preempted(f"before {name}")
       remade = names if remake else ()
       provenance.check(experiment, workdir, remade, metrics.say)
       told = {"argv": argv} if name == "report" else {}
-      STAGES[name](experiment, workdir, metrics, **told)
+      with metrics.counted("stage", name, number, len(names)):
+        STAGES[name](experiment, workdir, metrics, **told)
   if first:
-    minutes, seconds = divmod(round(time.monotonic() - start), 60)
-    metrics.say(f"done in {minutes}:{seconds:02d}; results in {workdir}")
+    took = clock(time.monotonic() - start)
+    metrics.say(f"done in {took}; results in {workdir}")
 
 
 def _settled_source(workdir, names, source):

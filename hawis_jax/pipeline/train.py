@@ -31,8 +31,10 @@ def run(
   experiment: Experiment, workdir: pathlib.Path, metrics: Metrics
 ) -> None:
   """Trains every net of `config.train.nets`, or what is left of it."""
-  for net in nets.trained(experiment):
-    train_net(net, experiment, workdir, metrics)
+  trained = nets.trained(experiment)
+  for number, net in enumerate(trained, 1):
+    with metrics.counted("net", net, number, len(trained)):
+      train_net(net, experiment, workdir, metrics)
 
 
 def train_net(

@@ -12,7 +12,7 @@ lines after that step, because it computes them again: however often a run is
 interrupted, each (stage, step) occurs once.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import contextlib
 import json
 import math
@@ -69,15 +69,31 @@ class Metrics:
     self.clock = clock
     self._path = self.directory / "metrics.jsonl"
     self._stages = contextlib.ExitStack()
-    self._stage = ""  # "stage 2 of 5: "
+    self._counts = []  # "stage 3 of 5", "net 2 of 4"
     if recording:
       storage.make_directory(self.directory)
       self._lines = storage.Lines(self._path)
       self._drop(lambda line: False)
 
-  def enter(self, number: int, of: int) -> None:
-    """Says which of the run's stages begins; for progress alone."""
-    self._stage = f"stage {number} of {of}: "
+  @contextlib.contextmanager
+  def counted(
+    self, what: str, name: str, number: int, of: int
+  ) -> Iterator[None]:
+    """Says in every line which one this is, and at its end how long it took.
+
+    Args:
+      what: "stage" of the run, or, within one, "net".
+      name: of it.
+      number: of it, from 1.
+      of: how many there are.
+    """
+    before, start = self._counts, self.clock()
+    self._counts = [*before, f"{what} {number} of {of}"]
+    yield
+    if self.recording:
+      took = clock(self.clock() - start)
+      self.say(f"{', '.join(self._counts)}: {name} took {took}")
+    self._counts = before
 
   def stage(
     self,
@@ -162,7 +178,8 @@ class Progress:
     self._name = name
     self._total = total
     self._shares = shares
-    self._title = f"{metrics._stage}{name}"
+    counts = ", ".join(metrics._counts)
+    self._title = f"{counts}: {name}" if counts else name
     self._since = None  # (step, time) of the first report: it has compiled
     self._shown = None  # when the last line was
     self._bar = None
@@ -280,11 +297,12 @@ def progress_line(
   if not rate:
     return "  ".join([title, count, *shown])
   speed = f"{rate:.1f} step/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
-  eta = f"ETA {_clock((total - step) / rate)}"
+  eta = f"ETA {clock((total - step) / rate)}"
   return "  ".join([title, count, speed, eta, *shown])
 
 
-def _clock(seconds):
+def clock(seconds: float) -> str:
+  """Returns a time [s] as minutes:seconds, or hours:minutes:seconds."""
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   eta = f"{hours}:{minutes:02d}" if hours else f"{minutes}"

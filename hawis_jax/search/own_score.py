@@ -112,6 +112,7 @@ def search_widths(
   Raises:
     InputError: scores of another shape, or that are not finite.
   """
+  errors.check_key(key)
   settings = dataclasses.replace(method.settings, updates=num_updates)
   built = registry.build(method.name, settings)
   init_key, key = jax.random.split(key)

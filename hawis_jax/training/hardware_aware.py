@@ -262,6 +262,11 @@ def train_on_chips(
     variables, key, part = jax.tree.unflatten(structure, shapes)
     if is_own:  # which layers it calls
       jax.eval_shape(of_part, variables, part)
+      if not net.was_called(variables["params"]):
+        raise errors.InputError(
+          "loss_fn: got one that never calls the apply of net, needed is "
+          "net.apply(variables, ...) of hx.any_flax in it, not the module's own"
+        )
     chip = jax.eval_shape(
       lambda key, variables: program(key, variables, net, settings, 1.0, 1),
       key,
@@ -389,6 +394,7 @@ def retrain_for_chip(
   Raises:
     InputError: a bad argument; a net that the device can't hold.
   """
+  errors.check_key(key)
   images, labels = np.asarray(images), np.asarray(labels)
   errors.check_images(images, labels, module.num_classes)
   for name, value, most in (

@@ -499,6 +499,15 @@ _VERDICTS = {
 }
 
 
+def test_an_interval_without_0_and_no_verdict_is_told_as_corrected():
+  pair = {"difference": -0.1125, "verdict": "undecided"}
+  for ends, words in (
+    ([-0.2, -0.02], "undecided once corrected"),
+    ([-0.2, 0.01], "undecided"),
+  ):
+    assert facts._paired(pair | {"ci95": ends}).splitlines()[-1] == words
+
+
 @pytest.mark.parametrize(
   "verdicts, claim",
   [

@@ -775,7 +775,10 @@ def _on_chips(row):
 
 def _paired(pair):
   text = style.estimate(pair["difference"], pair["ci95"], style.points)
-  return f"{text}\n{pair['verdict']}"
+  word, (low, high) = pair["verdict"], pair["ci95"]
+  if word == "undecided" and not low <= 0 <= high:
+    word += " once corrected"  # for the number of comparisons
+  return f"{text}\n{word}"
 
 
 def _nets(content):

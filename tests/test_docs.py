@@ -145,48 +145,61 @@ _NETS = {
   "uniform": "uniform, 1-bit",
   "baseline_1x": "1x widths, 1-bit",
   "baseline_1x_int8": "1x widths, 8-bit",
+  "baseline_1x_float": "1x widths, float",
 }
+# Columns: training, statistics, scenario, severity; a page's has no training.
+_README = [
+  (*way, *place)
+  for place in (("variation", 0.7), ("stuck", 0.0175))
+  for way in (("plain", "fixed"), ("chips", "chip"))
+]
+_PAGE = [
+  ("fixed", "variation", 0.0),
+  ("chip", "variation", 0.5),
+  ("fixed", "variation", 0.7),
+  ("design", "variation", 0.7),
+  ("chip", "variation", 0.7),
+  ("chip", "variation", 1.1),
+  ("fixed", "stuck", 0.0175),
+  ("chip", "stuck", 0.0175),
+  ("chip", "a day", 1.0),
+  ("chip", "wires", 1.0),
+]
 
 
-def _robust_training(results):
-  """The README's figure and table of `benchmarks/robust_training.py`."""
-  rows = {
+def _robust_training(rows):
+  """Lines of `benchmarks/robust_training.py`, of the README and of its page."""
+  found = {
     (row["net"], row["training"], row["statistics"], row["scenario"])
     + (round(row["severity"], 4),): row
-    for row in results["rows"]
+    for row in rows
   }
 
-  def figure(*place):
-    row = rows[place]
-    low, mean, high = (100 * row[key] for key in ("low", "mean", "high"))
-    return f"{mean:.1f} ({low:.1f}, {high:.1f})"
-
-  lines = [
-    "![Accuracy on chips, plain and robust](docs/figures/robust_training.svg)",
-    "",
-    "| accuracy on chips [%] | variation 0.7, plain | trained on chips, "
-    "calibrated | stuck cells, plain | trained on chips, calibrated |",
-    "|---|---|---|---|---|",
-  ]
-  for net, words in _NETS.items():
-    cells = [
-      figure(net, *way, *place)
-      for place in (("variation", 0.7), ("stuck", 0.0175))
-      for way in (("plain", "fixed"), ("chips", "chip"))
+  def line(words, *places):
+    ends = [
+      [100 * found[place][key] for key in ("mean", "low", "high")]
+      for place in places
     ]
-    lines.append(f"| {' | '.join([words, *cells])} |")
-  seeds = {row["seeds"] for row in results["rows"]}
-  return "\n".join(lines), seeds
+    cells = ["{:.1f} ({:.1f}, {:.1f})".format(*each) for each in ends]
+    return f"| {' | '.join([words, *cells])} |"
+
+  readme = [
+    line(words, *((net, *column) for column in _README))
+    for net, words in _NETS.items()
+  ]
+  page = [
+    line(f"{words}, {how}", *((net, training, *column) for column in _PAGE))
+    for net, words in _NETS.items()
+    for how, training in (("plain", "plain"), ("on chips", "chips"))
+  ]
+  return {"README.md": readme, "docs/robust_nets.md": page}
 
 
-def test_readme_has_the_figures_of_the_last_run():
-  """No table without results, and no other figure than theirs."""
-  path = _ROOT / "results" / "robust_training.json"
-  readme = (_ROOT / "README.md").read_text()
-  _, shown, _ = readme.split("<!-- robust_training -->")
-  if not path.is_file():
-    assert not shown.strip()
-    return
-  table, seeds = _robust_training(json.loads(path.read_text()))
-  assert table in shown
-  assert all(f"{count} trainings" in shown for count in seeds)
+def test_pages_have_the_figures_of_the_last_run():
+  """Of robust training: no other figures than those of its results."""
+  results = json.loads((_ROOT / "results/robust_training.json").read_text())
+  for name, lines in _robust_training(results["rows"]).items():
+    _, shown, _ = (_ROOT / name).read_text().split("<!-- robust_training -->")
+    assert "\n".join(lines) in shown
+    for count in {row["seeds"] for row in results["rows"]}:
+      assert f"{count} trainings" in shown

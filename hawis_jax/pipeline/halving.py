@@ -124,9 +124,13 @@ def _trainer(experiment, steps, metrics, folder):
     chips=nets.chips(settings.selection_devices(config), config),
   )
 
+  # Once: every call of `make_init` is another program to compile.
+  make = optimization.make_init(
+    module, experiment.splits.image_shape, optimizer
+  )
+
   def start(params):
-    shape = experiment.splits.image_shape
-    fresh = optimization.make_init(module, shape, optimizer)(root)
+    fresh = make(root)
     params = jax.tree.map(jnp.copy, params)
     return fresh.replace(params=params, opt_state=optimizer.init(params))
 

@@ -53,8 +53,7 @@ _RANGES = {
   "adc_offset": (0, 1e6),
   "adc_gain": (0, 1),
   "adc_noise": (0, 1e6),
-  "wire_resistance": (0, 1e9),
-  "load_resistance": (0, 1e9),
+  **dict.fromkeys(crossbar.WIRES, (0, 1e9)),
   "adc_bits": (0, 16),
   "adc_percentile": (50, 100),
 }
@@ -78,6 +77,9 @@ _WORDS = {
   "spare_level": ([0, 1, None, "no"], "True or False"),
   "white_noise_law": (["white", "", None, 1], "one of independent, proportio"),
   "analog_inputs": ([0, 1, None, "no"], "True or False"),
+  "source_side": (["left", "", None, 0], "one of first, last"),
+  "sense_side": (["bottom", "", None, 1], "one of first, last"),
+  "gated": ([0, 1, None, "no"], "True or False"),
 }
 # Allowed values that are no field's default; of numbers: a share of it.
 _OTHERS = {
@@ -99,6 +101,9 @@ _OTHERS = {
   "mapping": "offset",
   "spare_level": True,
   "analog_inputs": True,
+  "source_side": "last",
+  "sense_side": "first",
+  "gated": True,
 }
 _OTHERS |= {
   name: 0.7 * (_FIELDS[name].default or 0.3)
@@ -218,6 +223,22 @@ _NOISY = "x.analog_inputs: got True with noise a read, allowed is False"
     (
       dict(white_noise=0.1, wire_resistance=2.0),
       "x.white_noise: got 0.1 with resistive wires, allowed is 0",
+    ),
+    (
+      dict(white_noise=0.1, sense_load_resistance=2.0),
+      "x.white_noise: got 0.1 with resistive wires, allowed is 0",
+    ),
+    (
+      dict(gated=True, analog_inputs=True),
+      "x.analog_inputs: got True with gated cells, allowed is False: a gate",
+    ),
+    (
+      dict(gated=True, mapping="complementary"),
+      "x.mapping: got 'complementary' with gated, allowed without it: a source",
+    ),
+    (
+      dict(gated=True, mapping="offset"),
+      "x.mapping: got 'offset' with gated, allowed without it: what the di",
     ),
     (
       dict(relaxation=2.0, relaxation_growth=(0.0, 0.0)),
@@ -477,7 +498,8 @@ def test_all_fields_make_the_round_trip_through_files(file):
   silent = ("telegraph_noise", "read_noise", "white_noise")
   together = {**_OTHERS, **dict.fromkeys(silent, 0.0)}
   together, alone = {**together, "mapping": "differential"}, _OTHERS["mapping"]
-  devices = crossbar.Device(**together), crossbar.Device(mapping=alone)
+  alone = dict(mapping=alone), dict(gated=together.pop("gated"))
+  devices = (crossbar.Device(**x) for x in (together, *alone))
   for device in (*crossbar.PRESETS.values(), *devices):
     found = _read(file(dataclasses.asdict(device)))
     assert found == device
@@ -515,7 +537,7 @@ def test_devices_without_effects():
   device = _with(**_OTHERS)
   silent = crossbar.without_defects(device)
   ideal = crossbar.without_effects(device)
-  kept = {"wire_resistance", "load_resistance", "adc_bits"}
+  kept = {*crossbar.WIRES, "adc_bits"}
   assert set(crossbar.EFFECTS) - set(crossbar.DEFECTS) == kept
   for field, expected in _OTHERS.items():
     absent = 0.0 if field in crossbar.DEFECTS else expected

@@ -84,6 +84,7 @@ _CMO = vars(crossbar.PRESETS["hfox_cmo"])
     (crossbar.Device(stuck_on=0.2, stuck_off=0.3), 1),
     (crossbar.Device(dead_rows=0.2, gaussian_variation=0.5), 1),
     (crossbar.Device(variation=0.5, wire_resistance=2.0), 1),
+    (crossbar.Device(variation=0.5, wire_resistance=20.0, gated=True), 1),
     (crossbar.Device(drift_time=1e4, write_error=1.0, write_sigma=(2.0,)), 1),
     (crossbar.Device(read_noise=1.0, telegraph_noise=1.0, stuck_off=0.5), 1),
     (

@@ -1,5 +1,7 @@
 """IR drop against the full nodal system, ngspice and stored currents."""
 
+import dataclasses
+import itertools
 import re
 import shutil
 import subprocess
@@ -36,18 +38,25 @@ _SIGNS = ("pos", "neg")
 _transfer = jax.jit(wires.transfer, static_argnames="batch_size")
 
 
-def _nodal(g, wire, load):
-  """The transfer matrix by a direct solve of all 2 R C nodes, in float64."""
+def _nodal(g, wire, load, source="first", sense="last"):
+  """The transfer matrix by a direct solve of all 2 R C nodes, in float64.
+
+  A resistance is that of both lines, or (word line, bit line).
+  """
   rows, columns = g.shape
+  word_wire, bit_wire = np.ones(2) * wire
+  loads = np.repeat(np.ones(2) * load, [rows, columns])
   word = np.arange(g.size).reshape(g.shape)
   bit = word + g.size
-  ports = np.concatenate([word[:, 0], bit[-1]])
+  driven = word[:, 0 if source == "first" else -1]
+  read = bit[0 if sense == "first" else -1]
+  ports = np.concatenate([driven, read])
   resistors = [  # (nodes, other nodes, conductances)
     (word, bit, g),
-    (word[:, :-1], word[:, 1:], np.full((rows, columns - 1), 1 / wire)),
-    (bit[:-1], bit[1:], np.full((rows - 1, columns), 1 / wire)),
+    (word[:, :-1], word[:, 1:], np.full((rows, columns - 1), 1 / word_wire)),
+    (bit[:-1], bit[1:], np.full((rows - 1, columns), 1 / bit_wire)),
   ]
-  entries = [(ports, ports, np.full(ports.shape, 1 / load))]
+  entries = [(ports, ports, 1 / loads)]
   for a, b, conductance in resistors:
     entries += [(a, a, conductance), (b, b, conductance)]
     entries += [(a, b, -conductance), (b, a, -conductance)]
@@ -56,13 +65,12 @@ def _nodal(g, wire, load):
     for column in zip(*entries, strict=True)
   )
   matrix = scipy.sparse.csc_array((values, (i, j)))  # sums duplicates
-  driven = np.zeros((2 * g.size, rows))
-  driven[word[:, 0], np.arange(rows)] = 1 / load
+  volts = np.zeros((2 * g.size, rows))
+  volts[driven, np.arange(rows)] = 1 / loads[0]
   solver = scipy.sparse.linalg.splu(
     matrix, "MMD_AT_PLUS_A", 0.0, options=dict(SymmetricMode=True)
   )
-  voltages = solver.solve(driven)
-  return voltages[bit[-1]].T / load
+  return solver.solve(volts)[read].T / loads[-1]
 
 
 def _draw(rng, shape, kind="binary"):
@@ -212,6 +220,60 @@ def test_resistances_of_a_device():
   g = _draw(np.random.default_rng(0), (24, 40)).astype(np.float32)
   result = jax.jit(lambda g: wires.wire_transfer(g, device))(g)
   _assert_close(result, _single(g, 28.0, 4.0), 1e-6)
+
+
+@pytest.mark.parametrize(
+  "shape", [pytest.param((9, 6), marks=pytest.mark.slow), (6, 9)]
+)
+def test_lines_of_their_own_resistances_and_sides(shape):
+  g = _draw(np.random.default_rng(shape), shape, "log-uniform")
+  device = crossbar.Device(
+    wire_resistance=20.0,
+    load_resistance=4.0,
+    source_wire_resistance=7.0,
+    sense_wire_resistance=40.0,
+    source_load_resistance=300.0,
+    sense_load_resistance=50.0,
+  )
+  resistances = np.array([27.0, 60.0]), np.array([304.0, 54.0])
+  found = []
+  for sides in itertools.product(("first", "last"), repeat=2):
+    one = dataclasses.replace(
+      device, **dict(zip(("source_side", "sense_side"), sides, strict=True))
+    )
+    with jax.enable_x64(True):
+      got = jax.jit(lambda g, one=one: wires.wire_transfer(g, one))(g)
+    reference = _nodal(g, *resistances, *sides)
+    np.testing.assert_allclose(got, reference, rtol=1e-9, atol=1e-20)
+    found.append(reference)
+  # It matters which end, and which line has which.
+  found += [
+    _nodal(g, resistances[0][::-1], resistances[1]),
+    _nodal(g, resistances[0], resistances[1][::-1]),
+  ]
+  for one, other in itertools.combinations(found, 2):
+    assert np.abs(one - other).max() > 1e-4 * np.abs(one).max()
+
+
+def test_one_line_alone_may_be_resistive():
+  """Without resistance along bit lines, word lines are apart: ladders."""
+  g = _draw(np.random.default_rng(0), (7, 5), "log-uniform")
+  device = crossbar.Device(
+    source_wire_resistance=30.0, source_load_resistance=9.0
+  )
+  with jax.enable_x64(True):
+    got = jax.jit(lambda g: wires.wire_transfer(g, device))(g)
+  for row, currents in zip(g, got, strict=True):
+    beyond, seen = 0.0, []
+    for cell in row[::-1]:
+      beyond = cell + beyond / (1 + 30 * beyond)
+      seen.append(beyond)
+    volts = 1.0
+    for cell, admittance, wire, current in zip(
+      row, seen[::-1], [9, 30, 30, 30, 30], currents, strict=True
+    ):
+      volts /= 1 + wire * admittance
+      np.testing.assert_allclose(current, cell * volts, rtol=1e-12)
 
 
 def _golden(shared, file):

@@ -414,7 +414,7 @@ def search_devices(config: _Config) -> list[crossbar.Device]:
   """
   section = "search.scenarios"
   # Tiles that a candidate does not have must read as 0.
-  left_out = (*crossbar.CONVERTER_ERRORS, "wire_resistance", "load_resistance")
+  left_out = (*crossbar.CONVERTER_ERRORS, *crossbar.WIRES)
   allowed = [f for f in crossbar.SCENARIO_FIELDS if f not in left_out]
   devices = _scenario_devices(config, section, allowed)
   for index, one in enumerate(devices):
@@ -434,7 +434,7 @@ def search_devices(config: _Config) -> list[crossbar.Device]:
 def _scenario_devices(config, section, allowed):
   """Devices of scenarios, without the wires of `config.device`."""
   base = dataclasses.replace(
-    device(config), wire_resistance=0.0, load_resistance=0.0
+    device(config), **dict.fromkeys(crossbar.WIRES, 0.0)
   )
   own, found = own_effects(config), _checked(config, section)
   # A device without effects is no chip to search or train on, beside others.
@@ -521,7 +521,7 @@ def selection_devices(config: _Config) -> list[crossbar.Device]:
 def _supernet_chips(config, where):
   devices = chip_devices(config)
   for index, one in enumerate(devices):
-    if one.wire_resistance or one.load_resistance:
+    if crossbar.is_wired(one):
       raise _error(
         f"hardware_aware.scenarios[{index}]",
         config.hardware_aware.scenarios[index],

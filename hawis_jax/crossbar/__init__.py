@@ -17,13 +17,16 @@ from hawis_jax.crossbar.devices import Device
 from hawis_jax.crossbar.devices import EFFECTS
 from hawis_jax.crossbar.devices import in_circuit
 from hawis_jax.crossbar.devices import is_present
+from hawis_jax.crossbar.devices import is_wired
 from hawis_jax.crossbar.devices import MAPPINGS
 from hawis_jax.crossbar.devices import needs_tiles
 from hawis_jax.crossbar.devices import scaled
 from hawis_jax.crossbar.devices import SCENARIO_FIELDS
+from hawis_jax.crossbar.devices import SIDES
 from hawis_jax.crossbar.devices import stack
 from hawis_jax.crossbar.devices import tile_effects
 from hawis_jax.crossbar.devices import validate
+from hawis_jax.crossbar.devices import WIRES
 from hawis_jax.crossbar.devices import with_fields
 from hawis_jax.crossbar.devices import without_defects
 from hawis_jax.crossbar.devices import without_effects

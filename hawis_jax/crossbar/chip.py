@@ -2,10 +2,10 @@
 
 A chip has one of three forms (docs/crossbar.md). "Fold": read-out is linear,
 and one effective kernel a layer represents the chip exactly. "Tiled":
-converters, and noise drawn anew at every read, need its tiles one by one (see
-`readout`). "Planes": cells of a binary net stick and nothing else is wrong; the
-effective weights are -1, 0 and 1, and two bit planes hold them (see
-`popcount`).
+converters, noise drawn anew at every read, and gated cells on resistive lines
+need its tiles one by one (see `readout`). "Planes": cells of a binary net stick
+and nothing else is wrong; the effective weights are -1, 0 and 1, and two bit
+planes hold them (see `popcount`).
 
 All but the planes is differentiable: a cell passes its weight's gradient as its
 conductance depends on the weight, the binarisers' straight-through gradients
@@ -74,8 +74,9 @@ def effective_weights(
   if devices.needs_tiles(device):
     raise errors.InputError(
       "effective weights: got a device with converters or noise a read, "
-      "allowed are adc_bits, read_noise, telegraph_noise and white_noise of 0: "
-      "with them read-out is no linear map; use crossbar.program"
+      "allowed are adc_bits, read_noise, telegraph_noise and white_noise of 0, "
+      "and gated cells without resistances: else read-out is no linear map; "
+      "use crossbar.program"
     )
   device = defects.of_chip(key, device)
   (layer,) = _layers([key], [weights], device, bits, write, scales)
@@ -165,7 +166,10 @@ def program(
       entries = dict(zip(("used", "negative"), planes, strict=True))
     elif devices.needs_tiles(device):
       converted = devices.is_present(device.adc_bits)
-      entries = _tiled(layer, kernel, one_read=not converted)
+      gated = "added" in layer
+      entries = _tiled(layer, kernel, one_read=not (converted or gated))
+      if gated:
+        entries |= _gated(device, bits, kernel.dtype)
       if converted:
         converter = _converter(path, variables, device, bits)
         entries["converter"] = converter
@@ -177,7 +181,7 @@ def program(
         entries["copies"] = jnp.asarray(layer["copies"], kernel.dtype)
       if bits > 1 and not device.analog_inputs:
         entries["planes"] = jnp.asarray(readout.planes(bits), kernel.dtype)
-      if "variances" in entries or "converter_noise" in entries:
+      if {"variances", "converter_noise", "shot"} & set(entries):
         entries["read_key"] = jax.random.fold_in(layer_key, _READS)
     else:
       weight = _folded(layer, kernel)
@@ -341,12 +345,17 @@ def _tile_weights(keys, integers, faults, device, bits, write):
   """Returns what some tiles amount to: arrays `[T, R, C]`, see `_layers`."""
   targets, g = cells.program_tiles(keys, integers, faults, device, bits, write)
   _, steps = cells.cell_slices(device, bits)
-  of_pairs = device.mapping in ("differential", "complementary")
-  unit = (1 if of_pairs else 2) * steps / (device.g_on - device.g_off)
+  unit = _unit(device, steps)
 
   def difference(found):
     added, taken = cells.parts(found, device)
     return added if taken is None else added - taken
+
+  if "gated" in devices.tile_effects(device):
+    added, taken = cells.parts(g, device)
+    taken = jnp.broadcast_to(taken, added.shape)
+    found = dict(weights=jnp.zeros_like(added), added=added, taken=taken)
+    return found | defects.converter_errors(keys, device.tile_shape[1], device)
 
   def total(found):
     if device.mapping == "differential":
@@ -361,9 +370,7 @@ def _tile_weights(keys, integers, faults, device, bits, write):
       weights -= 1 + device.g_off * unit
     return weights
 
-  if any(
-    map(devices.is_present, (device.wire_resistance, device.load_resistance))
-  ):
+  if devices.is_wired(device):
     current = wires.wire_transfer(g, device, _WIRED_ARRAYS)
     weights = weights_of(current)
   else:
@@ -394,6 +401,24 @@ def _tile_weights(keys, integers, faults, device, bits, write):
     variances = total(jnp.square(jnp.where(dead, 0, std)))
     found["variances"] = found.get("variances", 0) + variances
   return found | defects.converter_errors(keys, device.tile_shape[1], device)
+
+
+def _unit(device, steps):
+  """Returns what a siemens is worth, in units of a digit of 1."""
+  of_pairs = device.mapping in ("differential", "complementary")
+  return (1 if of_pairs else 2) * steps / (device.g_on - device.g_off)
+
+
+def _gated(device, bits, dtype):
+  """Returns what `readout.read` needs of a chip of gated cells."""
+  _, steps = cells.cell_slices(device, bits)
+  unit = _unit(device, steps)
+  direction = "downward" if device.sense_side == "last" else "upward"
+  found = {"unit": unit, direction: wires.gated_ladder(device)}
+  if devices.is_present(device.read_noise):
+    variances = defects.read_noise_variances(1.0, device)
+    found["shot"] = jnp.square(unit * device.read_noise) * sum(variances)
+  return {name: jnp.asarray(x, dtype) for name, x in found.items()}
 
 
 def _known_weights(g, targets, integers, device, steps):
@@ -441,6 +466,9 @@ def _tiled(layer, kernel, one_read):
   for name in names:
     kernels, starts = readout.read_kernels(layer[name], kernel.shape)
     read[{"weights": "kernels"}.get(name, name)] = kernels
+  for name in ("added", "taken"):
+    if name in layer:
+      read[name] = layer[name].reshape(-1, *layer[name].shape[-2:])
   if "thermal" in read:
     # Of a channel: its taps' rows are there whatever part of the image they
     # meet, but a narrower net has not all channels.
@@ -450,7 +478,13 @@ def _tiled(layer, kernel, one_read):
     if name in layer:
       read[name] = layer[name].reshape(-1, kernel.shape[-1])
   read = {name: value.astype(kernel.dtype) for name, value in read.items()}
-  return {**read, "starts": jnp.asarray(starts)}
+  read["starts"] = jnp.asarray(starts)
+  if "added" in layer:
+    row_tiles, rows = layer["added"].shape[1:3]
+    taps = int(np.prod(kernel.shape[:-2]))
+    firsts = readout.first_rows(row_tiles, rows, starts, taps)
+    read["firsts"] = jnp.asarray(firsts)
+  return read
 
 
 def _converter(path, variables, device, bits):

@@ -21,6 +21,7 @@ from hawis_jax import errors
 MAPPINGS = ("differential", "single", "offset", "complementary")
 ADC_RANGES = ("full_scale", "calibrated", "granular")
 WHITE_NOISE_LAWS = ("independent", "proportional", "inverse")
+SIDES = ("first", "last")
 
 
 def _static(default):
@@ -117,8 +118,20 @@ class Device:
     telegraph: its (a [S], b).
     legacy_noise: the published test's noise, for comparison only (see
       `defects.legacy_noise`; chip scope here); 1: as published.
-    wire_resistance: of a wire from cell to cell [ohm] (see `wires`).
+    wire_resistance: of a wire from cell to cell [ohm] (see `wires`), of the
+      lines that feed the cells and of the bit lines, that are read.
     load_resistance: of a line's driver and of its sensing end [ohm].
+    source_wire_resistance: what the wires that feed the cells have beside
+      `wire_resistance` [ohm]: word lines or, of `gated` cells, source lines.
+    sense_wire_resistance: the same of the bit lines.
+    source_load_resistance: what drivers have beside `load_resistance` [ohm].
+    sense_load_resistance: the same of the sensing ends.
+    source_side: the end of the feeding lines that is driven: "first" or "last",
+      at their first or last cell (word lines: column; source lines: row).
+    sense_side: the end of the bit lines, at the first or the last row, that is
+      read.
+    gated: cells are 1T1R: a word line opens the gates of its row, and feeds
+      nothing; source lines beside the bit lines feed the cells.
     adc_bits: of the converter that reads a tile's column; 0: ideal; 1: a sense
       amplifier, whose threshold a channel is the folded normalisation's (see
       `robustness.calibration`).
@@ -194,6 +207,13 @@ class Device:
   adc_offset: float = 0.0
   adc_gain: float = 0.0
   adc_noise: float = 0.0
+  source_wire_resistance: float = 0.0
+  sense_wire_resistance: float = 0.0
+  source_load_resistance: float = 0.0
+  sense_load_resistance: float = 0.0
+  source_side: str = _static("first")
+  sense_side: str = _static("last")
+  gated: bool = _static(False)
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Device))
@@ -228,8 +248,17 @@ DEFECTS = (
 )
 # Of converters as they are built.
 CONVERTER_ERRORS = ("adc_offset", "adc_gain", "adc_noise")
+# Severities of IR drop.
+WIRES = (
+  "wire_resistance",
+  "load_resistance",
+  "source_wire_resistance",
+  "sense_wire_resistance",
+  "source_load_resistance",
+  "sense_load_resistance",
+)
 # Severities of all effects.
-EFFECTS = (*DEFECTS, "wire_resistance", "load_resistance", "adc_bits")
+EFFECTS = (*DEFECTS, *WIRES, "adc_bits")
 _RELAXATION = ("relaxation_shift", "relaxation_spread", "relaxation_growth")
 _POLYNOMIALS = ("write_sigma", *_RELAXATION)  # of any length
 _READ_NOISE = ("read_noise", "telegraph_noise", "white_noise")
@@ -249,6 +278,9 @@ _SAYS_OF = {
   "bandwidth": _BY_VOLTAGE,
   "temperature": _BY_VOLTAGE,
   "white_noise_law": ("white_noise",),
+  "source_side": WIRES,
+  "sense_side": WIRES,
+  "gated": WIRES,
   "adc_range": ("adc_bits",),
   "adc_percentile": ("adc_bits",),
 }
@@ -261,8 +293,10 @@ _CIRCUIT = (
   "cell_bits",
   "spare_level",
   "analog_inputs",
-  "wire_resistance",
-  "load_resistance",
+  *WIRES,
+  "source_side",
+  "sense_side",
+  "gated",
   "adc_bits",
   "adc_range",
   "adc_percentile",
@@ -390,15 +424,22 @@ def check_stack(devices: Sequence[Device]) -> None:
       )
 
 
+def is_wired(device: Device) -> bool:
+  """Returns whether there is IR drop."""
+  return any(is_present(getattr(device, field)) for field in WIRES)
+
+
 def needs_tiles(device: Device) -> bool:
-  """Returns whether read-out is no linear map: converters, or noise a read."""
+  """Returns whether read-out is no linear map, see `tile_effects`."""
   return bool(tile_effects(device))
 
 
 def tile_effects(device: Device) -> list[str]:
   """Returns the effects of a device for which read-out is no linear map."""
   fields = ("adc_bits", *_READ_NOISE)
-  return [field for field in fields if is_present(getattr(device, field))]
+  found = [field for field in fields if is_present(getattr(device, field))]
+  # Which cells load the wires follows from the input.
+  return [*found, *(["gated"] if device.gated and is_wired(device) else [])]
 
 
 def only_sticks(device: Device) -> bool:
@@ -439,8 +480,7 @@ _NUMBERS = {
   "flicker_noise": (0, 1e3, "a factor in [0, 1000]"),
   "flicker_read": (1e-12, 1e12, "a time [s] in [1e-12, 1e+12]"),
   "white_noise": (0, 10, "a relative sigma in [0, 10]"),
-  "wire_resistance": (0, 1e9, "a resistance [ohm] in [0, 1e+09]"),
-  "load_resistance": (0, 1e9, "a resistance [ohm] in [0, 1e+09]"),
+  **dict.fromkeys(WIRES, (0, 1e9, "a resistance [ohm] in [0, 1e+09]")),
   "adc_bits": (0, 16, "an integer from 0 (ideal) to 16"),
   "adc_offset": (0, 1e6, "a sigma in [0, 1e+06]"),
   "adc_gain": (0, 1, "a relative sigma in [0, 1]"),
@@ -455,6 +495,7 @@ _LEAST_RATIO = 1.01
 # what is computed at a time (see `cells`), and no line of cells is longer.
 _MOST_CELLS, _MOST_LINES = 2**24, 2**16
 _BOOL = (lambda value: type(value) is bool, "True or False")
+_SIDE = (SIDES.__contains__, f"one of {', '.join(SIDES)}")
 _LINE = (lambda x: x[2] <= x[3], "(a, b, low, high) with low <= high")
 # {field: (whether a value is good, what is allowed)}.
 _RULES = {
@@ -471,6 +512,9 @@ _RULES = {
   "stuck_cells_vary": _BOOL,
   "spare_level": _BOOL,
   "analog_inputs": _BOOL,
+  "gated": _BOOL,
+  "source_side": _SIDE,
+  "sense_side": _SIDE,
   "mapping": (MAPPINGS.__contains__, f"one of {', '.join(MAPPINGS)}"),
   "adc_range": (ADC_RANGES.__contains__, f"one of {', '.join(ADC_RANGES)}"),
   "telegraph": (
@@ -504,7 +548,11 @@ _TUPLES = {  # lengths; None: one or more
 _COMMON = "its noise would be that of a reference that all columns share"
 _NOT_WITH = {
   "single": dict.fromkeys(_READ_NOISE, _COMMON),
-  "offset": {"adc_bits": "the ranges of converters are those of differences"},
+  "offset": {
+    "adc_bits": "the ranges of converters are those of differences",
+    "gated": "what the digital side counts is for sums that are linear",
+  },
+  "complementary": {"gated": "a source line has one voltage, not two"},
 }
 # Fields that are checked with one another: where one is traced, none is.
 _TOGETHER = (
@@ -691,11 +739,13 @@ def _check_combinations(device, name):
       f"{name}.analog_inputs: got True with noise a read, allowed is False: "
       "the noise is that of inputs of 0 or read_voltage"
     )
-  wired = is_present(device.wire_resistance) or is_present(
-    device.load_resistance
-  )
+  if device.gated and device.analog_inputs:
+    raise errors.InputError(
+      f"{name}.analog_inputs: got True with gated cells, allowed is False: a "
+      "gate is open or not"
+    )
   for field in ("telegraph_noise", "white_noise"):
-    if wired and is_present(getattr(device, field)):
+    if is_wired(device) and is_present(getattr(device, field)):
       raise errors.InputError(
         f"{name}.{field}: got {getattr(device, field):g} with resistive wires, "
         "allowed is 0: a cell that changes at every read changes the network "

@@ -407,15 +407,21 @@ def back(
 ) -> dict[str, chex.Array]:
   """Returns what tiles amount to, arrays `[T, R, C]` by name, as it was.
 
-  `weights` and `offsets` have signs; the others are variances and gains.
+  `weights` and `offsets` have signs, `added` and `taken` are swapped by them;
+  the others are variances and gains.
   """
   columns = jnp.asarray(placement.columns)[:, None]
   found = {
     name: jnp.take_along_axis(array, columns, axis=2)
     for name, array in found.items()
   }
+  signs = jnp.asarray(placement.signs)[:, None]
   for name in {"weights", "offsets"} & set(found):
-    found[name] *= jnp.asarray(placement.signs)[:, None]
+    found[name] *= signs
+  if "added" in found:
+    pair = found["added"], found["taken"]
+    found["added"] = jnp.where(signs > 0, *pair)
+    found["taken"] = jnp.where(signs > 0, *pair[::-1])
   return found
 
 

@@ -3,13 +3,15 @@
 Where read-out is linear a chip is one effective weight matrix (`chip`), and
 none of this is needed. Else every tile is read on its own: a tile's rows are a
 few neighbouring input channels, so a read is a convolution of these channels
-with the tile's weights (its other taps 0).
+with the tile's weights (its other taps 0). Of gated cells with resistive lines
+currents are solved for each input (`wires.gated_currents`).
 
 Axes: N reads (slices of the weights x row tiles), R rows of a tile, B images,
 C channels, K taps of a kernel.
 """
 
 from collections.abc import Callable, Mapping
+import functools
 
 import chex
 import jax
@@ -17,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from hawis_jax.crossbar import converters
+from hawis_jax.crossbar import wires
 
 # What a layer has once a read; its other entries serve all reads.
 _BY_READ = ("kernels", "starts", "factors", "variances", "thermal")
-_BY_READ += ("offsets", "gains")
+_BY_READ += ("offsets", "gains", "added", "taken", "firsts")
 
 Product = Callable[[chex.Array, chex.Array], chex.Array]
 
@@ -53,6 +56,17 @@ def read_kernels(
   return kernels, np.tile(starts, slices).astype(np.int32)
 
 
+def first_rows(row_tiles: int, rows: int, starts: np.ndarray, taps: int):
+  """Returns where each read's rows begin among its channels' taps, int32 `[N]`.
+
+  `starts` and the order of reads are those of `read_kernels`.
+  """
+  first = np.arange(row_tiles) * rows
+  return (np.tile(first, len(starts) // row_tiles) - starts * taps).astype(
+    np.int32
+  )
+
+
 def planes(bits: int) -> np.ndarray:
   """Returns the values of an integer's bits in two's complement, `[bits]`."""
   values = 2.0 ** np.arange(bits)
@@ -79,7 +93,11 @@ def read(
       `read_keys` (`[B]`, from `chip.for_images`) where there is noise a read;
       `offsets` and `gains` of its converters, `[N, C_out]`; `thermal`, the
       variances of an input channel's cells whatever its inputs,
-      `[N, C, C_out]`; `copies`, whose average is returned.
+      `[N, C, C_out]`; `copies`, whose average is returned. Of gated cells
+      `kernels` are 0 and have the straight-through gradients; `added` and
+      `taken` are the conductances `[N, R, C_out]` [S] and `unit` what a siemens
+      of their difference is worth; `firsts` `[N]`; `downward` or `upward` (from
+      which row on) the ladder; `shot`, the variance a siemens of their sum.
     mask: bool `[C_in]`, the input channels that there are, the first ones: the
       others, whose inputs are 0, have no rows; None: all.
   """
@@ -146,14 +164,32 @@ def _scan_reads(product, bits, layer, plane, value, carry, accumulate):
     **{name: layer[name] for name in _BY_READ if name in layer},
   }
 
+  noisy = {"variances", "converter_noise", "shot"} & set(layer)
+
+  # Solved again for its gradient: all rows' networks take more memory.
+  @functools.partial(jax.checkpoint, prevent_cse=False)
+  def gated(inputs, read):
+    gates = _gates(product, inputs, layer["kernels"], read)
+    ladder = layer.get("downward", layer.get("upward"))
+    rows = [gates, read["added"], read["taken"]]
+    if "upward" in layer:
+      rows = [gates[..., ::-1], *(g[::-1] for g in rows[1:])]
+    added, taken = (wires.gated_currents(rows[0], g, ladder) for g in rows[1:])
+    return added - taken, added + taken
+
   # A scan: one tile's partial sums are in memory at a time.
   def step(carry, read):
     inputs = jax.lax.dynamic_slice_in_dim(
       bits, read["starts"], channels, bits.ndim - 1
     )
     sums = product(inputs, read["kernels"])
-    if "variances" in read or "converter_noise" in layer:
+    if "added" in read:
+      difference, total = gated(inputs, read)
+      sums = sums + layer["unit"] * difference
+    if noisy:
       variance = jnp.zeros_like(sums)
+      if "shot" in layer:
+        variance = layer["shot"] * total
       if "variances" in read:
         # Of a sum of independent normal currents: the sum of their variances.
         variance = product(inputs, read["variances"])
@@ -181,6 +217,20 @@ def _scan_reads(product, bits, layer, plane, value, carry, accumulate):
     return accumulate(carry, sums, value * read["factors"], read), None
 
   return jax.lax.scan(step, carry, reads)[0]
+
+
+def _gates(product, inputs, kernels, read):
+  """Returns what each row of a tile is driven by, `[..., R]`."""
+  taps, channels = kernels.shape[1:-2], kernels.shape[-2]
+  slots = channels * int(np.prod(taps))
+  each = np.eye(slots, dtype=kernels.dtype).reshape(channels, *taps, slots)
+  found = product(inputs, jnp.asarray(np.moveaxis(each, 0, -2)))
+  # Rows beyond the matrix have no driver.
+  rows = read["added"].shape[0]
+  found = jnp.pad(found, [(0, 0)] * (found.ndim - 1) + [(0, rows)])
+  return jax.lax.dynamic_slice_in_dim(
+    found, read["firsts"], rows, found.ndim - 1
+  )
 
 
 def _sqrt(x):

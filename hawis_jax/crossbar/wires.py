@@ -1,8 +1,10 @@
 """IR drop: what wires and loads leave of an array's currents, exactly.
 
-docs/crossbar.md has the network and what it does not hold for. Its currents are
+docs/crossbar.md has the networks. Where word lines feed the cells, currents are
 linear in the input voltages: one matrix, the transfer matrix, says all, and
-takes the place of the conductances in whatever multiplies by them.
+takes the place of the conductances in whatever multiplies by them. Where they
+gate the cells, each input has a network of its own, whose columns are apart:
+`gated_currents`, at the end.
 
 The nodal equations have 2 R C unknowns. They are solved row by row, from the
 far end of the bit lines to their read-out: Y, C x C, is the admittance of the
@@ -19,6 +21,7 @@ import jax
 from jax import custom_batching
 import jax.numpy as jnp
 
+from hawis_jax import errors
 from hawis_jax.crossbar import devices
 
 # Size at which `_series` turns from halves to a polynomial (measured).
@@ -37,7 +40,8 @@ def wire_transfer(
 ) -> chex.Array:
   """Returns `transfer` with the wires and loads of a device.
 
-  The network, and its source, stand in docs/crossbar.md, under "IR drop".
+  The network, and its source, stand in docs/crossbar.md, under "IR drop": that
+  of cells which are not gated.
 
   >>> import hawis_jax as hx, jax.numpy as jnp
   >>> g = jnp.full((2, 2), 1e-4)
@@ -47,19 +51,49 @@ def wire_transfer(
   True
 
   Raises:
-    InputError: a bad device.
+    InputError: a bad device, or one of gated cells.
   """
   devices.validate(device)
-  resistances = device.wire_resistance, device.load_resistance
-  return transfer(
-    g, *(0.0 if r is None else r for r in resistances), batch_size
+  if device.gated and devices.is_wired(device):
+    raise errors.InputError(
+      "gated: got True with resistive wires, allowed is False: currents are "
+      "not linear in the inputs; use crossbar.program"
+    )
+  flipped = [
+    axis
+    for axis, is_flipped in (
+      (-1, device.source_side == "last"),
+      (-2, device.sense_side == "first"),
+    )
+    if is_flipped
+  ]
+  current = transfer(jnp.flip(g, flipped), *resistances(device), batch_size)
+  return jnp.flip(current, flipped)
+
+
+def resistances(
+  device: devices.Device,
+) -> tuple[tuple[chex.Numeric, chex.Numeric], ...]:
+  """Returns ((wires that feed, bit lines), (drivers, sensing ends)) [ohm]."""
+
+  def total(*fields):
+    values = [getattr(device, field) for field in fields]
+    there = [value for value in values if devices.is_present(value)]
+    return sum(there[1:], there[0]) if there else 0.0
+
+  return tuple(
+    tuple(
+      total(f"{part}_resistance", f"{line}_{part}_resistance")
+      for line in ("source", "sense")
+    )
+    for part in ("wire", "load")
   )
 
 
 def transfer(
   g: chex.Array,
-  wire_resistance: chex.Numeric,
-  load_resistance: chex.Numeric,
+  wire_resistance: chex.Numeric | tuple[chex.Numeric, chex.Numeric],
+  load_resistance: chex.Numeric | tuple[chex.Numeric, chex.Numeric],
   batch_size: int | None = None,
 ) -> chex.Array:
   """Returns what arrays compute once wires and loads are counted.
@@ -76,29 +110,31 @@ def transfer(
   Args:
     g: conductances `[..., R, C]` [S], >= 0; 0 is an open cell.
     wire_resistance: of one cell pitch of a word line or bit line [ohm], >= 0, a
-      scalar; may be traced.
+      scalar; or (word line, bit line). May be traced.
     load_resistance: of a driver and of a read-out [ohm], >= 0, as above.
     batch_size: how many arrays are solved at the same time; None: all.
   """
-  solve = functools.partial(
-    _transfer, wire=wire_resistance, load=load_resistance
+  wires, loads = (
+    value if isinstance(value, tuple) else (value, value)
+    for value in (wire_resistance, load_resistance)
   )
+  solve = functools.partial(_transfer, wires=wires, loads=loads)
   flat = g.reshape(-1, *g.shape[-2:])
   if batch_size is None:
     return jax.vmap(solve)(flat).reshape(g.shape)
   return jax.lax.map(solve, flat, batch_size=batch_size).reshape(g.shape)
 
 
-def _transfer(g, wire, load):
+def _transfer(g, wires, loads):
   rows, columns = g.shape
   if rows < columns:
     # Reciprocity: drive the read-outs, read the drivers. The lines swap roles,
     # and each starts at its other end.
-    swapped = _transfer(g.T[::-1, ::-1], wire, load)
+    swapped = _transfer(g.T[::-1, ::-1], wires[::-1], loads[::-1])
     return swapped[::-1, ::-1].T
-  wire = jnp.asarray(wire, g.dtype)
-  load = jnp.asarray(load, g.dtype)
-  lines = jax.vmap(_word_line, (0, None, None))(g, wire, load)
+  word_wire, wire = (jnp.asarray(r, g.dtype) for r in wires)
+  word_load, load = (jnp.asarray(r, g.dtype) for r in loads)
+  lines = jax.vmap(_word_line, (0, None, None))(g, word_wire, word_load)
   lines["row"] = jnp.arange(rows)
 
   def add_row(carry, line):
@@ -289,3 +325,61 @@ def _series_jvp(primals, tangents):
   f, s = _series(y, resistance, largest)
   f_dot = _matmul(s, _matmul(y_dot, s)) - resistance_dot * _matmul(f, f)
   return (f, s), (f_dot, -resistance * f_dot - resistance_dot * f)
+
+
+def gated_ladder(device: devices.Device) -> chex.Array:
+  """Returns what `gated_currents` needs of a device, `[4]` [ohm].
+
+  A column's current is that of a two-terminal network. Where source and bit
+  line both end at the row from which it is seen, each pitch of one is in series
+  with that of the other.
+  """
+  (source_wire, sense_wire), (source_load, sense_load) = resistances(device)
+  if device.source_side == device.sense_side:
+    source_wire, sense_wire = 0.0, source_wire + sense_wire
+    source_load, sense_load = 0.0, source_load + sense_load
+  parts = source_wire, sense_wire, source_load, sense_load
+  return jnp.stack([jnp.asarray(part) for part in parts])
+
+
+def gated_currents(
+  gates: chex.Array, g: chex.Array, ladder: chex.Array
+) -> chex.Array:
+  """Returns each column's current per volt of its source line, `[..., C]` [S].
+
+  The network stands in docs/crossbar.md, under "Gated cells". A gate may be
+  anything from 0 (the cell is open) to 1: of its conductance that share counts,
+  so that gates have gradients.
+
+  Rows are added from the first on, where the source line is driven, to the
+  last, where the bit line is read. Seen from their end of both lines, relative
+  to the driver, rows so far are a reciprocal two-port: i_bit = y v_bit - (1 -
+  u) i_source, v_source = h i_source + (1 - u) v_bit. Nothing is divided by a
+  conductance or a resistance, and y has no difference in it.
+
+  Args:
+    gates: of the rows, `[..., R]`.
+    g: conductances `[R, C]` [S], >= 0.
+    ladder: of `gated_ladder`.
+  """
+  source_wire, sense_wire, source_load, sense_load = ladder.astype(g.dtype)
+
+  def add_row(carry, row):
+    y, u, h = carry
+    cells, wired, gate = row
+    # A pitch of both lines. Nothing hangs on the first row's.
+    drop = 1 / (1 + sense_wire * y)
+    h = h + wired * source_wire + sense_wire * jnp.square(1 - u) * drop
+    u = (u + sense_wire * y) * drop
+    y = y * drop
+    # A cell between them.
+    cell = gate[..., None] * cells.reshape((1,) * gate.ndim + (-1,))
+    share = 1 / (1 + cell * h)
+    return (y + cell * jnp.square(u) * share, u * share, h * share), None
+
+  nothing = jnp.zeros((*gates.shape[:-1], g.shape[-1]), g.dtype)
+  start = nothing, nothing + 1, nothing + source_load
+  wired = (jnp.arange(len(g)) > 0).astype(g.dtype)
+  rows = g, wired, jnp.moveaxis(gates, -1, 0).astype(g.dtype)
+  (y, _, _), _ = jax.lax.scan(add_row, start, rows)
+  return y / (1 + sense_load * y)

@@ -193,9 +193,10 @@ def read_tiles(
   """
   chip, product = layer.variables["crossbar"], products.on_chips(product)
   if alpha is not None:
-    factor = _as_channels(alpha, chip["kernels"])
-    kernels = binary.divide_gradient(chip["kernels"], factor)
-    chip = {**chip, "kernels": kernels}
+    weights = {x: chip[x] for x in ("kernels", "added", "taken") if x in chip}
+    for name, value in weights.items():
+      factor = _as_channels(alpha, value)
+      chip = {**chip, name: binary.divide_gradient(value, factor)}
   if layer.is_mutable_collection("converters"):
     percentile = layer.get_variable("converters", "percentile")
     most = readout.sums_percentile(product, x, chip, percentile)

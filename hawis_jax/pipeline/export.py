@@ -150,6 +150,7 @@ def _netlist(given):
 
   from hawis_jax import interop
   from hawis_jax.crossbar import cells
+  from hawis_jax.crossbar import wires
   from hawis_jax.networks import net_variables
   from hawis_jax.runtime import storage
 
@@ -173,12 +174,16 @@ def _netlist(given):
       f"--slice, --row_tile, --column_tile: got {place}, allowed are below "
       f"{g.shape[:3]}"
     )
+  wire, load = wires.resistances(device)
   text = interop.spice_netlist(
     g[*place, _ARRAYS.index(given.array)],
     np.full(g.shape[-2], device.read_voltage),
-    wire_resistance=device.wire_resistance,
-    load_resistance=device.load_resistance,
+    wire_resistance=wire,
+    load_resistance=load,
     dialect=given.dialect,
+    source_side=device.source_side,
+    sense_side=device.sense_side,
+    gated=device.gated,
   )
   # The first line of a netlist is its title.
   title = (

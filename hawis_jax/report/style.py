@@ -204,6 +204,18 @@ EFFECTS = {
   "load_resistance": Effect(
     "IR drop of loads", r"load resistance [$\Omega$]", "loads of {:g} Ω", 1,
     _IR_DROP),
+  "source_wire_resistance": Effect(
+    "IR drop of feeding wires", r"more resistance a cell [$\Omega$]",
+    "feeding wires of {:g} Ω a cell more", 1, _IR_DROP),
+  "sense_wire_resistance": Effect(
+    "IR drop of bit lines", r"more resistance a cell [$\Omega$]",
+    "bit lines of {:g} Ω a cell more", 1, _IR_DROP),
+  "source_load_resistance": Effect(
+    "IR drop of drivers", r"more resistance [$\Omega$]",
+    "drivers of {:g} Ω more", 1, _IR_DROP),
+  "sense_load_resistance": Effect(
+    "IR drop of sensing ends", r"more resistance [$\Omega$]",
+    "sensing ends of {:g} Ω more", 1, _IR_DROP),
   "fault_map": Effect(
     "Measured faults", "", "the measured faults", 1,
     "Cells are stuck as those of a measured chip."),

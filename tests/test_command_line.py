@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -112,9 +113,10 @@ def test_the_end_of_a_run_says_how_nets_are_and_where_the_page_is(
 ):
   assert run(finished, "--stages=report") == 0
   lines = capsys.readouterr().out.splitlines()
-  assert lines[-2] == f"report  {finished / 'report' / 'index.html'}"
+  assert lines[-3] == f"report  {finished / 'report' / 'index.html'}"
+  assert re.fullmatch(r"stage 1 of 1: report took \d+:\d\d", lines[-2])
   nets = results.load_robustness(finished)["nets"]
-  columns, *rows = lines[-3 - len(nets) : -2]
+  columns, *rows = lines[-4 - len(nets) : -3]
   assert columns.split()[:3] == ["net", "clean", "[%]"]
   for row, net in zip(rows, nets.values(), strict=True):
     worst = min(

@@ -49,6 +49,9 @@ _RANGES = {
   "retention_time": (0, 1e12),
   "flicker_noise": (0, 1e3),
   "flicker_read": (1e-12, 1e12),
+  "read_disturb": (0, 1e18),
+  "disturb": (0, 1),
+  "temperature_rise": (-1e3, 1e3),
   "white_noise": (0, 10),
   "adc_offset": (0, 1e6),
   "adc_gain": (0, 1),
@@ -59,7 +62,7 @@ _RANGES = {
 }
 _NUMBERS = ("g_on", "g_off", *_RANGES)
 _LENGTHS = {"write_sigma": None, "drift_mean": 4, "drift_std": 4}
-_LENGTHS.update(write_range=2, telegraph=2, flicker=4)
+_LENGTHS.update(write_range=2, telegraph=2, flicker=4, activation=2)
 _RELAXATION = ("relaxation_shift", "relaxation_spread", "relaxation_growth")
 _LENGTHS.update(dict.fromkeys(_RELAXATION))
 # Of the other fields, what is not allowed and what is.
@@ -94,6 +97,7 @@ _OTHERS = {
   "drift_std": (0.7, 0.1, -0.1, 0.1),
   "telegraph": (3.4e-4, 7.1e-4),
   "flicker": (0.01, 0.5, 0.1, 0.02),
+  "activation": (-0.01, 0.12),
   "white_noise_law": "inverse",
   **{name: (0.21, -0.3) for name in _RELAXATION},
   "stuck_cells_vary": True,
@@ -121,6 +125,10 @@ def _with(**changes):
     changes = {"relaxation_growth": (1.0,), **changes}
   if changes.get("flicker_noise"):
     changes = {"flicker": (0.0, 0.0, 0.0, 1.0), **changes}
+  if changes.get("read_disturb"):
+    changes = {"disturb": 1e-9, **changes}
+  if changes.get("temperature_rise"):
+    changes = {"activation": (0.0, 0.1), "temperature": 2e3, **changes}
   return dataclasses.replace(_IDEAL, **changes)
 
 

@@ -61,6 +61,11 @@ _ALL = crossbar.Device(
   flicker_noise=0.7,
   flicker=(0.0088, 0.65, 0.03, 0.01),
   flicker_read=1e-3,
+  read_disturb=1e6,
+  disturb=3e-7,
+  temperature_rise=40.0,
+  temperature=340.0,
+  activation=(-0.01, 0.15),
 )
 _POLYNOMIALS = (
   "write_sigma",
@@ -608,6 +613,7 @@ def test_stuck_cells_that_vary(rng):
 
 def test_a_new_write_changes_the_write_error_alone(rng):
   later = ("legacy_noise", "drift_time", "relaxation", "flicker_noise")
+  later += ("read_disturb", "temperature_rise")
   device = dataclasses.replace(_ALL, **dict.fromkeys(later, 0.0))
   q, key = _integers(rng), _key(rng)
 
@@ -641,6 +647,21 @@ def _line(constants, g, device):
   return np.clip(a * np.log(g / device.g_on) + b, low, high)
 
 
+def _disturbed(g, device):
+  left = np.exp(-device.read_disturb * device.disturb)
+  return device.g_on - (device.g_on - g) * left
+
+
+def _warmed(g, device):
+  """Arrhenius, with k / e = 8.617333e-5 eV / K."""
+  ends = np.log([device.g_off, device.g_on])
+  energy = np.interp(np.log(g), ends, device.activation[::-1])
+  hot, cold = device.temperature, device.temperature - device.temperature_rise
+  factor = np.exp(-energy / 8.617333e-5 * (1 / hot - 1 / cold))
+  # Where there is none, not even the rounding of its constants.
+  return g * factor if device.temperature_rise else g
+
+
 def _compose(levels, draws, device):
   """All effects in their order, by formula, with given draws."""
 
@@ -672,6 +693,7 @@ def _compose(levels, draws, device):
   logs = [np.log10(np.maximum(1e6 * x, 1)) for x in (g, g * lost)]
   noise = (noise - by_log * logs[0]) * lost + by_log * logs[1]
   g = g * lost + noise * draws["flicker_noise"]
+  g = _warmed(_disturbed(g, device), device)
   step = (device.g_on - device.g_off) / 127
   jump = device.telegraph[1] / (1 - device.telegraph[1]) * g
   noise = step / 3 * draws["legacy_noise"] + jump * draws["legacy_jump"]
@@ -725,6 +747,39 @@ def drawn():
       "flicker_noise": (alone("flicker_noise") - targets) / noise,
     },
   )
+
+
+def test_reads_and_warmth_move_cells_as_their_formulas(rng):
+  """At their ends too: all at g_on, as measured Arrhenius lines, no effect."""
+  g = np.geomspace(_ALL.g_off, _ALL.g_on, 9)
+  device = dataclasses.replace(_ALL, read_disturb=1e3, disturb=1.0)
+  at = lambda **c: dataclasses.replace(device, **c)  # noqa: E731
+  np.testing.assert_allclose(defects.read_disturb(g, device), device.g_on)
+  for reads in (0.0, 1e5):
+    one = at(read_disturb=reads, disturb=2e-6)
+    np.testing.assert_allclose(
+      defects.read_disturb(g, one), _disturbed(g, one), rtol=1e-5
+    )
+  for rise in (-80.0, 0.0, 15.0):
+    one = at(temperature_rise=rise)
+    np.testing.assert_allclose(
+      defects.warmed(g, one), _warmed(g, one), rtol=1e-5
+    )
+  # 0.1 eV from 300 to 330 K: exp(0.1 / 8.617e-5 (1 / 300 - 1 / 330)) = 1.421.
+  one = at(activation=(0.1, 0.1), temperature=330.0, temperature_rise=30.0)
+  np.testing.assert_allclose(defects.warmed(g, one) / g, 1.4213, rtol=1e-4)
+  np.testing.assert_array_equal(defects.warmed(g * 0, one), 0)
+
+
+def test_chips_that_only_warm_are_alike(rng):
+  q = _integers(rng, bits=1)
+  device = crossbar.Device(
+    g_on=1e-4, g_off=1e-6, temperature_rise=50.0, activation=(0.0, 0.2)
+  )
+  one, two = (np.asarray(_effective(_key(rng), q, device)) for _ in range(2))
+  np.testing.assert_array_equal(one, two)
+  ratio = float(_warmed(np.float64(1e-6), device)) / 1e-6
+  np.testing.assert_allclose(abs(one), (1 - ratio / 100) / 0.99, rtol=1e-5)
 
 
 def test_every_effect_has_draws_of_its_own(drawn):
@@ -1011,6 +1066,8 @@ _DIFFERENTIABLE = (
   "legacy_noise",
   "relaxation",
   "flicker_noise",
+  "read_disturb",
+  "temperature_rise",
 )
 
 

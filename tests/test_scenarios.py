@@ -121,11 +121,13 @@ def test_chips_differ_where_anything_is_random(effect):
     write_sigma=(1.0,),
     relaxation_growth=(1.0,),
     flicker=(0.0, 0.0, 0.0, 1.0),
+    disturb=1e-6,
+    activation=(0.0, 0.1),
   )
   if effect in crossbar.CONVERTER_ERRORS:
     ideal = dataclasses.replace(ideal, adc_bits=6)
   first, second = _parse({effect: (0, 1)}, ideal).severities
-  random = effect in crossbar.DEFECTS
+  random = effect in {*crossbar.DEFECTS} - {*crossbar.NOT_RANDOM}
   assert (first.is_random, second.is_random) == (False, random)
   # Of the base, or beside the swept field.
   base = dataclasses.replace(ideal, **{effect: 1})
@@ -156,7 +158,11 @@ _ABSENT = "whose constant it is: needed is a severity of one, or device: 1.0"
     ("hfox_cmo", {"relaxation_start": (1.0, 2.0)}, "relaxation"),
     ("hfox_cmo", {"relaxation": 1.0, "flicker_read": 1e-6}, "flicker_noise"),
     ("pcm", {"bandwidth": (1e6, 1e8)}, "read_noise or legacy_noise"),
-    ("pcm", {"temperature": (280, 350)}, "read_noise or legacy_noise"),
+    (
+      "pcm",
+      {"temperature": (280, 350)},
+      "read_noise or legacy_noise or temperature_rise",
+    ),
     ("pcm", {"read_voltage": (0.1, 0.2)}, "read_noise or legacy_noise"),
     ("pcm", {"white_noise_law": "inverse", "device": 1.0}, "white_noise"),
     ("pcm", {"adc_range": "calibrated", "device": 1.0}, "adc_bits"),

@@ -20,6 +20,7 @@ from hawis_jax.crossbar.devices import is_present
 from hawis_jax.crossbar.devices import is_wired
 from hawis_jax.crossbar.devices import MAPPINGS
 from hawis_jax.crossbar.devices import needs_tiles
+from hawis_jax.crossbar.devices import NOT_RANDOM
 from hawis_jax.crossbar.devices import scaled
 from hawis_jax.crossbar.devices import SCENARIO_FIELDS
 from hawis_jax.crossbar.devices import SIDES

@@ -144,6 +144,33 @@ def relaxation(
   return jnp.maximum(g + device.relaxation * 1e-6 * change, 0)
 
 
+def read_disturb(g: chex.Array, device: devices.Device) -> chex.Array:
+  """Returns G after reads that each set cells a little further.
+
+  Cells drift and saturate (HfO2: Shim et al., IRPS 2020; a million pulses of
+  0.2 V: Yao et al., Nature 577, 641 (2020), extended data figure 7); that they
+  do so exponentially is assumed.
+  """
+  gone = -jnp.expm1(-device.read_disturb * device.disturb)
+  # Not g_on less the rest: without reads G stays as it is, to the bit.
+  return g + (device.g_on - g) * gone
+
+
+def warmed(g: chex.Array, device: devices.Device) -> chex.Array:
+  """Returns G at a temperature other than that of programming.
+
+  Conduction is thermally activated (Arrhenius); see `Device.activation`.
+  """
+  on, off = device.activation
+  place = jnp.log(jnp.maximum(g, device.g_off) / device.g_on)
+  place = jnp.minimum(place, 0) / jnp.log(device.g_off / device.g_on)
+  energy = (on + (off - on) * jnp.clip(place, 0, 1)) * ELEMENTARY_CHARGE
+  before = device.temperature - device.temperature_rise
+  # 1 / before - 1 / temperature, of which float32 would leave little.
+  inverse = device.temperature_rise / (device.temperature * before)
+  return g * jnp.exp(energy / BOLTZMANN * inverse)
+
+
 def flicker_noise(
   g: chex.Array, before: chex.Array, normal: chex.Array, device: devices.Device
 ) -> chex.Array:
@@ -458,6 +485,10 @@ def _tile_conductances(key, g, faults, device, steps, write):
     g = drift(g, normal(stream(_DRIFT)), device)
   if devices.is_present(device.flicker_noise):
     g = flicker_noise(g, before, normal(stream(_FLICKER)), device)
+  if devices.is_present(device.read_disturb):
+    g = read_disturb(g, device)
+  if devices.is_present(device.temperature_rise):
+    g = warmed(g, device)
   if devices.is_present(device.legacy_noise):
     # The stream's own key is that of the normal draw.
     other = jax.random.split(stream(_LEGACY))[1]

@@ -103,6 +103,14 @@ class Device:
       least 0; 1: as measured.
     flicker: its measured (a, p, m, K).
     flicker_read: t_r, of a read [s].
+    read_disturb: reads since programming, n (chip scope; it is not random):
+      each takes a cell the same share nearer to g_on, as pulses of the
+      polarity that sets it do: g_on - (g_on - G) exp(-n disturb).
+    disturb: that share.
+    temperature_rise: from programming to reading [K] (chip scope; it is not
+      random): G exp(-(E / k) (1 / T - 1 / (T - rise))), T = `temperature`.
+    activation: energies E [eV] of a cell of g_on and of one of g_off, between
+      them linear in ln(G), beyond them those of the ends; below 0 of a metal.
     white_noise: of a driven cell at every read, whatever causes it (read
       scope): s of a standard deviation that `white_noise_law` says.
     white_noise_law: "independent": s g_on; "proportional": s G; "inverse":
@@ -111,7 +119,7 @@ class Device:
       G df 2 q coth(q V / 2 k T) / V of a driven cell, 4 k T G df / V^2 of one
       whose row is at 0 V; a factor of its standard deviation, 1: as in physics.
     bandwidth: df [Hz].
-    temperature: T [K].
+    temperature: T [K], at which cells are read.
     telegraph_noise: random telegraph noise (read scope): with probability 1/2
       a cell has G + severity dG, dG = G (b G + a) / (G - b G - a), where G > 2
       a.
@@ -202,6 +210,10 @@ class Device:
   flicker_noise: float = 0.0
   flicker: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
   flicker_read: float = 2.5e-7
+  read_disturb: float = 0.0
+  disturb: float = 0.0
+  temperature_rise: float = 0.0
+  activation: tuple[float, float] = (0.0, 0.0)
   white_noise: float = 0.0
   white_noise_law: str = _static("independent")
   adc_offset: float = 0.0
@@ -241,11 +253,15 @@ DEFECTS = (
   "tile_dispersion",
   "relaxation",
   "flicker_noise",
+  "read_disturb",
+  "temperature_rise",
   "white_noise",
   "adc_offset",
   "adc_gain",
   "adc_noise",
 )
+# Of them, what is no draw: chips are alike.
+NOT_RANDOM = ("read_disturb", "temperature_rise")
 # Of converters as they are built.
 CONVERTER_ERRORS = ("adc_offset", "adc_gain", "adc_noise")
 # Severities of IR drop.
@@ -274,9 +290,10 @@ _SAYS_OF = {
   "retention_time": ("relaxation", "flicker_noise"),
   "relaxation_start": ("relaxation",),
   "flicker_read": ("flicker_noise",),
+  "disturb": ("read_disturb",),
   "read_voltage": _BY_VOLTAGE,
   "bandwidth": _BY_VOLTAGE,
-  "temperature": _BY_VOLTAGE,
+  "temperature": (*_BY_VOLTAGE, "temperature_rise"),
   "white_noise_law": ("white_noise",),
   "source_side": WIRES,
   "sense_side": WIRES,
@@ -479,6 +496,9 @@ _NUMBERS = {
   "retention_time": (0, 1e12, "a time [s] in [0, 1e+12]"),
   "flicker_noise": (0, 1e3, "a factor in [0, 1000]"),
   "flicker_read": (1e-12, 1e12, "a time [s] in [1e-12, 1e+12]"),
+  "read_disturb": (0, 1e18, "a number of reads in [0, 1e+18]"),
+  "disturb": (0, 1, "a share in [0, 1]"),
+  "temperature_rise": (-1e3, 1e3, "a difference [K] in [-1000, 1000]"),
   "white_noise": (0, 10, "a relative sigma in [0, 10]"),
   **dict.fromkeys(WIRES, (0, 1e9, "a resistance [ohm] in [0, 1e+09]")),
   "adc_bits": (0, 16, "an integer from 0 (ideal) to 16"),
@@ -540,10 +560,13 @@ _TUPLES = {  # lengths; None: one or more
   "drift_std": 4,
   "telegraph": 2,
   "flicker": 4,
+  "activation": 2,
   **dict.fromkeys(_RELAXATION, None),
 }
 
 
+# {effect: the constant that it needs, of which there is no default}.
+_NEED = {"read_disturb": "disturb", "temperature_rise": "activation"}
 # {mapping: {effect: why it is not modelled}}.
 _COMMON = "its noise would be that of a reference that all columns share"
 _NOT_WITH = {
@@ -591,6 +614,10 @@ def validate(device: Device, name: str = "device") -> Device:
     traced.update(CONVERTER_ERRORS)
   if "flicker" in traced:
     traced.add("flicker_noise")
+  if "disturb" in traced:
+    traced.add("read_disturb")
+  if traced & {"activation", "temperature"}:
+    traced.add("temperature_rise")
   good = {field: getattr(Device(), field) for field in traced}
   concrete = plain(dataclasses.replace(device, **good))
   _validate(concrete, name)
@@ -726,6 +753,21 @@ def _check_combinations(device, name):
       f"{name}.flicker_noise: got {device.flicker_noise:g}, allowed is 0 "
       "without a measured flicker, (a, p, m, K): choose a preset that has one, "
       "or set it"
+    )
+  for field, constant in _NEED.items():
+    if is_present(getattr(device, field)) and not any(
+      _items(getattr(device, constant))
+    ):
+      raise errors.InputError(
+        f"{name}.{field}: got {getattr(device, field):g}, allowed is 0 without "
+        f"a measured {constant}, which no preset has"
+      )
+  if is_present(device.temperature_rise) and not (
+    0 < device.temperature > device.temperature_rise
+  ):
+    raise errors.InputError(
+      f"{name}.temperature_rise: got {device.temperature_rise:g} K up to "
+      f"temperature = {device.temperature:g} K, needed are temperatures above 0"
     )
   for field in CONVERTER_ERRORS:
     if is_present(getattr(device, field)) and not is_present(device.adc_bits):

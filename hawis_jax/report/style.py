@@ -160,6 +160,14 @@ EFFECTS = {
   "retention_time": Effect(
     "Retention", "time since programming [s]", "{:,.0f} s of retention", 1,
     "Relaxation and 1/f noise are those of this time since programming."),
+  "read_disturb": Effect(
+    "Read disturb", "reads since programming", "{:,.0f} reads", 1,
+    "Every read takes cells a little nearer to their highest conductance; all "
+    "chips are alike."),
+  "temperature_rise": Effect(
+    "Warmer than at programming", "difference [K]", "{:+g} K", 1,
+    "Cells conduct as their state's activation energy says; all chips are "
+    "alike."),
   "white_noise": Effect(
     "White noise a read", r"std of a cell's $G$, relative",
     "white noise of {:g}", 1,

@@ -122,8 +122,11 @@ def parse(
     fields = with_own(at, own, field)
     device = crossbar.with_fields(base, fields, field, crossbar.SCENARIO_FIELDS)
     placing = _placing(scenario, device, field)
-    defects = (getattr(device, k) for k in crossbar.DEFECTS)
-    is_random = any(map(crossbar.is_present, defects))
+    is_random = any(
+      crossbar.is_present(getattr(device, field))
+      for field in crossbar.DEFECTS
+      if field not in crossbar.NOT_RANDOM
+    )
     severities.append(
       Severity(
         at.get(effect, 0.0), device, is_random, fault_map, layers, placing

@@ -297,10 +297,30 @@ def test_verdicts_are_those_of_holm():
   )
   words = ["undecided", "behind", "undecided", "ahead"]
   assert [row["verdict"] for row in got] == words
+  reasons = ["correction", None, "correction", None]
+  assert [row["reason"] for row in got] == reasons
   assert statistics.verdicts([]) == []
-  for chips, word in ((1, "ahead"), (2, "undecided"), (15, "undecided")):
-    rows = [dict(p=1e-9, difference=0.1, chips=chips)]
-    assert statistics.verdicts(rows)[0]["verdict"] == word
+
+
+@pytest.mark.parametrize(
+  "chips, p, word, reason",
+  [
+    (1, 1e-9, "ahead", None),  # none is drawn
+    (2, 1e-9, "undecided", "chips"),
+    (15, 1e-9, "undecided", "chips"),
+    (15, 0.04, "undecided", "chips"),  # more chips are needed in any case
+    (16, 1e-9, "ahead", None),
+    (16, 0.04, "undecided", "correction"),
+    (4, 0.06, "undecided", "interval"),
+    (16, 0.06, "undecided", "interval"),
+  ],
+)
+def test_a_verdict_that_is_withheld_has_its_reason(chips, p, word, reason):
+  others = [dict(p=1.0, difference=0.0, chips=16)] * 3
+  first, *_ = statistics.verdicts(
+    [dict(p=p, difference=0.1, chips=chips)] + others
+  )
+  assert (first["verdict"], first["reason"]) == (word, reason)
 
 
 def test_a_table_of_equal_nets_has_no_verdict(rng):

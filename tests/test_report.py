@@ -356,7 +356,8 @@ def test_differences_are_paired(made):
     assert (row["p"] < 0.05) == (not low <= 0 <= high)
     assert row["over"] == ("chips and images" if len(gap) > 1 else "images")
     cell = style.estimate(gap.mean(), (low, high), style.points)
-    cell += f"\n{row['verdict']}"
+    is_corrected = row["reason"] == "correction"
+    cell += f"\n{row['verdict']}" + " once corrected" * is_corrected
     lines = [r for r in page.rows if r[0] == style.severity(*place[1:])]
     assert any(cell in line for line in lines)
   decided = statistics.verdicts(content["comparisons"])
@@ -499,13 +500,70 @@ _VERDICTS = {
 }
 
 
-def test_an_interval_without_0_and_no_verdict_is_told_as_corrected():
-  pair = {"difference": -0.1125, "verdict": "undecided"}
-  for ends, words in (
-    ([-0.2, -0.02], "undecided once corrected"),
-    ([-0.2, 0.01], "undecided"),
+def _pair(p, difference, chips, severity=1.0):
+  """A row of `facts.accuracy` of two nets, and what they differ by."""
+  place = dict(statistics="fixed", scenario="stuck_off", severity=severity)
+  nets = [dict(net=net, **place) for net in ("found", "uniform")]
+  half = 2 * abs(difference) if p > 0.05 else abs(difference) / 2
+  gap = dict(ci95=[difference - half, difference + half], difference=difference)
+  return nets, dict(gap, p=p, chips=chips, images=360)
+
+
+@pytest.mark.parametrize(
+  "p, difference, chips, cell, sentence",
+  [
+    (1e-9, -0.12, 16, "behind", "The found net loses to the uniform net at"),
+    (
+      1e-9,
+      -0.12,
+      4,
+      "no verdict: 4 chips, 16 needed",
+      "The found net against the uniform net: no verdict (4 chips, 16 needed) "
+      "at the harshest severity of every defect: -12.00",
+    ),
+    (
+      0.04,
+      -0.12,
+      16,
+      "undecided once corrected",
+      "The found net against the uniform net: undecided once corrected at the",
+    ),
+    (
+      1e-9,
+      -1 / 360,
+      64,
+      "no verdict: one image at most",
+      "The found net against the uniform net: no verdict (one image at most) ",
+    ),
+    (
+      0.06,
+      -0.12,
+      4,
+      "undecided",
+      "The found net can't be told from the uniform",
+    ),
+    (0.9, 1 / 720, 64, "undecided", "The found net can't be told from the "),
+  ],
+)
+def test_a_difference_without_verdict_has_its_reason(
+  made, p, difference, chips, cell, sentence
+):
+  """In report.json, in the table's cell, and on the first screen."""
+  content = made[3]
+  # A second one, of a milder severity, makes the first need a correction.
+  told = [_pair(1.0, 0.001, 16, 0.5), _pair(p, difference, chips)]
+  rows = [row for nets, _ in told for row in nets]
+  with mock.patch.object(
+    statistics, "paired_difference", side_effect=[gap for _, gap in told]
   ):
-    assert facts._paired(pair | {"ci95": ends}).splitlines()[-1] == words
+    pairs = facts.comparisons(rows, "found", lambda row: None)
+  decided = (pairs[1]["verdict"], pairs[1]["reason"])
+  assert (decided[0] == "undecided") == (decided[1] is not None)
+  content = {**content, "comparisons": pairs, "harshest": {"stuck_off": 1.0}}
+  line, *_ = facts.answers(content)["Was the search worth it?"]
+  assert sentence in line and f"{100 * difference:+.2f}" in line
+  table = facts.tables(content)["harshest"]
+  assert table["found minus uniform"].iloc[-1].splitlines()[-1] == cell
 
 
 @pytest.mark.parametrize(
@@ -530,7 +588,8 @@ def test_the_claim_is_that_of_the_harshest_severities(made, verdicts, claim):
       gap = dict(zip(("difference", "ci95"), _VERDICTS[verdict], strict=True))
       content["accuracy"].append(dict(net="found", mean=mean, **place))
       pair = dict(net="found", rival="uniform", rival_statistics="fixed")
-      pair |= dict(verdict=verdict, **gap, **place)
+      reason = "interval" if verdict == "undecided" else None
+      pair |= dict(verdict=verdict, reason=reason, chips=32, **gap, **place)
       content["comparisons"].append(pair)
   content["harshest"] = facts.harshest(
     content["accuracy"], content["nets"], "found"

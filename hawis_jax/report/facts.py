@@ -16,7 +16,7 @@ from hawis_jax.networks import net_names
 from hawis_jax.report import style
 from hawis_jax.robustness import statistics
 
-FORMAT = 14  # of report.json and the page; a new one remakes old reports
+FORMAT = 15  # of report.json and the page; a new one remakes old reports
 _MOST_LINES = 300  # of scored vectors that are drawn
 _ORDER = ("found", "uniform", "baseline_1x")  # others follow
 # {robustness.batch_norm: what nets have on chips}
@@ -163,7 +163,8 @@ def comparisons(
   its widths that is trained as the other one is. So a difference is that of one
   thing, where such a net was measured. Further, the main net's statistics are
   compared with the first. Their verdicts hold together: what the page says of
-  some holds of all. A difference of an image or less is never "ahead".
+  some holds of all. A difference of an image or less is never "ahead": its
+  `reason` is "image", unless its interval holds 0 (see `statistics.verdicts`).
 
   Args:
     rows: of `accuracy`.
@@ -195,8 +196,9 @@ def comparisons(
   ]
   decided = statistics.verdicts(differences)
   for one, verdict in zip(differences, decided, strict=True):
-    if abs(one["difference"]) * one["images"] <= 1:
-      verdict["verdict"] = "undecided"
+    is_small = abs(one["difference"]) * one["images"] <= 1
+    if is_small and verdict["reason"] != "interval":
+      verdict |= {"verdict": "undecided", "reason": "image"}
   return [one | other for one, other in zip(differences, decided, strict=True)]
 
 
@@ -505,15 +507,20 @@ def _question(net, rival):
 
 def _verdict(ours, theirs, rows, content):
   """What some differences say together, in words."""
-  counts = rows["verdict"].value_counts()
-  verdict = f"{ours} {_VERDICTS[counts.index[0]]} {theirs}"
-  if ours.endswith("statistics"):
-    verdict = verdict.replace("beats", "beat").replace("loses", "lose")
+  words = [_word(row, "{} ({})") for row in rows.to_dict("records")]
+  counts = {word: words.count(word) for word in (*_VERDICTS, *words)}
+  counts = {word: count for word, count in counts.items() if count}
   where = "at the harshest severity of every defect"
   if len(counts) > 1:
-    tally = ", ".join(f"{v} at {counts[v]}" for v in _VERDICTS if v in counts)
+    tally = ", ".join(f"{word} at {count}" for word, count in counts.items())
     verdict = f"{ours} against {theirs}: {tally}"
     where = f"of {len(rows)} harshest severities"
+  elif words[0] in _VERDICTS:
+    verdict = f"{ours} {_VERDICTS[words[0]]} {theirs}"
+    if ours.endswith("statistics"):
+      verdict = verdict.replace("beats", "beat").replace("loses", "lose")
+  else:
+    verdict = f"{ours} against {theirs}: {words[0]}"
   ends = rows.sort_values("difference", kind="stable").iloc[[0, -1]]
   told = [
     f"{style.points(row['difference'])} ({_where(row, content)})"
@@ -521,6 +528,23 @@ def _verdict(ours, theirs, rows, content):
   ]
   ends = " to ".join(dict.fromkeys(told))
   return style.capital(f"{verdict} {where}: {ends} points")
+
+
+def _word(pair, withheld):
+  """A verdict, or why an interval without 0 has none.
+
+  Args:
+    pair: of `comparisons`.
+    withheld: format of "no verdict" and its reason.
+  """
+  reasons = {
+    "chips": f"{pair['chips']} chips, {statistics.FEWEST} needed",
+    "image": "one image at most",
+  }
+  if pair["reason"] in reasons:
+    return withheld.format("no verdict", reasons[pair["reason"]])
+  is_corrected = pair["reason"] == "correction"  # for their number
+  return pair["verdict"] + (" once corrected" if is_corrected else "")
 
 
 def _where(row, content):
@@ -624,9 +648,10 @@ def worst_pairs(content: dict) -> pd.DataFrame:
   Where a rival was not measured there, it is the last one before.
   """
   columns = ["net", "rival", "statistics", "rival_statistics", "scenario"]
+  decided = ["verdict", "reason"]
   pairs = pd.DataFrame(
     content["comparisons"],
-    columns=[*columns, "severity", "difference", "ci95", "verdict"],
+    columns=[*columns, "severity", "difference", "ci95", "chips", *decided],
   )
   most = pairs["scenario"].map(content["harshest"])
   pairs = pairs[pairs["severity"] <= most]
@@ -775,10 +800,7 @@ def _on_chips(row):
 
 def _paired(pair):
   text = style.estimate(pair["difference"], pair["ci95"], style.points)
-  word, (low, high) = pair["verdict"], pair["ci95"]
-  if word == "undecided" and not low <= 0 <= high:
-    word += " once corrected"  # for the number of comparisons
-  return f"{text}\n{word}"
+  return f"{text}\n{_word(pair, '{}: {}')}"
 
 
 def _nets(content):

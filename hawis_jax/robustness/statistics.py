@@ -272,7 +272,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> dict:
 
 
 def verdicts(differences: Sequence[dict]) -> list[dict]:
-  """Returns a `verdict` on every difference of a table, and its `p_holm`.
+  """Returns a `verdict` on every difference, its `p_holm`, and a `reason`.
 
   A verdict is "ahead", "behind" or "undecided" (first against second). The
   p-values of `paired_difference` are multiplied by Holm's (1979) steps, so any
@@ -281,22 +281,33 @@ def verdicts(differences: Sequence[dict]) -> list[dict]:
   images for normal: they fail where failures are so rare that the chips may
   hold none, or few chips have very skewed effects (rates:
   docs/monte_carlo.md). Fewer than 16 chips that are drawn are therefore
-  "undecided". An interval may leave out 0 where the verdict is that.
+  "undecided". An interval may leave out 0 where the verdict is that: the reason
+  says why it is withheld. It is "interval" where that holds 0; else "chips",
+  fewer than 16 are drawn, or "correction", for the number of differences; None
+  beside a verdict.
   """
   p = np.array([one["p"] for one in differences])
   order = np.argsort(p)
   steps = np.arange(len(p), 0, -1)
   p[order] = np.minimum(np.maximum.accumulate(steps * p[order]), 1)
   words = {True: "ahead", False: "behind"}
-  return [
-    {
-      "p_holm": float(adjusted),
-      "verdict": words[one["difference"] > 0]
-      if adjusted < 1 - _LEVEL and not 1 < one["chips"] < FEWEST
-      else "undecided",
-    }
-    for one, adjusted in zip(differences, p, strict=True)
-  ]
+  decided = []
+  for one, adjusted in zip(differences, p, strict=True):
+    reason = _withheld(one, adjusted)
+    word = "undecided" if reason else words[one["difference"] > 0]
+    decided.append(
+      {"p_holm": float(adjusted), "verdict": word, "reason": reason}
+    )
+  return decided
+
+
+def _withheld(difference, adjusted):
+  """Why a difference has no verdict; None: it has one."""
+  if difference["p"] >= 1 - _LEVEL:
+    return "interval"
+  if 1 < difference["chips"] < FEWEST:
+    return "chips"
+  return "correction" if adjusted >= 1 - _LEVEL else None
 
 
 def standard_errors(correct: np.ndarray) -> dict:

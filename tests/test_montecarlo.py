@@ -230,12 +230,17 @@ import jax
 import numpy as np
 import test_montecarlo as t
 import tiny_net
+from hawis_jax.networks import products
 tiny = tiny_net.make(np.random.default_rng({seed}))
 for count in (2, 8):
   devices = jax.devices()[:count]
   correct = [t._correct(tiny, d, range(6), devices=devices, compensated=own)
              for d, own in t._ALL]
   np.save({folder!r} + f"/{{count}}.npy", np.stack(correct))
+  for method in ("matmul", "grouped"):  # of stuck cells alone
+    with products.using(products.Way(method)), backend.compiling_for("tpu"):
+      again = t._correct(tiny, t._STUCK, range(6), devices=devices)
+    np.testing.assert_array_equal(again, correct[0])
 print(len(devices))
 """
 

@@ -204,6 +204,7 @@ def convolve(
   strides: int,
   padding: int,
   sums: chex.ArrayDType | None = None,
+  by_patches: bool = False,
 ) -> chex.Array:
   """Returns the cross-correlation with zero padding, `[B, H', W', C_out]`.
 
@@ -215,12 +216,13 @@ def convolve(
     strides: of both axes.
     padding: zeros on every side.
     sums: type of the result; None: that of the operands, at least float32.
+    by_patches: as a matrix product, as small maps are in any case.
   """
   size = weights.shape[0]
   height, width = (
     (n + 2 * padding - size) // strides + 1 for n in bits.shape[1:3]
   )
-  if height * width <= _SMALL_MAP:
+  if by_patches or height * width <= _SMALL_MAP:
     columns = patches(bits, size, strides, padding, (height, width))
     return multiply(columns, weights.reshape(-1, weights.shape[-1]), sums)
   return jax.lax.conv_general_dilated(

@@ -73,7 +73,7 @@ class QuantConv(nn.Module):
     if self.bits is None:
       if self.has_variable("crossbar", "weight"):
         kernel = self.get_variable("crossbar", "weight")
-        product = products.on_chips(product)
+        product = products.on_chips(product, of_bfloat16=False)
       y = product(x, kernel)
     else:
       step_x = integer.scale(self._max_abs(x, train), self.bits)

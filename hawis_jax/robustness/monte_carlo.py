@@ -32,6 +32,7 @@ from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax.networks import any_flax
 from hawis_jax.networks import net_variables
+from hawis_jax.networks import products
 from hawis_jax.robustness import calibration
 from hawis_jax.runtime import sharding
 
@@ -349,6 +350,7 @@ def make_plan(
     placing=setting.placing,
     compensated=setting.compensated,
     mesh=mesh,
+    way=products.way(),
   )
   while True:
     chosen = jax.random.key(0), np.empty(chips * sample, np.int32)
@@ -461,6 +463,7 @@ def _compile(
   placing,
   compensated,
   mesh,
+  way,
 ):
   """Compiles one of four functions for arguments of `_abstract`.
 
@@ -480,6 +483,7 @@ def _compile(
     # is exact for binary nets alone, whatever number of chips share it.
     is_binary = module.weight_bits == 1 and not _is_own(module)
     vmapped = form == "planes" or (layers and is_binary)
+    vmapped = vmapped or way.method != "loop"
     local = functools.partial(_evaluate, module, vmapped)
     specs = (P(), P(sharding.SAMPLE), *[P(sharding.data(mesh))] * 3)
     out = P(sharding.SAMPLE, sharding.data(mesh))

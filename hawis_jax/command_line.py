@@ -175,7 +175,11 @@ def parse(argv: Sequence[str], own: flags.FlagValues) -> flags.FlagValues:
         f"config.{bad[1]}: got {bad[2]!r}, allowed is "
         f"{fields.FIELDS[bad[1]].allowed}"
       ) from error
-    raise errors.InputError(" ".join(str(error).split())) from error
+    text = " ".join(str(error).split())
+    name = getattr(error, "flagname", "")  # of one that is unknown
+    ends = [x for x in fields.FIELDS if name in (x, x.rpartition(".")[2])]
+    hint = f"; did you mean --config.{ends[0]}?" if ends else ""
+    raise errors.InputError(f"{text}{hint}") from error
   except Exception as error:  # of ml_collections, at a field that is none
     word = re.search(r"\w+", str(error))
     names = [arg.split("=")[0] for arg in argv]

@@ -219,6 +219,18 @@ def _export(*arguments):
   return command.main(["hawis-jax", "export", *map(str, arguments)])
 
 
+def test_a_device_that_is_another_now_is_no_runs_device(after):
+  """As where its file has changed, or another folder has one of its name."""
+  workdir = after("train")
+  config = results.open_run(workdir).config.copy_and_resolve_references()
+  results.check_device(config, workdir)
+  with config.unlocked():
+    config.device.tile_shape = (32, 64)
+  message = r"is another device now than .*'tile_shape': \[64, 64\]"
+  with pytest.raises(errors.InputError, match=message):
+    results.check_device(config, workdir)
+
+
 def _unpacked(arrays, layer):
   shape = arrays[f"{layer}/shape"]
   bits = np.unpackbits(arrays[f"{layer}/signs"], axis=1, count=shape[-1])

@@ -600,7 +600,7 @@ _ROBUSTNESS = dict(
     "fields of crossbar.Device, severities in a tuple; device: a share of the "
     "severities of the device's own effects, 1: as it is; each may have a "
     "name, a preset whose memory takes the device's place, a fault_map, "
-    "layers, placing, and more than one field (see robustness.scenarios)",
+    "layers, placing, and more than one field (docs/own_data_and_devices.md)",
     _ONE_OR_MORE,
     lambda x: len(x) > 0,
   ),

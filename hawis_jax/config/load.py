@@ -53,4 +53,6 @@ def reason(error: BaseException) -> str:
     return f"no field {hint[2]!r}; did you mean {hint[1]!r}?"
   if isinstance(error, KeyError | AttributeError) and name:
     return f"no field {name[1] or name[2]!r}"
+  if isinstance(error, FileNotFoundError):
+    return f"{error.strerror}: {error.filename!r}"
   return f"{type(error).__name__}: {' '.join(text.split())}"

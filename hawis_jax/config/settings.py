@@ -236,9 +236,11 @@ def _checked(config, name):
 
 def _error(name, got, allowed):
   given = got if isinstance(got, tuple) else (got,)
-  words = re.findall(r"\w+", allowed)
+  # Where all that is allowed is a list of names, not a sentence.
+  names = re.search(r"\bones? of ((?:'?\w+'?, )*'?\w+'?)$", allowed)
+  words = re.findall(r"\w+", names[1]) if names else []
   wrong = [x for x in given if isinstance(x, str) and x not in words]
-  hint = errors.suggestion(wrong[0], words) if wrong else ""
+  hint = errors.suggestion(wrong[0], words) if wrong and words else ""
   try:
     got = " ".join(repr(got).splitlines())
   except Exception:  # an integer of 5,000 digits, an object of the user's

@@ -72,11 +72,17 @@ def _parser():
     made.add_argument(
       "--device", default="", help="preset or JSON file; default: the run's"
     )
-  netlist.add_argument("--layer", required=True, help="e.g. head")
+  netlist.add_argument(
+    "--layer", required=True, help="e.g. head; of another name all are told"
+  )
   for name in ("slice", "row_tile", "column_tile"):
     netlist.add_argument(f"--{name}", type=int, default=0, help="default 0")
-  netlist.add_argument("--array", choices=_ARRAYS, default=_ARRAYS[0])
-  netlist.add_argument("--dialect", default="ngspice", help="or hspice")
+  netlist.add_argument(
+    "--array", choices=_ARRAYS, default=_ARRAYS[0], help="default positive"
+  )
+  netlist.add_argument(
+    "--dialect", default="ngspice", help="ngspice, the default, or hspice"
+  )
   return parser
 
 
@@ -120,9 +126,12 @@ def _on_chip(given):
   import jax
 
   from hawis_jax.config import settings
+  from hawis_jax.pipeline import results
 
   config = experiment.config.copy_and_resolve_references()
-  if given.device:
+  if not given.device:
+    results.check_device(config, pathlib.Path(given.run))
+  else:
     config.device = settings.default().device
     config.device.preset = given.device
   key = jax.random.fold_in(experiment.key("robustness"), given.chip)

@@ -272,10 +272,35 @@ def open_run(workdir: str | os.PathLike) -> Experiment:
   """
   config = saved_config(pathlib.Path(workdir))
   source = source_of(pathlib.Path(workdir))
-  settings.validate(config, is_trained=source is not None)
-  if source:
-    return prepare_trained(config, saved_config(source))
-  return prepare(config)
+  try:
+    settings.validate(config, is_trained=source is not None)
+    if source:
+      return prepare_trained(config, saved_config(source))
+    return prepare(config)
+  except errors.InputError as error:
+    raise errors.InputError(
+      f"{workdir}: {error}; files that a run names are looked for from the "
+      f"current folder, {os.getcwd()}"
+    ) from error
+
+
+def check_device(config: ml_collections.ConfigDict, workdir: pathlib.Path):
+  """Checks that a run's device still is the one that it was measured on.
+
+  Its file may have changed, or be another folder's.
+
+  Raises:
+    InputError: tells what differs.
+  """
+  now = _as_read(_resolved_nets(config) | _resolved_chips(config))
+  before = _with_new_fields(now, _read_config(workdir / "config.json"))
+  for field in ("device.resolved", "robustness.effects"):
+    if now[field] != before[field]:
+      raise errors.InputError(
+        f"--device: got none, and {config.device.preset} is another device now "
+        f"than {workdir} was measured on: "
+        f"{_difference(field, before[field], now[field])}"
+      )
 
 
 def saved_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:

@@ -86,7 +86,8 @@ def parse(
   base, own = of_preset(scenario, base, own or {}, field)
   words = ("name", PRESET, "fault_map", "layers", *_PLACING)
   values = {k: v for k, v in scenario.items() if k not in words}
-  errors.check_fields(values, (*crossbar.SCENARIO_FIELDS, DEVICE), field)
+  allowed = (*crossbar.SCENARIO_FIELDS, DEVICE, *words)
+  errors.check_fields(values, allowed, field)
   fault_map = scenario.get("fault_map", "")
   if not isinstance(fault_map, str) or (
     fault_map and not os.path.isfile(fault_map)

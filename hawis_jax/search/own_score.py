@@ -106,8 +106,10 @@ def search_widths(
     num_updates: calls of `score_fn`.
 
   Returns:
-    The vector of the highest score; where scores are noisy, of the highest
-    mean, shrunk by the number of scores: one lucky score counts half.
+    `widths` `[L]`: the vector of the highest score; where scores are noisy, of
+    the highest mean, shrunk by the number of scores: one lucky score counts
+    half. `score`: the mean of its scores. `vectors` int `[N, L]` and `scores`
+    float `[N]`: all that were scored, in order.
 
   Raises:
     InputError: scores of another shape, or that are not finite.

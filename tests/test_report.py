@@ -134,7 +134,9 @@ def _searched(rng, experiment, kind, shares):
         entry["chips"] = (score + rng.normal(0, 0.02, 16)).tolist()
         entry["search_advantage"] = None if name == "uniform" else score - 0.6
         groups[name].append(entry)
-      best[name].append(None if empty else groups[name][-2])
+      first = None if empty else groups[name][-2]
+      # On other chips it scores another way.
+      best[name].append(first and {**first, "score": first["score"] - 0.004})
   mean = 0.6 + rng.normal(0, 0.01, (len(shares), search.updates))
   trajectory = {"mean": mean.tolist(), "best": (mean + 0.05).tolist()}
   most = experiment.exact_costs(_FOUND)[cost.KINDS[kind].field]
@@ -404,13 +406,14 @@ def test_the_search_is_told_budget_by_budget(rng, tmp_path, kind):
       row = page.row(style.quantity(kind, most), looks[name].name)
       group = [e for e in search["candidates"][name] if e["budget"] == budget]
       mean = 100 * np.mean([e["score"] for e in group])
-      scores = [f"{100 * best['score']:.2f}", f"{mean:.2f}"]
-      assert row[3:6] == [str(len(group)), *scores]
+      scores = [100 * group[0]["score"], mean, 100 * best["score"]]
+      told = [str(len(group)), *(f"{score:.2f}" for score in scores)]
+      assert row[3:7] == told and told[1] != told[3]
       if name != "uniform":
         assert row[2] == f"6,400 ({77 + budget})"
-        assert row[6] == style.points(best["search_advantage"])
+        assert row[7] == style.points(best["search_advantage"])
       share = f"({100 * best['cost'][field] / most:.1f} %)"
-      assert row[8] == f"{style.quantity(kind, best['cost'][field])} {share}"
+      assert row[9] == f"{style.quantity(kind, best['cost'][field])} {share}"
   # Against every other method, at the main budget.
   assert [r["rival"] for r in search["comparisons"]] == [*names[1:], "uniform"]
   for row in search["comparisons"]:
@@ -741,12 +744,24 @@ def test_the_net_that_training_selected_is_named(rng, tmp_path, is_uniform):
   told = [row[1] for row in page.rows if "yes" in row[1:2]]
   assert told == ["yes"]
   (row,) = [row for row in page.rows if row[1:2] == ["found, by training"]]
-  assert row[2:7] == ["-", "-", before, "62.50", "-"]
-  # The super-net's best was trained too, for a round, and lost.
+  again = search["best"]["uniform"][0]["score"]
+  again = style.percent(again) if is_uniform else "-"
+  assert row[2:8] == ["-", "-", before, "-", again, "62.50"]
+  # The super-net's best was trained too, for a round, and lost: no number of
+  # another round stands in its column.
   (row,) = [
     row for row in page.rows if row[1:2] == ["policy (PPO on a reward model)"]
   ]
-  assert row[5] == "51.00"
+  bests = [
+    search[part]["policy"][0]["score"] for part in ("candidates", "best")
+  ]
+  assert [row[4], row[6], row[7]] == [*map(style.percent, bests), "-"]
+  assert "its score after round 2 of training [%]" in page.text
+  # The uniform net, which always goes on, can be compared with the found one.
+  (row,) = [r for r in page.rows if r[1:2] == ["uniform"] and len(r) > 8]
+  uniform = search["candidates"]["uniform"][0]["score"]
+  after = "62.50" if is_uniform else "62.00"
+  assert [row[4], row[7]] == [style.percent(uniform), after]
   assert "best after training of 3, which are the best of policy" in page.text
 
 

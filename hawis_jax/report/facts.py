@@ -899,42 +899,53 @@ def _candidates(content):
       if best := bests[budget]:
         rows.append(_candidate(search, name, best, trained))
     if trained and budget == main:
-      found = found_candidate(search)
-      bests = [search["best"][n][main] for n in (search["method"], "uniform")]
-      # As it stands above, if it does: the best were scored once more.
-      found = next((b for b in bests if b and _same(b, found)), found)
-      rows.append(_candidate(search, None, found, trained))
+      rows.append(_candidate(search, None, found_candidate(search), trained))
   return pd.DataFrame(rows)
 
 
-def _same(one, other):
-  return one["widths"] == other["widths"]
-
-
 def _candidate(search, method, best, trained):
-  """A row of the table of candidates; `method` None: found by training."""
+  """A row of the table of candidates; `method` None: found by training.
+
+  A column's scores are all on the same chips, and after as much training.
+  """
   own, field = search["cost"], cost.field(search["cost"])
   most, spent = search["budgets"][best["budget"]], best["cost"]
   told, scored, number, mean, advantage = "found, by training", *["-"] * 4
+  widths, place = best["widths"], best["budget"]
+  judged = search["best"]
+  judged = {method: judged[method]} if method else judged
+  again = [  # the same vector's, scored once more
+    style.percent(of[place]["score"])
+    for of in judged.values()
+    if of[place] and of[place]["widths"] == widths
+  ]
   if method:
     told = style.method_looks(search["trajectory"])[method].name
-    group = candidates_of(search, method, best["budget"])
+    group = candidates_of(search, method, place)
     number = len(group)
     mean = style.percent(np.mean([each["score"] for each in group]))
+    # As it was first scored, on the chips of all candidates.
+    best = next(each for each in group if each["widths"] == widths)
   if method in search["trajectory"]:
-    different = search["distinct"][method][best["budget"]]
+    different = search["distinct"][method][place]
     scored = f"{search['evaluations']:,} ({different:,})"
     if best["search_advantage"] is not None:  # suggested, never scored
       advantage = style.points(best["search_advantage"])
-  after = trained.get(tuple(best["widths"]), ["-"])[-1]
+  after = {}
+  if trained:
+    last = len(search["selection"]["rounds"])
+    scores = trained.get(tuple(widths), ())
+    column = f"its score after round {last} of training [%]"
+    after[column] = scores[-1] if len(scores) == last else "-"
   return {
     f"budget ({own})": style.quantity(own, most),
     "method": told,
     "scored (distinct vectors)": scored,
     "candidates": number,
     "robust score of the best [%]": style.percent(best["score"]),
-    **({"its score after training [%]": after} if trained else {}),
     "mean of the candidates [%]": mean,
+    "the best's score on other chips [%]": next(iter(again), "-"),
+    **after,
     "the best's advantage in the search [points]": advantage,
     "the best's clean accuracy [%]": style.percent(best["clean"]),
     f"its {own} (of the budget)": _costs(spent, [own])[own]

@@ -157,19 +157,26 @@ def test_a_line_says_which_stage_of_how_many(metrics, stream, clock):
     for step in (1, 2, 6):
       clock.now += 4
       progress.report(step, {})
-    with metrics.counted("net", "found", 1, 2):
+    for number, seconds in enumerate((0.2, 70, 50, 30), 1):
+      with metrics.counted("net", f"net_{number}", number, 4):
+        clock.now += seconds
+    with metrics.counted("net", "found", 4, 4):
       metrics.stage("train/found", total=10)
-      clock.now += 70
   metrics.stage("report", total=1)
   assert stream.getvalue().splitlines() == [
     "stage 2 of 3: search  begins at 0/10; the first step compiles",
     "stage 2 of 3: search   1/10",
     "stage 2 of 3: search   2/10  4.0 s/step  ETA 0:32",
     "stage 2 of 3: search   6/10  1.6 s/step  ETA 0:06",
-    "stage 2 of 3, net 1 of 2: train/found  begins at 0/10; the first step "
+    # Of an earlier start: it tells nothing of the others.
+    "stage 2 of 3, net 1 of 4: net_1 took 0:00",
+    "stage 2 of 3, net 2 of 4: net_2 took 1:10; about 2:20 for the other 2",
+    "stage 2 of 3, net 3 of 4: net_3 took 0:50; about 1:00 for the other 1",
+    "stage 2 of 3, net 4 of 4: net_4 took 0:30",
+    "stage 2 of 3, net 4 of 4: train/found  begins at 0/10; the first step "
     "compiles",
-    "stage 2 of 3, net 1 of 2: found took 1:10",
-    "stage 2 of 3: search took 1:22",
+    "stage 2 of 3, net 4 of 4: found took 0:00",
+    "stage 2 of 3: search took 2:42",
     "report  begins at 0/1; the first step compiles",
   ]
 

@@ -31,6 +31,7 @@ from hawis_jax.runtime import tensorboard
 from hawis_jax.runtime import terminal
 
 _SHOW_SECONDS = 2.0  # least time between two lines of progress
+_DONE_SECONDS = 1.0  # what takes less was finished by an earlier start
 # At a terminal; a rate that is not known is a question mark.
 _BAR = (
   "{desc}  {n_fmt}/{total_fmt} |{bar:10}| {rate_fmt}  ETA {remaining}{postfix}"
@@ -70,6 +71,7 @@ class Metrics:
     self._path = self.directory / "metrics.jsonl"
     self._stages = contextlib.ExitStack()
     self._counts = []  # "stage 3 of 5", "net 2 of 4"
+    self._took = []  # seconds of the nets so far
     if recording:
       storage.make_directory(self.directory)
       self._lines = storage.Lines(self._path)
@@ -90,9 +92,15 @@ class Metrics:
     before, start = self._counts, self.clock()
     self._counts = [*before, f"{what} {number} of {of}"]
     yield
+    took, self._took = self.clock() - start, self._took if number > 1 else []
+    if took >= _DONE_SECONDS:
+      self._took = [*self._took, took]
     if self.recording:
-      took = clock(self.clock() - start)
-      self.say(f"{', '.join(self._counts)}: {name} took {took}")
+      line = f"{', '.join(self._counts)}: {name} took {clock(took)}"
+      if what == "net" and self._took and number < of:
+        rest = sum(self._took) / len(self._took) * (of - number)
+        line += f"; about {clock(rest)} for the other {of - number}"
+      self.say(line)
     self._counts = before
 
   def stage(

@@ -503,9 +503,10 @@ _VERDICTS = {
 }
 
 
-def _pair(p, difference, chips, severity=1.0):
+def _pair(p, difference, chips, severity):
   """A row of `facts.accuracy` of two nets, and what they differ by."""
   place = dict(statistics="fixed", scenario="stuck_off", severity=severity)
+  place["label"] = style.severity("stuck_off", severity)
   nets = [dict(net=net, **place) for net in ("found", "uniform")]
   half = 2 * abs(difference) if p > 0.05 else abs(difference) / 2
   gap = dict(ci95=[difference - half, difference + half], difference=difference)
@@ -554,7 +555,7 @@ def test_a_difference_without_verdict_has_its_reason(
   """In report.json, in the table's cell, and on the first screen."""
   content = made[3]
   # A second one, of a milder severity, makes the first need a correction.
-  told = [_pair(1.0, 0.001, 16, 0.5), _pair(p, difference, chips)]
+  told = [_pair(1.0, 0.001, 16, 0.05), _pair(p, difference, chips, 0.1)]
   rows = [row for nets, _ in told for row in nets]
   with mock.patch.object(
     statistics, "paired_difference", side_effect=[gap for _, gap in told]
@@ -562,7 +563,7 @@ def test_a_difference_without_verdict_has_its_reason(
     pairs = facts.comparisons(rows, "found", lambda row: None)
   decided = (pairs[1]["verdict"], pairs[1]["reason"])
   assert (decided[0] == "undecided") == (decided[1] is not None)
-  content = {**content, "comparisons": pairs, "harshest": {"stuck_off": 1.0}}
+  content = {**content, "comparisons": pairs, "harshest": {"stuck_off": 0.1}}
   line, *_ = facts.answers(content)["Was the search worth it?"]
   assert sentence in line and f"{100 * difference:+.2f}" in line
   table = facts.tables(content)["harshest"]
@@ -588,6 +589,7 @@ def test_the_claim_is_that_of_the_harshest_severities(made, verdicts, claim):
       if severity != 1:  # not the harshest, or hopeless: must not be told
         verdict = "behind" if verdict == "ahead" else "ahead"
       place = dict(statistics="fixed", scenario=scenario, severity=severity)
+      place["label"] = style.severity(scenario, severity)
       gap = dict(zip(("difference", "ci95"), _VERDICTS[verdict], strict=True))
       content["accuracy"].append(dict(net="found", mean=mean, **place))
       pair = dict(net="found", rival="uniform", rival_statistics="fixed")
@@ -781,9 +783,65 @@ def test_odd_names_are_escaped(rng, tmp_path):
   content, page = _run(experiment, tmp_path)
   assert content["hardware"]["technology"] == "<i>mine</i>"
   assert "<i>" not in page.html
-  assert "{both} <i>&: 10 % stuck off" in {row[0] for row in page.rows}
+  both = "{both} <i>&: 10 % stuck off, 10 % stuck on"
+  assert both in {row[0] for row in page.rows}
   assert "new = 0.1" in {row[0] for row in page.rows}
   assert "found minus <i>int8" in {cell for row in page.rows for cell in row}
+
+
+@pytest.mark.parametrize(
+  "scenario, told, key",
+  [
+    (
+      {"stuck_off": 0.05, "variation": 0.3, "name": "mine"},
+      "mine: 5 % stuck off, variation γ = 0.3",
+      "mine: stuck_off",
+    ),
+    (
+      {"variation": 0.3, "stuck_off": (0.0, 0.1), "stuck_on": (0.0, 0.02)},
+      "10 % stuck off, variation γ = 0.3, 2 % stuck on",
+      "variation = 0.3, stuck_on: stuck_off",
+    ),
+    (
+      {"name": "mine", "preset": "reram_wan2022", "device": 1.0},
+      "mine: 1 x the device's own effects, reram_wan2022",
+      "mine: device",
+    ),
+    (
+      {"stuck_off": 0.1, "layers": ("head",), "tile_variation": 0.2},
+      "in head: 10 % stuck off, tiles' variation of 0.2",
+      "tile_variation = 0.2, in head: stuck_off",
+    ),
+    ({"stuck_off": 0.1}, "10 % stuck off", "stuck_off"),
+  ],
+)
+def test_all_effects_of_a_scenario_are_told(rng, tmp_path, scenario, told, key):
+  """In tables, verdicts, the terminal's table, and of what is missing."""
+  experiment = _experiment(robustness__scenarios=(scenario,))
+  swept = _write(tmp_path, rng, experiment)
+  entries = swept["nets"]["uniform"]["sweeps"]["fixed"][key]
+  content, page = _run(experiment, tmp_path, draw=None)
+  assert page.row(told)[1]
+  assert told in facts.answers(content)["Was the search worth it?"][0]
+  assert told in [*facts.summary(content)["where"]]
+  assert content["accuracy"][-1]["label"] == told
+  entries.pop()
+  storage.write_record(tmp_path / "robustness" / "result.json", swept)
+  content, _ = _run(experiment, tmp_path, draw=None)
+  assert content["missing"] == [f"uniform: {told}"]
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_devices_own_effects_are_written_out(rng, tmp_path, share):
+  experiment = _experiment(robustness__scenarios=({"device": share},))
+  _write(tmp_path, rng, experiment)
+  row = _run(experiment, tmp_path, draw=None)[0]["accuracy"][0]
+  assert row["label"] == f"{share:g} x the device's own effects"
+  own = {"stuck_off": 9.04 * share, "stuck_on": 1.75 * share}
+  assert {*row["effects"].split(", ")} == {
+    f"{own['stuck_off']:g} % stuck off",
+    f"{own['stuck_on']:g} % stuck on",
+  }
 
 
 def test_costs_of_another_runs_search_are_by_that_runs_technology(

@@ -25,6 +25,7 @@ from hawis_jax.report import facts
 from hawis_jax.report import figures
 from hawis_jax.report import render
 from hawis_jax.report import style
+from hawis_jax.robustness import scenarios
 from hawis_jax.runtime import storage
 from hawis_jax.runtime.metrics import Metrics
 from hawis_jax.runtime.metrics import read
@@ -156,8 +157,11 @@ def collect(
   }
   if source:
     inputs["source"] = {**source, "seed": theirs.seed}
+  labels = _labels(config)
   identity = json.dumps([facts.FORMAT, inputs, swept], sort_keys=True)
-  rows = facts.accuracy(swept, inputs["chance"], config.robustness.failed_below)
+  rows = facts.accuracy(
+    swept, inputs["chance"], config.robustness.failed_below, labels
+  )
   harshest = facts.harshest(rows, swept, main)
 
   def load_correct(row):
@@ -181,7 +185,7 @@ def collect(
     "comparisons": facts.comparisons(rows, main, load_correct),
     "harshest": harshest,
     "accuracy": [_without_chips(row, harshest) for row in rows],
-    "missing": _missing(config, swept),
+    "missing": _missing(config, swept, labels),
   }
 
 
@@ -220,7 +224,38 @@ def _group_starts(config):
   return [1, *(2 + group * size for group in range(1, groups))]
 
 
-def _missing(config, swept):
+def _labels(config):
+  """What every severity has, in words, see `facts.accuracy`."""
+  base, own, labels = settings.device(config), settings.own_effects(config), {}
+  field = "config.robustness.scenarios"
+  for given, swept in zip(
+    config.robustness.scenarios, settings.sweeps(config), strict=True
+  ):
+    effect = swept.key.rpartition(": ")[2]
+    _, theirs = scenarios.of_preset(given, base, own, field)
+    words = [given[scenarios.PRESET]] if scenarios.PRESET in given else []
+    words += scenarios.beside(given)
+    for place, severity in enumerate(swept.severities):
+      values = {effect: severity.value}  # first the one that is drawn
+      for name, value in given.items():
+        if name not in (*scenarios.WORDS, effect):
+          is_swept = isinstance(value, tuple | list)
+          values[name] = value[place] if is_swept else value
+      written = scenarios.with_own(values, theirs, field)
+      labels[swept.key, severity.value] = {
+        "label": _label(given.get("name"), style.effects(values), words),
+        "effects": _label(None, style.effects(written) or "none", words),
+      }
+  return labels
+
+
+def _label(name, effects, words):
+  if name:
+    return f"{name}: {', '.join([effects, *words])}"
+  return f"{', '.join(words)}: {effects}" if words else effects
+
+
+def _missing(config, swept, labels):
   """What of the sweeps is not there yet, in words."""
   missing = []
   for step in robustness.measurements(config):
@@ -229,7 +264,7 @@ def _missing(config, swept):
       missing += [f"{name}: everything"] * (result is None)
     elif result is not None:
       if step.severity.value not in robustness.severities(result, step):
-        severity = style.severity(step.scenario, step.severity.value)
+        severity = labels[step.scenario, step.severity.value]["label"]
         if len(config.robustness.batch_norm) > 1:
           severity += f" ({step.statistics} statistics)"
         missing.append(f"{name}: {severity}")

@@ -16,7 +16,7 @@ from hawis_jax.networks import net_names
 from hawis_jax.report import style
 from hawis_jax.robustness import statistics
 
-FORMAT = 15  # of report.json and the page; a new one remakes old reports
+FORMAT = 16  # of report.json and the page; a new one remakes old reports
 _MOST_LINES = 300  # of scored vectors that are drawn
 _ORDER = ("found", "uniform", "baseline_1x")  # others follow
 # {robustness.batch_norm: what nets have on chips}
@@ -47,13 +47,7 @@ _VERDICTS = {
 
 def own_effects(content: dict) -> str:
   """Returns the random effects that the device has itself, in words."""
-  told = [
-    style.severity(name, value)
-    if np.isscalar(value)
-    else style.effect(name).title
-    for name, value in content["effects"].items()
-  ]
-  return ", ".join(told) or "none"
+  return style.effects(content["effects"]) or "none"
 
 
 def main_net(swept: Mapping[str, dict], names: Sequence[str]) -> str | None:
@@ -109,7 +103,10 @@ def net(result: dict, costs: dict) -> dict:
 
 
 def accuracy(
-  swept: Mapping[str, dict], chance: float, failed_below: float
+  swept: Mapping[str, dict],
+  chance: float,
+  failed_below: float,
+  told: Mapping[tuple[str, float], Mapping[str, str]],
 ) -> list[dict]:
   """Returns a row for every net, statistics, scenario and severity, ascending.
 
@@ -118,12 +115,20 @@ def accuracy(
     chance: accuracy of guessing.
     failed_below: share of the way from chance to a net's clean accuracy below
       which a chip has failed.
+    told: {(scenario, severity): {"label": all that it has in words, "effects":
+      the same with the device's own effects written out}}.
   """
+
+  def words(scenario, severity):
+    label = style.severity(scenario, severity)  # of one not configured now
+    return told.get((scenario, severity), {"label": label, "effects": label})
+
   return [
     {
       "net": net,
       "statistics": kind,
       "scenario": scenario,
+      **words(scenario, entry["severity"]),
       **entry,
       "failed": statistics.failed_chips(
         entry["accuracy"], chance + failed_below * (result["clean"] - chance)
@@ -190,6 +195,7 @@ def comparisons(
       "rival_statistics": row["statistics"],
       "scenario": row["scenario"],
       "severity": row["severity"],
+      "label": row["label"],
       **statistics.paired_difference(load_correct(ours), load_correct(row)),
     }
     for ours, row in pairs
@@ -549,7 +555,7 @@ def _word(pair, withheld):
 
 def _where(row, content):
   """What a difference was measured at, in a few words."""
-  where = style.severity(row["scenario"], row["severity"])
+  where = row["label"]
   kinds = content["config"]["robustness.batch_norm"]
   is_calibration = row["statistics"] != row["rival_statistics"]
   if len(kinds) < 2 or is_calibration:
@@ -648,10 +654,10 @@ def worst_pairs(content: dict) -> pd.DataFrame:
   Where a rival was not measured there, it is the last one before.
   """
   columns = ["net", "rival", "statistics", "rival_statistics", "scenario"]
-  decided = ["verdict", "reason"]
+  of_pair = ["severity", "label", "difference", "ci95", "chips"]
   pairs = pd.DataFrame(
     content["comparisons"],
-    columns=[*columns, "severity", "difference", "ci95", "chips", *decided],
+    columns=[*columns, *of_pair, "verdict", "reason"],
   )
   most = pairs["scenario"].map(content["harshest"])
   pairs = pairs[pairs["severity"] <= most]
@@ -691,7 +697,7 @@ def summary(content: dict) -> pd.DataFrame:
     estimate, where = "", ""  # a net that has met no chips
     if worst:
       estimate = style.estimate(worst["mean"], worst["ci95_total"])
-      where = style.severity(worst["scenario"], worst["severity"])
+      where = worst["label"]
     lines.append(
       {
         "net": style.net_name(name),
@@ -716,10 +722,13 @@ def tables(content: dict) -> dict[str, pd.DataFrame]:
 
   places = sorted({place(row) for row in rows}, key=rank)
   nets = {row["net"]: f"{style.net_name(row['net'])} [%]" for row in rows}
+  labels = {(row["scenario"], row["severity"]): row["label"] for row in rows}
   made = {
     "nets": _nets(content),
-    "accuracy": _grid(_cells(rows, "net", _on_chips), places, nets),
-    "differences": _grid(_cells(pairs, _pair, _paired), places, _minus(pairs)),
+    "accuracy": _grid(_cells(rows, "net", _on_chips), places, nets, labels),
+    "differences": _grid(
+      _cells(pairs, _pair, _paired), places, _minus(pairs), labels
+    ),
     "vectors": _vectors(content),
     "components": _components(content),
   }
@@ -731,7 +740,7 @@ def tables(content: dict) -> dict[str, pd.DataFrame]:
     columns = {main: nets[main]} | _minus(worst)
     shown = {place(pair) for pair in worst} or {*last.values()}
     shown = sorted(shown, key=rank)
-    made["harshest"] = _grid(cells, shown, columns)
+    made["harshest"] = _grid(cells, shown, columns, labels)
   if content["search"]:
     made |= {"candidates": _candidates(content), "methods": _methods(content)}
     made["selection"] = _selection(content["search"])
@@ -763,7 +772,7 @@ def _cells(rows, column, text):
   return {(of(row), place(row)): text(row) for row in rows}
 
 
-def _grid(cells, places, columns):
+def _grid(cells, places, columns, labels):
   """A line a place that has a cell, a column a net; equal columns are left out.
 
   The statistics have a column where there are several.
@@ -773,7 +782,7 @@ def _grid(cells, places, columns):
     for place in places
     if any((c, place) in cells for c in columns)
   }
-  names = [style.severity(*place[1:]) for place in lines]
+  names = [labels[place[1:]] for place in lines]
   table = pd.DataFrame(lines.values(), columns=[*columns.values()])
   if len({place[0] for place in places}) > 1:
     table.insert(0, "statistics", [place[0] for place in lines])

@@ -7,6 +7,7 @@ whose it is (`_mark`), as PDF, and as a table of its values.
 from collections.abc import Iterator, Sequence
 import io
 import json
+import textwrap
 from typing import Any, NamedTuple
 from xml.dom import minidom
 
@@ -210,9 +211,13 @@ def _panels(
 
 def _told(row):
   """A row of accuracies in words."""
-  where = style.severity(row["scenario"], row["severity"])
   mean = style.estimate(row["mean"], row["ci95_total"])
-  return f"{style.net_name(row['net'])}, {where}: {mean} %"
+  return f"{style.net_name(row['net'])}, {row['label']}: {mean} %"
+
+
+def _wrapped(label, known=""):
+  """A label as wide as a panel, without what is known of it."""
+  return textwrap.fill(label.removeprefix(known).strip(), 44)
 
 
 def _net_keys(looks, shown):
@@ -240,8 +245,8 @@ def robustness(content: dict) -> _Made:
     is_one = swept["severity"].nunique() == 1
     panel.set_xlabel(effect.label)
     if is_one:
-      severity = style.severity(scenario, swept["severity"].iloc[0])
-      panel.set_xlabel(severity.removeprefix(scenario.rpartition(": ")[0]))
+      name, colon, _ = scenario.rpartition(": ")  # it is the panel's title
+      panel.set_xlabel(_wrapped(swept["label"].iloc[0], name + colon))
       panel.set(xticks=[], xlim=(-0.7, len(shown) - 0.3))
       panel.grid(axis="x", visible=False)
     for place, net in reversed([*enumerate(shown)]):
@@ -307,8 +312,8 @@ def chip_accuracies(content: dict) -> _Made:
   """Accuracy of every chip at the harshest severities, and the mean's."""
   frame, looks, shown = _drawn_chips(content)
   figure, panels = _panels(frame)
-  for panel, scenario, rows in panels:
-    panel.set_xlabel(style.severity(scenario, rows["severity"].iloc[0]))
+  for panel, _, rows in panels:
+    panel.set_xlabel(_wrapped(rows["label"].iloc[0]))
     for row in rows.to_dict("records"):
       look, place = looks[row["net"]], shown.index(row["net"])
       chips = _percent(row["accuracy"])
@@ -340,9 +345,9 @@ def yields(content: dict) -> _Made:
   frame, looks, shown = _drawn_chips(content)
   figure, panels = _panels(frame)
   values = []
-  for panel, scenario, rows in panels:
-    severity = style.severity(scenario, rows["severity"].iloc[0])
-    panel.set_xlabel(f"accuracy [%] at {severity}")
+  for panel, _, rows in panels:
+    severity = rows["label"].iloc[0]
+    panel.set_xlabel(_wrapped(f"accuracy [%] at {severity}"))
     for row in reversed(rows.to_dict("records")):
       look, chips = looks[row["net"]], np.sort(row["accuracy"])
       accuracy, count = np.unique(chips), len(chips)
@@ -390,9 +395,9 @@ def trained_front(content: dict) -> _Made:
   frame = frame[frame["net"].isin(energies)]
   frame = frame.assign(energy_joule=frame["net"].map(energies))
   figure, panels = _panels(frame)
-  for panel, scenario, rows in panels:
-    severity = style.severity(scenario, rows["severity"].iloc[0])
-    panel.set_xlabel(f"energy of one image, at {severity}")
+  for panel, _, rows in panels:
+    severity = rows["label"].iloc[0]
+    panel.set_xlabel(_wrapped(f"energy of one image, at {severity}"))
     panel.xaxis.set_major_formatter(ticker.EngFormatter("J"))
     panel.xaxis.set_major_locator(ticker.MaxNLocator(4))
     for row in rows.to_dict("records"):

@@ -6,12 +6,14 @@ of the same widths share both: one that is trained on chips is drawn dashed,
 its marker open.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import dataclasses
 import itertools
 import re
+from typing import Any
 
 from matplotlib import ticker
+import numpy as np
 
 from hawis_jax import cost
 from hawis_jax.networks import net_names
@@ -355,6 +357,14 @@ def severity(scenario: str, value: float | str) -> str:
   if isinstance(value, str):
     return f"{scenario} {value}"
   return effect(scenario).short.format(effect(scenario).scale * value)
+
+
+def effects(values: Mapping[str, Any]) -> str:
+  """Returns severities of several effects in running text, with commas."""
+  return ", ".join(
+    severity(name, value) if np.isscalar(value) else effect(name).title
+    for name, value in values.items()
+  )
 
 
 def capital(text: str) -> str:

@@ -38,6 +38,7 @@ from hawis_jax import errors
 DEVICE = "device"  # the word for the effects that the device has itself
 PRESET = "preset"  # the word for another memory
 _PLACING = ("placing", "spare_columns", "copies", "copied")
+WORDS = ("name", PRESET, "fault_map", "layers", *_PLACING)  # of no device
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -84,9 +85,8 @@ def parse(
     )
   check_values(scenario, field)
   base, own = of_preset(scenario, base, own or {}, field)
-  words = ("name", PRESET, "fault_map", "layers", *_PLACING)
-  values = {k: v for k, v in scenario.items() if k not in words}
-  allowed = (*crossbar.SCENARIO_FIELDS, DEVICE, *words)
+  values = {k: v for k, v in scenario.items() if k not in WORDS}
+  allowed = (*crossbar.SCENARIO_FIELDS, DEVICE, *WORDS)
   errors.check_fields(values, allowed, field)
   fault_map = scenario.get("fault_map", "")
   if not isinstance(fault_map, str) or (
@@ -255,16 +255,23 @@ def _key(scenario, values, effect):
   ]
   if PRESET in scenario:
     others.insert(0, scenario[PRESET])
+  others += beside(scenario)
+  name = str(scenario.get("name") or ", ".join(others))
+  return f"{name}: {effect}" if name else effect
+
+
+def beside(scenario: Mapping[str, Any]) -> list[str]:
+  """Returns what a scenario has beside a device: layers, placing, faults."""
+  found = []
   if scenario.get("layers"):
-    others.append(f"in {' '.join(scenario['layers'])}")
+    found.append(f"in {' '.join(scenario['layers'])}")
   if scenario.get("placing"):
-    others.append(" and ".join(scenario["placing"]))
-  others += [
+    found.append(" and ".join(scenario["placing"]))
+  found += [
     f"{name} = {scenario[name]}" for name in _PLACING[1:3] if name in scenario
   ]
   if scenario.get("copied"):
-    others.append(f"copied {' '.join(scenario['copied'])}")
+    found.append(f"copied {' '.join(scenario['copied'])}")
   if scenario.get("fault_map"):
-    others.append(pathlib.Path(scenario["fault_map"]).name)
-  name = str(scenario.get("name") or ", ".join(others))
-  return f"{name}: {effect}" if name else effect
+    found.append(pathlib.Path(scenario["fault_map"]).name)
+  return found

@@ -61,6 +61,7 @@ def _experiment(**fields):
     known["baseline_1x"] = known["resnet18_1x"]
     del known["uniform"]
   splits = dict(name="cifar10", version="3.0.2", num_classes=10)
+  splits["facts"] = lambda: {"train_digest": "0a1b", "test_digest": "2c3d"}
   return Experiment(
     config=config,
     splits=types.SimpleNamespace(**splits, test=range(360)),
@@ -831,6 +832,48 @@ def test_all_effects_of_a_scenario_are_told(rng, tmp_path, scenario, told, key):
   assert content["missing"] == [f"uniform: {told}"]
 
 
+def test_what_nets_were_trained_on_is_told(rng, tmp_path):
+  """Of those on chips the scenarios; of a file its name; digests of all."""
+  nets = ("baseline_1x", "baseline_1x_chips")
+  fields = {"data__data_dir": "/x/mine.npz", "train__nets": nets}
+  scenarios = {"device": 1.0}, {"variation": 0.5, "stuck_on": 0.01}
+  fields |= {"hardware_aware__most_severity": 1.5, "hardware_aware__chips": 4}
+  experiment = _experiment(hardware_aware__scenarios=scenarios, **fields)
+  experiment.splits.name, experiment.splits.version = "npz", ""
+  _write(tmp_path, rng, experiment)
+  content, page = _run(experiment, tmp_path, draw=None)
+  own = ", ".join(sorted(facts.own_effects(content).split(", ")))
+  text = " ".join(page.text.split())
+  for told in (
+    "nets trained on chips: 4 new chips a step, each of one, drawn at random, "
+    "of: 1 x the device's own effects (",
+    ") / variation γ = 0.5, 1 % stuck on; a chip has a share of these "
+    "severities that is uniform from 0 to 1.5 ",
+    "data set npz mine.npz · ResNet-20",
+    "npz mine.npz, 360 test images; SHA-256 of the stored images and labels: "
+    "train 0a1b, test 2c3d",
+  ):
+    assert told in text, told
+  assert own == "1.75 % stuck on, 9.04 % stuck off"
+  assert content["trained_on"]["scenarios"][0].count("%") == 2
+  # No scenarios of its own: those of the search.
+  experiment = _experiment(**fields, search__scenarios=({"stuck_on": 0.1},))
+  content = report.collect(experiment, tmp_path)
+  assert content["trained_on"]["scenarios"] == ["10 % stuck on"]
+  # A device without effects is not drawn beside other scenarios.
+  fields |= {"hardware_aware__scenarios": scenarios}
+  content = report.collect(
+    _experiment(**fields, device__preset="isaac"), tmp_path
+  )
+  (told,) = content["trained_on"]["scenarios"]
+  assert told == "variation γ = 0.5, 1 % stuck on"
+  experiment = _experiment(train__nets=("baseline_1x",))
+  _write(tmp_path, rng, experiment)
+  content, page = _run(experiment, tmp_path, draw=None)
+  assert content["trained_on"] is None
+  assert "nets trained on chips:" not in page.text
+
+
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_a_devices_own_effects_are_written_out(rng, tmp_path, share):
   experiment = _experiment(robustness__scenarios=({"device": share},))
@@ -1048,7 +1091,7 @@ def test_amounts_have_three_digits():
     assert style.quantity(kind, value) == text
 
 
-def _compared(folder, correct, seed=0):
+def _compared(folder, correct, seed=0, images="same"):
   """A run's report.json and tables, as far as a comparison reads them."""
   content = io.BytesIO()
   np.save(content, np.packbits(correct, axis=1))
@@ -1067,27 +1110,31 @@ def _compared(folder, correct, seed=0):
   }
   return {
     "config": {"seed": seed},
-    "data": {"name": "x", "version": "1", "test_images": 400},
+    "data": {"name": "x", "version": "1", "test_images": 400}
+    | {"test_digest": images},
     "nets": {"found": {"test_images": correct.shape[1]}},
     "accuracy": [row],
   }
 
 
-@pytest.mark.parametrize("seed, images", [(0, 400), (1, 400), (0, 300)])
+@pytest.mark.parametrize(
+  "seed, images, digest",
+  [(0, 400, "same"), (1, 400, "same"), (0, 300, "same"), (0, 400, "others")],
+)
 def test_runs_are_compared_in_pairs_where_chips_and_images_are_the_same(
-  tmp_path, rng, seed, images
+  tmp_path, rng, seed, images, digest
 ):
   first = rng.random((32, 400)) < 0.9
   second = first & (rng.random((32, 400)) < 0.95)
   folders = {name: tmp_path / name for name in "ab"}
   runs = {
     "a": _compared(folders["a"], first),
-    "b": _compared(folders["b"], second[:, :images], seed),
+    "b": _compared(folders["b"], second[:, :images], seed, digest),
   }
   (row,) = compare.differences(runs, folders)
   gap = first.mean() - second[:, :images].mean()
   np.testing.assert_allclose(row["difference"], gap)
-  is_paired = (seed, images) == (0, 400)
+  is_paired = (seed, images, digest) == (0, 400, "same")
   assert row["paired"] == is_paired
   if is_paired:
     expected = statistics.paired_difference(first, second)["ci95"]

@@ -16,6 +16,7 @@ import sys
 
 from hawis_jax import errors
 from hawis_jax.config import settings
+from hawis_jax.data import arrays
 from hawis_jax.networks import net_names
 from hawis_jax.pipeline import results
 from hawis_jax.pipeline import robustness
@@ -140,6 +141,7 @@ def collect(
       "name": experiment.splits.name,
       "version": experiment.splits.version,
       "test_images": len(experiment.splits.test),
+      **_digests(config, experiment.splits),
     },
     "device": dataclasses.asdict(experiment.device),
     "effects": settings.own_effects(config),
@@ -154,6 +156,7 @@ def collect(
     "curves": curves,
     "group_starts": _group_starts(config),
     "chance": 1 / experiment.splits.num_classes,
+    "trained_on": _trained_on(theirs, swept),
   }
   if source:
     inputs["source"] = {**source, "seed": theirs.seed}
@@ -224,6 +227,43 @@ def _group_starts(config):
   return [1, *(2 + group * size for group in range(1, groups))]
 
 
+def _digests(config, splits):
+  """Which images these are: of a file its name, of any set two digests."""
+  is_file = splits.name == arrays.NAME
+  name = {"file": pathlib.Path(config.data.data_dir).name} if is_file else {}
+  told = splits.facts()
+  return name | {part: told[part] for part in ("train_digest", "test_digest")}
+
+
+def _trained_on(config, swept):
+  """Effects of the chips that nets are trained on, in words; None: no net is.
+
+  Args:
+    config: of the run that trained them.
+    swept: results of the robustness stage.
+  """
+  on_chips = [net for net in swept if net_names.parse(net).on_chips]
+  if not on_chips:
+    return None
+  section = config.hardware_aware
+  base, own = settings.device(config), settings.own_effects(config)
+  field, told = "config.hardware_aware.scenarios", []
+  drawn = [dict(one) for one in section.scenarios or config.search.scenarios]
+  others = [one for one in drawn if set(one) != {scenarios.DEVICE}]
+  # As `settings` has it: beside others, a device without effects is none.
+  for given in drawn if own or not others else others:
+    label, written = _in_words(given, given, base, own, field)
+    # Only here is the device's own share no number of a table.
+    told.append(f"{label} ({written})" if scenarios.DEVICE in given else label)
+  return {
+    "scenarios": told,
+    "most_severity": section.most_severity,
+    "chips": section.chips,
+    "ramp": list(section.ramp),
+    "worst": section.worst,
+  }
+
+
 def _labels(config):
   """What every severity has, in words, see `facts.accuracy`."""
   base, own, labels = settings.device(config), settings.own_effects(config), {}
@@ -232,21 +272,37 @@ def _labels(config):
     config.robustness.scenarios, settings.sweeps(config), strict=True
   ):
     effect = swept.key.rpartition(": ")[2]
-    _, theirs = scenarios.of_preset(given, base, own, field)
-    words = [given[scenarios.PRESET]] if scenarios.PRESET in given else []
-    words += scenarios.beside(given)
     for place, severity in enumerate(swept.severities):
       values = {effect: severity.value}  # first the one that is drawn
       for name, value in given.items():
         if name not in (*scenarios.WORDS, effect):
           is_swept = isinstance(value, tuple | list)
           values[name] = value[place] if is_swept else value
-      written = scenarios.with_own(values, theirs, field)
-      labels[swept.key, severity.value] = {
-        "label": _label(given.get("name"), style.effects(values), words),
-        "effects": _label(None, style.effects(written) or "none", words),
-      }
+      told = _in_words(given, values, base, own, field)
+      told = dict(zip(("label", "effects"), told, strict=True))
+      labels[swept.key, severity.value] = told
   return labels
+
+
+def _in_words(given, values, base, own, field):
+  """(All of a scenario, the same with the device's own effects written out).
+
+  Args:
+    given: the scenario.
+    values: of its fields at a severity.
+    base: the device without effects.
+    own: severities of its own effects.
+    field: for errors.
+  """
+  values = {k: v for k, v in values.items() if k not in scenarios.WORDS}
+  _, own = scenarios.of_preset(given, base, own, field)
+  written = scenarios.with_own(values, own, field)
+  words = [given[scenarios.PRESET]] if scenarios.PRESET in given else []
+  words += scenarios.beside(given)
+  return (
+    _label(given.get("name"), style.effects(values), words),
+    _label(None, style.effects(written) or "none", words),
+  )
 
 
 def _label(name, effects, words):

@@ -19,7 +19,8 @@ from hawis_jax.report import style
 from hawis_jax.robustness import statistics
 from hawis_jax.runtime import storage
 
-_SHARED = ("name", "version", "test_images")  # of data: the same images
+# Of data: the same images. A file's name may change, or its content.
+_SHARED = ("name", "version", "test_images", "test_digest")
 
 
 def run(

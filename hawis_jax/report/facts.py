@@ -16,7 +16,7 @@ from hawis_jax.networks import net_names
 from hawis_jax.report import style
 from hawis_jax.robustness import statistics
 
-FORMAT = 16  # of report.json and the page; a new one remakes old reports
+FORMAT = 17  # of report.json and the page; a new one remakes old reports
 _MOST_LINES = 300  # of scored vectors that are drawn
 _ORDER = ("found", "uniform", "baseline_1x")  # others follow
 # {robustness.batch_norm: what nets have on chips}
@@ -48,6 +48,14 @@ _VERDICTS = {
 def own_effects(content: dict) -> str:
   """Returns the random effects that the device has itself, in words."""
   return style.effects(content["effects"]) or "none"
+
+
+def data_set(content: dict) -> str:
+  """Returns the data set's name, with its file or version where it has one."""
+  data = content["data"]
+  return " ".join(
+    filter(None, [data["name"], data.get("file", data["version"])])
+  )
 
 
 def main_net(swept: Mapping[str, dict], names: Sequence[str]) -> str | None:

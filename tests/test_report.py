@@ -11,6 +11,7 @@ from unittest import mock
 import zlib
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -1104,6 +1105,8 @@ def _compared(folder, correct, seed=0, images="same"):
     "statistics": "chip",
     "scenario": "variation",
     "severity": 0.7,
+    "label": "variation γ = 0.7",
+    "effects": "variation γ = 0.7",
     "mean": correct.mean(),
     "ci95_total": statistics.total_interval(correct),
     "correct": {"file": "one.npy", "sha256": digest},
@@ -1145,6 +1148,77 @@ def test_runs_are_compared_in_pairs_where_chips_and_images_are_the_same(
     ]
     half = (row["high95"] - row["low95"]) / 2
     np.testing.assert_allclose(half, np.hypot(*halves), rtol=0.02)
+
+
+def _two_runs(rng, tmp_path, same, **other):
+  """Folders of two reports of 1x nets on the device, the second of `other`."""
+  folders = [tmp_path / "one", tmp_path / "two"]
+  scenario = {"device": (0.0, 1.0)}
+  for folder, fields in zip(folders, ({}, other), strict=True):
+    folder.mkdir()
+    experiment = _experiment(
+      train__nets=("baseline_1x",), robustness__scenarios=(scenario,), **fields
+    )
+    swept = _write(folder, np.random.default_rng(7), experiment)
+    digest = "0" * 64 if same else folder.name
+    swept["nets"]["baseline_1x"]["inputs"] = {"trained net": digest}
+    storage.write_record(folder / "robustness" / "result.json", swept)
+    _run(experiment, folder, draw=None)
+  return folders
+
+
+def _compare(folders, out):
+  with mock.patch.object(
+    figures, "draw_one", return_value=figures.Drawn("<svg></svg>", b"", "")
+  ):
+    page = _Page(compare.run(folders, out).read_text())
+  return page, " ".join(page.text.split())
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_a_comparison_says_which_nets_are_the_same(rng, tmp_path, same):
+  folders = _two_runs(rng, tmp_path, same)
+  page, text = _compare(folders, tmp_path / "out")
+  told = (
+    "Trained once and measured in both runs, by equal digests: 1x baseline."
+  )
+  assert (told in text) is same
+  # The same device: one label. Alike all over: 0, and an interval of images.
+  (row,) = [r for r in page.rows if r[0].startswith("0 x the device's own")]
+  assert row[0] == "0 x the device's own effects, fixed"
+  assert row[1].startswith("0.00 [-") and "two images are added for it" in text
+  half = float(row[1].split("+")[1].rstrip("]"))
+  # Of 360 differences of 0, and of 1 and -1: Student's, written out.
+  error = np.sqrt(2 / 361 / 362)
+  np.testing.assert_allclose(
+    half, 100 * error * stats.t.ppf(0.975, 361), atol=0.006
+  )
+  values = pd.read_csv(tmp_path / "out" / "differences.csv")
+  assert values["high95_points"].round(2).iloc[0] == half
+  assert "difference" not in values
+
+
+def test_a_comparison_names_what_devices_have_and_warns_of_energies(
+  rng, tmp_path
+):
+  folders = _two_runs(rng, tmp_path, True, device__preset="reram_wan2022")
+  page, text = _compare(folders, tmp_path / "out")
+  told = [
+    storage.read_record(folder / "report" / "report.json")["accuracy"][-1]
+    for folder in folders
+  ]
+  own, theirs = (row["effects"] for row in told)
+  assert own != theirs
+  label = (
+    f"1 x the device's own effects (one: hawis_published, {own}; two: "
+    f"reram_wan2022, {theirs}), fixed"
+  )
+  assert page.row(label)[1]
+  content = storage.read_record(folders[0] / "report" / "report.json")
+  warning = facts.energy_warning(content)
+  assert warning in facts.warnings(content)
+  assert f"Warning of one: {warning}" in text
+  assert "Warning of two:" not in text
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hawis_jax.report import facts
 from hawis_jax.report import figures
 from hawis_jax.report import render
 from hawis_jax.report import style
+from hawis_jax.robustness import scenarios
 from hawis_jax.robustness import statistics
 from hawis_jax.runtime import storage
 
@@ -51,6 +52,10 @@ def run(
   drawn = {"robustness": figures.draw_one(figures.robustness, overlay(runs))}
   files = render.files(drawn)
   table = pd.DataFrame(pairs)
+  # In the unit of the page's table, which the headings name.
+  shares = ["difference", "low95", "high95"]
+  table[shares] *= 100
+  table = table.rename(columns={name: f"{name}_points" for name in shares})
   files["differences.csv"] = table.to_csv(index=False).encode()
   page = render.page(
     "compare.html.j2",
@@ -58,6 +63,7 @@ def run(
     _tables(runs, pairs),
     runs=runs,
     pairs=pairs,
+    same={name: same_nets(runs[names[0]], run) for name, run in runs.items()},
     looks=style.net_looks(overlay(runs)["nets"]),
   )
   files["index.html"] = page.encode()
@@ -152,6 +158,7 @@ def differences(
           "run": first,
           "other": other,
           **{part: ours[part] for part in place},
+          "label": _label({first: ours, other: theirs}, runs),
           "paired": paired,
           "difference": gap["difference"],
           "low95": gap["ci95"][0],
@@ -159,6 +166,48 @@ def differences(
         }
       )
   return found
+
+
+def _label(rows, runs):
+  """What the rows of two runs met; of each where that is not the same.
+
+  Effects of two devices may have the same severities, and other constants.
+  """
+  labels = {run: row["label"] for run, row in rows.items()}
+  if len({*labels.values()}) > 1:
+    return "; ".join(f"{run}: {label}" for run, label in labels.items())
+  told = {run: row["effects"] for run, row in rows.items()}
+  (label,) = {*labels.values()}
+  first = next(iter(rows.values()))
+  is_device = first["scenario"].rpartition(": ")[2] == scenarios.DEVICE
+  if is_device and first["severity"]:
+    told = {
+      run: f"{runs[run]['config']['device.preset']}, {effects}"
+      for run, effects in told.items()
+    }
+  if len({*told.values()}) > 1:
+    each = "; ".join(f"{run}: {effects}" for run, effects in told.items())
+    return f"{label} ({each})"
+  return label
+
+
+def same_nets(ours: dict, theirs: dict) -> list[str]:
+  """Returns which nets are the same trained ones in two runs.
+
+  They are where one run measures the nets of the other: `--from`.
+  """
+  trained = [
+    {
+      name: net["inputs"].get("trained net")
+      for name, net in run["nets"].items()
+    }
+    for run in (ours, theirs)
+  ]
+  return [
+    name
+    for name, digest in trained[0].items()
+    if digest and trained[1].get(name) == digest
+  ]
 
 
 def is_paired(ours: dict, theirs: dict, net: str) -> bool:
@@ -201,10 +250,7 @@ def _load_correct(folder, row, content):
 def _tables(runs, pairs):
   """The page's: differences, nets, and what differs in the configuration."""
   frame = pd.DataFrame(pairs)
-  frame["place"] = [
-    f"{style.severity(row['scenario'], row['severity'])}, {row['statistics']}"
-    for row in pairs
-  ]
+  frame["place"] = [f"{row['label']}, {row['statistics']}" for row in pairs]
   frame["text"] = [
     style.estimate(
       row["difference"], (row["low95"], row["high95"]), style.points

@@ -601,20 +601,27 @@ def warnings(content: dict) -> list[str]:
         f"{style.percent(content['chance'])} %. The search had nothing to go "
         "by; raise pretrain.steps, or search.scenarios are too severe."
       )
+  energy = energy_warning(content)
+  return found + ([energy] if energy else [])
+
+
+def energy_warning(content: dict) -> str | None:
+  """Returns that the device takes most of the energy; None: it does not."""
   first = next(iter(distinct(content).values()), None)
-  if first:
-    vector, device = content["vectors"][first[0]], content["device"]
-    cells, total = vector["components"]["array"], vector["cost"]
-    share = cells["energy_joule"] / total["energy_joule"]
-    if share > 0.5:
-      a_mac = style.joule(cells["energy_joule"] / total["macs"])
-      found.append(
-        f"The device dominates the energy: its cells alone take {a_mac} a "
-        f"1-bit MAC, {100 * share:.0f} % of all, at {device['read_voltage']:g} "
-        f"V and G_on = {1e6 * device['g_on']:g} µS. Energies say little about "
-        "circuits or widths here, and nothing about other devices."
-      )
-  return found
+  if not first:
+    return None
+  vector, device = content["vectors"][first[0]], content["device"]
+  cells, total = vector["components"]["array"], vector["cost"]
+  share = cells["energy_joule"] / total["energy_joule"]
+  if share <= 0.5:
+    return None
+  a_mac = style.joule(cells["energy_joule"] / total["macs"])
+  return (
+    f"The device dominates the energy: its cells alone take {a_mac} a "
+    f"1-bit MAC, {100 * share:.0f} % of all, at {device['read_voltage']:g} "
+    f"V and G_on = {1e6 * device['g_on']:g} µS. Energies say little about "
+    "circuits or widths here, and nothing about other devices."
+  )
 
 
 def _compared(content):

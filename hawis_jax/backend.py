@@ -98,6 +98,9 @@ def typed_key(key: Any) -> Any:
   errors.check_key(key)
   if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     key = jax.random.wrap_key_data(key)
+  usual = jax.random.key(0).dtype  # for which programs are compiled
+  if key.dtype != usual:
+    raise errors.InputError(f"key: got a {key.dtype}, needed is a {usual}")
   return key
 
 

@@ -85,13 +85,13 @@ def check_key(key: Any) -> None:
   """Checks that a key of random numbers is one.
 
   Args:
-    key: of `jax.random.key`, or uint32 `[2]` or `[4]` of `jax.random.PRNGKey`.
+    key: of `jax.random.key`, or uint32 `[2]` of `jax.random.PRNGKey`.
 
   Raises:
     InputError: it is something else, such as a seed.
   """
   kind, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-  is_raw = kind == "uint32" and shape in ((2,), (4,))
+  is_raw = kind == "uint32" and shape == (2,)
   if not is_raw and not (str(kind).startswith("key<") and shape == ()):
     got = repr(key) if isinstance(key, int) else f"a {type(key).__name__}"
     raise InputError(f"key: got {got}, needed is one key, as jax.random.key(0)")

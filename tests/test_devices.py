@@ -128,7 +128,7 @@ def _with(**changes):
   if changes.get("read_disturb"):
     changes = {"disturb": 1e-9, **changes}
   if changes.get("temperature_rise"):
-    changes = {"activation": (0.0, 0.1), "temperature": 2e3, **changes}
+    changes = {"activation": (0.0, 1e-4), "temperature": 2e3, **changes}
   return dataclasses.replace(_IDEAL, **changes)
 
 

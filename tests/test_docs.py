@@ -162,7 +162,9 @@ _PAGE = [
   ("chip", "variation", 1.1),
   ("fixed", "stuck", 0.0175),
   ("chip", "stuck", 0.0175),
+  ("fixed", "a day", 1.0),
   ("chip", "a day", 1.0),
+  ("fixed", "wires", 1.0),
   ("chip", "wires", 1.0),
 ]
 

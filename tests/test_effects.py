@@ -16,6 +16,7 @@ import pytest
 from scipy import stats
 
 from hawis_jax import crossbar
+from hawis_jax import errors
 from hawis_jax.crossbar import cells
 from hawis_jax.crossbar import defects
 
@@ -576,7 +577,9 @@ def test_stuck_cells_are_those_of_the_fault_states(rng):
   q[0, 0] = 127
   key = _key(rng)
   faults = crossbar.Device(stuck_on=0.1, stuck_off=0.2)
-  several = dataclasses.replace(_ALL, dead_rows=0.0, dead_columns=0.0)
+  several = dataclasses.replace(
+    _ALL, dead_rows=0.0, dead_columns=0.0, temperature_rise=0.0
+  )
   states = []
   for device in (faults, several):
     # No healthy cell is at an end for both of two opposite weights.
@@ -693,12 +696,12 @@ def _compose(levels, draws, device):
   logs = [np.log10(np.maximum(1e6 * x, 1)) for x in (g, g * lost)]
   noise = (noise - by_log * logs[0]) * lost + by_log * logs[1]
   g = g * lost + noise * draws["flicker_noise"]
-  g = _warmed(_disturbed(g, device), device)
+  g = _disturbed(g, device)
   step = (device.g_on - device.g_off) / 127
   jump = device.telegraph[1] / (1 - device.telegraph[1]) * g
   noise = step / 3 * draws["legacy_noise"] + jump * draws["legacy_jump"]
   g = g + device.legacy_noise * noise
-  g = g if device.stuck_cells_vary else stuck(g)
+  g = _warmed(g if device.stuck_cells_vary else stuck(g), device)
   for line in ("dead_rows", "dead_columns"):
     g = np.where(draws[line] & there[line], 0, g)
   return g
@@ -769,6 +772,41 @@ def test_reads_and_warmth_move_cells_as_their_formulas(rng):
   one = at(activation=(0.1, 0.1), temperature=330.0, temperature_rise=30.0)
   np.testing.assert_allclose(defects.warmed(g, one) / g, 1.4213, rtol=1e-4)
   np.testing.assert_array_equal(defects.warmed(g * 0, one), 0)
+
+
+def test_stuck_cells_warm_as_all_others(rng):
+  """A pair of them, both at g_off, cancels whatever the temperature."""
+  q = _integers(rng, bits=1)
+  device = crossbar.Device(
+    g_off=3e-5, stuck_off=0.3, temperature_rise=80.0, activation=(0.0, 0.3)
+  )
+  found = np.unique(abs(np.round(_effective(_key(rng), q, device), 4)))
+  assert len(found) == 2 and found[0] == 0
+  healthy = dataclasses.replace(device, stuck_off=0.0)
+  np.testing.assert_allclose(
+    found[1], abs(np.float32(_effective(_key(rng), q, healthy))), rtol=1e-4
+  )
+
+
+def test_heat_beyond_any_cell_is_refused():
+  for changes, words in (
+    ({"temperature_rise": 299.0}, r"change conductances by exp\(1.73e"),
+    ({"temperature_rise": 300.0}, "needed are temperatures above 0"),
+    ({"temperature_rise": 9.0, "activation": (0.0, 0.0)}, "without a measured"),
+  ):
+    fields = {"activation": (0.0, 0.15)} | changes
+    with pytest.raises(errors.InputError, match=words):
+      crossbar.validate(crossbar.Device(**fields))
+
+  @jax.jit
+  def warm(rise):
+    device = crossbar.Device(temperature_rise=rise)
+    return crossbar.effective_weights(
+      jax.random.key(0), np.ones((2, 2)), device
+    )
+
+  with pytest.raises(errors.InputError, match="a measured activation"):
+    warm(40.0)
 
 
 def test_chips_that_only_warm_are_alike(rng):

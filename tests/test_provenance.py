@@ -1,11 +1,13 @@
 """Results belong to what lies beside them, or are refused."""
 
+import dataclasses
 import shutil
 
 import jax
 import pytest
 import short_run
 
+from hawis_jax import crossbar
 from hawis_jax import errors
 from hawis_jax.pipeline import provenance
 from hawis_jax.pipeline import results
@@ -163,6 +165,29 @@ def test_a_field_that_is_newer_than_a_run_has_its_default(finished, data_dir):
   config = short_run.config(data__data_dir=str(data_dir))
   results.settle(config, finished)
   assert "log_every" in storage.read_record(path)
+
+
+def test_fields_of_a_device_that_are_newer_change_no_digest(finished, tmp_path):
+  """All that came after the first digests, numbers, words and tuples."""
+  newer = [x.name for x in dataclasses.fields(crossbar.Device)]
+  newer = newer[newer.index("adc_noise") + 1 :]
+  newer += ["read_disturb", "disturb", "temperature_rise", "activation"]
+  assert "gated" in newer
+  saved = storage.read_record(finished / "config.json")
+  devices = [saved["device.resolved"]]
+  for stage in ("pretrain", "train", "robustness"):
+    devices += saved[f"{stage}.devices"]
+  for device in devices:
+    for name in newer:
+      del device[name]
+  storage.write_record(tmp_path / "config.json", saved)
+  for stage in ("pretrain", "search", "train", "robustness"):
+    before = provenance._configuration(tmp_path, stage)
+    assert before == provenance._configuration(finished, stage)
+    assert before  # and of another device another one
+  saved["device.resolved"]["activation"] = [0.0, 0.1]
+  storage.write_record(tmp_path / "config.json", saved)
+  assert before != provenance._configuration(tmp_path, "robustness")
 
 
 @pytest.mark.parametrize("name", ["report.json", "index.html"])

@@ -178,6 +178,17 @@ def test_a_seed_is_no_key(key):
       door()
 
 
+def test_keys_of_another_kind_are_refused_before_they_meet_a_program():
+  net = hx.cifar_resnet(8, (4,) * 7, num_classes=10, levels=8)
+  variables = hx.init_variables(net, jax.random.key(0), (8, 8, 1))
+  images, labels = np.zeros((2, 8, 8, 1), np.uint8), np.arange(2)
+  key = jax.random.key(0, impl="rbg")
+  with pytest.raises(
+    hx.InputError, match="got a key<rbg>, needed is a key<fry>"
+  ):
+    hx.evaluate_chips(key, net, variables, images, labels, hx.Device())
+
+
 def test_a_field_that_a_device_does_not_have_is_told_with_its_like():
   with pytest.raises(hx.InputError, match="did you mean 'stuck_off'"):
     hx.Device(stuck_of=0.1)

@@ -487,8 +487,6 @@ def _tile_conductances(key, g, faults, device, steps, write):
     g = flicker_noise(g, before, normal(stream(_FLICKER)), device)
   if devices.is_present(device.read_disturb):
     g = read_disturb(g, device)
-  if devices.is_present(device.temperature_rise):
-    g = warmed(g, device)
   if devices.is_present(device.legacy_noise):
     # The stream's own key is that of the normal draw.
     other = jax.random.split(stream(_LEGACY))[1]
@@ -499,5 +497,8 @@ def _tile_conductances(key, g, faults, device, steps, write):
     g = g + device.legacy_noise * (noisy - g)
   if not device.stuck_cells_vary:
     g = stuck(g)
+  # Of all cells, stuck or not: it is how they conduct when they are read.
+  if devices.is_present(device.temperature_rise):
+    g = warmed(g, device)
   # After stuck cells: whatever a cell is, its dead line carries nothing.
   return jnp.where(on_dead_line(key, g.shape, device), 0, g)

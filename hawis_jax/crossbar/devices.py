@@ -565,6 +565,8 @@ _TUPLES = {  # lengths; None: one or more
 }
 
 
+_BOLTZMANN = 8.617333262e-5  # [eV / K]
+_MOST_POWER = 10  # of e: more than any cell's range
 # {effect: the constant that it needs, of which there is no default}.
 _NEED = {"read_disturb": "disturb", "temperature_rise": "activation"}
 # {mapping: {effect: why it is not modelled}}.
@@ -614,9 +616,15 @@ def validate(device: Device, name: str = "device") -> Device:
     traced.update(CONVERTER_ERRORS)
   if "flicker" in traced:
     traced.add("flicker_noise")
-  if "disturb" in traced:
-    traced.add("read_disturb")
-  if traced & {"activation", "temperature"}:
+  for effect, constant in _NEED.items():
+    if constant in traced:
+      traced.add(effect)
+    elif effect in traced and not any(_items(getattr(device, constant))):
+      raise errors.InputError(
+        f"{name}.{effect}: got a traced one, allowed is 0 without a measured "
+        f"{constant}, which no preset has"
+      )
+  if "temperature" in traced:
     traced.add("temperature_rise")
   good = {field: getattr(Device(), field) for field in traced}
   concrete = plain(dataclasses.replace(device, **good))
@@ -762,9 +770,17 @@ def _check_combinations(device, name):
         f"{name}.{field}: got {getattr(device, field):g}, allowed is 0 without "
         f"a measured {constant}, which no preset has"
       )
-  if is_present(device.temperature_rise) and not (
-    0 < device.temperature > device.temperature_rise
-  ):
+  hot, rise = device.temperature, device.temperature_rise
+  if is_present(rise) and min(hot, hot - rise) > 0:
+    energy = max(map(abs, device.activation)) / _BOLTZMANN
+    power = energy * abs(rise) / (hot * (hot - rise))
+    if power > _MOST_POWER:
+      raise errors.InputError(
+        f"{name}.activation: got {device.activation}, with which {rise:g} K up "
+        f"to {hot:g} K change conductances by exp({power:.3g}), allowed are at "
+        f"most exp({_MOST_POWER})"
+      )
+  elif is_present(rise):
     raise errors.InputError(
       f"{name}.temperature_rise: got {device.temperature_rise:g} K up to "
       f"temperature = {device.temperature:g} K, needed are temperatures above 0"

@@ -277,6 +277,12 @@ class AnyFlax:
         step = integer.weight_step(matrix, bits, _SCALES)
       if (*path, "weight") in chip:
         weights = chip[*path, "weight"]
+      elif any(name[: len(path)] == path for name in chip):
+        raise errors.InputError(
+          f"variables: got a chip whose {'/'.join(path)} is read tile by tile, "
+          "allowed with a net of any_flax is one without converters, noise a "
+          "read and gated cells on resistive lines: its inputs are no bits"
+        )
       else:
         weights = cells.kernel_integers(matrix, bits, _SCALES)
       if bits == 1:

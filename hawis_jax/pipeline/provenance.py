@@ -109,6 +109,21 @@ def inputs(
   return found
 
 
+# Fields of a device whose defaults are in every digest.
+_HELD = {
+  "tile_shape",
+  "write_sigma",
+  "write_range",
+  "drift_mean",
+  "drift_std",
+  "telegraph",
+  "relaxation_shift",
+  "relaxation_spread",
+  "relaxation_growth",
+  "flicker",
+}
+
+
 def _configuration(workdir, stage):
   """Digest of what config.json says that a stage's artefacts depend on.
 
@@ -120,6 +135,9 @@ def _configuration(workdir, stage):
     return None
   fields = json.loads(json.dumps(settings.flatten(settings.default())))
   device = {f.name: f.default for f in dataclasses.fields(crossbar.Device)}
+  # As JSON has them, but for tuples that digests have held from the beginning.
+  newer = device.keys() - _HELD
+  device |= json.loads(json.dumps({name: device[name] for name in newer}))
 
   def sparse(value):
     if isinstance(value, list):

@@ -176,8 +176,8 @@ def _check(setting, images, labels, limits):
   crossbar.check_faults(setting.faults or {})
   if setting.module.weight_bits is None and crossbar.needs_tiles(device):
     raise errors.InputError(
-      "device: got one with converters or noise a read and a float net, "
-      "allowed is one without: they read inputs of bits"
+      f"device: got one with {', '.join(crossbar.tile_effects(device))} and a "
+      "float net, allowed is one without: they read inputs of bits"
     )
   net = _on_chips(setting.module, setting.variables)
   crossbar.check_readout(net, device, bits, setting.layers)

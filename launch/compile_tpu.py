@@ -1,14 +1,17 @@
 """Compiles the stages' programs for TPUs, with no TPU and no data at hand.
 
 launch/compile_tpu.py --topology=v5e:2x4 --config=configs/digits.py \
-  [--stages=search --stages=train] [--config.<field>=<value> ...]
+  [--stages=search --stages=train] [--method=matmul] [--parts] \
+  [--config.<field>=<value> ...]
 
 Needs libtpu (pip install "jax[tpu]", best in an environment of its own). These
 are the stages' programs with their shardings; found nets are as wide as may be,
 teachers and statistics of each chip are left out. Of each XLA tells what one
 device takes: MB of arguments, of outputs beside them and of temporaries; GFLOP;
-number and MB of collectives. A loop's body counts once. Exit status 2: a
-mistake, or too little memory.
+MB that its operations read and write; number and MB of collectives. A loop's
+body counts once. --method and --parts: another way of the products on chips
+(hawis_jax/networks/products.py). Exit status 2: a mistake, or too little
+memory.
 """
 
 import math
@@ -36,6 +39,7 @@ from hawis_jax import data
 from hawis_jax import errors
 from hawis_jax.config import settings
 from hawis_jax.networks import net_variables
+from hawis_jax.networks import products
 from hawis_jax.pipeline import candidates
 from hawis_jax.pipeline import nets
 from hawis_jax.pipeline import pretrain
@@ -159,12 +163,13 @@ def collectives(text):
 def row(name, executable):
   """Returns a program's line of the table."""
   numbers = [size / 1e6 for size in monte_carlo.needs(executable)]
-  numbers.append(executable.cost_analysis()["flops"] / 1e9)
+  found = executable.cost_analysis()
+  numbers += [found["flops"] / 1e9, found["bytes accessed"] / 1e6]
   moved = [
     f"{count} {kind} {size / 1e6:.3f}"
     for kind, (count, size) in collectives(executable.as_text()).items()
   ]
-  numbers = "".join(f"{number:10.3f}" for number in numbers)
+  numbers = "".join(f" {number:9.3f}" for number in numbers)
   return f"{name:44}{numbers}  {', '.join(moved) or 'none'}"
 
 
@@ -172,6 +177,10 @@ def define(own):
   """Defines the command's flags."""
   flags.DEFINE_string("topology", "v5e:2x4", "E.g. v5e:16x16.", own)
   flags.DEFINE_multi_enum("stages", _ALL, _ALL, "Of a run's own.", own)
+  default = products.DEFAULT
+  method = default.method, products.METHODS, "Of products on chips."
+  flags.DEFINE_enum("method", *method, own)
+  flags.DEFINE_bool("parts", default.parts, "Weights as three bfloat16.", own)
 
 
 def main(given, _):
@@ -185,8 +194,11 @@ def main(given, _):
   splits = data.Splits("", "", (), (), range(test), shape, classes)
   devices = topology(given.topology)
   print(f"jax {jax.__version__}, {len(devices)} devices, {given.topology}")
-  print(f"{'':44}    argum.   outputs   tempor.     GFLOP  collectives")
-  with backend.compiling_for("tpu"):
+  print(
+    f"{'':44}    argum.   outputs   tempor.     GFLOP  MB moved  collectives"
+  )
+  way = products.Way(given.method, given.parts)
+  with backend.compiling_for("tpu"), products.using(way):
     experiment = _Experiment(**vars(with_splits(config, splits)))
     for stage in sorted(set(given.stages) & set(known), key=_ALL.index):
       for name, executable in programs(stage, experiment, devices):

@@ -75,12 +75,13 @@ def test_a_row_tells_what_a_known_program_takes_of_a_device():
   """MB, and GFLOP; each collective, by the bytes of its result."""
   status, output, error = _run("-c", _KNOWN)
   assert status == 0, error
-  name, arguments, outputs, _, flops, *_ = output.split()
+  name, arguments, outputs, _, flops, moved, *_ = output.split()
   assert name == "name"
   assert float(arguments) == (300 * 100 + 100 * 200) * 4 / 1e6
   made = 300 * 200 * 4 + 400 * 200 * 2 + 300 * 100 * 4
   assert float(outputs) == pytest.approx(made / 1e6, rel=1e-3)
   assert float(flops) == pytest.approx(2 * 300 * 100 * 200 / 1e9, rel=0.02)
+  assert float(moved) > float(arguments) + float(outputs)
   assert "1 all-reduce 0.240" in output
 
 
@@ -116,7 +117,7 @@ def test_every_stage_compiles_for_a_tpu():
   weights = 9 * (4 * 16 + 4 * 16 * 16 + 16 * 32 + 32 * 32)  # convolutions'
   reduced = re.search(r"all-reduce ([\d.]+)", output)[1]
   assert float(reduced) * 1e6 > 4 * weights
-  assert all(arguments and flops for arguments, *_, flops in rows.values())
+  assert all(arguments and flops for arguments, *_, flops, _ in rows.values())
   status, _, error = _compile("--topology=v5e:3x3")
   assert status == 2 and error.startswith("error: --topology=v5e:3x3: INVALID")
   # XLA itself says what a device can't hold.

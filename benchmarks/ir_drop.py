@@ -44,7 +44,8 @@ _CASES = (
 _DENSE_SIDE = 64
 
 
-def _arrays(*shape):
+def random_arrays(*shape):
+  """Returns conductances of random binary arrays [S]."""
   bits = np.random.default_rng(0).random(shape) < 0.5
   return np.where(bits, _G_ON, _G_OFF)
 
@@ -77,17 +78,23 @@ def _sparse(systems):
   return [scipy.sparse.linalg.splu(a).solve(b) for a, b in systems]
 
 
+def solving(g, dtype="float32"):
+  """Returns a call that solves all arrays of `g`."""
+  args = jnp.asarray(g, dtype), _WIRE, _LOAD
+  return functools.partial(jax.jit(wires.transfer), *args)
+
+
 def _measure(side, dtype, count, checked, rounds):
   """Returns seconds an array (ours, sparse), bytes an array, and the error."""
-  g = _arrays(count, side, side)
+  g = random_arrays(count, side, side)
   systems = [_nodal_system(x) for x in g[:checked]]
-  solve = jax.jit(wires.transfer)
-  args = (jnp.asarray(g, dtype), _WIRE, _LOAD)
-  memory = monte_carlo.needs(solve.lower(*args).compile()).temporary / count
-  calls = {"ours": functools.partial(solve, *args)}
+  solve = solving(g, dtype)
+  compiled = solve.func.lower(*solve.args).compile()
+  memory = monte_carlo.needs(compiled).temporary / count
+  calls = {"ours": solve}
   calls["sparse"] = functools.partial(_sparse, systems)
   times = measure.seconds(calls, rounds)
-  got = np.asarray(solve(*args))[:checked]
+  got = np.asarray(solve())[:checked]
   exact = np.stack(_sparse(systems))[:, -side:].swapaxes(1, 2) / _LOAD
   error = np.abs(got - exact).max() / np.abs(exact).max()
   return times["ours"] / count, times["sparse"] / checked, memory, error
@@ -95,7 +102,7 @@ def _measure(side, dtype, count, checked, rounds):
 
 def _dense():
   """Seconds of a dense solve."""
-  matrix, driven = _nodal_system(_arrays(_DENSE_SIDE, _DENSE_SIDE))
+  matrix, driven = _nodal_system(random_arrays(_DENSE_SIDE, _DENSE_SIDE))
   matrix = matrix.toarray()
   start = time.perf_counter()
   np.linalg.solve(matrix, driven)

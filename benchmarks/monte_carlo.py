@@ -47,31 +47,33 @@ _IMAGES = 100
 _TILE = 64
 _NETS = ("resnet20_1x", "resnet20_hawis_a")
 _STUCK = dict(stuck_on=0.0175, stuck_off=0.0904)
-_DEVICES = {
+DEVICES = {
   "variation": crossbar.Device(**_STUCK, variation=0.5),
   "stuck": crossbar.Device(**_STUCK),
 }
 _PARTS = ("scaling", "nets", "products")
 
 
-def _images(count):
+def images_of(count):
+  """Returns random images, uint8 `[count, 32, 32, 3]`."""
   rng = np.random.default_rng(0)
   return rng.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
 
 
-def _net(name):
-  """(module, variables)."""
-  module = resnet.cifar_resnet(20, width_vectors.PRESETS[name], 10)
+def network(name, depth=20):
+  """Returns (module, variables) of a preset, or of a width vector."""
+  widths = width_vectors.PRESETS.get(name, name)
+  module = resnet.cifar_resnet(depth, widths, 10)
   init = jax.jit(net_variables.init, static_argnums=(0, 2))
   return module, init(module, jax.random.key(0), (32, 32, 3))
 
 
-def _ours(net, device, chips, count=_IMAGES):
+def evaluation_of(net, device, chips, count=_IMAGES):
   """Returns a function that evaluates a net on some chips."""
   labels = np.zeros(count, np.int32)
   return functools.partial(
     evaluation.evaluate_chips,
-    *(jax.random.key(0), *net, _images(count), labels, device, chips),
+    *(jax.random.key(0), *net, images_of(count), labels, device, chips),
   )
 
 
@@ -179,14 +181,21 @@ def _torch_logits(net, device, images):
 
 def _check_torch(module, net):
   """The PyTorch net without defects is ours: the same logits."""
-  images = _images(4)
+  images = images_of(4)
   theirs = _torch_logits(net, crossbar.Device(), images)
   ours = module.apply(net, module.encode(jnp.asarray(images)), train=False)
   np.testing.assert_allclose(theirs, ours, rtol=1e-2, atol=1e-2)
 
 
+def macs(name, depth=20):
+  """Returns the multiply-adds of an image, of `network`."""
+  tile = _TILE, _TILE
+  geometry = cost.cifar_geometry(depth, (32, 32, 3), 32, 10, tile)
+  widths = np.array(width_vectors.PRESETS.get(name, name), np.int64)
+  return int(cost.network_cost(widths, geometry).macs)
+
+
 def _of_nets(names, chips):
-  geometry = cost.cifar_geometry(20, (32, 32, 3), 32, 10, (_TILE, _TILE))
   peak = _peak()
   print(f"\nfloat32 peak {peak / 1e9:.0f} GFLOP/s")
   print(
@@ -194,19 +203,17 @@ def _of_nets(names, chips):
     f"{'(a) s':>8} {'(a)/ours':>9}"
   )
   for name in names:
-    net = _net(name)
+    net = network(name)
     if torch:
       _check_torch(*net)
-    widths = np.array(width_vectors.PRESETS[name], np.int64)
-    macs = int(cost.network_cost(widths, geometry).macs)
-    for label, device in _DEVICES.items():
-      ours = measure.least(_ours(net, device, chips)) / chips
-      floor = 2 * macs * _IMAGES / peak
+    for label, device in DEVICES.items():
+      ours = measure.least(evaluation_of(net, device, chips)) / chips
+      floor = 2 * macs(name) * _IMAGES / peak
       line = f"{name:18} {label:10} {ours:8.4f} {floor:7.4f} "
       line += f"{100 * floor / ours:7.0f}%"
       if torch:
         call = functools.partial(
-          _torch_logits, net[1], device, _images(_IMAGES)
+          _torch_logits, net[1], device, images_of(_IMAGES)
         )
         theirs = measure.least(lambda call=call: call().numpy(), 1)
         line += f" {theirs:8.3f} {theirs / ours:9.1f}"
@@ -214,12 +221,12 @@ def _of_nets(names, chips):
 
 
 def _of_scaling(most):
-  net = _net(_NETS[0])
+  net = network(_NETS[0])
   print(f"{'chips':>6} {'images':>7} {'seconds a chip x 100':>21} {'MB':>7}")
   for chips, images in ((1, 512), (4, 512), (16, 512), (64, 512), (16, 2048)):
     if chips > most:
       continue
-    call = _ours(net, _DEVICES["variation"], chips, images)
+    call = evaluation_of(net, DEVICES["variation"], chips, images)
     seconds = measure.least(call, 1) / chips / images * 100
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     print(f"{chips:6} {images:7} {seconds:21.4f} {peak:7.0f}", flush=True)

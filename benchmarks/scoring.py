@@ -26,8 +26,8 @@ from hawis_jax.search import reward
 _ROUNDS = 3
 
 
-def _calls(experiment, vectors, chips):
-  """{case: call}."""
+def scoring_calls(experiment, vectors, chips):
+  """Returns {case: call}, which scores some width vectors."""
   config, shape = experiment.config, experiment.splits.image_shape
   init = jax.jit(net_variables.init, static_argnums=(0, 2))
   net = init(experiment.supernet, jax.random.key(0), shape)
@@ -57,6 +57,14 @@ def _calls(experiment, vectors, chips):
   return calls
 
 
+def random_vectors(experiment, count):
+  """Returns width vectors, int `[P, L]`."""
+  rng, choices = np.random.default_rng(0), experiment.space.choices
+  return jnp.array(
+    [[rng.choice(layer) for layer in choices] for _ in range(count)]
+  )
+
+
 def main() -> None:
   """Prints a line for each case."""
   parser = measure.parser(__doc__)
@@ -67,11 +75,8 @@ def main() -> None:
   experiment = measure.prepare(
     None, network__depth=8, search__images=options.images
   )
-  rng, choices = np.random.default_rng(0), experiment.space.choices
-  vectors = jnp.array(
-    [[rng.choice(layer) for layer in choices] for _ in range(options.vectors)]
-  )
-  calls = _calls(experiment, vectors, options.chips)
+  vectors = random_vectors(experiment, options.vectors)
+  calls = scoring_calls(experiment, vectors, options.chips)
   rate = {
     name: options.vectors / time
     for name, time in measure.seconds(calls, _ROUNDS).items()

@@ -111,8 +111,8 @@ def _without_masks():
   )
 
 
-def _calls(vector, count, classes):
-  """{variant: call} of one net."""
+def net_calls(vector, count, classes):
+  """Returns {variant: call} of one net."""
   module, size = resnet.imagenet_resnet18, 224
   if len(vector) != 17:
     module = functools.partial(resnet.cifar_resnet, len(vector) + 1)
@@ -138,7 +138,7 @@ def of_nets(names: list[str], rounds: int) -> None:
   )
   for name in names:
     preset, count, classes = _NETS[name]
-    calls = _calls(width_vectors.PRESETS[preset], count, classes)
+    calls = net_calls(width_vectors.PRESETS[preset], count, classes)
     times = measure.seconds(calls, rounds)
     step, maskless = times["step"], times["maskless"]
     print(
@@ -167,9 +167,9 @@ def of_small_maps(rounds: int) -> None:
   print(f"ratio        {times['convolution'] / times['patches']:7.2f}")
 
 
-def of_chips(rounds: int) -> None:
-  """Prints a line for each way to train, and for drawing chips alone."""
-  experiment, size = measure.prepare(), 64
+def chip_calls(size=64):
+  """Returns {way: call} to train on `size` images, and to draw chips alone."""
+  experiment = measure.prepare()
   module = experiment.network((16, 16, 16, 32, 32, 64, 64))
   optimizer, key = optax.adam(1e-2), jax.random.key(0)
   shape = experiment.splits.image_shape
@@ -217,7 +217,12 @@ def of_chips(rounds: int) -> None:
     for num in (1, 2) if name == "both" else (1,):
       chips = hardware_aware.Settings(devices, num)
       calls[f"{name}, K = {num}"] = step(chips)
-  times = measure.seconds(calls, rounds)
+  return calls
+
+
+def of_chips(rounds: int) -> None:
+  """Prints a line for each way to train, and for drawing chips alone."""
+  times = measure.seconds(chip_calls(), rounds)
   for name, time in times.items():
     print(f"{name:24} {1e3 * time:7.2f} ms {time / times['plain']:6.2f}")
 

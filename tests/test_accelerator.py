@@ -58,6 +58,7 @@ def test_every_piece_runs_once_and_a_lost_one_again(tmp_path):
   assert again | {"IR drop": 0} == first | {"IR drop": 0}
 
 
+@pytest.mark.slow
 def test_a_cpu_has_no_results(tmp_path):
   status, _, error = _run(f"--folder={tmp_path}", "--piece=peak")
   assert status == 1 and "the backend is a CPU" in error

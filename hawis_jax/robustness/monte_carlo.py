@@ -41,8 +41,6 @@ from hawis_jax.runtime import sharding
 _BLOCK = {"cpu": (16 * 32 * 32, 128)}
 _ACCELERATOR_BLOCK = (512 * 32 * 32, 1024)
 _CHIPS = 4  # of a chunk, a device
-# Of chips that an accelerator computes at the same time: 256 MB of float32.
-_MOST_WEIGHTS = 2**26
 
 
 class Batches(NamedTuple):
@@ -734,11 +732,6 @@ def score_chips(
     )
     return Scores(jnp.where(finite, correct, -1), accuracy, loss)
 
-  # Looped over on CPU, vmapped elsewhere: as many as memory is likely to hold.
-  together = 0
-  if backend.platform() != "cpu":
-    together = _MOST_WEIGHTS // sum(x.size for x in jax.tree.leaves(params))
-  if len(chip_keys) <= together:
-    return jax.vmap(score_chip)(chip_keys)
-  size = together if together > 1 else None
-  return jax.lax.map(score_chip, chip_keys, batch_size=size)
+  # One after the other: vmapped, they would take as many times the memory, and
+  # a chip's candidates have images enough at a time.
+  return jax.lax.map(score_chip, chip_keys)

@@ -207,7 +207,7 @@ def chip_calls(size=64):
   for name, devices in scenarios.items():
     calls[f"{name}, draw alone"] = draw(hardware_aware.Settings(devices))
   for name, fields in (
-    ("drift", {"drift_time": 1e4}),
+    ("drift", {"drift_time": 1e4, "drift_mean": (0.0, 0.1, 0.1, 0.1)}),
     ("wires", {"wire_resistance": 1.0}),
     ("converters", {"adc_bits": 6}),
     ("noise a read", {"read_noise": 1.0}),

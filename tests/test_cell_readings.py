@@ -73,6 +73,49 @@ def test_a_device_makes_the_round_trip(rng, tmp_path):
       )
 
 
+def test_relaxation_makes_the_round_trip(rng, tmp_path):
+  """Cells that shift and spread with ln t, as the crossbar's formulas do."""
+  device = dataclasses.replace(
+    crossbar.PRESETS["reram_wan2022_relaxed"], relaxation_shift=(-0.02, -0.004)
+  )
+  levels, times = np.linspace(18e-6, 36e-6, 8), (2.0, 60.0, 3600.0, 86400.0)
+  targets = np.repeat(levels, 2000)
+  device = dataclasses.replace(device, relaxation_start=times[0])
+
+  def simulate(one):
+    normal = rng.normal(size=(2, targets.size))
+    written = defects.write_error(targets, normal[0], one)
+    aged = (dataclasses.replace(one, retention_time=time) for time in times)
+    return np.stack(
+      [defects.relaxation(written, targets, normal[1], x) for x in aged], 1
+    )
+
+  reads, plot = simulate(device), tmp_path / "fit.svg"
+  path = _write(tmp_path / "x.csv", targets, times, reads)
+  found = interop.fit_device(path, 4, plot, retention="relaxation")
+  assert "change with ln(t" in plot.read_text()
+  assert (found.relaxation_start, found.retention_time) == (2.0, 86400.0)
+  assert found.relaxation == 1 and not found.drift_time
+  for field, rtol, atol in (
+    # 2000 slopes tell their mean to 1 / 45 of their deviation, that to 1.6 %.
+    ("relaxation_shift", 0, 5 * 0.3 / np.sqrt(2000)),
+    ("relaxation_growth", 0.08, 0),
+  ):
+    got, expected = (
+      np.polynomial.Polynomial(getattr(one, field))(1e6 * levels)
+      for one in (found, device)
+    )
+    np.testing.assert_allclose(got, expected, rtol=rtol, atol=atol)
+  # And the cells that it makes are those measured.
+  again = simulate(found)
+  for level in levels:
+    of = targets == level
+    for moment, rtol in ((np.mean, 0.02), (np.std, 0.12)):
+      np.testing.assert_allclose(
+        moment(again[of], 0), moment(reads[of], 0), rtol=rtol
+      )
+
+
 def test_exponents_below_0_are_censored(rng, tmp_path):
   """Without that a half of them at 0 would halve the deviation."""
   fields = dict(drift_mean=(0, 0.01, 0, 1), drift_std=(0, 0.02, 0, 1))
@@ -137,7 +180,7 @@ def _lines(count=8, targets=(1e-5, 2e-5), read=1.1, times=(1,)):
     ),
     (
       _lines(read=0, times=(1, 2)),
-      "got a reading of 0 S of a cell that drifts",
+      "got a reading of 0 S of a cell that changes",
     ),
     (
       [*_lines(), *_lines(read=1.12, times=(2,))],
@@ -160,6 +203,13 @@ def test_bad_readings_are_named(tmp_path, lines, message):
 def test_a_missing_file_and_a_bad_degree_are_named(tmp_path):
   with pytest.raises(errors.InputError, match="degree: got -1, allowed are wh"):
     interop.fit_device(tmp_path / "x.csv", degree=-1)
+  with pytest.raises(errors.InputError, match="retention: got 'log', allowed"):
+    interop.fit_device(tmp_path / "x.csv", retention="log")
+  (tmp_path / "x.csv").write_text(
+    "\n".join([_HEADING, *_lines(), *_lines(read=1.12, times=(2,))])
+  )
+  with pytest.raises(errors.InputError, match="of 1e-05 S that all relax ali"):
+    interop.fit_device(tmp_path / "x.csv", retention="relaxation")
   with pytest.raises(errors.InputError, match="none.csv"):
     interop.fit_device(tmp_path / "none.csv")
 

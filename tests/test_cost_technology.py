@@ -193,11 +193,12 @@ def test_costs_follow_the_cells_of_programmed_tiles(rng, mapping):
   assert parts["drivers"].area_m2 == g.size / g.shape[-1] * 19
   driven = lines.sum() * num_columns * arrays
   assert parts["drivers"].energy_joule == pytest.approx(driven * 17)
-  read = num_rows * columns * arrays
+  read = num_rows * columns * arrays * (1 + (mapping == "interleaved"))
   read += num_rows * num_columns * (g.shape[-1] - 8)  # references
   assert parts["sample_hold"].energy_joule == read * 23
   assert parts["sample_hold"].area_m2 == g.size / 16 * 29
-  assert parts["converters"].area_m2 / (num_rows * num_columns * 2) == (
+  number = 1 if mapping == "interleaved" else 2  # of 4 or 8 columns of weights
+  assert parts["converters"].area_m2 / (num_rows * num_columns * number) == (
     5 + hardware.converter_bits + 0.25 * 2**hardware.converter_bits
   )
   single = num_rows * num_columns * arrays
@@ -206,6 +207,52 @@ def test_costs_follow_the_cells_of_programmed_tiles(rng, mapping):
   used = cost.utilisation(np.array([columns]), geometry).cells
   weights = num_rows * num_columns * hardware.weights_of_pair * arrays / 2
   assert used == pytest.approx(rows * columns / weights)
+
+
+@pytest.mark.parametrize(
+  "mapping, conversions, converters, turns, currents",
+  [
+    # 2 row tiles, 10 columns of weights of 8 a tile, 4 a converter.
+    ("differential", 2 * 10 * 2, 2 * 2, 4, 10 * (3 + 1)),
+    # 3 tiles' columns of 4 weights in 8 bit lines.
+    ("interleaved", 2 * 10 * 2, 2, 4, 10 * (3 + 1)),
+    # A bias column a tile: 9 bit lines.
+    ("single", 2 * (10 + 2), 3, 4, (10 + 2) * (3 + 1) / 2),
+  ],
+)
+def test_both_currents_have_converters_by_hand(
+  mapping, conversions, converters, turns, currents
+):
+  """27 rows, 10 columns, 6 positions, 5 bits; else as subtracted currents."""
+  hardware = dataclasses.replace(_HARDWARE, mapping=mapping)
+  digital = dataclasses.replace(hardware, subtraction="digital")
+  before, after = (
+    cost.components(np.array([10]), _one(3, 9, 6, False, h))
+    for h in (hardware, digital)
+  )
+  driven = 27 * 0.5
+  convert = 1 + 2 * 5 + 3 * 5**2 + 0.5 * 2**5
+  tiles = 2 * (3 if mapping == "interleaved" else 2)
+  moved = 27 + 2 * 10 * 6  # a difference of 5-bit codes has 6
+  expected = {
+    **before,
+    "converters": (
+      6 * (conversions * convert + 11 * 2 * driven * currents * 11),
+      tiles * converters * (5 + 5 + 0.25 * 2**5),
+    ),
+    "partial_sums": (6 * conversions * 31, tiles * converters * 37),
+    "interconnect": (
+      6 * (moved * 47 + 10 * 16 * 53),
+      before["interconnect"].area_m2,
+    ),
+  }
+  for name, amount in after.items():
+    assert amount == pytest.approx(tuple(expected[name])), name
+  total = cost.network_cost(np.array([10]), _one(3, 9, 6, False, digital))
+  assert total.latency_second == 6 * (7 + turns * 11)
+  assert not digital.may_sense(True)
+  with pytest.raises(errors.InputError, match="subtraction: got 'digital', al"):
+    dataclasses.replace(digital, mapping="offset")
 
 
 def test_a_mapping_of_one_cell_buys_twice_the_width():
@@ -283,6 +330,11 @@ def test_cells_may_conduct_while_columns_are_converted(rows, convert):
       {"mapping": "complementary", "tile_shape": (15, 8)},
       "tile_shape: got .15, 8., allowed is an even number of rows",
     ),
+    (
+      {"mapping": "interleaved", "tile_shape": (16, 9)},
+      "tile_shape: got .16, 9., allowed is an even number of columns",
+    ),
+    ({"subtraction": "both"}, "subtraction: got 'both', allowed is one of ana"),
     ({"technology": "isaac_32nm"}, "technology: got 'isaac_32nm', allowed"),
     (
       {"technology": dataclasses.replace(_ROUND, read_time=float("nan"))},

@@ -383,8 +383,11 @@ def test_faults_are_stuck_on_stuck_off_or_none():
     crossbar.program(jax.random.key(0), net, _IDEAL, faults=faults)
 
 
-def _currents(g, bits, device):
-  """Returns what a tile's digital side makes of cells `[A, R, C]`, by hand."""
+def _currents(g, bits, device, convert=None):
+  """Returns what a tile's digital side makes of cells `[A, R, C]`, by hand.
+
+  With `convert` of two currents each, in units of a weight of 1.
+  """
   arrays, rows, columns = g.shape
   current = np.zeros((arrays, columns))
   driven = 0
@@ -398,12 +401,18 @@ def _currents(g, bits, device):
     for array, column in np.ndindex(arrays, columns):
       current[array, column] += voltage * g[array, row, column]
   unit = device.read_voltage * (device.g_on - device.g_off)
-  if device.mapping == "differential":
-    return (current[0] - current[1]) / unit
   if device.mapping == "complementary":
     return current[0] / unit
-  if device.mapping == "single":
-    return 2 * (current[0, :-1] - current[0, -1]) / unit
+  sides = {
+    "differential": lambda: current,
+    "interleaved": lambda: (current[0, ::2], current[0, 1::2]),
+    "single": lambda: (2 * current[0, :-1], 2 * current[0, -1:]),
+  }
+  if device.mapping in sides:
+    added, taken = sides[device.mapping]()
+    if convert:
+      return convert(added / unit) - convert(taken / unit)
+    return (added - taken) / unit
   leak = driven * device.read_voltage * device.g_off
   return 2 * (current[0] - leak) / unit - driven
 
@@ -449,12 +458,93 @@ def test_mappings_are_their_circuits(rng, mapping):
   np.testing.assert_array_equal(got[0], bits @ w)
 
 
+@pytest.mark.parametrize("mapping", ["differential", "single", "interleaved"])
+@pytest.mark.parametrize("adc_bits", [5, 8])
+def test_both_currents_have_converters(rng, mapping, adc_bits):
+  """Cell by cell, their codes subtracted; of ideal chips and 8 bits exact."""
+  ideal = crossbar.Device(
+    tile_shape=(16, 8),
+    mapping=mapping,
+    subtraction="digital",
+    adc_bits=adc_bits,
+    g_off=2e-6,  # of 16 rows less than half a code
+  )
+  faulty = dataclasses.replace(
+    ideal, stuck_on=0.1, stuck_off=0.1, dead_rows=0.05, variation=0.4
+  )
+  w = rng.choice(np.float32([-1, 1]), (37, 19))
+  bits = rng.integers(0, 2, (6, len(w))).astype(np.float32)
+  net, key = {"params": {"a": {"kernel": w}}}, jax.random.key(rng.integers(99))
+
+  def read(device):
+    layer = jax.jit(crossbar.program)(key, net, device)["crossbar"]["a"]
+    return np.asarray(readout.read(jnp.matmul, bits, layer), np.float64)
+
+  if adc_bits == 8:
+    np.testing.assert_array_equal(read(ideal), bits @ w)
+  g = np.asarray(cells.chip_cells(key, net, faulty)["a"].conductances[0])
+  rows, columns = cells.weight_shape(faulty)
+  factor = 2 if mapping == "single" else 1
+  most = factor * 16 * ideal.g_on / (ideal.g_on - ideal.g_off)
+  step = max(most / (2**adc_bits - 1), 1)
+
+  def convert(current):
+    return step * np.clip(np.round(current / step), 0, 2**adc_bits - 1)
+
+  got, analog = read(faulty), dataclasses.replace(faulty, subtraction="analog")
+  expected = np.zeros_like(got)
+  for image, row, column in np.ndindex(len(bits), *g.shape[:2]):
+    padded = np.pad(bits[image], (0, -len(w) % rows)).reshape(-1, rows)
+    tile = g[row, column].astype(np.float64)
+    part = _currents(tile, padded[row], faulty, convert)
+    place = slice(column * columns, min((column + 1) * columns, w.shape[1]))
+    expected[image, place] += part[: place.stop - place.start]
+  # A current that is between two codes may round to either.
+  assert (abs(got - expected) > 1e-3).mean() < 0.01
+  assert (abs(read(analog) - got) > 0.4).any()
+
+
+def test_a_bias_column_has_one_converter_for_all(rng):
+  """Its noise and offset are in all columns of its tile, and no others."""
+  device = crossbar.Device(
+    tile_shape=(16, 8),
+    mapping="single",
+    subtraction="digital",
+    adc_bits=12,
+    adc_noise=2.0,
+    adc_offset=0.5,
+  )
+  w = np.float32(rng.permuted(np.tile([[-1], [1]], (8, 16)), axis=0))
+  net = {"params": {"a": {"kernel": w}}}
+  chip = crossbar.program(jax.random.key(3), net, device)
+  chip = crossbar.for_images(chip, np.arange(2000))
+  layer = chip["crossbar"]["a"]
+  assert layer["kernels"].shape[-1] == layer["offsets"].shape[-1] == 18
+  # All rows on: currents of 16 are 8 deviations above 0, where codes end.
+  sums = readout.read(jnp.matmul, np.ones((2000, 16), np.float32), layer)
+  sums = np.asarray(sums, np.float64)
+  offsets = np.asarray(layer["offsets"][0], np.float64)
+  expected = offsets[:16] - np.repeat(offsets[16:], 8)
+  np.testing.assert_allclose(sums.mean(0), expected, atol=0.35)
+  tile = np.kron(np.eye(2), np.ones((8, 8)))
+  # Of independent noises, and one that is shared: half the variance.
+  between = np.where(np.eye(16), 1, tile / 2)
+  assert abs(np.corrcoef(sums.T) - between).max() < 0.12
+
+
 @pytest.mark.parametrize(
   "fields, bits, allowed",
   [
     (dict(mapping="single", read_noise=1.0), 1, "with read_noise"),
     (dict(mapping="single", telegraph_noise=1.0), 1, "with telegraph_noise"),
     (dict(mapping="single", white_noise=0.1), 1, "with white_noise"),
+    (
+      dict(mapping="single", subtraction="digital", read_noise=1.0),
+      1,
+      "with read_noise",
+    ),
+    (dict(mapping="offset", dac_noise=0.1), 1, "with dac_noise"),
+    (dict(mapping="complementary", dac_noise=0.1), 1, "with dac_noise"),
     (dict(mapping="offset", adc_bits=4), 1, "with adc_bits"),
     (dict(mapping="offset", adc_bits=jnp.float32(4)), 1, "with adc_bits"),
     (dict(mapping="complementary", tile_shape=(15, 8)), 1, "an even number"),

@@ -56,6 +56,8 @@ _RANGES = {
   "adc_offset": (0, 1e6),
   "adc_gain": (0, 1),
   "adc_noise": (0, 1e6),
+  "adc_mismatch": (0, 0.1),
+  "dac_noise": (0, 10),
   **dict.fromkeys(crossbar.WIRES, (0, 1e9)),
   "adc_bits": (0, 16),
   "adc_percentile": (50, 100),
@@ -63,6 +65,7 @@ _RANGES = {
 _NUMBERS = ("g_on", "g_off", *_RANGES)
 _LENGTHS = {"write_sigma": None, "drift_mean": 4, "drift_std": 4}
 _LENGTHS.update(write_range=2, telegraph=2, flicker=4, activation=2)
+_LENGTHS.update(adc_inl=None)
 _RELAXATION = ("relaxation_shift", "relaxation_spread", "relaxation_growth")
 _LENGTHS.update(dict.fromkeys(_RELAXATION))
 # Of the other fields, what is not allowed and what is.
@@ -75,6 +78,7 @@ _WORDS = {
   "cell_bits": ([-1, 3, 8, 1.0, True, None, "2"], "allowed is 0 (one analog"),
   "adc_range": (["full", "", None, 1, ("full_scale",)], "one of full_scale, c"),
   "stuck_cells_vary": ([0, 1, None, "no"], "True or False"),
+  "subtraction": (["none", "", None, 1], "one of analog, digital"),
   "mapping": (["xnor", "", None, 1, ("single",)], "one of differential, sing"),
   "fault_cluster": ([0, -1, 2.0, True, None], "a whole number of cells"),
   "spare_level": ([0, 1, None, "no"], "True or False"),
@@ -99,10 +103,13 @@ _OTHERS = {
   "flicker": (0.01, 0.5, 0.1, 0.02),
   "activation": (-0.01, 0.12),
   "white_noise_law": "inverse",
+  "adc_inl": (0.21, -0.3),
+  "adc_mismatch": 0.05,
   **{name: (0.21, -0.3) for name in _RELAXATION},
   "stuck_cells_vary": True,
   "fault_cluster": 3,
   "mapping": "offset",
+  "subtraction": "digital",
   "spare_level": True,
   "analog_inputs": True,
   "source_side": "last",
@@ -123,6 +130,8 @@ def _with(**changes):
     changes = {"adc_bits": 6, **changes}
   if changes.get("relaxation"):
     changes = {"relaxation_growth": (1.0,), **changes}
+  if changes.get("drift_time"):
+    changes = {"drift_mean": (0.0, 0.1, 0.1, 0.1), **changes}
   if changes.get("flicker_noise"):
     changes = {"flicker": (0.0, 0.0, 0.0, 1.0), **changes}
   if changes.get("read_disturb"):
@@ -224,6 +233,32 @@ _NOISY = "x.analog_inputs: got True with noise a read, allowed is False"
     (dict(analog_inputs=True, read_noise=1.0), _NOISY),
     (dict(analog_inputs=True, telegraph_noise=1.0), _NOISY),
     (dict(analog_inputs=True, white_noise=0.1), _NOISY),
+    (dict(analog_inputs=True, dac_noise=0.1), _NOISY),
+    *(
+      (dict(subtraction="digital", **other), "x.subtraction: got 'digital' wi")
+      for other in (
+        dict(mapping="offset"),
+        dict(mapping="complementary"),
+        dict(analog_inputs=True),
+        dict(adc_bits=1),
+      )
+    ),
+    (
+      dict(gated=True, dac_noise=0.1),
+      "x.dac_noise: got 0.1 with gated cells, allowed is 0: their word lines",
+    ),
+    (
+      dict(gated=True, subtraction="digital", sense_load_resistance=2.0),
+      "x.subtraction: got 'digital' with gated cells on resistive lines, allo",
+    ),
+    (
+      dict(mapping="interleaved", tile_shape=(64, 9)),
+      "x.tile_shape: got (64, 9) with interleaved cells, needed are an even",
+    ),
+    *(
+      (dict(adc_bits=1, **{field: error}), "x.adc_bits: got 1, a sense amplifi")
+      for field, error in (("adc_mismatch", 0.01), ("adc_inl", (0.0, 0.2)))
+    ),
     (
       dict(adc_offset=0.5, adc_bits=0),
       "x.adc_offset: got 0.5 with ideal converters, allowed is 0 where adc_",
@@ -251,6 +286,10 @@ _NOISY = "x.analog_inputs: got True with noise a read, allowed is False"
     (
       dict(relaxation=2.0, relaxation_growth=(0.0, 0.0)),
       "x.relaxation: got 2, allowed is 0 without a measured relaxation_shift, ",
+    ),
+    (
+      dict(drift_time=2.0, drift_mean=(0.0,) * 4),
+      "x.drift_time: got 2, allowed is 0 without a measured drift_mean or dri",
     ),
     *(
       (
@@ -503,11 +542,12 @@ def test_any_fields_make_the_round_trip_through_trees(fields):
 def test_all_fields_make_the_round_trip_through_files(file):
   """Lists of the file are the tuples that they were."""
   # Together they would be refused.
-  silent = ("telegraph_noise", "read_noise", "white_noise")
+  silent = ("telegraph_noise", "read_noise", "white_noise", "dac_noise")
   together = {**_OTHERS, **dict.fromkeys(silent, 0.0)}
-  together, alone = {**together, "mapping": "differential"}, _OTHERS["mapping"]
-  alone = dict(mapping=alone), dict(gated=together.pop("gated"))
-  devices = (crossbar.Device(**x) for x in (together, *alone))
+  alone = ("mapping", "subtraction", "gated")
+  devices = [crossbar.Device(**{name: _OTHERS[name]}) for name in alone]
+  together |= {name: getattr(_IDEAL, name) for name in alone}
+  devices.append(crossbar.Device(**together))
   for device in (*crossbar.PRESETS.values(), *devices):
     found = _read(file(dataclasses.asdict(device)))
     assert found == device
@@ -562,7 +602,7 @@ def test_effects_are_fields_whose_default_is_0():
   tuples = {n for n, f in _FIELDS.items() if isinstance(f.default, tuple)}
   assert set(crossbar.SCENARIO_FIELDS) == set(_FIELDS) - tuples
   for field, other in _OTHERS.items():
-    noise = ("read_noise", "telegraph_noise", "white_noise")
+    noise = ("read_noise", "telegraph_noise", "white_noise", "dac_noise")
     tiled = field in ("adc_bits", *noise, *crossbar.CONVERTER_ERRORS)
     assert crossbar.needs_tiles(_with(**{field: other})) == tiled
 

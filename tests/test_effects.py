@@ -29,7 +29,7 @@ _SEVERITIES = tuple(
   name
   for name in crossbar.DEFECTS
   if name not in ("read_noise", "telegraph_noise", "white_noise", *_DISPERSIONS)
-  and name not in crossbar.CONVERTER_ERRORS
+  and name not in crossbar.CIRCUIT_ERRORS
 )
 _MEASURED = tuple(
   name for name, device in crossbar.PRESETS.items() if device.write_error
@@ -353,7 +353,14 @@ def _pcm_exponent(share):
 def test_drift_exponents(rng):
   """Each max(N(mu, sigma^2), 0), recovered from what a chip lost in a day."""
   for device, exponent in (
-    (crossbar.Device(), lambda share: (0.1, 0.05)),
+    (
+      crossbar.Device(
+        drift_start=20.0,
+        drift_mean=(0.0, 0.1, 0.1, 0.1),
+        drift_std=(0.0, 0.05, 0.05, 0.05),
+      ),
+      lambda share: (0.1, 0.05),
+    ),
     (crossbar.PRESETS["pcm"], _pcm_exponent),
   ):
     silent = dict.fromkeys(("write_error", "relaxation", "flicker_noise"), 0.0)

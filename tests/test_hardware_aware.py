@@ -85,7 +85,15 @@ _CMO = vars(crossbar.PRESETS["hfox_cmo"])
     (crossbar.Device(dead_rows=0.2, gaussian_variation=0.5), 1),
     (crossbar.Device(variation=0.5, wire_resistance=2.0), 1),
     (crossbar.Device(variation=0.5, wire_resistance=20.0, gated=True), 1),
-    (crossbar.Device(drift_time=1e4, write_error=1.0, write_sigma=(2.0,)), 1),
+    (
+      crossbar.Device(
+        drift_time=1e4,
+        drift_mean=(0.0, *[0.1] * 3),
+        write_error=1.0,
+        write_sigma=(2.0,),
+      ),
+      1,
+    ),
     (crossbar.Device(read_noise=1.0, telegraph_noise=1.0, stuck_off=0.5), 1),
     (
       crossbar.Device(
@@ -95,6 +103,7 @@ _CMO = vars(crossbar.PRESETS["hfox_cmo"])
     ),
     (crossbar.Device(stuck_off=0.3, adc_bits=14), 1),
     (crossbar.Device(adc_bits=14, adc_offset=1.0, adc_noise=1.0), 1),
+    (crossbar.Device(adc_bits=14, adc_mismatch=0.1, stuck_off=0.3), 1),
     (crossbar.Device(stuck_off=0.3, variation=0.2), 8),
     (crossbar.Device(stuck_off=0.3, adc_bits=14, cell_bits=2), 8),
   ],

@@ -59,6 +59,7 @@ def test_polarity_lowers_the_error_as_simulated(rng, rows, percent):
     (1, {}),
     (1, {"read_noise": 1.0}),
     (1, {"adc_bits": 5}),
+    (1, {"adc_bits": 5, "subtraction": "digital"}),
     (1, {"adc_bits": 3, "adc_range": "granular"}),
     (8, {}),
     (8, {"cell_bits": 2, "adc_bits": 6}),

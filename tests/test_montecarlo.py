@@ -95,6 +95,30 @@ def test_recalibrated_on_every_chip_whatever_the_form(tiny):
   assert (planes != whole).any()
 
 
+@pytest.mark.slow
+def test_clipping_is_counted_on_every_chip_however_they_are_divided(tiny):
+  """By layers on chips; what is classified stays the same."""
+  device = crossbar.Device(adc_bits=3, adc_range="granular", stuck_off=0.1)
+  found = []
+  for limits in (_DIVIDED, monte_carlo.FREE):
+    chunks = []
+    layers = ("stage3_*", "head")
+    got = _correct(
+      *(tiny, device, range(5)),
+      **dict(layers=layers, limits=limits, clipped=chunks.append),
+    )
+    names = {name.split("/")[0] for name in chunks[0]}
+    assert names == {"stage3_block0", "head"}
+    found.append(
+      {name: np.concatenate([x[name] for x in chunks]) for name in chunks[0]}
+    )
+  plain = _correct(tiny, device, range(5), layers=layers)
+  np.testing.assert_array_equal(got, plain)
+  for name, shares in found[0].items():
+    np.testing.assert_array_equal(shares, found[1][name])
+    assert shares.shape == (5,) and 0 < shares.max() < 1
+
+
 def test_progress_counts_chips(tiny):
   seen = []
   _correct(tiny, _STUCK, range(5), limits=_DIVIDED, progress=seen.append)

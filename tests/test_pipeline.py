@@ -776,9 +776,15 @@ def test_every_way_of_read_out_runs_to_the_end(run, tmp_path, capsys):
     # A dead stem makes all images alike.
     (dead,) = sweeps["chip 7: fault_map"]
     assert dead["mean"] < 0.2
+    clipped = [e[0].get("clipped") for e in sweeps.values()]
+    are_counted = [False, True, True, False, False]
+    assert [bool(shares) for shares in clipped] == are_counted
+    assert set(clipped[1]) == set(clipped[2]) and "stem" in clipped[1]
+    # A calibrated range clips a thousandth of some tile's, full scale nothing.
+    assert max(clipped[1].values()) > 0 == max(clipped[2].values())
   page = (workdir / "report" / "index.html").read_text()
   assert "load_resistance = 4.0: wires of 5" in page
-  assert "the measured faults" in page
+  assert "the measured faults" in page and "Conversions that clip" in page
 
 
 def test_a_fault_map_that_does_not_fit_is_refused_first(run, tmp_path, capsys):

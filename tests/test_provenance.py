@@ -160,6 +160,12 @@ def test_a_field_that_is_newer_than_a_run_has_its_default(finished, data_dir):
   path = finished / "config.json"
   saved = storage.read_record(path)
   del saved["device.resolved"]["telegraph_noise"]
+  # Constants of drift that every device had, without any drift.
+  saved["device.resolved"] |= {
+    "drift_start": 20.0,
+    "drift_mean": [0.0, 0.1, 0.1, 0.1],
+    "drift_std": [0.0, 0.05, 0.05, 0.05],
+  }
   del saved["log_every"], saved["train.teacher.resolved"]
   storage.write_record(path, saved)
   config = short_run.config(data__data_dir=str(data_dir))
@@ -180,6 +186,7 @@ def test_fields_of_a_device_that_are_newer_change_no_digest(finished, tmp_path):
   for device in devices:
     for name in newer:
       del device[name]
+    device |= results.FORMER_DRIFT
   storage.write_record(tmp_path / "config.json", saved)
   for stage in ("pretrain", "search", "train", "robustness"):
     before = provenance._configuration(tmp_path, stage)

@@ -642,6 +642,38 @@ def test_converters_as_built_read_by_formula(rng):
   )
 
 
+@pytest.mark.parametrize("bits", [1, 8])
+def test_conversions_that_clip_are_counted(rng, bits):
+  """Of every image, in all tiles and bit planes; and sums are the same."""
+  device = crossbar.Device(
+    tile_shape=(16, 8), adc_bits=3, adc_range="granular", adc_gain=0.1
+  )
+  key, kernel = _key(rng), _kernel(rng, (40, 12))
+  x = rng.integers(0, 2 ** (bits - 1) + (bits == 1), (6, 40))
+  x = x.astype(np.float32)
+
+  @jax.jit
+  def both(key, kernel, x):
+    layer = _chip(key, kernel, device, bits)["crossbar"]["layer"]
+    read = functools.partial(readout.read, _product(kernel), x, layer)
+    return read(), *read(counted=True), layer["gains"]
+
+  plain, sums, counts, gains = jax.device_get(both(key, kernel, x))
+  np.testing.assert_array_equal(sums, plain)
+  weights = np.sign(kernel)
+  if bits == 8:
+    weights = np.round(kernel / (np.abs(kernel).max(0) / 127))
+  expected = np.zeros(6, int)
+  for plane, tile in np.ndindex(bits, 3):
+    rows = slice(16 * tile, 16 * tile + 16)
+    driven = x.astype(int)[:, rows] >> plane & 1
+    seen = driven @ weights[rows] * (1 + gains[tile])
+    expected += ((np.round(seen) > 3) | (np.round(seen) < -4)).sum(1)
+  np.testing.assert_array_equal(counts[:, 0], expected)
+  np.testing.assert_array_equal(counts[:, 1], 3 * bits * 12)
+  assert 0 < expected.min() and expected.max() < 3 * bits * 12
+
+
 @pytest.mark.slow
 def test_errors_of_converters_are_normal_and_each_ones_own(rng):
   device = crossbar.Device(tile_shape=(16, 8), adc_bits=6, **_BUILT)
@@ -676,6 +708,148 @@ def test_noise_of_converters_is_new_at_every_read(rng):
     ends = (stats.norm.cdf((code + half) / 2) for half in (-0.5, 0.5))
     assert stats.kstest(rng.uniform(*ends).ravel(), "uniform").pvalue > 1e-6
     assert abs(np.corrcoef(code.T)[np.triu_indices(20, 1)]).max() < 0.12
+
+
+def _levels(bits, granular, table):
+  """Levels at which codes change [LSB], and the least code, by definition."""
+  least = -(2 ** (bits - 1)) + (not granular)
+  above = np.arange(1, 2**bits - (not granular))
+  ends = np.linspace(0, 1, len(table)), np.linspace(0, 1, len(above))
+  return least + above - 0.5 + np.interp(ends[1], ends[0], table), least
+
+
+@given(st.integers(0, 2**31), st.sampled_from([2, 6]), st.booleans())
+def test_levels_of_codes_deviate_as_a_table_says(seed, bits, granular):
+  """Codes are the number of levels that are reached; of 0, as without it."""
+  rng = np.random.default_rng(seed)
+  make = converters.granular if granular else converters.symmetric
+  converter = make(bits) if granular else make(bits, 200)
+  step = float(converter.step)
+  sums = np.append(rng.normal(0, 2**bits / 3, 300) * step, range(-100, 101))
+  sums = sums.astype(np.float32)
+  plain = np.asarray(_convert(sums, converter))
+  for table in (rng.uniform(-0.4, 0.4, 2**bits - 1 - (not granular)), [0.3]):
+    levels, least = _levels(bits, granular, table)
+    expected = least + (sums[:, None] / step >= levels).sum(1)
+    got = np.asarray(_convert(sums, converter, inl=np.float32(table))) / step
+    near = abs(sums[:, None] / step - levels).min(1) < 1e-4
+    np.testing.assert_allclose(got[~near], expected[~near], atol=1e-4)
+    assert near.mean() < 0.1 and (got != plain / step).any()
+  # A table of fewer entries is interpolated.
+  coarse = np.float32([0.4, -0.3, 0.2])
+  levels, _ = _levels(bits, granular, coarse)
+  fine = np.float32(levels - _levels(bits, granular, [0.0])[0])
+  ways = [_convert(sums, converter, inl=table) for table in (coarse, fine)]
+  assert (np.asarray(ways[0]) != ways[1]).mean() < 0.02
+  silent = {
+    "inl": np.zeros(3, np.float32),
+    "capacitors": np.zeros((16, 1), np.float32),
+  }
+  same = _convert(sums[:, None], converter, **silent)
+  np.testing.assert_array_equal(np.ravel(same), plain)
+
+
+def test_capacitors_of_converters_err_as_in_theory(rng):
+  """Levels are those of the divider; INL and DNL have the known deviations."""
+  bits, sigma, count = 6, 0.03, 20000
+  normal = rng.normal(size=(17, count))
+  device = crossbar.Device(adc_bits=bits, adc_mismatch=sigma)
+  errors = np.asarray(defects.capacitor_errors(np.float32(normal), device))
+  assert errors.shape == (16, count) and not errors[bits:].any()
+  units = 2.0 ** np.arange(bits)
+  capacitors = units[:, None] + sigma * np.sqrt(units)[:, None] * normal[1:7]
+  total = capacitors.sum(0) + 1 + sigma * normal[0]
+  codes = np.arange(2**bits)
+  digits = codes[:, None] >> np.arange(bits) & 1
+  inl = 2**bits * (digits @ capacitors) / total - codes[:, None]
+  np.testing.assert_allclose(digits @ errors[:bits], inl, atol=1e-4)
+  # Of 20,000 a deviation is known to 0.5 %; 6 of those, and terms of s^2.
+  std = sigma * np.sqrt(codes * (1 - codes / 2**bits))
+  np.testing.assert_allclose(inl.std(1), std, rtol=0.04)
+  assert std.max() == sigma * np.sqrt(2 ** (bits - 2))
+  step = np.diff(inl, axis=0).std(1)
+  assert step.argmax() == 2 ** (bits - 1) - 1  # into the middle
+  most = sigma * np.sqrt(2**bits - 1)
+  np.testing.assert_allclose(step.max(), most, rtol=0.04)
+
+
+@pytest.mark.slow
+def test_converters_of_unequal_capacitors_approximate(rng):
+  """Bit by bit, each column of each tile with capacitors of its own."""
+  device = crossbar.Device(tile_shape=(16, 8), adc_bits=5, adc_mismatch=0.1)
+  key, kernel, x = _key(rng), _kernel(rng, (40, 20)), _bits(rng, (50, 40))
+  layer = jax.jit(_chip)(key, kernel, device)["crossbar"]["layer"]
+  errors = np.asarray(layer["capacitors"], np.float64)
+  assert errors.shape == (3, 16, 20)
+  expected, w = np.zeros((50, 20)), np.sign(kernel)
+  for image, column, tile in np.ndindex(50, 20, 3):
+    rows = slice(16 * tile, 16 * tile + 16)
+    # An LSB is 16 / 15, and the least code -15.
+    level = x[image, rows] @ w[rows, column] / (16 / 15) + 15.5
+    code, wrong = 0, 0.0
+    for bit in reversed(range(5)):
+      error = wrong + errors[tile, bit, column]
+      if code + 2**bit <= 30 and level >= code + 2**bit + error:
+        code, wrong = code + 2**bit, error
+    expected[image, column] += (code - 15) * 16 / 15
+  got = np.asarray(_read(key, kernel, x, device))
+  # A sum that is at a level may round to either side.
+  assert (abs(got - expected) > 1e-4).mean() < 5e-3
+  plain = dataclasses.replace(device, adc_mismatch=0.0)
+  assert (abs(got - np.asarray(_read(key, kernel, x, plain))) > 1).mean() > 0.05
+  # Each one's own, and those of a narrower net.
+  table = errors[:, :5].transpose(1, 0, 2).reshape(5, -1)
+  assert len(np.unique(table[4])) == 60
+  narrow = jax.jit(_chip)(key, kernel[:, :7], device)["crossbar"]["layer"]
+  np.testing.assert_array_equal(
+    layer["capacitors"][..., :7], narrow["capacitors"]
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [1, 8])
+def test_noise_of_word_lines_is_that_of_rows_drawn_one_by_one(rng, bits):
+  """Its covariance of columns too, of one row's voltage for all of them."""
+  device = crossbar.Device(
+    tile_shape=(16, 8), g_off=1e-4, dac_noise=0.05, variation=0.3
+  )
+  key, kernel = _key(rng), _kernel(rng, (40, 12))
+  linear = dataclasses.replace(device, dac_noise=0.0)
+  layer_key = jax.random.fold_in(key, 0)
+  weights = crossbar.effective_weights(layer_key, kernel, linear, bits)
+  weights = np.asarray(weights, np.float64)
+  x = rng.integers(0, 2 ** (bits - 1) + (bits == 1), (1, 40))
+  inputs = np.tile(x, (4000, 1)).astype(np.float32)
+  got = np.asarray(_read(key, kernel, inputs, device, bits=bits), np.float64)
+  # Of bit planes, each read with voltages of its own.
+  planes = x[0][:, None] >> np.arange(bits) & 1
+  driven = planes @ 4.0 ** np.arange(bits)
+  covariance = 0.05**2 * weights.T @ (driven[:, None] * weights)
+  noise = got - x @ weights
+  white = noise @ np.linalg.inv(np.linalg.cholesky(covariance)).T
+  assert _are_normal(white)
+  between = np.corrcoef(white.T)[np.triu_indices(12, 1)]
+  assert abs(between).max() < 0.09
+  assert abs(np.corrcoef(noise[:-1, 0], noise[1:, 0])[0, 1]) < 0.09
+  silent = _read(key, kernel, 0 * inputs[:5], device, bits=bits)
+  np.testing.assert_array_equal(silent, 0)
+
+
+def test_positions_of_a_convolution_have_voltages_of_their_own(rng):
+  """Rows and taps in order: a row's noise is in the sums that it drives."""
+  device = crossbar.Device(tile_shape=(20, 8), dac_noise=0.1, g_off=1e-5)
+  key, kernel = _key(rng), _kernel(rng, (3, 3, 3, 6))
+  x = np.tile(_bits(rng, (1, 4, 4, 3)), (2000, 1, 1, 1))
+  got = np.asarray(_read(key, kernel, x, device, strides=2), np.float64)
+  product = _product(kernel, 2)
+  noise = got - np.asarray(product(x[:1], np.sign(kernel)))
+  # Weights of +-1: as much of every driven row.
+  rows = np.asarray(product(x[:1], np.ones_like(kernel)))
+  assert noise.shape == (2000, 2, 2, 6)
+  z = noise / (0.1 * np.sqrt(rows))
+  assert _are_normal(z)
+  at = z[..., 0].reshape(2000, -1)
+  assert abs(np.corrcoef(at.T)[np.triu_indices(4, 1)]).max() < 0.12
 
 
 def test_a_column_that_is_held_negated_has_its_own_offset_negated(rng):

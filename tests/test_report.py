@@ -944,6 +944,19 @@ def test_the_page_says_what_holds_a_weight(made, mapping, told):
   assert told in " ".join(page.text.split())
 
 
+def test_the_layer_whose_converters_clip_most_is_named(made):
+  *_, content, page = made
+  assert facts.tables(content)["clipped"].empty
+  rows = [dict(row) for row in content["accuracy"]]
+  first, second = rows[0], next(r for r in rows if r["net"] == "uniform")
+  first["clipped"] = {"stem": 0.001, "head": 0.02}
+  second["clipped"] = {"stem": 0.0}
+  table = facts.tables({**content, "accuracy": rows})["clipped"]
+  shown = [first["label"], "2.00 in head", "none", "-"]
+  assert table.to_numpy().tolist() == [shown]
+  assert table.columns[1] == "found [%]"
+
+
 @pytest.mark.parametrize("on_chips", [False, True])
 def test_a_float_net_is_on_chips_where_it_was_measured_there(made, on_chips):
   content = made[3]

@@ -306,7 +306,9 @@ def _weights(params, device, compensated, bits=1, key=1):
 
 
 # All cells lose the same share of their conductance, or shares that differ.
-_DRIFTED = crossbar.Device(drift_time=1e6, drift_std=(0.0,) * 4)
+_DRIFTED = crossbar.Device(
+  drift_time=1e6, drift_start=20.0, drift_mean=(0.0, *[0.1] * 3)
+)
 _SPREAD = dataclasses.replace(_DRIFTED, drift_std=(0.0, *[0.02] * 3))
 
 
@@ -378,14 +380,16 @@ def _tally(folder, key="both: stuck", severity=0.1, images=13):
 def test_what_is_correct_is_kept_bit_by_bit(rng, tmp_path):
   """Also over an interruption; 13 images are no whole bytes."""
   correct = rng.uniform(size=(5, 13)) < 0.8
+  clipped = {"stem": rng.uniform(size=5), "block/conv1": np.zeros(5)}
   whole, begun = _tally(tmp_path / "whole"), _tally(tmp_path)
-  whole.add(correct)
-  begun.add(correct[:2])
+  whole.add(correct, clipped)
+  begun.add(correct[:2], clipped)
   begun.save()
   assert Tally.saved_chips(tmp_path / "partial.json", ["found"]) == 2
   resumed = _tally(tmp_path)
-  resumed.add(correct[2:])
+  resumed.add(correct[2:], {name: x[2:] for name, x in clipped.items()})
   entry = resumed.finish()
+  assert entry["clipped"] == {"stem": clipped["stem"].mean(), "block/conv1": 0}
   assert entry == whole.finish()
   np.testing.assert_array_equal(resumed.correct, correct)
   np.testing.assert_array_equal(

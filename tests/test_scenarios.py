@@ -123,18 +123,20 @@ def test_chips_differ_where_anything_is_random(effect):
     flicker=(0.0, 0.0, 0.0, 1.0),
     disturb=1e-6,
     activation=(0.0, 0.1),
+    drift_std=(0.0, *[0.1] * 3),
   )
   if effect in crossbar.CONVERTER_ERRORS:
     ideal = dataclasses.replace(ideal, adc_bits=6)
-  first, second = _parse({effect: (0, 1)}, ideal).severities
+  most = 0.1 if effect == "adc_mismatch" else 1
+  first, second = _parse({effect: (0, most)}, ideal).severities
   random = effect in {*crossbar.DEFECTS} - {*crossbar.NOT_RANDOM}
   assert (first.is_random, second.is_random) == (False, random)
   # Of the base, or beside the swept field.
-  base = dataclasses.replace(ideal, **{effect: 1})
+  base = dataclasses.replace(ideal, **{effect: most})
   swept = {"g_off": (3e-7,)}
   for scenario, device, expected in (
     (swept, base, random),
-    ({**swept, effect: 1}, ideal, random),
+    ({**swept, effect: most}, ideal, random),
     ({**swept, effect: 0}, base, False),
   ):
     (severity,) = _parse(scenario, device).severities
@@ -254,6 +256,7 @@ def test_another_memory_keeps_the_configured_converters():
   """Their errors, bandwidth and temperature; a share scales errors alike."""
   base = crossbar.Device(adc_bits=6, bandwidth=5e9, temperature=350.0)
   own = {"adc_offset": 2.0, "adc_gain": 0.1, "adc_noise": 1.0, "stuck_off": 0.1}
+  own |= {"adc_mismatch": 0.02, "dac_noise": 0.01}
   scenario = {"preset": "reram_wan2022", "device": (0.5, 1.0)}
   found = scenarios.parse(scenario, base, "here", own).severities
   preset = crossbar.PRESETS["reram_wan2022"]
@@ -265,7 +268,7 @@ def test_another_memory_keeps_the_configured_converters():
       bandwidth=5e9,
       temperature=350.0,
       write_error=share,
-      **{k: share * own[k] for k in crossbar.CONVERTER_ERRORS},
+      **{k: share * own[k] for k in crossbar.CIRCUIT_ERRORS},
     )
 
 

@@ -24,6 +24,7 @@ from hawis_jax.robustness import statistics
 from hawis_jax.runtime import storage
 
 _Config = ml_collections.ConfigDict
+_NOT_AT_0 = "tiles that a vector does not have would not read as 0"
 
 
 def default() -> _Config:
@@ -426,6 +427,8 @@ def search_devices(config: _Config) -> list[crossbar.Device]:
         "full_scale or granular: the super-net has no widths to calibrate for"
       )
       raise _error(f"{name}, adc_range", one.adc_range, others)
+    if one.adc_bits and any(one.adc_inl) and searches(config):
+      raise _error(f"{name}, adc_inl", one.adc_inl, f"(0.0,): {_NOT_AT_0}")
     if one.adc_bits == 1 and searches(config):
       more = "0 or 2 to 16: signs of parts of a column don't add up"
       raise _error(f"{name}, adc_bits", 1, more)
@@ -531,12 +534,13 @@ def _supernet_chips(config, where):
         "vector does not have would load them",
       )
     built = crossbar.CONVERTER_ERRORS
-    if any(crossbar.is_present(getattr(one, field)) for field in built):
+    if (one.adc_bits and any(one.adc_inl)) or any(
+      crossbar.is_present(getattr(one, field)) for field in built
+    ):
       raise _error(
         f"hardware_aware.scenarios[{index}]",
         config.hardware_aware.scenarios[index],
-        f"one without {', '.join(built)} where {where}: tiles that a vector "
-        "does not have would not read as 0",
+        f"one without {', '.join(built)} or adc_inl where {where}: {_NOT_AT_0}",
       )
   return devices
 

@@ -22,6 +22,7 @@ class _Cells(NamedTuple):
     arrays: of a tile.
     lines: word lines of a row of weights, in all arrays.
     rows: word lines of a row of weights, in one array.
+    columns: bit lines of a column of weights, in one array.
     references: columns beside those of weights.
     counts: whether the digital side counts a tile's inputs.
   """
@@ -29,13 +30,14 @@ class _Cells(NamedTuple):
   arrays: int = 1
   lines: int = 1
   rows: int = 1
+  columns: int = 1
   references: int = 0
   counts: bool = False
 
   @property
   def of_weight(self) -> int:
     """Returns cells of a weight."""
-    return self.arrays * self.rows
+    return self.arrays * self.rows * self.columns
 
 
 _MAPPINGS = {
@@ -43,6 +45,7 @@ _MAPPINGS = {
   "single": _Cells(references=1),
   "offset": _Cells(counts=True),
   "complementary": _Cells(lines=2, rows=2),
+  "interleaved": _Cells(columns=2),
 }
 
 
@@ -64,6 +67,7 @@ class Hardware:
       1. 1: an upper bound of energy, whatever the images.
     spare_columns: of every array, that hold no weights, see `crossbar.Placing`.
     mapping: of weights onto cells, see `crossbar.Device`.
+    subtraction: of currents or of codes, see `crossbar.Device`.
   """
 
   tile_shape: tuple[int, int] = _DEVICE.tile_shape
@@ -76,6 +80,7 @@ class Hardware:
   activity: float = 1.0
   spare_columns: int = 0
   mapping: str = _DEVICE.mapping
+  subtraction: str = _DEVICE.subtraction
 
   def __post_init__(self):
     """Raises InputError where a field makes no sense: costs would not."""
@@ -114,8 +119,14 @@ class Hardware:
     check("spare_columns", good, allowed)
     good = self.mapping in _MAPPINGS
     check("mapping", good, f"is one of {', '.join(_MAPPINGS)}")
-    good = not shape[0] % self.cells.rows
-    check("tile_shape", good, "is an even number of rows: a weight takes two")
+    for each, takes in (("rows", 0), ("columns", 1)):
+      good = not shape[takes] % getattr(self.cells, each)
+      allowed = f"is an even number of {each}: a weight takes two"
+      check("tile_shape", good, allowed)
+    good = self.subtraction in crossbar.SUBTRACTIONS
+    check("subtraction", good, f"is one of {', '.join(crossbar.SUBTRACTIONS)}")
+    good = not self.digital or self.mapping not in ("offset", "complementary")
+    check("subtraction", good, "is analog where no second current is read")
 
   @property
   def cells(self) -> _Cells:
@@ -126,7 +137,12 @@ class Hardware:
   def weight_shape(self) -> tuple[int, int]:
     """Returns (rows, columns) of a tile's weights."""
     rows, columns = self.tile_shape
-    return rows // self.cells.rows, columns
+    return rows // self.cells.rows, columns // self.cells.columns
+
+  @property
+  def digital(self) -> bool:
+    """Returns whether what is subtracted has converters of its own."""
+    return self.subtraction == "digital"
 
   @property
   def weights_of_pair(self) -> int:
@@ -153,10 +169,11 @@ class Hardware:
     """Returns whether a sense amplifier may read a column that fits one tile.
 
     It may if the result is only compared with a threshold, unless the device
-    names converters of more bits, or the digital side counts inputs: then the
-    threshold moves with them.
+    names converters of more bits, or the digital side subtracts, or counts
+    inputs: then the threshold moves with them.
     """
-    return self.adc_bits < 2 and binarized and not self.cells.counts
+    moves = self.cells.counts or self.digital
+    return self.adc_bits < 2 and binarized and not moves
 
   def copies(self, layer: int, positions: int) -> int:
     """Returns copies of a product's arrays; more than its positions idle."""
@@ -188,4 +205,5 @@ def hardware(
     duplication=duplication,
     activity=activity,
     mapping=device.mapping,
+    subtraction=device.subtraction,
   )

@@ -118,10 +118,14 @@ def product_costs(
   broadcast; the product's own widths are not read.
   """
   xp = jnp if isinstance(inputs, jax.Array) else np
-  tech, (array_rows, tile_columns) = hardware.technology, hardware.tile_shape
-  tile_rows, cells = hardware.weight_shape[0], hardware.cells
+  tech, (array_rows, array_columns) = hardware.technology, hardware.tile_shape
+  (tile_rows, tile_columns), cells = hardware.weight_shape, hardware.cells
+  array_columns += cells.references
+  digital = hardware.digital
   bits, mux = hardware.converter_bits, tech.columns_per_converter
-  converters = -(-tile_columns // mux)  # of a tile
+  # Bit lines that are converted, of an array: all, or one of each weight.
+  lines = array_columns if digital else tile_columns
+  converters = -(-lines // mux) * (cells.arrays if digital else 1)  # of a tile
   on, off, voltage = hardware.g_on, hardware.g_off, hardware.read_voltage
   positions = product.positions
   copies = hardware.copies(product.layer, positions)
@@ -139,7 +143,10 @@ def product_costs(
     return xp.where(sensed, of_sense, of_adc)
 
   convert_time = converter(tech.sense_time, tech.convert_time(bits))
-  turns = xp.minimum(outputs, min(mux, tile_columns))
+  each = outputs
+  if digital:
+    each = outputs * cells.columns + cells.references
+  turns = xp.minimum(each, min(mux, lines))
   if tech.overlapped:
     cycle = xp.maximum(tech.read_time, convert_time * turns)
   else:
@@ -151,14 +158,18 @@ def product_costs(
 
   # Of one position; floats, since JAX's integers would overflow.
   driven = hardware.activity * rows
-  conversions = row_tiles * (outputs * 1.0)
+  sums = conversions = row_tiles * (outputs * 1.0)
+  if digital:
+    conversions = sums * (1 if cells.references else 2)
+    conversions += tiles * cells.references
   values = outputs * (1.0 if product.binarized else tech.value_bits)
   # Of a pair one cell is on; of single cells half are taken to be.
   share = cells.of_weight / 2
-  # A reference's current is taken from every column's.
-  lost = 1 if cells.references else share
-  current = voltage * (on + off) * lost * driven * outputs
-  array_columns = tile_columns + cells.references
+  current = voltage * (on + off) * share * driven * outputs
+  if cells.references:
+    # A reference's is taken from every column's; a bias column has its own.
+    taken = column_tiles if digital else outputs
+    current += voltage * (on + off) / 2 * driven * taken
   # Of a column tile without weights: all cells off but the reference's.
   idle = (
     cells.of_weight * tile_columns * off + cells.references * (on + off) / 2
@@ -172,10 +183,11 @@ def product_costs(
     "converters": conversions
     * converter(tech.sense_energy, tech.convert_energy(bits))
     + current * convert_time * tech.load_voltage,
-    "sample_hold": conversions * (cells.arrays * tech.hold_energy),
+    "sample_hold": sums * (cells.arrays * cells.columns * tech.hold_energy),
     "partial_sums": conversions * converter(0.0, tech.add_energy),
     "buffer": (rows + values) * tech.buffer_energy,
-    "interconnect": (rows + conversions * converter(1.0, bits))
+    # The codes of both sides are subtracted where they are made.
+    "interconnect": (rows + sums * converter(1.0, bits + digital))
     * tech.bus_energy
     + values * tech.router_energy,
     "digital": outputs * tech.digital_energy,

@@ -11,6 +11,7 @@ from hawis_jax.crossbar.chip import is_ternary
 from hawis_jax.crossbar.chip import program
 from hawis_jax.crossbar.devices import check_constants
 from hawis_jax.crossbar.devices import check_stack
+from hawis_jax.crossbar.devices import CIRCUIT_ERRORS
 from hawis_jax.crossbar.devices import CONVERTER_ERRORS
 from hawis_jax.crossbar.devices import DEFECTS
 from hawis_jax.crossbar.devices import Device
@@ -25,6 +26,7 @@ from hawis_jax.crossbar.devices import scaled
 from hawis_jax.crossbar.devices import SCENARIO_FIELDS
 from hawis_jax.crossbar.devices import SIDES
 from hawis_jax.crossbar.devices import stack
+from hawis_jax.crossbar.devices import SUBTRACTIONS
 from hawis_jax.crossbar.devices import tile_effects
 from hawis_jax.crossbar.devices import validate
 from hawis_jax.crossbar.devices import WIRES

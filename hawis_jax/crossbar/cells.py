@@ -198,7 +198,10 @@ def layer_keys(
 def weight_shape(device: devices.Device) -> tuple[int, int]:
   """Returns how many (rows, columns) of weights a tile has."""
   rows, columns = device.tile_shape
-  return rows // (1 + (device.mapping == "complementary")), columns
+  return (
+    rows // (1 + (device.mapping == "complementary")),
+    columns // (1 + (device.mapping == "interleaved")),
+  )
 
 
 def cell_shape(device: devices.Device) -> tuple[int, int, int]:
@@ -223,9 +226,18 @@ def parts(
     return found[:, 0], found[:, 1]
   if device.mapping == "complementary":
     return found[:, 0, ::2], found[:, 0, 1::2]
+  if device.mapping == "interleaved":
+    return found[:, 0, :, ::2], found[:, 0, :, 1::2]
   if device.mapping == "single":
     return found[:, 0, :, :-1], found[:, 0, :, -1:]
   return found[:, 0], None
+
+
+def unit(device: devices.Device, bits: int) -> chex.Numeric:
+  """Returns what a cell's conductance of 1 S adds to a weight's digit."""
+  _, steps = cell_slices(device, bits)
+  is_single = device.mapping in ("single", "offset")
+  return (2 if is_single else 1) * steps / (device.g_on - device.g_off)
 
 
 def cell_slices(device: devices.Device, bits: int) -> tuple[int, int]:
@@ -367,7 +379,8 @@ def levels(integers: chex.Array, device: devices.Device) -> chex.Array:
     return jnp.concatenate([held, jnp.full_like(held[..., :1], 0.5)], axis=-1)
   # Not a maximum, for its gradient at 0: the positive cell's, as published.
   positive = integers >= 0
-  axis = 1 if device.mapping == "differential" else 2
+  axis = {"differential": 1, "complementary": 2, "interleaved": 3}
+  axis = axis[device.mapping]
   held = jnp.where(
     jnp.stack([positive, ~positive], axis=axis),
     jnp.stack([integers, -integers], axis=axis),

@@ -16,6 +16,7 @@ Axes: T tiles of all slices of all layers, R rows and C columns of a tile.
 """
 
 from collections.abc import Mapping, Sequence
+import functools
 from typing import Any
 
 import chex
@@ -74,9 +75,9 @@ def effective_weights(
   if devices.needs_tiles(device):
     raise errors.InputError(
       "effective weights: got a device with converters or noise a read, "
-      "allowed are adc_bits, read_noise, telegraph_noise and white_noise of 0, "
-      "and gated cells without resistances: else read-out is no linear map; "
-      "use crossbar.program"
+      f"allowed are {', '.join(devices.TILE_EFFECTS)} of 0, and gated cells "
+      "without resistances: else read-out is no linear map; use "
+      "crossbar.program"
     )
   device = defects.of_chip(key, device)
   (layer,) = _layers([key], [weights], device, bits, write, scales)
@@ -173,9 +174,14 @@ def program(
     elif devices.needs_tiles(device):
       converted = devices.is_present(device.adc_bits)
       gated = "added" in layer
-      entries = _tiled(layer, kernel, one_read=not (converted or gated))
+      # The noise of word lines is drawn a tile's rows at a time.
+      noisy_rows = devices.is_present(device.dac_noise)
+      one_read = not (converted or gated or noisy_rows)
+      entries = _tiled(layer, kernel, device, one_read)
       if gated:
         entries |= _gated(device, bits, kernel.dtype)
+      if noisy_rows:
+        entries["dac_noise"] = jnp.asarray(device.dac_noise, kernel.dtype)
       if converted:
         converter = _converter(path, variables, device, bits)
         entries["converter"] = converter
@@ -183,11 +189,14 @@ def program(
           entries["converter_noise"] = jnp.asarray(
             device.adc_noise, kernel.dtype
           )
+        if any(device.adc_inl):
+          entries["inl"] = jnp.asarray(device.adc_inl, kernel.dtype)
       if layer["copies"] > 1:
         entries["copies"] = jnp.asarray(layer["copies"], kernel.dtype)
       if bits > 1 and not device.analog_inputs:
         entries["planes"] = jnp.asarray(readout.planes(bits), kernel.dtype)
-      if {"variances", "converter_noise", "shot"} & set(entries):
+      noisy = {"variances", "converter_noise", "shot", "dac_noise"}
+      if noisy & set(entries):
         entries["read_key"] = jax.random.fold_in(layer_key, _READS)
     else:
       weight = _folded(layer, kernel)
@@ -298,8 +307,10 @@ def _layers(
 
   `weights` and, with noise a read, its `variances`, times inputs, and the
   `thermal` ones, whatever the inputs: in units of a digit of 1, `[slices,
-  row_tiles, R, C_out]`; `place`: value of a digit, `[slices]`; `copies`: whose
-  average is the weight, among the slices.
+  row_tiles, R, C_out]`; of columns that are subtracted digitally the same as
+  `taken_weights`, ..., one of all columns of a tile where they share it;
+  `place`: value of a digit, `[slices]`; `copies`: whose average is the weight,
+  among the slices.
   """
   placing = placement.placing if placement else _AS_IT_COMES
   cuts = mapping.cut(kernels, names, device, placing, bits, scales)
@@ -350,75 +361,68 @@ def _layers(
 def _tile_weights(keys, integers, faults, device, bits, write):
   """Returns what some tiles amount to: arrays `[T, R, C]`, see `_layers`."""
   targets, g = cells.program_tiles(keys, integers, faults, device, bits, write)
-  _, steps = cells.cell_slices(device, bits)
-  unit = _unit(device, steps)
+  unit, digital = cells.unit(device, bits), devices.is_digital(device)
 
-  def difference(found):
+  def seen(found, sign):
+    """What converters see of cells: {prefix of names: array}."""
+    if device.mapping == "differential" and sign > 0 and not digital:
+      return {"": found.sum(1)}  # of two slices XLA draws all cells twice
     added, taken = cells.parts(found, device)
-    return added if taken is None else added - taken
+    if digital:
+      return {"": added, "taken_": taken}
+    return {"": added if taken is None else added + sign * taken}
+
+  def add(name, arrays):
+    for prefix, array in arrays.items():
+      found[prefix + name] = found.get(prefix + name, 0) + array
 
   if "gated" in devices.tile_effects(device):
     added, taken = cells.parts(g, device)
     taken = jnp.broadcast_to(taken, added.shape)
     found = dict(weights=jnp.zeros_like(added), added=added, taken=taken)
-    return found | defects.converter_errors(keys, device.tile_shape[1], device)
-
-  def total(found):
-    if device.mapping == "differential":
-      return found.sum(1)  # of two slices XLA draws all cells twice
-    added, taken = cells.parts(found, device)
-    return added if taken is None else added + taken
-
-  def weights_of(found):
-    weights = difference(found) * unit
-    if device.mapping == "offset":
-      # An input of 1 adds g_off of an ideal -1, and is counted by itself.
-      weights -= 1 + device.g_off * unit
-    return weights
-
+    return found | defects.converter_errors(keys, added.shape[-1], device)
+  found, current = {}, g
   if devices.is_wired(device):
     current = wires.wire_transfer(g, device, _WIRED_ARRAYS)
-    weights = weights_of(current)
-  else:
-    current = g
-    weights = weights_of(g)
+  add("weights", {name: x * unit for name, x in seen(current, -1).items()})
+  if device.mapping == "offset":
+    # An input of 1 adds g_off of an ideal -1, and is counted by itself.
+    found["weights"] -= 1 + device.g_off * unit
+  if current is g and not digital:
     # Weights of cells on target or stuck are integers, which a product rounds.
-    rounded, known = _known_weights(g, targets, integers, device, steps)
-    rounding = jnp.where(known, rounded - weights, 0)
-    weights = weights + jax.lax.stop_gradient(rounding)
-  found = {"weights": weights}
+    rounded, known = _known_weights(g, targets, integers, device, bits)
+    rounding = jnp.where(known, rounded - found["weights"], 0)
+    found["weights"] += jax.lax.stop_gradient(rounding)
   if devices.is_present(device.read_noise):
-    current = total(current)
     factor = jnp.square(unit * device.read_noise)
-    thermal, driven = defects.read_noise_variances(current, device)
-    found["variances"] = factor * driven
-    found["thermal"] = factor * thermal
+    for prefix, cell in seen(current, 1).items():
+      thermal, driven = defects.read_noise_variances(cell, device)
+      add("variances", {prefix: factor * driven})
+      add("thermal", {prefix: factor * thermal})
   if devices.is_present(device.telegraph_noise):
     # Half the time a cell is one step up: mean 1/2, variance 1/4.
     step = defects.telegraph_step(g, device) * (unit * device.telegraph_noise)
-    found["weights"] += 0.5 * difference(step)
-    variances = 0.25 * total(jnp.square(step))
-    found["variances"] = found.get("variances", 0) + variances
+    add("weights", seen(0.5 * step, -1))
+    add("variances", seen(0.25 * jnp.square(step), 1))
   if devices.is_present(device.white_noise):
     std = defects.white_noise_std(g, device) * (unit * device.white_noise)
     # A dead line carries no current, whatever the noise's law.
     shape = g.shape[1:]
     dead = jax.vmap(lambda key: defects.on_dead_line(key, shape, device))(keys)
-    variances = total(jnp.square(jnp.where(dead, 0, std)))
-    found["variances"] = found.get("variances", 0) + variances
-  return found | defects.converter_errors(keys, device.tile_shape[1], device)
-
-
-def _unit(device, steps):
-  """Returns what a siemens is worth, in units of a digit of 1."""
-  of_pairs = device.mapping in ("differential", "complementary")
-  return (1 if of_pairs else 2) * steps / (device.g_on - device.g_off)
+    add("variances", seen(jnp.square(jnp.where(dead, 0, std)), 1))
+  # A column of weights, and then one that is taken from it, has its converter.
+  columns = {name: found[name].shape[-1] for name in found if "weights" in name}
+  built = defects.converter_errors(keys, sum(columns.values()), device)
+  for name, errors_of in built.items():
+    add(name, {"": errors_of[..., : columns["weights"]]})
+    if digital:
+      add(name, {"taken_": errors_of[..., columns["weights"] :]})
+  return found
 
 
 def _gated(device, bits, dtype):
   """Returns what `readout.read` needs of a chip of gated cells."""
-  _, steps = cells.cell_slices(device, bits)
-  unit = _unit(device, steps)
+  unit = cells.unit(device, bits)
   direction = "downward" if device.sense_side == "last" else "upward"
   found = {"unit": unit, direction: wires.gated_ladder(device)}
   if devices.is_present(device.read_noise):
@@ -427,8 +431,9 @@ def _gated(device, bits, dtype):
   return {name: jnp.asarray(x, dtype) for name, x in found.items()}
 
 
-def _known_weights(g, targets, integers, device, steps):
+def _known_weights(g, targets, integers, device, bits):
   """Returns (integers, where they hold) of cells on target or stuck."""
+  _, steps = cells.cell_slices(device, bits)
   is_on, is_off = g == device.g_on, g == device.g_off
   digits = cells.levels(integers, device)
   digits = jnp.where(is_on, steps, jnp.where(is_off, 0, digits))
@@ -455,13 +460,20 @@ def _folded(layer, kernel):
   return tiles.matrix_to_kernel(matrix, kernel.shape).astype(kernel.dtype)
 
 
-def _tiled(layer, kernel, one_read):
+def _tiled(layer, kernel, device, one_read):
   """Returns what `readout.read` needs of a layer but its converter and keys.
 
   With `one_read` all row tiles are read at once: without converters their
   currents, and the variances of their noise, just add up.
   """
-  place = layer["place"]
+  place, columns = layer["place"], kernel.shape[-1]
+  is_digital = "taken_weights" in layer
+  if is_digital:
+    layer = {
+      name: jnp.concatenate([x, layer[f"taken_{name}"]], -1)
+      for name, x in layer.items()
+      if f"taken_{name}" in layer
+    }
   names = [x for x in ("weights", "variances", "thermal") if x in layer]
   if one_read:
     layer = {
@@ -480,9 +492,11 @@ def _tiled(layer, kernel, one_read):
     # meet, but a narrower net has not all channels.
     taps = tuple(range(1, kernel.ndim - 1))
     read["thermal"] = read["thermal"].sum(taps)
-  for name in ("offsets", "gains"):
+  for name in ("offsets", "gains", "capacitors"):
     if name in layer:
-      read[name] = layer[name].reshape(-1, kernel.shape[-1])
+      *_, rows, width = layer[name].shape
+      shape = (-1, width) if rows == 1 else (-1, rows, width)
+      read[name] = layer[name].reshape(shape)
   read = {name: value.astype(kernel.dtype) for name, value in read.items()}
   read["starts"] = jnp.asarray(starts)
   if "added" in layer:
@@ -490,6 +504,11 @@ def _tiled(layer, kernel, one_read):
     taps = int(np.prod(kernel.shape[:-2]))
     firsts = readout.first_rows(row_tiles, rows, starts, taps)
     read["firsts"] = jnp.asarray(firsts)
+  if is_digital:
+    minus = np.arange(columns)
+    if device.mapping == "single":  # one bias column a tile
+      minus //= cells.weight_shape(device)[1]
+    read["minus"] = jnp.asarray(columns + minus)
   return read
 
 
@@ -498,14 +517,19 @@ def _converter(path, variables, device, bits):
   known = _converters(variables, path)
   rows, _ = cells.weight_shape(device)
   most = rows * cells.largest_digit(device, bits)
+  scaled, granular = converters.symmetric, converters.granular
+  if devices.is_digital(device):
+    most = rows * cells.unit(device, bits) * device.g_on
+    scaled = converters.unsigned
+    granular = functools.partial(converters.unsigned, most=1)
   if device.analog_inputs:
     most *= integer.largest(bits)
   if device.adc_range == "granular":
-    converter = converters.granular(device.adc_bits)
+    converter = granular(device.adc_bits)
   elif device.adc_range == "full_scale":
-    converter = converters.symmetric(device.adc_bits, most)
+    converter = scaled(device.adc_bits, most)
   elif "range" in known:
-    converter = converters.symmetric(device.adc_bits, known["range"])
+    converter = scaled(device.adc_bits, known["range"])
   else:
     raise errors.InputError(
       f"adc_range: got 'calibrated', but layer {'/'.join(path)} has no range; "

@@ -14,6 +14,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+MOST_BITS = 16
+
 
 class Converter(NamedTuple):
   """A converter: the value is LSB times one of evenly spaced codes.
@@ -60,6 +62,15 @@ def granular(bits: chex.Numeric) -> Converter:
   return _converter(bits, 1.0, -half, half - 1)
 
 
+def unsigned(bits: chex.Numeric, most: chex.Numeric) -> Converter:
+  """Returns 2^b codes from 0 to `most`, of currents that have no sign.
+
+  The LSB is at least one unit: 1 as `most` is `granular`. `bits` are as above.
+  """
+  ends = 2.0 ** jnp.asarray(bits) - 1
+  return _converter(bits, jnp.maximum(most / jnp.maximum(ends, 1), 1), 0, ends)
+
+
 def sense_amplifier(most: chex.Numeric, threshold: chex.Array) -> Converter:
   """Returns a comparator with one threshold a column, `[C]`.
 
@@ -79,14 +90,52 @@ def convert(
   converter: Converter,
   gains: chex.Array | None = None,
   offsets: chex.Array | None = None,
+  capacitors: chex.Array | None = None,
+  inl: chex.Array | None = None,
 ) -> chex.Array:
   """Returns what one converter makes of partial sums `[..., C]`.
 
   Ties of whole codes round to the even one. The gradient passes where the code
-  does not clip. Each column's own, `[C]`: relative `gains` errors, of what it
-  converts, and `offsets`, that are added to it, in the units of sums.
+  does not clip.
+
+  Args:
+    sums: in units of one weight of 1 at one input of 1.
+    converter: its codes.
+    gains: each column's relative error of what it converts, `[C]`.
+    offsets: that are added to it, in the units of sums, `[C]`.
+    capacitors: each column's errors of what its bits add to the level that sums
+      are compared with [LSB], `[16, C]`, see `defects.capacitor_errors`.
+    inl: deviations [LSB] of the levels at which codes change, see
+      `Device.adc_inl`.
   """
-  ideal, columns = sums, (1,) * (sums.ndim - 1) + (-1,)
+  ideal = sums
+  sums, x, code, clipped = _codes(sums, converter, gains, offsets)
+  step, low, high, middle, _ = (jnp.asarray(y, sums.dtype) for y in converter)
+  passed = jnp.where(clipped == code, sums, 0)
+  if capacitors is not None or inl is not None:
+    clipped = _approximated(x, low, high, middle, capacitors, inl)
+  value = jax.lax.stop_gradient(clipped * step)
+  value = value + (passed - jax.lax.stop_gradient(passed))
+  return jnp.where(step == 0, ideal, value)
+
+
+def clips(
+  sums: chex.Array,
+  converter: Converter,
+  gains: chex.Array | None = None,
+  offsets: chex.Array | None = None,
+) -> chex.Array:
+  """Returns which sums `[..., C]` are beyond the codes' ends, bool `[..., C]`.
+
+  Arguments are those of `convert`.
+  """
+  _, _, code, clipped = _codes(sums, converter, gains, offsets)
+  return (clipped != code) & (jnp.asarray(converter.step) != 0)
+
+
+def _codes(sums, converter, gains, offsets):
+  """Returns what is converted, it in LSB, its ideal code, and that clipped."""
+  columns = (1,) * (sums.ndim - 1) + (-1,)
   if gains is not None:
     sums = sums + sums * gains.reshape(columns)
   if offsets is not None:
@@ -99,8 +148,30 @@ def convert(
   # An ideal converter's step is 0: dividing by it would make gradients NaN.
   x = (sums - threshold) / jnp.where(step == 0, 1, step)
   code = jnp.where(middle == 0, jnp.round(x), jnp.floor(x) + middle)
-  clipped = jnp.clip(code, low, high)
-  passed = jnp.where(clipped == code, sums, 0)
-  value = jax.lax.stop_gradient(clipped * step)
-  value = value + (passed - jax.lax.stop_gradient(passed))
-  return jnp.where(step == 0, ideal, value)
+  return sums, x, code, jnp.clip(code, low, high)
+
+
+def _approximated(x, low, high, middle, capacitors, inl):
+  """Returns the codes that successive approximation finds for x [LSB].
+
+  It adds bits from the greatest on, and keeps those up to whose level x
+  reaches: of levels that rise as codes do, the greatest code that x reaches.
+  """
+  columns = (1,) * (x.ndim - 1) + (-1,)
+  most, above, error = high - low, jnp.zeros_like(x), jnp.zeros_like(x)
+  for bit in reversed(range(MOST_BITS)):
+    trial, wrong = above + 2.0**bit, error
+    if capacitors is not None:
+      wrong = error + capacitors[bit].reshape(columns)
+    level = low + trial - 0.5 + wrong
+    if inl is not None:
+      place = (trial - 1) / jnp.maximum(most - 1, 1) * (len(inl) - 1)
+      first = jnp.clip(jnp.floor(place), 0, max(len(inl) - 2, 0)).astype(int)
+      rest = jnp.clip(place - first, 0, 1)
+      level += (1 - rest) * inl[first] + rest * inl[first + 1]
+    # A tie goes to the even code, and a sense amplifier's to the upper one.
+    even = (low + trial) % 2 == middle
+    reached = (trial <= most) & ((x > level) | (even & (x == level)))
+    above = jnp.where(reached, trial, above)
+    error = jnp.where(reached, wrong, error)
+  return low + above

@@ -19,6 +19,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from hawis_jax.crossbar import converters
 from hawis_jax.crossbar import devices
 from hawis_jax.crossbar import draws
 
@@ -27,7 +28,7 @@ _FAULT, _VARIATION, _GAUSSIAN, _DRIFT, _ROWS, _COLUMNS, _LEGACY, _WRITE = range(
   8
 )
 _TILE_VARIATION, _TILE_RATE, _RELAXATION, _FLICKER = 8, 9, 10, 11
-_OFFSET, _GAIN = 12, 13
+_OFFSET, _GAIN, _CAPACITORS = 12, 13, 14
 # Of a chip's key, beyond its layers: what all its cells share.
 _CHIP_VARIATION, _CHIP_RATE = 2**30, 2**30 - 2
 # Slices of a weight after the first have layer keys of their own: these, far
@@ -354,26 +355,54 @@ def white_noise_std(g: chex.Array, device: devices.Device) -> chex.Array:
 def converter_errors(
   keys: chex.PRNGKey, columns: int, device: devices.Device
 ) -> dict[str, chex.Array]:
-  """Returns offsets and relative gain errors of tiles' converters, by name.
+  """Returns errors of tiles' converters, those that are present, by name.
 
-  Those that are present, `[T, 1, C]`; keys are of `tile_keys`.
+  Offsets and relative gain errors are `[T, 1, C]`, errors of capacitors `[T,
+  16, C]`; keys are of `tile_keys`.
   """
 
-  def drawn(effect, sigma):
+  def drawn(effect, rows=1):
     def one(key):
-      bits = draws.words(jax.random.fold_in(key, effect), (1, 1, columns))
-      return sigma * draws.normal(bits)[0]
+      bits = draws.words(jax.random.fold_in(key, effect), (1, rows, columns))
+      return draws.normal(bits)[0]
 
     return jax.vmap(one)(keys)
 
-  return {
-    name: drawn(effect, sigma)
+  found = {
+    name: sigma * drawn(effect)
     for name, effect, sigma in (
       ("offsets", _OFFSET, device.adc_offset),
       ("gains", _GAIN, device.adc_gain),
     )
     if devices.is_present(sigma)
   }
+  if devices.is_present(device.adc_mismatch):
+    normal = drawn(_CAPACITORS, converters.MOST_BITS + 1)
+    of_tile = functools.partial(capacitor_errors, device=device)
+    found["capacitors"] = jax.vmap(of_tile)(normal)
+  return found
+
+
+def capacitor_errors(normal: chex.Array, device: devices.Device) -> chex.Array:
+  """Returns what each bit adds too much to a level [LSB], `[16, C]`.
+
+  A SAR converter of b bits compares with levels of a capacitive divider: a
+  capacitor of 2^i units for bit i, and a last one of one unit that no bit
+  switches. 2^i units err by sqrt(2^i) times what one does, s n; a code's level
+  is 2^b times the share of the capacitors of its bits in all of them. So levels
+  of 0 and 2^b are exact, and that of code u deviates by s sqrt(u (1 - u /
+  2^b)), at most by s sqrt(2^(b - 2)), in the middle.
+
+  Args:
+    normal: of the last capacitor, of bit 0's, of bit 1's, ..., `[17, C]`.
+    device: its `adc_mismatch` is s.
+  """
+  bits = jnp.arange(converters.MOST_BITS)
+  units = jnp.where(bits < device.adc_bits, 2.0**bits, 0)[:, None]
+  own = device.adc_mismatch * jnp.sqrt(units) * normal[1:]
+  last = device.adc_mismatch * normal[:1]
+  share = (own.sum(0, keepdims=True) + last) / 2.0**device.adc_bits
+  return (own - units * share) / (1 + share)
 
 
 def telegraph_step(g: chex.Array, device: devices.Device) -> chex.Array:

@@ -18,7 +18,14 @@ import numpy as np
 
 from hawis_jax import errors
 
-MAPPINGS = ("differential", "single", "offset", "complementary")
+MAPPINGS = (
+  "differential",
+  "single",
+  "offset",
+  "complementary",
+  "interleaved",
+)
+SUBTRACTIONS = ("analog", "digital")
 ADC_RANGES = ("full_scale", "calibrated", "granular")
 WHITE_NOISE_LAWS = ("independent", "proportional", "inverse")
 SIDES = ("first", "last")
@@ -51,7 +58,11 @@ class Device:
     mapping: of a weight of 1 bit onto cells: "differential": one in each of two
       arrays; "single": one, less a reference column's; "offset": one, less what
       the digital side counts of the inputs; "complementary": two on
-      neighbouring word lines of opposite voltages (docs/crossbar.md).
+      neighbouring word lines of opposite voltages; "interleaved": two on
+      neighbouring bit lines of one array (docs/crossbar.md).
+    subtraction: of what a weight is less: "analog": of currents, before a
+      converter; "digital": of codes, after one for each of both currents. That
+      of "single" is the reference's, then a bias column.
     cell_bits: of a weight of several bits that one cell holds; its slices lie
       in arrays of their own. 0: one analog cell holds all of them.
     spare_level: an analog cell has a level more than the largest weight needs,
@@ -85,7 +96,8 @@ class Device:
     drift_time: t, since programming [s] (chip scope): G (t / t_0)^-nu with
       nu ~ max(N(mu, sigma^2), 0); no drift up to t_0.
     drift_start: t_0 [s].
-    drift_mean: (a, b, low, high) of mu = clip(a ln(G / g_on) + b, low, high).
+    drift_mean: measured (a, b, low, high) of mu = clip(a ln(G / g_on) + b, low,
+      high).
     drift_std: the same of sigma.
     relaxation: of cells towards other conductances after programming (chip
       scope): G + severity (shift(G_0) ln(t / t_0) + (spread(G_0) + growth(G_0)
@@ -120,6 +132,9 @@ class Device:
       whose row is at 0 V; a factor of its standard deviation, 1: as in physics.
     bandwidth: df [Hz].
     temperature: T [K], at which cells are read.
+    dac_noise: s of the voltage V (1 + s n), n ~ N(0, 1), of a word line whose
+      input bit is 1, new at every read (read scope); one for all cells of a row
+      of tiles.
     telegraph_noise: random telegraph noise (read scope): with probability 1/2
       a cell has G + severity dG, dG = G (b G + a) / (G - b G - a), where G > 2
       a.
@@ -147,9 +162,16 @@ class Device:
       weight of 1 at one input of 1 (chip scope).
     adc_gain: relative sigma of its gain about 1 (chip scope).
     adc_noise: sigma of its noise, in the units of `adc_offset` (read scope).
+    adc_mismatch: relative sigma of a unit capacitor of a SAR converter, whose
+      capacitors are binary-weighted (chip scope; see
+      `defects.capacitor_errors`).
+    adc_inl: integral non-linearity that all converters have: deviations [LSB]
+      of the levels at which codes change, evenly spaced from the lowest to the
+      highest level, linear in between; as many as levels: each one's.
     adc_range: "full_scale": all rows of a tile at the largest weight;
       "calibrated" from data (see `robustness.calibration`); or "granular": an
-      LSB of one weight of 1 at one input of 1, which saturates.
+      LSB of one weight of 1 at one input of 1, which saturates. With digital
+      subtraction codes are from 0 on, and full scale is all cells of a tile on.
     adc_percentile: of the magnitude of a layer's partial sums that the
       calibrated range covers.
   """
@@ -181,9 +203,9 @@ class Device:
   write_sigma: tuple[float, ...] = (0.0,)
   write_range: tuple[float, float] = (0.0, 1.0)
   drift_time: float = 0.0
-  drift_start: float = 20.0
-  drift_mean: tuple[float, float, float, float] = (0.0, 0.1, 0.1, 0.1)
-  drift_std: tuple[float, float, float, float] = (0.0, 0.05, 0.05, 0.05)
+  drift_start: float = 1.0
+  drift_mean: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+  drift_std: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
   read_noise: float = 0.0
   bandwidth: float = 1e7
   temperature: float = 300.0
@@ -226,6 +248,10 @@ class Device:
   source_side: str = _static("first")
   sense_side: str = _static("last")
   gated: bool = _static(False)
+  adc_mismatch: float = 0.0
+  adc_inl: tuple[float, ...] = _static((0.0,))
+  dac_noise: float = 0.0
+  subtraction: str = _static("analog")
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Device))
@@ -259,11 +285,15 @@ DEFECTS = (
   "adc_offset",
   "adc_gain",
   "adc_noise",
+  "adc_mismatch",
+  "dac_noise",
 )
 # Of them, what is no draw: chips are alike.
 NOT_RANDOM = ("read_disturb", "temperature_rise")
 # Of converters as they are built.
-CONVERTER_ERRORS = ("adc_offset", "adc_gain", "adc_noise")
+CONVERTER_ERRORS = ("adc_offset", "adc_gain", "adc_noise", "adc_mismatch")
+# Random ones of the circuits around cells.
+CIRCUIT_ERRORS = (*CONVERTER_ERRORS, "dac_noise")
 # Severities of IR drop.
 WIRES = (
   "wire_resistance",
@@ -275,9 +305,12 @@ WIRES = (
 )
 # Severities of all effects.
 EFFECTS = (*DEFECTS, *WIRES, "adc_bits")
+_DRIFT = ("drift_mean", "drift_std")
 _RELAXATION = ("relaxation_shift", "relaxation_spread", "relaxation_growth")
 _POLYNOMIALS = ("write_sigma", *_RELAXATION)  # of any length
-_READ_NOISE = ("read_noise", "telegraph_noise", "white_noise")
+_CELL_NOISE = ("read_noise", "telegraph_noise", "white_noise")
+_READ_NOISE = (*_CELL_NOISE, "dac_noise")
+TILE_EFFECTS = ("adc_bits", *_READ_NOISE)  # read-out is no linear map then
 _STUCK = ("stuck_on", "stuck_off", "chip_dispersion", "tile_dispersion")
 _RATES = ("stuck_on", "stuck_off")
 _BY_VOLTAGE = ("read_noise", "legacy_noise")
@@ -300,6 +333,7 @@ _SAYS_OF = {
   "gated": WIRES,
   "adc_range": ("adc_bits",),
   "adc_percentile": ("adc_bits",),
+  "subtraction": ("adc_bits",),
 }
 # What is of the circuits around cells and of where they are, not of the memory.
 _CIRCUIT = (
@@ -307,6 +341,7 @@ _CIRCUIT = (
   "temperature",
   "tile_shape",
   "mapping",
+  "subtraction",
   "cell_bits",
   "spare_level",
   "analog_inputs",
@@ -317,6 +352,7 @@ _CIRCUIT = (
   "adc_bits",
   "adc_range",
   "adc_percentile",
+  "adc_inl",
 )
 # What a scenario may set: numbers and words, of which each chip has one.
 SCENARIO_FIELDS = tuple(
@@ -453,10 +489,14 @@ def needs_tiles(device: Device) -> bool:
 
 def tile_effects(device: Device) -> list[str]:
   """Returns the effects of a device for which read-out is no linear map."""
-  fields = ("adc_bits", *_READ_NOISE)
-  found = [field for field in fields if is_present(getattr(device, field))]
+  found = [x for x in TILE_EFFECTS if is_present(getattr(device, x))]
   # Which cells load the wires follows from the input.
   return [*found, *(["gated"] if device.gated and is_wired(device) else [])]
+
+
+def is_digital(device: Device) -> bool:
+  """Returns whether what is subtracted has converters of its own."""
+  return device.subtraction == "digital" and is_present(device.adc_bits)
 
 
 def only_sticks(device: Device) -> bool:
@@ -505,6 +545,8 @@ _NUMBERS = {
   "adc_offset": (0, 1e6, "a sigma in [0, 1e+06]"),
   "adc_gain": (0, 1, "a relative sigma in [0, 1]"),
   "adc_noise": (0, 1e6, "a sigma in [0, 1e+06]"),
+  "adc_mismatch": (0, 0.1, "a relative sigma in [0, 0.1]"),
+  "dac_noise": (0, 10, "a relative sigma in [0, 10]"),
   "adc_percentile": (50, 100, "a percentile in [50, 100]"),
 }
 # Least g_on / g_off. A cell has up to 128 steps, and float32 rounds every
@@ -536,6 +578,10 @@ _RULES = {
   "source_side": _SIDE,
   "sense_side": _SIDE,
   "mapping": (MAPPINGS.__contains__, f"one of {', '.join(MAPPINGS)}"),
+  "subtraction": (
+    SUBTRACTIONS.__contains__,
+    f"one of {', '.join(SUBTRACTIONS)}",
+  ),
   "adc_range": (ADC_RANGES.__contains__, f"one of {', '.join(ADC_RANGES)}"),
   "telegraph": (
     lambda x: x[0] > 0 and 0 <= x[1] < 0.5,
@@ -561,6 +607,7 @@ _TUPLES = {  # lengths; None: one or more
   "telegraph": 2,
   "flicker": 4,
   "activation": 2,
+  "adc_inl": None,
   **dict.fromkeys(_RELAXATION, None),
 }
 
@@ -572,12 +619,16 @@ _NEED = {"read_disturb": "disturb", "temperature_rise": "activation"}
 # {mapping: {effect: why it is not modelled}}.
 _COMMON = "its noise would be that of a reference that all columns share"
 _NOT_WITH = {
-  "single": dict.fromkeys(_READ_NOISE, _COMMON),
+  "single": dict.fromkeys(_CELL_NOISE, _COMMON),
   "offset": {
     "adc_bits": "the ranges of converters are those of differences",
+    "dac_noise": "the digital side counts inputs, not their voltages",
     "gated": "what the digital side counts is for sums that are linear",
   },
-  "complementary": {"gated": "a source line has one voltage, not two"},
+  "complementary": {
+    "dac_noise": "a weight's two word lines have two drivers",
+    "gated": "a source line has one voltage, not two",
+  },
 }
 # Fields that are checked with one another: where one is traced, none is.
 _TOGETHER = (
@@ -626,10 +677,15 @@ def validate(device: Device, name: str = "device") -> Device:
       )
   if "temperature" in traced:
     traced.add("temperature_rise")
+  if traced.intersection(_DRIFT):
+    traced.add("drift_time")
   good = {field: getattr(Device(), field) for field in traced}
   concrete = plain(dataclasses.replace(device, **good))
   _validate(concrete, name)
-  for effect, why in _NOT_WITH.get(device.mapping, {}).items():
+  not_with = _NOT_WITH.get(device.mapping, {})
+  if device.mapping == "single" and is_digital(device):
+    not_with = {}  # a bias column is read once, whatever it is taken from
+  for effect, why in not_with.items():
     if effect in traced or is_present(getattr(concrete, effect)):
       raise errors.InputError(
         f"{name}.mapping: got {device.mapping!r} with {effect}, allowed "
@@ -727,6 +783,27 @@ def _check_combinations(device, name):
       f"{name}.tile_shape: got {device.tile_shape} with complementary cells, "
       "needed are an even number of rows: a weight takes two"
     )
+  if device.mapping == "interleaved" and device.tile_shape[1] % 2:
+    raise errors.InputError(
+      f"{name}.tile_shape: got {device.tile_shape} with interleaved cells, "
+      "needed are an even number of columns: a weight takes two"
+    )
+  if device.subtraction == "digital":
+    if device.mapping in ("offset", "complementary"):
+      raise errors.InputError(
+        f"{name}.subtraction: got 'digital' with {device.mapping!r} cells, "
+        "allowed is 'analog': no second current is read there"
+      )
+    if device.analog_inputs:
+      raise errors.InputError(
+        f"{name}.subtraction: got 'digital' with analog_inputs, allowed is "
+        "'analog': their currents have signs, which its converters have not"
+      )
+    if device.adc_bits == 1:
+      raise errors.InputError(
+        f"{name}.subtraction: got 'digital' with a sense amplifier (adc_bits = "
+        "1), allowed is 'analog': bits of two currents tell no sign"
+      )
   if device.fault_cluster > min(device.tile_shape):
     raise errors.InputError(
       f"{name}.fault_cluster: got {device.fault_cluster}, allowed are 1 to "
@@ -785,12 +862,28 @@ def _check_combinations(device, name):
       f"{name}.temperature_rise: got {device.temperature_rise:g} K up to "
       f"temperature = {device.temperature:g} K, needed are temperatures above 0"
     )
+  if is_present(device.drift_time) and not (
+    any(device.drift_mean) or any(device.drift_std)
+  ):
+    raise errors.InputError(
+      f"{name}.drift_time: got {device.drift_time:g}, allowed is 0 without a "
+      "measured drift_mean or drift_std, (a, b, low, high): choose a preset "
+      "that has them, or set them and drift_start"
+    )
   for field in CONVERTER_ERRORS:
     if is_present(getattr(device, field)) and not is_present(device.adc_bits):
       raise errors.InputError(
         f"{name}.{field}: got {getattr(device, field):g} with ideal "
         "converters, allowed is 0 where adc_bits is 0"
       )
+  if device.adc_bits == 1 and (
+    is_present(device.adc_mismatch) or any(device.adc_inl)
+  ):
+    raise errors.InputError(
+      f"{name}.adc_bits: got 1, a sense amplifier, with adc_mismatch or "
+      "adc_inl, allowed are 0 and 2 to 16: it has one level, whose error is "
+      "adc_offset"
+    )
   read = any(is_present(getattr(device, field)) for field in _READ_NOISE)
   if read and device.analog_inputs:
     raise errors.InputError(
@@ -801,6 +894,16 @@ def _check_combinations(device, name):
     raise errors.InputError(
       f"{name}.analog_inputs: got True with gated cells, allowed is False: a "
       "gate is open or not"
+    )
+  if device.gated and is_present(device.dac_noise):
+    raise errors.InputError(
+      f"{name}.dac_noise: got {device.dac_noise:g} with gated cells, allowed "
+      "is 0: their word lines open gates, and feed nothing"
+    )
+  if device.gated and device.subtraction == "digital" and is_wired(device):
+    raise errors.InputError(
+      f"{name}.subtraction: got 'digital' with gated cells on resistive lines, "
+      "allowed is 'analog': their currents are solved as differences"
     )
   for field in ("telegraph_noise", "white_noise"):
     if is_wired(device) and is_present(getattr(device, field)):

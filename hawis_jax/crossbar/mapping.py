@@ -407,8 +407,9 @@ def back(
 ) -> dict[str, chex.Array]:
   """Returns what tiles amount to, arrays `[T, R, C]` by name, as it was.
 
-  `weights` and `offsets` have signs, `added` and `taken` are swapped by them;
-  the others are variances and gains.
+  `weights` and `offsets` have signs; these swap `added` and `taken`, and what
+  has a converter of its own with what it is taken from (`taken_weights`, ...).
+  The others are variances and gains.
   """
   columns = jnp.asarray(placement.columns)[:, None]
   found = {
@@ -417,11 +418,14 @@ def back(
   }
   signs = jnp.asarray(placement.signs)[:, None]
   for name in {"weights", "offsets"} & set(found):
-    found[name] *= signs
-  if "added" in found:
-    pair = found["added"], found["taken"]
-    found["added"] = jnp.where(signs > 0, *pair)
-    found["taken"] = jnp.where(signs > 0, *pair[::-1])
+    if f"taken_{name}" not in found:
+      found[name] *= signs
+  pairs = [(x, f"taken_{x}") for x in ("weights", "variances", "thermal")]
+  for one, other in (("added", "taken"), *pairs):
+    if other in found:
+      pair = found[one], found[other]
+      found[one] = jnp.where(signs > 0, *pair)
+      found[other] = jnp.where(signs > 0, *pair[::-1])
   return found
 
 

@@ -23,7 +23,9 @@ from hawis_jax.crossbar import wires
 
 # What a layer has once a read; its other entries serve all reads.
 _BY_READ = ("kernels", "starts", "factors", "variances", "thermal")
-_BY_READ += ("offsets", "gains", "added", "taken", "firsts")
+_BY_READ += ("offsets", "gains", "capacitors", "added", "taken", "firsts")
+# Of a read's key, for the noise of word lines.
+_ROWS = 1
 
 Product = Callable[[chex.Array, chex.Array], chex.Array]
 
@@ -79,7 +81,8 @@ def read(
   x: chex.Array,
   layer: Mapping[str, chex.Array],
   mask: chex.Array | None = None,
-) -> chex.Array:
+  counted: bool = False,
+) -> chex.Array | tuple[chex.Array, chex.Array]:
   """Reads all tiles of a layer and returns the sum of their digital sums.
 
   It is in units of one weight of 1 at one input of 1.
@@ -91,7 +94,10 @@ def read(
       `converter` where there are any; `planes` where the bits of integers are
       applied one after the other; `variances`, `converter_noise` and
       `read_keys` (`[B]`, from `chip.for_images`) where there is noise a read;
-      `offsets` and `gains` of its converters, `[N, C_out]`; `thermal`, the
+      `offsets` and `gains` of its converters, `[N, C_out]`, and `capacitors`,
+      `[N, 16, C_out]`; their `inl`; `dac_noise` of word lines; `minus`, `[C]`,
+      which of further columns' codes are taken from those of the first C;
+      `thermal`, the
       variances of an input channel's cells whatever its inputs,
       `[N, C, C_out]`; `copies`, whose average is returned. Of gated cells
       `kernels` are 0 and have the straight-through gradients; `added` and
@@ -100,21 +106,38 @@ def read(
       which row on) the ladder; `shot`, the variance a siemens of their sum.
     mask: bool `[C_in]`, the input channels that there are, the first ones: the
       others, whose inputs are 0, have no rows; None: all.
+    counted: whether to return also how many conversions clip, and of how many,
+      int32 `[B, 2]`; the layer has a converter.
   """
 
-  def accumulate(total, sums, factor, read):
+  def accumulate(carry, sums, factor, read):
+    total, counts = carry
     if "converter" in layer:
+      built = layer["converter"], read.get("gains"), read.get("offsets")
+      if counted:
+        clips = converters.clips(sums, *built).reshape(len(x), -1)
+        of = jnp.full(len(x), clips.shape[1])
+        counts += jnp.stack([clips.sum(1), of], 1).astype(jnp.int32)
       sums = converters.convert(
-        sums, layer["converter"], read.get("gains"), read.get("offsets")
+        sums, *built, read.get("capacitors"), layer.get("inl")
       )
-    return total + factor * sums
+    if minus is not None:
+      sums = sums[..., : len(minus)] - sums[..., minus]
+    return total + factor * sums, counts
 
-  channels = layer["kernels"].shape[-2]
-  out = jax.eval_shape(product, x[..., :channels], layer["kernels"][0])
+  minus = layer.get("minus")
+  kernels = layer["kernels"]
+  if minus is not None:
+    kernels = kernels[..., : len(minus)]
+  channels = kernels.shape[-2]
+  out = jax.eval_shape(product, x[..., :channels], kernels[0])
   if mask is not None:
     layer = {**layer, "mask": mask}
-  total = _scan(product, x, layer, jnp.zeros(out.shape, out.dtype), accumulate)
-  return total / layer["copies"] if "copies" in layer else total
+  none = jnp.zeros((len(x), 2), jnp.int32) if counted else None
+  start = jnp.zeros(out.shape, out.dtype), none
+  total, counts = _scan(product, x, layer, start, accumulate)
+  total = total / layer["copies"] if "copies" in layer else total
+  return (total, counts) if counted else total
 
 
 def sums_percentile(
@@ -186,6 +209,13 @@ def _scan_reads(product, bits, layer, plane, value, carry, accumulate):
     if "added" in read:
       difference, total = gated(inputs, read)
       sums = sums + layer["unit"] * difference
+    if "read_keys" in layer:
+      keys = jax.vmap(jax.random.fold_in, (0, None))(
+        layer["read_keys"], read["number"]
+      )
+    if "dac_noise" in layer:
+      noise = _row_noise(product, inputs, layer["kernels"], read, keys)
+      sums = sums + layer["dac_noise"] * noise
     if noisy:
       variance = jnp.zeros_like(sums)
       if "shot" in layer:
@@ -206,31 +236,52 @@ def _scan_reads(product, bits, layer, plane, value, carry, accumulate):
           thermal = there[:, None] * thermal
         columns = (1,) * (variance.ndim - 1) + (-1,)
         variance += thermal.sum(0).reshape(columns)
-      keys = jax.vmap(jax.random.fold_in, (0, None))(
-        layer["read_keys"], read["number"]
-      )
-      # Of 32 bits in any case: those of 64 would be other numbers.
-      normal = jax.vmap(
-        lambda k: jax.random.normal(k, sums.shape[1:], jnp.float32)
-      )(keys)
-      sums = sums + _sqrt(variance) * normal.astype(sums.dtype)
+      sums = sums + _sqrt(variance) * _normal(keys, sums)
     return accumulate(carry, sums, value * read["factors"], read), None
 
   return jax.lax.scan(step, carry, reads)[0]
 
 
-def _gates(product, inputs, kernels, read):
-  """Returns what each row of a tile is driven by, `[..., R]`."""
+def _driven(product, inputs, kernels):
+  """Returns what each channel's taps are driven by, `[..., channels taps]`."""
   taps, channels = kernels.shape[1:-2], kernels.shape[-2]
   slots = channels * int(np.prod(taps))
   each = np.eye(slots, dtype=kernels.dtype).reshape(channels, *taps, slots)
-  found = product(inputs, jnp.asarray(np.moveaxis(each, 0, -2)))
+  return product(inputs, jnp.asarray(np.moveaxis(each, 0, -2)))
+
+
+def _gates(product, inputs, kernels, read):
+  """Returns what each row of a tile is driven by, `[..., R]`."""
+  found = _driven(product, inputs, kernels)
   # Rows beyond the matrix have no driver.
   rows = read["added"].shape[0]
   found = jnp.pad(found, [(0, 0)] * (found.ndim - 1) + [(0, rows)])
   return jax.lax.dynamic_slice_in_dim(
     found, read["firsts"], rows, found.ndim - 1
   )
+
+
+def _row_noise(product, inputs, kernels, read, keys):
+  """Returns a read's sums `[..., C]` at n ~ N(0, 1) a driven row.
+
+  It is drawn for every row at every position: a word line has another voltage
+  there at each, and the same one for all columns.
+  """
+  driven = _driven(product, inputs, kernels)
+  rows = jnp.moveaxis(read["kernels"], -2, 0)
+  rows = rows.reshape(driven.shape[-1], -1)
+  keys = jax.vmap(jax.random.fold_in, (0, None))(keys, _ROWS)
+  noise = driven * _normal(keys, driven)
+  return jnp.matmul(noise, rows, precision="highest")
+
+
+def _normal(keys, like):
+  """Returns n ~ N(0, 1) of the shape of `like` `[B, ...]`, a key an image."""
+  # Of 32 bits in any case: those of 64 would be other numbers.
+  normal = jax.vmap(
+    lambda key: jax.random.normal(key, like.shape[1:], jnp.float32)
+  )
+  return normal(keys).astype(like.dtype)
 
 
 def _sqrt(x):

@@ -1,4 +1,4 @@
-"""Devices fitted to measured cells: write error and drift.
+"""Devices fitted to measured cells: write error, drift or relaxation.
 
 Axes: N cells, T times, K target conductances.
 """
@@ -17,6 +17,7 @@ from hawis_jax import errors
 from hawis_jax.runtime import storage
 
 _COLUMNS = ["cell", "target", "time", "read"]
+RETENTION = ("drift", "relaxation")
 _FEWEST = 8  # cells a target: a spread of fewer is known to a quarter at best
 
 
@@ -29,17 +30,23 @@ class _Readings(NamedTuple):
 
 
 def fit_device(
-  path: str | os.PathLike, degree: int = 2, plot: str | os.PathLike = ""
+  path: str | os.PathLike,
+  degree: int = 2,
+  plot: str | os.PathLike = "",
+  retention: str = "drift",
 ) -> crossbar.Device:
-  """Returns a device whose write error and drift are those of measured cells.
+  """Returns a device whose errors over time are those of measured cells.
 
   The first readings give sigma(G), the root mean square error of the cells of a
   target, and of it a polynomial, weighted by the number of cells; a bias counts
   as error, for the model has none, and so does noise of single readings. Later
-  ones, if there are any, give an exponent nu of G (t / t_0)^-nu to every cell,
-  and its mean and deviation at every target by maximum likelihood, exponents
-  below 0 being censored there, as the model has none; a line in ln(G / g_on)
-  each. Formulas: docs/crossbar.md.
+  ones, if there are any, are either drift, an exponent nu of G (t / t_0)^-nu of
+  every cell, and its mean and deviation at every target by maximum likelihood,
+  exponents below 0 being censored there, as the model has none; a line in ln(G
+  / g_on) each. Or they are relaxation, a slope of G in ln(t / t_0) of every
+  cell by least squares, and a polynomial of its means and one of its deviations
+  at targets, weighted by their standard errors. What cells differ by at t_0 is
+  write error then, and no `relaxation_spread`. Formulas: docs/crossbar.md.
 
   >>> import hawis_jax as hx
   >>> device = hx.fit_device("cells.csv", plot="fit.svg")  # doctest: +SKIP
@@ -49,21 +56,27 @@ def fit_device(
     path: of a file of lines `cell,target,time,read` under that heading: a name,
       what it was programmed to [S], the time since [s], what was read [S]. All
       cells have the same times, of which the first is t_0.
-    degree: of the polynomial, at most; below the number of targets.
+    degree: of polynomials, at most; below the number of targets.
     plot: of the figure of data and fit to write; "": none.
+    retention: what later readings are of: "drift" or "relaxation".
 
   Returns:
     The device, from the least to the greatest target, at the last time; other
     fields are `Device`'s own.
 
   Raises:
-    InputError: the file or `degree` is no such thing; fewer than two targets,
-      or than 8 cells of one; targets or later readings that are not above 0; a
-      drift upwards, which the model has not.
+    InputError: the file, `degree` or `retention` is no such thing; fewer than
+      two targets, or than 8 cells of one; targets or later readings that are
+      not above 0; a drift upwards, or cells that relax all alike, which the
+      model has not.
   """
   if type(degree) is not int or degree < 0:
     raise errors.InputError(
       f"degree: got {degree!r}, allowed are whole numbers from 0 on"
+    )
+  if retention not in RETENTION:
+    raise errors.InputError(
+      f"retention: got {retention!r}, allowed are {', '.join(RETENTION)}"
     )
   name = str(path)
   readings = _read(storage.read_text(path), name)
@@ -77,21 +90,39 @@ def fit_device(
     "write_sigma": tuple(sigma[::-1].tolist()),
     "write_range": (levels[0].item(), levels[-1].item()),
   }
-  exponents = None
-  if len(readings.times) > 1:
-    exponents = _exponents(readings, levels, name)
+  later, has_later = None, len(readings.times) > 1
+  if has_later and readings.reads.min() <= 0:
+    raise errors.InputError(
+      f"{name}: got a reading of 0 S of a cell that changes, needed are ones "
+      "above 0: leave out stuck cells, and targets whose cells fall to 0"
+    )
+  if has_later and retention == "relaxation":
+    later, deviations = _slopes(readings, levels, name)
+    shift, growth = (
+      np.polyfit(1e6 * levels, 1e6 * value, degree, w=1 / (1e6 * known))
+      for value, known in zip(later, deviations, strict=True)
+    )
+    fields |= {
+      "relaxation": 1.0,
+      "relaxation_shift": tuple(shift[::-1].tolist()),
+      "relaxation_growth": tuple(growth[::-1].tolist()),
+      "relaxation_start": readings.times[0].item(),
+      "retention_time": readings.times[-1].item(),
+    }
+  elif has_later:
+    later = _exponents(readings, levels, name)
     # Of what the cells are, as in the model, which differs from the target.
     starts = np.log(readings.reads[:, 0] / levels[-1])
     distance = [starts[readings.targets == level].mean() for level in levels]
     fields |= {
       "drift_start": readings.times[0].item(),
       "drift_time": readings.times[-1].item(),
-      "drift_mean": _line(distance, exponents[0]),
-      "drift_std": _line(distance, exponents[1]),
+      "drift_mean": _line(distance, later[0]),
+      "drift_std": _line(distance, later[1]),
     }
   device = crossbar.with_fields(crossbar.Device(), fields, name)
   if plot:
-    _draw(pathlib.Path(plot), device, levels, spread, exponents)
+    _draw(pathlib.Path(plot), device, levels, spread, later)
   return device
 
 
@@ -170,11 +201,6 @@ def _write_errors(readings, name):
 
 def _exponents(readings, levels, name):
   """Returns means and deviations `[2, K]` of the exponents at targets."""
-  if readings.reads.min() <= 0:
-    raise errors.InputError(
-      f"{name}: got a reading of 0 S of a cell that drifts, needed are ones "
-      "above 0: leave such cells out, and count them as stuck off"
-    )
   periods = np.log(readings.times[1:] / readings.times[0])
   fall = -np.log(readings.reads[:, 1:] / readings.reads[:, :1])
   exponents = fall @ periods / (periods @ periods)  # least squares, a cell
@@ -187,6 +213,25 @@ def _exponents(readings, levels, name):
       "upwards on average, allowed are those that fall: the model has no others"
     )
   return found
+
+
+def _slopes(readings, levels, name):
+  """Returns means and deviations `[2, K]` [S] of cells' slopes in ln(t / t_0).
+
+  And the standard errors of both.
+  """
+  periods = np.log(readings.times[1:] / readings.times[0])
+  change = readings.reads[:, 1:] - readings.reads[:, :1]
+  slopes = change @ periods / (periods @ periods)  # least squares, a cell
+  groups = [slopes[readings.targets == level] for level in levels]
+  mean, std = np.transpose([(x.mean(), x.std(ddof=1)) for x in groups])
+  if not std.all():
+    raise errors.InputError(
+      f"{name}: got cells of {levels[std.argmin()]:g} S that all relax alike, "
+      "needed are readings that differ"
+    )
+  root = np.sqrt([len(x) for x in groups])
+  return np.array([mean, std]), np.array([std / root, std / root / np.sqrt(2)])
 
 
 def _censored(exponents: np.ndarray) -> tuple[float, float]:
@@ -216,35 +261,46 @@ def _line(
   return slope, offset, fitted.min(), fitted.max()
 
 
+def _drifts(device, g):
+  """Returns means and deviations of exponents of conductances."""
+  distance = np.log(g / device.g_on)
+  for a, b, low, high in (device.drift_mean, device.drift_std):
+    yield np.clip(a * distance + b, low, high)
+
+
 def _draw(
   path: pathlib.Path,
   device: crossbar.Device,
   levels: np.ndarray,
   spread: np.ndarray,
-  exponents: Sequence[np.ndarray] | None,
+  later: Sequence[np.ndarray] | None,
 ) -> None:
   """Writes the figure of what was measured, and of the fit."""
   from matplotlib import figure  # 0.4 s, for those who ask for it
 
   drawn = figure.Figure(
-    (9 if exponents is not None else 4.5, 3.4), layout="constrained"
+    (9 if later is not None else 4.5, 3.4), layout="constrained"
   )
-  panels = drawn.subplots(1, 1 if exponents is None else 2, squeeze=False)[0]
+  panels = drawn.subplots(1, 1 if later is None else 2, squeeze=False)[0]
   g = np.linspace(levels[0], levels[-1], 200)
   sigma = np.polynomial.Polynomial(device.write_sigma)(1e6 * g)
   panels[0].plot(1e6 * levels, 1e6 * spread, "o", label="measured")
   panels[0].plot(1e6 * g, np.maximum(sigma, 0), label="fit")
   panels[0].set(xlabel="target [µS]", ylabel="write error, rms [µS]")
-  if exponents is not None:
-    lines = device.drift_mean, device.drift_std
-    for what, values, line in zip(
-      ("mean", "deviation"), exponents, lines, strict=True
+  if later is not None:
+    fits, scale, label = _drifts(device, g), 1, "drift exponent ν"
+    if device.relaxation:
+      scale, label = 1e6, "change with ln(t / t₀) [µS]"
+      fits = [
+        np.polynomial.Polynomial(x)(1e6 * g)
+        for x in (device.relaxation_shift, device.relaxation_growth)
+      ]
+    for what, values, fit in zip(
+      ("mean", "deviation"), later, fits, strict=True
     ):
-      a, b, low, high = line
-      fit = np.clip(a * np.log(g / levels[-1]) + b, low, high)
-      (points,) = panels[1].plot(1e6 * levels, values, "o", label=what)
+      (points,) = panels[1].plot(1e6 * levels, scale * values, "o", label=what)
       panels[1].plot(1e6 * g, fit, color=points.get_color())
-    panels[1].set(xlabel="target [µS]", ylabel="drift exponent ν")
+    panels[1].set(xlabel="target [µS]", ylabel=label)
   for panel in panels:
     panel.legend(frameon=False)
   with storage.write_errors(path):

@@ -186,6 +186,8 @@ def read_tiles(
 
   Where the collection `converters` is mutable, it gets the layer's `range`: the
   percentile `percentile` that it holds already, of what its converters see.
+  Where `clipped` is mutable, it gets `counts`: of conversions that clip, and of
+  all, int32 `[B, 2]`.
 
   The result will be multiplied by `alpha`, which is to be kept out of the
   weights' gradients as in `binary.scaled_product`; None keeps nothing out.
@@ -195,12 +197,21 @@ def read_tiles(
   if alpha is not None:
     weights = {x: chip[x] for x in ("kernels", "added", "taken") if x in chip}
     for name, value in weights.items():
-      factor = _as_channels(alpha, value)
+      factor = alpha
+      if further := value.shape[-1] - layer.features:
+        # Columns whose codes are subtracted from the first ones'.
+        factor = jnp.broadcast_to(alpha, (layer.features,))
+        factor = jnp.concatenate([factor, factor[:further]])
+      factor = _as_channels(factor, value)
       chip = {**chip, name: binary.divide_gradient(value, factor)}
   if layer.is_mutable_collection("converters"):
     percentile = layer.get_variable("converters", "percentile")
     most = readout.sums_percentile(product, x, chip, percentile)
     layer.put_variable("converters", "range", most)
+  if layer.is_mutable_collection("clipped"):
+    sums, counts = readout.read(product, x, chip, mask, counted=True)
+    layer.put_variable("clipped", "counts", counts)
+    return sums
   return readout.read(product, x, chip, mask)
 
 

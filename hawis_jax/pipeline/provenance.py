@@ -143,6 +143,10 @@ def _configuration(workdir, stage):
     if isinstance(value, list):
       return [sparse(item) for item in value]
     if isinstance(value, dict):  # of a device or a technology
+      if "drift_mean" in value and not value.get("drift_time"):
+        # Of no effect: as they were when the first digests were made.
+        start = {"drift_start": device["drift_start"]}
+        value = value | results.FORMER_DRIFT | start
       return {k: v for k, v in value.items() if v and v != device.get(k)}
     return value
 

@@ -47,6 +47,12 @@ from hawis_jax.runtime import storage
 _SEARCH_FORMAT = 4
 # Of robustness/result.json: a new one where chips, keys or names change.
 ROBUSTNESS_FORMAT = 5
+# Constants that devices without any drift had before.
+FORMER_DRIFT = {
+  "drift_start": 20.0,
+  "drift_mean": [0.0, 0.1, 0.1, 0.1],
+  "drift_std": [0.0, 0.05, 0.05, 0.05],
+}
 _ELSEWHERE = "take another --workdir"
 # Of a stage's or a net's folder: what it is made from (see `provenance`).
 INPUTS = "inputs.json"
@@ -584,11 +590,16 @@ def _with_new_fields(now, before):
   absent = {f.name: f.default for f in dataclasses.fields(crossbar.Device)}
   absent = _as_read(absent)
   before = now | before
-  before["device.resolved"] = absent | before["device.resolved"]
+
+  def as_now(device):
+    former = {name: device.get(name) for name in FORMER_DRIFT} == FORMER_DRIFT
+    if former and not device["drift_time"]:
+      device = device | {name: absent[name] for name in FORMER_DRIFT}
+    return absent | device
+
+  before["device.resolved"] = as_now(before["device.resolved"])
   for stage in ("pretrain", "train", "robustness"):
-    before[f"{stage}.devices"] = [
-      absent | device for device in before[f"{stage}.devices"]
-    ]
+    before[f"{stage}.devices"] = [*map(as_now, before[f"{stage}.devices"])]
   technology = "space.technology.resolved"
   before[technology] = now[technology] | before[technology]
   return before

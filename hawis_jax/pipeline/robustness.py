@@ -152,6 +152,8 @@ def _evaluate(tally, step, trained, images, experiment, show):
     config.chips_per_step, config.batch_size, config.memory_gb * 1e9
   )
   wanted = config.chips if severity.is_random else 1
+  clipped = {}  # of a chunk; a sense amplifier has no range
+  counts = clipped.update if severity.device.adc_bits > 1 else None
   # One ideal chip costs less than the program of a chunk of one.
   is_ideal = crossbar.without_effects(severity.device) == severity.device
   while True:
@@ -163,9 +165,10 @@ def _evaluate(tally, step, trained, images, experiment, show):
       range(start, config.chips if is_ideal else wanted),
       limits=limits,
       progress=functools.partial(_show, show, start, wanted),
+      clipped=counts,
     )
     for correct in chunks if start < wanted else ():
-      tally.add(correct[: wanted - start])
+      tally.add(correct[: wanted - start], clipped)
       yield
       if tally.count == wanted:
         break

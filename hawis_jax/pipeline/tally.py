@@ -48,12 +48,14 @@ class Tally:
     self._name = [*severity, num_images, *identity]
     self._num_images = num_images
     self._packed = []  # a row of bits a chip
+    self._clipped = []  # {layer: share of conversions that clip} a chip
     saved = distributed.on_first(
       lambda: storage.read_record(path) if path.exists() else None
     )
     if saved and saved["severity"] == self._name:
       rows = map(base64.b64decode, saved["correct"])
       self._packed = [np.frombuffer(row, np.uint8) for row in rows]
+      self._clipped = saved.get("clipped", [])
 
   @staticmethod
   def saved_chips(path: pathlib.Path, severity: list[Any]) -> int:
@@ -87,15 +89,26 @@ class Tally:
     """Of every chip, `[S]`."""
     return np.bitwise_count(self._packed).sum(1) / self._num_images
 
-  def add(self, correct: np.ndarray) -> None:
-    """Takes the correct of a chunk of chips, bool `[K, N]`."""
+  def add(
+    self, correct: np.ndarray, clipped: dict[str, np.ndarray] | None = None
+  ) -> None:
+    """Takes the correct of a chunk of chips, bool `[K, N]`.
+
+    And the share of each chip's conversions that clip, {layer: `[K]`}.
+    """
     self._packed += [*np.packbits(correct, axis=1)]
+    if clipped:
+      self._clipped += [
+        {name: float(x[chip]) for name, x in clipped.items()}
+        for chip in range(len(correct))
+      ]
 
   def save(self) -> None:
     """Saves the chips so far, to be taken up from."""
     content = {
       "severity": self._name,
       "correct": [base64.b64encode(row).decode() for row in self._packed],
+      "clipped": self._clipped,
     }
     distributed.on_first(lambda: storage.write_record(self._path, content))
 
@@ -113,6 +126,10 @@ class Tally:
       lambda: storage.write_bytes(self._path.parent / name, content)
     )
     correct = self.correct
+    clipped = {
+      layer: float(np.mean([chip[layer] for chip in self._clipped]))
+      for layer in (self._clipped or [{}])[0]
+    }
     return {
       **statistics.summarize(self.accuracy),
       "ci95_total": statistics.total_interval(correct),
@@ -122,6 +139,7 @@ class Tally:
         "file": name,
         "sha256": hashlib.sha256(content).hexdigest(),
       },
+      **({"clipped": clipped} if clipped else {}),
     }
 
 

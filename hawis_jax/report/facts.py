@@ -16,7 +16,7 @@ from hawis_jax.networks import net_names
 from hawis_jax.report import style
 from hawis_jax.robustness import statistics
 
-FORMAT = 17  # of report.json and the page; a new one remakes old reports
+FORMAT = 18  # of report.json and the page; a new one remakes old reports
 _MOST_LINES = 300  # of scored vectors that are drawn
 _ORDER = ("found", "uniform", "baseline_1x")  # others follow
 # {robustness.batch_norm: what nets have on chips}
@@ -741,6 +741,7 @@ def tables(content: dict) -> dict[str, pd.DataFrame]:
   made = {
     "nets": _nets(content),
     "accuracy": _grid(_cells(rows, "net", _on_chips), places, nets, labels),
+    "clipped": _clipped(rows, places, nets, labels),
     "differences": _grid(
       _cells(pairs, _pair, _paired), places, _minus(pairs), labels
     ),
@@ -820,6 +821,17 @@ def _on_chips(row):
     f"failed {style.estimate(failed['share'], failed['ci95'])}",
   ]
   return "\n".join(lines)
+
+
+def _clipped(rows, places, nets, labels):
+  """The layer of every net whose converters clip most of what they see."""
+  counted = [row for row in rows if "clipped" in row]
+
+  def most(row):
+    layer, share = max(row["clipped"].items(), key=lambda x: x[1])
+    return f"{style.percent(share)} in {layer}" if share else "none"
+
+  return _grid(_cells(counted, "net", most), places, nets, labels)
 
 
 def _paired(pair):

@@ -241,6 +241,16 @@ EFFECTS = {
     "Noise of converters", "std of the noise [weights of 1]",
     "converters' noise of {:g}", 1,
     "Normal noise of every converter, new at every read."),
+  "adc_mismatch": Effect(
+    "Capacitors of converters", "std of a unit capacitor",
+    "capacitors' mismatch of {:g}", 1,
+    "The levels that every column's SAR converter compares with are those of "
+    "binary-weighted capacitors, drawn once a chip."),
+  "dac_noise": Effect(
+    "Noise of word lines", "std of a driven line's voltage, relative",
+    "word lines' noise of {:g}", 1,
+    "The voltage of every driven word line is normal, new at every read and "
+    "one for all columns."),
   "adc_bits": Effect(
     "Converters", "bits (0: ideal)", "{:g}-bit converters", 1,
     "Every column of every tile is read by a converter of so many bits, and "

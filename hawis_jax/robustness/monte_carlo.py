@@ -100,12 +100,15 @@ def classify(
   limits: Limits = FREE,
   devices: Sequence[jax.Device] | None = None,
   progress: Callable[[float], None] | None = None,
+  clipped: Callable[[dict[str, np.ndarray]], None] | None = None,
 ) -> Iterator[np.ndarray]:
   """Yields which images a chunk of chips gets right, bool `[K, N]`, in order.
 
   Images, uint8 `[N, H, W, C]`, and labels, int `[N]`, stay on the host. Chip s
   of `chips` is fold_in(key, s). `progress` is called with the number of chips
-  that are done, parts of a chunk included; `devices` None: all.
+  that are done, parts of a chunk included; `clipped`, before a chunk is
+  yielded, with the share of conversions that clip, {"scope/layer": `[K]`}, of a
+  device that has converters; `devices` None: all.
 
   Raises:
     InputError: the device can't read the net; the net never reads a layer of
@@ -121,7 +124,8 @@ def classify(
       f"variables, images: got what doesn't fit the net: "
       f"{' '.join(str(error).split())}"
     ) from error
-  plan = make_plan(setting, shared, images, len(chips), mesh, limits)
+  counted = clipped is not None
+  plan = make_plan(setting, shared, images, len(chips), mesh, limits, counted)
   for start in range(0, len(chips), plan.chunk):
     numbers = chips[start : start + plan.chunk]
     # The last chunk is filled up: another shape would be another program.
@@ -130,16 +134,22 @@ def classify(
     programmed, finite = plan.program(key, padded)
     _check_finite(finite, numbers)
     correct = np.empty((len(numbers), len(images)), bool)
+    counts = {}
     for first in range(0, len(images), plan.segment):
       part = slice(first, first + plan.segment)
       blocks = _blocks(images[part], labels[part], first, plan)
-      got, finite = plan.evaluate(shared, programmed, *blocks)
+      got, finite, found = plan.evaluate(shared, programmed, *blocks)
       count = min(plan.segment, len(images) - first)
       correct[:, part] = sharding.fetch(got)[: len(numbers), :count]
       _check_finite({"logits": finite}, numbers)
+      for name, of_images in found.items():
+        of_images = sharding.fetch(of_images)[: len(numbers), :count]
+        counts[name] = counts.get(name, 0) + of_images.sum(1, dtype=np.int64)
       if progress:
         done = (first + count) / len(images) * len(numbers)
         progress(start + done)
+    if counted:
+      clipped({name: x[:, 0] / x[:, 1] for name, x in counts.items()})
     yield correct
 
 
@@ -276,7 +286,7 @@ class Plan:
   # (key, numbers `[K]`) -> chips, what of them is finite by name
   program: Callable[..., Any]
   # (shared, chips, images, labels, numbers) -> correct, finite
-  evaluate: Callable[..., Any]
+  evaluate: Callable[..., Any]  # also counts of conversions, by name
   executables: dict[str, Any]  # of both programs, by name
 
 
@@ -316,11 +326,13 @@ def make_plan(
   num_chips: int,
   mesh: jax.sharding.Mesh,
   limits: Limits,
+  counted: bool = False,
 ) -> Plan:
   """Compiles for as many chips a chunk as fit, halving from the best.
 
   Shapes are enough: of the variables of `setting`, `shared` (which are those of
   `shared_variables`) and `images`. The mesh is `sharding.evaluation_mesh`'s.
+  `counted`: conversions that clip are counted.
 
   Raises:
     InputError: one chip does not fit the memory.
@@ -347,6 +359,7 @@ def make_plan(
     form=form,
     placing=setting.placing,
     compensated=setting.compensated,
+    counted=counted,
     mesh=mesh,
     way=products.way(),
   )
@@ -460,6 +473,7 @@ def _compile(
   form,
   placing,
   compensated,
+  counted,
   mesh,
   way,
 ):
@@ -482,7 +496,7 @@ def _compile(
     is_binary = module.weight_bits == 1 and not _is_own(module)
     vmapped = form == "planes" or (layers and is_binary)
     vmapped = vmapped or way.method != "loop"
-    local = functools.partial(_evaluate, module, vmapped)
+    local = functools.partial(_evaluate, module, vmapped, counted)
     specs = (P(), P(sharding.SAMPLE), *[P(sharding.data(mesh))] * 3)
     out = P(sharding.SAMPLE, sharding.data(mesh))
   sharded = jax.shard_map(
@@ -630,29 +644,40 @@ def _blocks(images, labels, first, plan):
   )
 
 
-def _evaluate(module, vmapped, shared, chips, images, labels, numbers):
-  """Correct of one device's chips, bool `[K, M B]`, and if finite, `[K, M]`."""
+def _evaluate(module, vmapped, counted, shared, chips, images, labels, numbers):
+  """Correct of one device's chips, bool `[K, M B]`, and if finite, `[K, M]`.
+
+  And counts of conversions by layer, int32 `[K, M B, 2]`, where `counted`.
+  """
 
   def block(inputs):
     images, labels, numbers = inputs
     code = module.encode(images)
 
     def one(own):
-      logits = _logits(module, shared, own, code, numbers)
-      return logits.argmax(-1) == labels, jnp.isfinite(logits).all()
+      net = _with_chip(shared, own, numbers)
+      logits, found = module.apply(
+        net, code, None, train=False, mutable=["clipped"] if counted else []
+      )
+      found = traverse_util.flatten_dict(found.get("clipped", {}))
+      counts = {"/".join(path[:-1]): x for path, x in found.items()}
+      finite = jnp.isfinite(logits).all()
+      return logits.argmax(-1) == labels, finite, counts
 
     return jax.vmap(one)(chips) if vmapped else jax.lax.map(one, chips)
 
-  correct, finite = jax.lax.map(block, (images, labels, numbers))
-  correct = correct.swapaxes(0, 1).reshape(correct.shape[1], -1)
-  return correct, finite.swapaxes(0, 1)
+  correct, finite, counts = jax.lax.map(block, (images, labels, numbers))
+
+  def by_chip(x):
+    return x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])
+
+  return by_chip(correct), finite.swapaxes(0, 1), jax.tree.map(by_chip, counts)
 
 
-def _logits(module, shared, own, code, numbers, widths=None):
-  """Logits `[B, classes]` of one chip, whose noise the numbers decide."""
+def _with_chip(shared, own, numbers):
+  """A net on one chip, whose noise the numbers of images decide."""
   flat = traverse_util.flatten_dict(shared) | traverse_util.flatten_dict(own)
-  net = crossbar.for_images(traverse_util.unflatten_dict(flat), numbers)
-  return module.apply(net, code, widths, train=False)
+  return crossbar.for_images(traverse_util.unflatten_dict(flat), numbers)
 
 
 def score_chips(
@@ -702,8 +727,11 @@ def score_chips(
       inputs = module.encode(batch.image)
       numbers = first + jnp.arange(size)
       logits = jax.vmap(
-        lambda widths, own: _logits(
-          module, params, {**chip, **own}, inputs, numbers, widths
+        lambda widths, own: module.apply(
+          _with_chip(params, {**chip, **own}, numbers),
+          inputs,
+          widths,
+          train=False,
         )
       )(widths, own)
       hit = jnp.argmax(logits, -1) == batch.label[None]

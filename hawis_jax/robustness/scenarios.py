@@ -159,13 +159,13 @@ def of_preset(
   if PRESET not in scenario:
     return base, own
   preset = crossbar.preset(scenario[PRESET], f"{field}.{PRESET}")
-  # Converters' errors are those of the configured ones, which stay.
-  of_converters = crossbar.CONVERTER_ERRORS
-  kept = {name: value for name, value in own.items() if name in of_converters}
+  # Circuits' errors are those of the configured ones, which stay.
+  of_circuit = crossbar.CIRCUIT_ERRORS
+  kept = {name: value for name, value in own.items() if name in of_circuit}
   own = kept | {
     name: getattr(preset, name)
     for name in crossbar.DEFECTS
-    if name not in of_converters and crossbar.is_present(getattr(preset, name))
+    if name not in of_circuit and crossbar.is_present(getattr(preset, name))
   }
   device = crossbar.in_circuit(crossbar.without_defects(preset), base)
   return crossbar.validate(device, f"{field}.{PRESET}"), own

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 
+from flax import linen as nn
 import jax
 from jax import test_util
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ from hawis_jax.crossbar import defects
 from hawis_jax.crossbar import readout
 from hawis_jax.crossbar import wires
 from hawis_jax.interop import netlist
+from hawis_jax.networks import any_flax
+from hawis_jax.networks import reference_resnet
 
 _SIDES = tuple(itertools.product(crossbar.SIDES, repeat=2))
 _DEVICE = crossbar.Device(
@@ -454,3 +457,25 @@ def test_netlists_of_gated_cells_refuse():
   ):
     with pytest.raises(errors.InputError, match=message):
       interop.spice_netlist(**arguments | changes)
+
+
+def test_nets_whose_inputs_are_no_bits_refuse_gated_chips():
+  """They have no kernel of the chip, and would compute with their own."""
+  device = crossbar.Device(gated=True, wire_resistance=50.0)
+  mlp, x = nn.Dense(3), np.ones((2, 5), np.float32)
+  own = any_flax.any_flax(mlp, "int8")
+  variables = mlp.init(jax.random.key(0), x)
+  own.apply(variables, x)
+  kernels = {"params": own.on_chips(variables["params"])}
+  chip = crossbar.program(
+    jax.random.key(1), kernels, device, 8, scales="channel"
+  )["crossbar"]
+  with pytest.raises(errors.InputError, match="is read tile by tile"):
+    own.apply({**variables, "crossbar": chip}, x)
+  layer = reference_resnet.QuantConv(3, 0, bits=None)
+  variables = layer.init(jax.random.key(0), x, train=False)
+  chip = crossbar.program(
+    jax.random.key(1), variables, device, 0, scales="channel"
+  )
+  with pytest.raises(errors.InputError, match="tile by tile and a float net"):
+    layer.apply(chip, x, train=False)

@@ -141,12 +141,6 @@ def program(
   """
   errors.check_key(key)
   devices.validate(device)
-  if bits == 0 and devices.needs_tiles(device):
-    raise errors.InputError(
-      "bits: got 0, analog weights, on a device with "
-      f"{', '.join(devices.tile_effects(device))}, allowed is one without: "
-      "they read inputs of bits"
-    )
   cells.check_integers(variables, bits, scales)
   keys, kernels = cells.layer_keys(key, variables["params"], layers)
   check_readout(variables, device, bits, layers)

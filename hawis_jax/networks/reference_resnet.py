@@ -71,6 +71,12 @@ class QuantConv(nn.Module):
       )
     x = x.astype(kernel.dtype)
     if self.bits is None:
+      if self.has_variable("crossbar", "kernels"):
+        raise errors.InputError(
+          "variables: got a chip that is read tile by tile and a float net, "
+          "allowed is one without converters, noise a read and gated cells on "
+          "resistive lines: they read inputs of bits"
+        )
       if self.has_variable("crossbar", "weight"):
         kernel = self.get_variable("crossbar", "weight")
         product = products.on_chips(product, of_bfloat16=False)

@@ -783,7 +783,7 @@ def test_every_way_of_read_out_runs_to_the_end(run, tmp_path, capsys):
     # A calibrated range clips a thousandth of some tile's, full scale nothing.
     assert max(clipped[1].values()) > 0 == max(clipped[2].values())
   page = (workdir / "report" / "index.html").read_text()
-  assert "load_resistance = 4.0: wires of 5" in page
+  assert "wires of 5 Ω a cell, loads of 4 Ω" in page
   assert "the measured faults" in page and "Conversions that clip" in page
 
 

@@ -294,7 +294,12 @@ def _in_words(given, values, base, own, field):
     own: severities of its own effects.
     field: for errors.
   """
-  values = {k: v for k, v in values.items() if k not in scenarios.WORDS}
+  values = {
+    name: value
+    for name, value in values.items()
+    # Measured faults alone are what is drawn, at a severity of 0.
+    if name not in scenarios.WORDS or (name, value) == ("fault_map", 0.0)
+  }
   _, own = scenarios.of_preset(given, base, own, field)
   written = scenarios.with_own(values, own, field)
   words = [given[scenarios.PRESET]] if scenarios.PRESET in given else []

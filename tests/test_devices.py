@@ -59,6 +59,7 @@ _RANGES = {
   "adc_mismatch": (0, 0.1),
   "dac_noise": (0, 10),
   **dict.fromkeys(crossbar.WIRES, (0, 1e9)),
+  "nonlinearity": (0, 100),
   "adc_bits": (0, 16),
   "adc_percentile": (50, 100),
 }
@@ -128,6 +129,8 @@ def _with(**changes):
     changes = {"write_sigma": (1.0,), **changes}
   if any(changes.get(field) for field in crossbar.CONVERTER_ERRORS):
     changes = {"adc_bits": 6, **changes}
+  if changes.get("nonlinearity"):
+    changes = {"read_voltage": 0.2, **changes}
   if changes.get("relaxation"):
     changes = {"relaxation_growth": (1.0,), **changes}
   if changes.get("drift_time"):
@@ -282,6 +285,33 @@ _NOISY = "x.analog_inputs: got True with noise a read, allowed is False"
     (
       dict(gated=True, mapping="offset"),
       "x.mapping: got 'offset' with gated, allowed without it: what the di",
+    ),
+    *(
+      (
+        dict(nonlinearity=4.0, mapping=mapping),
+        f"x.mapping: got {mapping!r} with nonlinearity, allowed without it",
+      )
+      for mapping in ("single", "offset", "complementary", "interleaved")
+    ),
+    *(
+      (
+        dict(nonlinearity=4.0, **{field: value}),
+        f"x.nonlinearity: got 4 with {field}, allowed is 0: ",
+      )
+      for field, value in (
+        ("gated", True),
+        ("analog_inputs", True),
+        ("read_noise", 1.0),
+        ("dac_noise", 1.0),
+      )
+    ),
+    (
+      dict(nonlinearity=4.0, subtraction="digital", wire_resistance=1.0),
+      "x.subtraction: got 'digital' with non-linear cells on resistive lines",
+    ),
+    (
+      dict(nonlinearity=6.1, read_voltage=3.3),
+      "x.nonlinearity: got 6.1 /V at a read voltage of 3.3 V, allowed is a pro",
     ),
     (
       dict(relaxation=2.0, relaxation_growth=(0.0, 0.0)),
@@ -544,8 +574,8 @@ def test_all_fields_make_the_round_trip_through_files(file):
   # Together they would be refused.
   silent = ("telegraph_noise", "read_noise", "white_noise", "dac_noise")
   together = {**_OTHERS, **dict.fromkeys(silent, 0.0)}
-  alone = ("mapping", "subtraction", "gated")
-  devices = [crossbar.Device(**{name: _OTHERS[name]}) for name in alone]
+  alone = ("mapping", "subtraction", *crossbar.BY_INPUT)
+  devices = [_with(**{name: _OTHERS[name]}) for name in alone]
   together |= {name: getattr(_IDEAL, name) for name in alone}
   devices.append(crossbar.Device(**together))
   for device in (*crossbar.PRESETS.values(), *devices):
@@ -585,7 +615,7 @@ def test_devices_without_effects():
   device = _with(**_OTHERS)
   silent = crossbar.without_defects(device)
   ideal = crossbar.without_effects(device)
-  kept = {*crossbar.WIRES, "adc_bits"}
+  kept = {*crossbar.WIRES, "nonlinearity", "adc_bits"}
   assert set(crossbar.EFFECTS) - set(crossbar.DEFECTS) == kept
   for field, expected in _OTHERS.items():
     absent = 0.0 if field in crossbar.DEFECTS else expected

@@ -87,6 +87,12 @@ _CMO = vars(crossbar.PRESETS["hfox_cmo"])
     (crossbar.Device(variation=0.5, wire_resistance=20.0, gated=True), 1),
     (
       crossbar.Device(
+        variation=0.5, wire_resistance=9.0, nonlinearity=4.0, tile_shape=(32, 8)
+      ),
+      1,
+    ),
+    (
+      crossbar.Device(
         drift_time=1e4,
         drift_mean=(0.0, *[0.1] * 3),
         write_error=1.0,

@@ -127,6 +127,8 @@ def test_chips_differ_where_anything_is_random(effect):
   )
   if effect in crossbar.CONVERTER_ERRORS:
     ideal = dataclasses.replace(ideal, adc_bits=6)
+  if effect == "nonlinearity":
+    ideal = dataclasses.replace(ideal, wire_resistance=1.0)
   most = 0.1 if effect == "adc_mismatch" else 1
   first, second = _parse({effect: (0, most)}, ideal).severities
   random = effect in {*crossbar.DEFECTS} - {*crossbar.NOT_RANDOM}
@@ -165,7 +167,12 @@ _ABSENT = "whose constant it is: needed is a severity of one, or device: 1.0"
       {"temperature": (280, 350)},
       "read_noise or legacy_noise or temperature_rise",
     ),
-    ("pcm", {"read_voltage": (0.1, 0.2)}, "read_noise or legacy_noise"),
+    (
+      "pcm",
+      {"read_voltage": (0.1, 0.2)},
+      "read_noise or legacy_noise or nonlinearity",
+    ),
+    ("pcm", {"nonlinearity": (1.0, 4.0)}, " or ".join(crossbar.WIRES)),
     ("pcm", {"white_noise_law": "inverse", "device": 1.0}, "white_noise"),
     ("pcm", {"adc_range": "calibrated", "device": 1.0}, "adc_bits"),
     ("pcm", {"adc_percentile": (99, 100)}, "adc_bits"),

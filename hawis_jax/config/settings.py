@@ -552,12 +552,12 @@ def train_devices(config: _Config) -> list[crossbar.Device]:
   devices = chip_devices(config)
   kinds = [net_names.parse(net) for net in config.train.nets]
   on_float = any(n.kind == net_names.FLOAT and n.on_chips for n in kinds)
-  if on_float and any(map(crossbar.needs_tiles, devices)):
+  if on_float and any(map(crossbar.bit_effects, devices)):
     raise _error(
       "train.nets",
       config.train.nets,
-      "no float net on chips where scenarios have converters or noise a read: "
-      "they read integers",
+      "no float net on chips where scenarios have converters or noise a read, "
+      "or cells that are gated or not linear: they read integers",
     )
   return devices
 

@@ -9,6 +9,8 @@ from hawis_jax.crossbar.chip import effective_weights
 from hawis_jax.crossbar.chip import for_images
 from hawis_jax.crossbar.chip import is_ternary
 from hawis_jax.crossbar.chip import program
+from hawis_jax.crossbar.devices import bit_effects
+from hawis_jax.crossbar.devices import BY_INPUT
 from hawis_jax.crossbar.devices import check_constants
 from hawis_jax.crossbar.devices import check_stack
 from hawis_jax.crossbar.devices import CIRCUIT_ERRORS

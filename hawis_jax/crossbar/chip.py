@@ -2,10 +2,10 @@
 
 A chip has one of three forms (docs/crossbar.md). "Fold": read-out is linear,
 and one effective kernel a layer represents the chip exactly. "Tiled":
-converters, noise drawn anew at every read, and gated cells on resistive lines
-need its tiles one by one (see `readout`). "Planes": cells of a binary net stick
-and nothing else is wrong; the effective weights are -1, 0 and 1, and two bit
-planes hold them (see `popcount`).
+converters, noise drawn anew at every read, and gated or non-linear cells on
+resistive lines need its tiles one by one (see `readout`). "Planes": cells of a
+binary net stick and nothing else is wrong; the effective weights are -1, 0 and
+1, and two bit planes hold them (see `popcount`).
 
 All but the planes is differentiable: a cell passes its weight's gradient as its
 conductance depends on the weight, the binarisers' straight-through gradients
@@ -76,8 +76,8 @@ def effective_weights(
     raise errors.InputError(
       "effective weights: got a device with converters or noise a read, "
       f"allowed are {', '.join(devices.TILE_EFFECTS)} of 0, and gated cells "
-      "without resistances: else read-out is no linear map; use "
-      "crossbar.program"
+      "without resistances, as non-linear ones: else read-out is no linear "
+      "map; use crossbar.program"
     )
   device = defects.of_chip(key, device)
   (layer,) = _layers([key], [weights], device, bits, write, scales)
@@ -167,13 +167,13 @@ def program(
       entries = dict(zip(("used", "negative"), planes, strict=True))
     elif devices.needs_tiles(device):
       converted = devices.is_present(device.adc_bits)
-      gated = "added" in layer
+      solved = bool({"added", "cells"} & set(layer))
       # The noise of word lines is drawn a tile's rows at a time.
       noisy_rows = devices.is_present(device.dac_noise)
-      one_read = not (converted or gated or noisy_rows)
+      one_read = not (converted or solved or noisy_rows)
       entries = _tiled(layer, kernel, device, one_read)
-      if gated:
-        entries |= _gated(device, bits, kernel.dtype)
+      if solved:
+        entries |= _networks(device, bits, kernel.dtype)
       if noisy_rows:
         entries["dac_noise"] = jnp.asarray(device.dac_noise, kernel.dtype)
       if converted:
@@ -342,7 +342,9 @@ def _layers(
       "place": jnp.asarray(np.tile(place, copies), kernel.dtype),
       "copies": copies,
       **{
-        name: _join_columns(part[layer], kernel.shape[-1], placing)
+        name: part[layer]
+        if name == "cells"  # whole arrays: all of one's cells load its wires
+        else _join_columns(part[layer], kernel.shape[-1], placing)
         for name, part in parts.items()
       },
     }
@@ -375,6 +377,10 @@ def _tile_weights(keys, integers, faults, device, bits, write):
     taken = jnp.broadcast_to(taken, added.shape)
     found = dict(weights=jnp.zeros_like(added), added=added, taken=taken)
     return found | defects.converter_errors(keys, added.shape[-1], device)
+  if "nonlinearity" in devices.tile_effects(device):
+    weights = seen(g, -1)[""] * unit
+    found = dict(weights=weights, cells=g)
+    return found | defects.converter_errors(keys, weights.shape[-1], device)
   found, current = {}, g
   if devices.is_wired(device):
     current = wires.wire_transfer(g, device, _WIRED_ARRAYS)
@@ -414,9 +420,14 @@ def _tile_weights(keys, integers, faults, device, bits, write):
   return found
 
 
-def _gated(device, bits, dtype):
-  """Returns what `readout.read` needs of a chip of gated cells."""
+def _networks(device, bits, dtype):
+  """Returns what `readout.read` needs to solve for each input."""
   unit = cells.unit(device, bits)
+  if not device.gated:
+    word, bit = wires.line_resistances(device)
+    curve = device.nonlinearity * device.read_voltage
+    found = dict(unit=unit, word_line=word, bit_line=bit, curve=curve)
+    return {name: jnp.asarray(x, dtype) for name, x in found.items()}
   direction = "downward" if device.sense_side == "last" else "upward"
   found = {"unit": unit, direction: wires.gated_ladder(device)}
   if devices.is_present(device.read_noise):
@@ -478,9 +489,9 @@ def _tiled(layer, kernel, device, one_read):
   for name in names:
     kernels, starts = readout.read_kernels(layer[name], kernel.shape)
     read[{"weights": "kernels"}.get(name, name)] = kernels
-  for name in ("added", "taken"):
-    if name in layer:
-      read[name] = layer[name].reshape(-1, *layer[name].shape[-2:])
+  solved = [x for x in ("added", "taken", "cells") if x in layer]
+  for name in solved:
+    read[name] = layer[name].reshape(-1, *layer[name].shape[2:])
   if "thermal" in read:
     # Of a channel: its taps' rows are there whatever part of the image they
     # meet, but a narrower net has not all channels.
@@ -493,8 +504,8 @@ def _tiled(layer, kernel, device, one_read):
       read[name] = layer[name].reshape(shape)
   read = {name: value.astype(kernel.dtype) for name, value in read.items()}
   read["starts"] = jnp.asarray(starts)
-  if "added" in layer:
-    row_tiles, rows = layer["added"].shape[1:3]
+  if solved:
+    row_tiles, rows = layer["weights"].shape[1:3]
     taps = int(np.prod(kernel.shape[:-2]))
     firsts = readout.first_rows(row_tiles, rows, starts, taps)
     read["firsts"] = jnp.asarray(firsts)

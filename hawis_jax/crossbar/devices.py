@@ -155,6 +155,9 @@ class Device:
       read.
     gated: cells are 1T1R: a word line opens the gates of its row, and feeds
       nothing; source lines beside the bit lines feed the cells.
+    nonlinearity: a of cells' I-V curves [1/V]: a cell of conductance G conducts
+      G V sinh(a v) / sinh(a V) at v, V the read voltage; with resistive wires
+      each input is solved for. 0: cells are ohmic.
     adc_bits: of the converter that reads a tile's column; 0: ideal; 1: a sense
       amplifier, whose threshold a channel is the folded normalisation's (see
       `robustness.calibration`).
@@ -252,6 +255,7 @@ class Device:
   adc_inl: tuple[float, ...] = _static((0.0,))
   dac_noise: float = 0.0
   subtraction: str = _static("analog")
+  nonlinearity: float = 0.0
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Device))
@@ -303,8 +307,10 @@ WIRES = (
   "source_load_resistance",
   "sense_load_resistance",
 )
+# With which currents on resistive wires are not linear in the inputs.
+BY_INPUT = ("gated", "nonlinearity")
 # Severities of all effects.
-EFFECTS = (*DEFECTS, *WIRES, "adc_bits")
+EFFECTS = (*DEFECTS, *WIRES, "nonlinearity", "adc_bits")
 _DRIFT = ("drift_mean", "drift_std")
 _RELAXATION = ("relaxation_shift", "relaxation_spread", "relaxation_growth")
 _POLYNOMIALS = ("write_sigma", *_RELAXATION)  # of any length
@@ -324,13 +330,14 @@ _SAYS_OF = {
   "relaxation_start": ("relaxation",),
   "flicker_read": ("flicker_noise",),
   "disturb": ("read_disturb",),
-  "read_voltage": _BY_VOLTAGE,
+  "read_voltage": (*_BY_VOLTAGE, "nonlinearity"),
   "bandwidth": _BY_VOLTAGE,
   "temperature": (*_BY_VOLTAGE, "temperature_rise"),
   "white_noise_law": ("white_noise",),
   "source_side": WIRES,
   "sense_side": WIRES,
   "gated": WIRES,
+  "nonlinearity": WIRES,
   "adc_range": ("adc_bits",),
   "adc_percentile": ("adc_bits",),
   "subtraction": ("adc_bits",),
@@ -464,10 +471,26 @@ def check_stack(devices: Sequence[Device]) -> None:
   """Checks that devices can be stacked, without making arrays.
 
   Raises:
-    InputError: one is bad, or they differ in a static field.
+    InputError: one is bad, or they differ in a static field; or, on resistive
+      wires, some are not linear and others have noise a read or are subtracted
+      digitally.
   """
   for device in devices:
     validate(device)
+  curved = any(is_present(device.nonlinearity) for device in devices)
+  if curved and any(map(is_wired, devices)):
+    # Of all chips currents are solved then, which have no variances.
+    others = [
+      x for x in _READ_NOISE if any(is_present(getattr(d, x)) for d in devices)
+    ]
+    if any(map(is_digital, devices)):
+      others.append("digital subtraction")
+    if others:
+      raise errors.InputError(
+        f"nonlinearity of chips scored together: got it with {others[0]} of "
+        "others, allowed on resistive wires is one of both: tiles are read in "
+        "one way"
+      )
   for field in _STATIC:
     values = {getattr(device, field) for device in devices}
     if len(values) > 1:
@@ -490,8 +513,16 @@ def needs_tiles(device: Device) -> bool:
 def tile_effects(device: Device) -> list[str]:
   """Returns the effects of a device for which read-out is no linear map."""
   found = [x for x in TILE_EFFECTS if is_present(getattr(device, x))]
-  # Which cells load the wires follows from the input.
-  return [*found, *(["gated"] if device.gated and is_wired(device) else [])]
+  if is_wired(device):
+    # How cells load the wires follows from the input.
+    found += [x for x in BY_INPUT if is_present(getattr(device, x))]
+  return found
+
+
+def bit_effects(device: Device) -> list[str]:
+  """Returns the effects of a device that are modelled for inputs of bits."""
+  curved = ["nonlinearity"] if is_present(device.nonlinearity) else []
+  return list(dict.fromkeys(tile_effects(device) + curved))
 
 
 def is_digital(device: Device) -> bool:
@@ -501,10 +532,11 @@ def is_digital(device: Device) -> bool:
 
 def only_sticks(device: Device) -> bool:
   """Returns whether stuck cells are all that is wrong with its chips."""
+  # Curves of cells say nothing where the wires are ideal.
   return not any(
     is_present(getattr(device, field))
     for field in EFFECTS
-    if field not in _STUCK
+    if field not in (*_STUCK, "nonlinearity")
   )
 
 
@@ -541,6 +573,7 @@ _NUMBERS = {
   "temperature_rise": (-1e3, 1e3, "a difference [K] in [-1000, 1000]"),
   "white_noise": (0, 10, "a relative sigma in [0, 10]"),
   **dict.fromkeys(WIRES, (0, 1e9, "a resistance [ohm] in [0, 1e+09]")),
+  "nonlinearity": (0, 100, "an inverse voltage [1/V] in [0, 100]"),
   "adc_bits": (0, 16, "an integer from 0 (ideal) to 16"),
   "adc_offset": (0, 1e6, "a sigma in [0, 1e+06]"),
   "adc_gain": (0, 1, "a relative sigma in [0, 1]"),
@@ -616,19 +649,26 @@ _BOLTZMANN = 8.617333262e-5  # [eV / K]
 _MOST_POWER = 10  # of e: more than any cell's range
 # {effect: the constant that it needs, of which there is no default}.
 _NEED = {"read_disturb": "disturb", "temperature_rise": "activation"}
+# Of nonlinearity times read_voltage: sinh(20) is 2e8, and float32 holds it.
+_MOST_CURVED = 20.0
 # {mapping: {effect: why it is not modelled}}.
+_OF_ARRAYS = {"nonlinearity": "only pairs of arrays are solved for each input"}
 _COMMON = "its noise would be that of a reference that all columns share"
 _NOT_WITH = {
-  "single": dict.fromkeys(_CELL_NOISE, _COMMON),
+  "single": dict.fromkeys(_CELL_NOISE, _COMMON) | _OF_ARRAYS,
   "offset": {
     "adc_bits": "the ranges of converters are those of differences",
     "dac_noise": "the digital side counts inputs, not their voltages",
-    "gated": "what the digital side counts is for sums that are linear",
+    **dict.fromkeys(
+      BY_INPUT, "what the digital side counts is for sums that are linear"
+    ),
   },
   "complementary": {
     "dac_noise": "a weight's two word lines have two drivers",
     "gated": "a source line has one voltage, not two",
+    **_OF_ARRAYS,
   },
+  "interleaved": _OF_ARRAYS,
 }
 # Fields that are checked with one another: where one is traced, none is.
 _TOGETHER = (
@@ -905,6 +945,8 @@ def _check_combinations(device, name):
       f"{name}.subtraction: got 'digital' with gated cells on resistive lines, "
       "allowed is 'analog': their currents are solved as differences"
     )
+  if is_present(device.nonlinearity):
+    _check_nonlinearity(device, name)
   for field in ("telegraph_noise", "white_noise"):
     if is_wired(device) and is_present(getattr(device, field)):
       raise errors.InputError(
@@ -912,6 +954,32 @@ def _check_combinations(device, name):
         "allowed is 0: a cell that changes at every read changes the network "
         "that IR drop is solved for"
       )
+
+
+def _check_nonlinearity(device, name):
+  """Refuses what would need other networks than those that are solved."""
+  if device.nonlinearity * device.read_voltage > _MOST_CURVED:
+    raise errors.InputError(
+      f"{name}.nonlinearity: got {device.nonlinearity:g} /V at a read voltage "
+      f"of {device.read_voltage:g} V, allowed is a product of at most "
+      f"{_MOST_CURVED:g}"
+    )
+  for field, why in (
+    ("gated", "only word lines that feed the cells are solved for"),
+    ("analog_inputs", "cells conduct G V at the read voltage alone"),
+    ("read_noise", "it is that of ohmic cells"),
+    ("dac_noise", "cells conduct G V at the read voltage alone"),
+  ):
+    if is_present(getattr(device, field)):
+      raise errors.InputError(
+        f"{name}.nonlinearity: got {device.nonlinearity:g} with {field}, "
+        f"allowed is 0: {why}"
+      )
+  if device.subtraction == "digital" and is_wired(device):
+    raise errors.InputError(
+      f"{name}.subtraction: got 'digital' with non-linear cells on resistive "
+      "lines, allowed is 'analog': their currents are solved as differences"
+    )
 
 
 def check_constants(

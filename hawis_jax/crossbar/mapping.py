@@ -266,6 +266,12 @@ def check_placing(placing: Placing, device: devices.Device) -> None:
       f"placing: got one with {device.mapping!r} cells, allowed is none: it is "
       "of differential pairs"
     )
+  moved = placing.rules or placing.spare_columns
+  if moved and "nonlinearity" in devices.tile_effects(device):
+    raise errors.InputError(
+      "placing: got one with nonlinearity and resistive wires, allowed are "
+      "copies: arrays are solved with their columns as they come"
+    )
   columns = device.tile_shape[1]
   if placing.spare_columns >= columns:
     raise errors.InputError(
@@ -409,11 +415,13 @@ def back(
 
   `weights` and `offsets` have signs; these swap `added` and `taken`, and what
   has a converter of its own with what it is taken from (`taken_weights`, ...).
-  The others are variances and gains.
+  The others are variances and gains; whole arrays, `cells`, stay as they are.
   """
   columns = jnp.asarray(placement.columns)[:, None]
   found = {
-    name: jnp.take_along_axis(array, columns, axis=2)
+    name: array
+    if name == "cells"  # only with copies, whose columns do not move
+    else jnp.take_along_axis(array, columns, axis=2)
     for name, array in found.items()
   }
   signs = jnp.asarray(placement.signs)[:, None]

@@ -3,8 +3,9 @@
 Where read-out is linear a chip is one effective weight matrix (`chip`), and
 none of this is needed. Else every tile is read on its own: a tile's rows are a
 few neighbouring input channels, so a read is a convolution of these channels
-with the tile's weights (its other taps 0). Of gated cells with resistive lines
-currents are solved for each input (`wires.gated_currents`).
+with the tile's weights (its other taps 0). Of gated or non-linear cells with
+resistive lines currents are solved for each input (`wires.gated_currents`,
+`wires.nonlinear_currents`).
 
 Axes: N reads (slices of the weights x row tiles), R rows of a tile, B images,
 C channels, K taps of a kernel.
@@ -23,7 +24,8 @@ from hawis_jax.crossbar import wires
 
 # What a layer has once a read; its other entries serve all reads.
 _BY_READ = ("kernels", "starts", "factors", "variances", "thermal")
-_BY_READ += ("offsets", "gains", "capacitors", "added", "taken", "firsts")
+_BY_READ += ("offsets", "gains", "capacitors", "added", "taken", "cells")
+_BY_READ += ("firsts",)
 # Of a read's key, for the noise of word lines.
 _ROWS = 1
 
@@ -103,7 +105,11 @@ def read(
       `kernels` are 0 and have the straight-through gradients; `added` and
       `taken` are the conductances `[N, R, C_out]` [S] and `unit` what a siemens
       of their difference is worth; `firsts` `[N]`; `downward` or `upward` (from
-      which row on) the ladder; `shot`, the variance a siemens of their sum.
+      which row on) the ladder; `shot`, the variance a siemens of their sum. Of
+      non-linear cells `kernels` are the weights on ideal wires, whose gradients
+      are the read-out's; `cells` are the pairs' conductances `[N, T, 2, R, C]`
+      of T column tiles; `unit` and `firsts` as above; `word_line`, `bit_line`
+      and `curve` are of `wires.nonlinear_currents`.
     mask: bool `[C_in]`, the input channels that there are, the first ones: the
       others, whose inputs are 0, have no rows; None: all.
     counted: whether to return also how many conversions clip, and of how many,
@@ -192,13 +198,23 @@ def _scan_reads(product, bits, layer, plane, value, carry, accumulate):
   # Solved again for its gradient: all rows' networks take more memory.
   @functools.partial(jax.checkpoint, prevent_cse=False)
   def gated(inputs, read):
-    gates = _gates(product, inputs, layer["kernels"], read)
+    gates = _drives(product, inputs, layer["kernels"], read, len(read["added"]))
     ladder = layer.get("downward", layer.get("upward"))
     rows = [gates, read["added"], read["taken"]]
     if "upward" in layer:
       rows = [gates[..., ::-1], *(g[::-1] for g in rows[1:])]
     added, taken = (wires.gated_currents(rows[0], g, ladder) for g in rows[1:])
     return added - taken, added + taken
+
+  def nonlinear(inputs, read):
+    *tiles, rows, columns = read["cells"].shape
+    drives = _drives(product, inputs, layer["kernels"], read, rows)
+    g = read["cells"].reshape(-1, rows, columns)
+    lines = layer["word_line"], layer["bit_line"]
+    found = wires.nonlinear_currents(drives, g, lines, layer["curve"])
+    found = found.reshape(*found.shape[:-2], *tiles, columns)
+    difference = found[..., 0, :] - found[..., 1, :]
+    return difference.reshape(*difference.shape[:-2], -1)
 
   # A scan: one tile's partial sums are in memory at a time.
   def step(carry, read):
@@ -209,6 +225,9 @@ def _scan_reads(product, bits, layer, plane, value, carry, accumulate):
     if "added" in read:
       difference, total = gated(inputs, read)
       sums = sums + layer["unit"] * difference
+    if "cells" in read:
+      solved = layer["unit"] * nonlinear(inputs, read)[..., : sums.shape[-1]]
+      sums = sums + jax.lax.stop_gradient(solved - sums)
     if "read_keys" in layer:
       keys = jax.vmap(jax.random.fold_in, (0, None))(
         layer["read_keys"], read["number"]
@@ -250,11 +269,10 @@ def _driven(product, inputs, kernels):
   return product(inputs, jnp.asarray(np.moveaxis(each, 0, -2)))
 
 
-def _gates(product, inputs, kernels, read):
+def _drives(product, inputs, kernels, read, rows):
   """Returns what each row of a tile is driven by, `[..., R]`."""
   found = _driven(product, inputs, kernels)
   # Rows beyond the matrix have no driver.
-  rows = read["added"].shape[0]
   found = jnp.pad(found, [(0, 0)] * (found.ndim - 1) + [(0, rows)])
   return jax.lax.dynamic_slice_in_dim(
     found, read["firsts"], rows, found.ndim - 1

@@ -4,7 +4,7 @@ docs/crossbar.md has the networks. Where word lines feed the cells, currents are
 linear in the input voltages: one matrix, the transfer matrix, says all, and
 takes the place of the conductances in whatever multiplies by them. Where they
 gate the cells, each input has a network of its own, whose columns are apart:
-`gated_currents`, at the end.
+`gated_currents`. So it has where cells are not ohmic: `nonlinear_currents`.
 
 The nodal equations have 2 R C unknowns. They are solved row by row, from the
 far end of the bit lines to their read-out: Y, C x C, is the admittance of the
@@ -20,6 +20,7 @@ import chex
 import jax
 from jax import custom_batching
 import jax.numpy as jnp
+import numpy as np
 
 from hawis_jax import errors
 from hawis_jax.crossbar import devices
@@ -31,6 +32,12 @@ _LEAF = 32
 # no fewer rows than this: each is a program to compile.
 _FEWEST_ROWS = 32
 
+# Of `nonlinear_currents`: Newton's steps, of which at most 17 were seen to be
+# needed, steps of each for its linear system, and cells solved at a time.
+_STEPS, _LINEAR_STEPS, _CELLS = 40, 200, 2**18
+# Least a V: float32 tells no curve from a straight line there.
+_STRAIGHT = 1e-4
+
 # Accelerators round operands by default, and J sums currents row after row.
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -41,7 +48,7 @@ def wire_transfer(
   """Returns `transfer` with the wires and loads of a device.
 
   The network, and its source, stand in docs/crossbar.md, under "IR drop": that
-  of cells which are not gated.
+  of ohmic cells which are not gated.
 
   >>> import hawis_jax as hx, jax.numpy as jnp
   >>> g = jnp.full((2, 2), 1e-4)
@@ -51,13 +58,14 @@ def wire_transfer(
   True
 
   Raises:
-    InputError: a bad device, or one of gated cells.
+    InputError: a bad device, or one of gated or non-linear cells.
   """
   devices.validate(device)
-  if device.gated and devices.is_wired(device):
+  for field in set(devices.BY_INPUT) & set(devices.tile_effects(device)):
     raise errors.InputError(
-      "gated: got True with resistive wires, allowed is False: currents are "
-      "not linear in the inputs; use crossbar.program"
+      f"{field}: got {getattr(device, field)!r} with resistive wires, allowed "
+      f"is {getattr(devices.Device(), field)!r}: currents are not linear in "
+      "the inputs; use crossbar.program"
     )
   flipped = [
     axis
@@ -383,3 +391,93 @@ def gated_currents(
   rows = g, wired, jnp.moveaxis(gates, -1, 0).astype(g.dtype)
   (y, _, _), _ = jax.lax.scan(add_row, start, rows)
   return y / (1 + sense_load * y)
+
+
+def line_resistances(device: devices.Device) -> tuple[chex.Array, chex.Array]:
+  """Returns (word `[C, C]`, bit `[R, R]`), resistances of lines [ohm].
+
+  A line's cell j loses voltage word[j, k] for each ampere of its cell k: the
+  resistance that both have in common, up to the line's end.
+  """
+  (source_wire, sense_wire), (source_load, sense_load) = resistances(device)
+  rows, columns = (np.arange(n) for n in device.tile_shape)
+  if device.source_side == "last":
+    columns = columns[::-1]
+  if device.sense_side == "last":
+    rows = rows[::-1]
+  return tuple(
+    load + wire * np.minimum(cells[:, None], cells)
+    for load, wire, cells in (
+      (source_load, source_wire, columns),
+      (sense_load, sense_wire, rows),
+    )
+  )
+
+
+def nonlinear_currents(
+  inputs: chex.Array,
+  g: chex.Array,
+  lines: tuple[chex.Array, chex.Array],
+  curve: chex.Numeric,
+) -> chex.Array:
+  """Returns columns' currents per volt, `[..., T, C]` [S]; no gradient.
+
+  The network, its equations and the solver stand in docs/crossbar.md, under
+  "Non-linear cells". NaN where the solver has not converged.
+
+  Args:
+    inputs: of the word lines, in units of the read voltage, `[..., R]`, from
+      -1 to 1.
+    g: conductances at the read voltage, `[T, R, C]` [S], >= 0.
+    lines: of `line_resistances`.
+    curve: a times the read voltage, >= 0. May be traced.
+  """
+  inputs, g, lines, curve = jax.lax.stop_gradient((inputs, g, lines, curve))
+  word, bit = (jnp.asarray(line, g.dtype) for line in lines)
+  curve = jnp.maximum(jnp.asarray(curve, g.dtype), _STRAIGHT)
+  tolerance = jnp.finfo(g.dtype).eps ** 0.7
+
+  def drop(currents):
+    return _matmul(currents, word) + _matmul(bit, currents)
+
+  def solve(x, g):
+    def current(volts):
+      return g * (jnp.sinh(curve * volts) / jnp.sinh(curve))
+
+    def rest(volts):
+      return x[:, None] - volts - drop(current(volts))
+
+    def is_open(state):
+      step, _, error = state
+      return (step < _STEPS) & (jnp.abs(error).max() > tolerance)
+
+    def newton(state):
+      step, volts, error = state
+      # (1 + M D)^-1 = 1 - M h (1 + h M h)^-1 h of M, the drops, and D = h^2:
+      # symmetric, its eigenvalues at least 1, whatever cells are open.
+      slope = curve * jnp.cosh(curve * volts) / jnp.sinh(curve)
+      h = jnp.sqrt(g * slope)
+      shares, _ = jax.scipy.sparse.linalg.cg(
+        lambda y: y + h * drop(h * y),
+        h * error,
+        tol=1e-3,
+        maxiter=_LINEAR_STEPS,
+      )
+      # No voltage in the network is beyond those of its drivers.
+      volts = jnp.clip(volts + error - drop(h * shares), -1, 1)
+      return step + 1, volts, rest(volts)
+
+    start = jnp.broadcast_to(x[:, None], g.shape)
+    state = jax.lax.while_loop(is_open, newton, (0, start, rest(start)))
+    solved = jnp.abs(state[2]).max() <= tolerance
+    # One more: of steep curves currents err by more than voltages do.
+    _, volts, _ = newton(state)
+    return jnp.where(solved, current(volts).sum(0), jnp.nan)
+
+  flat = inputs.reshape(-1, inputs.shape[-1]).astype(g.dtype)
+  found = jax.lax.map(
+    lambda x: jax.vmap(solve, (None, 0))(x, g),
+    flat,
+    batch_size=max(_CELLS // g.size, 1),
+  )
+  return found.reshape(*inputs.shape[:-1], *found.shape[1:])

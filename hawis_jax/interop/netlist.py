@@ -25,6 +25,8 @@ def spice_netlist(
   source_side: str = "first",
   sense_side: str = "last",
   gated: bool = False,
+  nonlinearity: float = 0.0,
+  read_voltage: float | None = None,
 ) -> str:
   """Returns the netlist of the network that `crossbar.wires` solves.
 
@@ -43,7 +45,8 @@ def spice_netlist(
   Where a resistance is 0, no resistor is written, and nodes that it would join
   bear the name of the first in the order in or source, w, and of the last in
   the order b, out. Open cells are left out; so are, for HSPICE, gated cells
-  that are off, and all switches.
+  that are off, and all switches. Of non-linear cells Bcell_i_j (HSPICE:
+  Gcell_i_j) are sources of current in the place of resistors.
 
   Args:
     g: conductances `[R, C]` [S], finite and >= 0; 0 is an open cell.
@@ -59,6 +62,8 @@ def spice_netlist(
       gated cells the row where source lines are.
     sense_side: "first" or "last", the row where bit lines are read.
     gated: word lines gate the cells, see `crossbar.Device`.
+    nonlinearity: of the cells [1/V], see `crossbar.Device`; not of gated ones.
+    read_voltage: at which non-linear cells have `g` [V].
 
   Raises:
     InputError: names the argument, what it got and what is allowed.
@@ -80,6 +85,7 @@ def spice_netlist(
       f"voltages: got {voltages.tolist()} with gated cells, allowed are 0 and "
       "one voltage above 0: a gate is open or not"
     )
+  curve = _curve(nonlinearity, read_voltage, gated)
   g, voltages = g.astype(np.float64), voltages.astype(np.float64)
   rows, columns = g.shape
   lines = [
@@ -94,13 +100,39 @@ def spice_netlist(
       half = float(voltages.max() / 2)
       lines.append(f".model gate sw vt={half!r} ron={_RON} roff={_ROFF}")
   on = np.arange(rows)[voltages > 0] if gated and dialect == "hspice" else None
-  lines += _resistors(g, wires, loads, *sides.values(), gated, on)
+  lines += _resistors(
+    g, wires, loads, *sides.values(), gated, on, curve, dialect
+  )
+  if curve and dialect == "ngspice":
+    # Its own tolerances, of 0.1 %, are those of voltages.
+    lines.append(".options reltol=1e-9 abstol=1e-15 vntol=1e-12")
   lines += _analysis(columns, voltages[0], dialect)
   return "\n".join(lines) + "\n"
 
 
 def _words(pair):
   return " and ".join(f"{x:g}" for x in dict.fromkeys(pair))
+
+
+def _curve(nonlinearity, read_voltage, gated):
+  """Returns (a, V / sinh(a V)) of cells that are not ohmic; else None."""
+  if not (devices.is_finite(nonlinearity) and nonlinearity >= 0):
+    raise errors.InputError(
+      f"nonlinearity: got {nonlinearity!r}, needed is a finite number >= 0"
+    )
+  if not nonlinearity:
+    return None
+  if gated:
+    raise errors.InputError(
+      f"nonlinearity: got {nonlinearity:g} with gated cells, allowed is 0"
+    )
+  if not (devices.is_finite(read_voltage) and read_voltage > 0):
+    raise errors.InputError(
+      f"read_voltage: got {read_voltage!r} with nonlinear cells, needed is a "
+      "finite number > 0 [V]"
+    )
+  volts = float(read_voltage)
+  return float(nonlinearity), volts / float(np.sinh(nonlinearity * volts))
 
 
 def _check(g, voltages, wires, loads, dialect):
@@ -136,7 +168,15 @@ def _check(g, voltages, wires, loads, dialect):
 
 
 def _resistors(
-  g, wires, loads, source_side, sense_side, gated, on
+  g,
+  wires,
+  loads,
+  source_side,
+  sense_side,
+  gated,
+  on,
+  curve,
+  dialect,
 ) -> Iterator[str]:
   """Yields wires, loads and cells; `on`: the rows without switches."""
   rows, columns = g.shape
@@ -179,7 +219,14 @@ def _resistors(
     if gated and on is None:
       yield f"Scell_{i}_{j} {start} c_{i}_{j} in_{i} 0 gate"
       start = f"c_{i}_{j}"
-    if on is None or i in on:
+    if curve:
+      end, (a, share) = bit(i, j), curve
+      law = f"{float(g[i, j] * share)!r}*sinh({a!r}*v({start},{end}))"
+      if dialect == "ngspice":
+        yield f"Bcell_{i}_{j} {start} {end} I={law}"
+      else:
+        yield f"Gcell_{i}_{j} {start} {end} cur='{law}'"
+    elif on is None or i in on:
       yield f"Rcell_{i}_{j} {start} {bit(i, j)} {float(1 / g[i, j])!r}"
 
 

@@ -281,7 +281,8 @@ class AnyFlax:
         raise errors.InputError(
           f"variables: got a chip whose {'/'.join(path)} is read tile by tile, "
           "allowed with a net of any_flax is one without converters, noise a "
-          "read and gated cells on resistive lines: its inputs are no bits"
+          "read and gated or non-linear cells on resistive lines: its inputs "
+          "are no bits"
         )
       else:
         weights = cells.kernel_integers(matrix, bits, _SCALES)
@@ -384,9 +385,9 @@ def check_device(device: crossbar.Device) -> None:
   """Checks that a device can read a net of `any_flax`.
 
   Raises:
-    InputError: it has converters or noise a read.
+    InputError: it has effects that are modelled for inputs of bits alone.
   """
-  present = crossbar.tile_effects(device)
+  present = crossbar.bit_effects(device)
   if present:
     raise errors.InputError(
       f"device: got one with {', '.join(present)}, allowed with a net of "

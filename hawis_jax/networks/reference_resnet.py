@@ -74,8 +74,8 @@ class QuantConv(nn.Module):
       if self.has_variable("crossbar", "kernels"):
         raise errors.InputError(
           "variables: got a chip that is read tile by tile and a float net, "
-          "allowed is one without converters, noise a read and gated cells on "
-          "resistive lines: they read inputs of bits"
+          "allowed is one without converters, noise a read and gated or "
+          "non-linear cells on resistive lines: they read inputs of bits"
         )
       if self.has_variable("crossbar", "weight"):
         kernel = self.get_variable("crossbar", "weight")

@@ -193,6 +193,8 @@ def _netlist(given):
     source_side=device.source_side,
     sense_side=device.sense_side,
     gated=device.gated,
+    nonlinearity=device.nonlinearity,
+    read_voltage=device.read_voltage,
   )
   # The first line of a netlist is its title.
   title = (

@@ -359,7 +359,7 @@ def measurements(config: ml_collections.ConfigDict) -> list[Measurement]:
 
 
 def _holds_floats(device):
-  is_read = not crossbar.needs_tiles(device)
+  is_read = not crossbar.bit_effects(device)
   return is_read and not device.cell_bits and device.mapping == "differential"
 
 

@@ -226,6 +226,9 @@ EFFECTS = {
   "sense_load_resistance": Effect(
     "IR drop of sensing ends", r"more resistance [$\Omega$]",
     "sensing ends of {:g} Ω more", 1, _IR_DROP),
+  "nonlinearity": Effect(
+    "Non-linear cells", "$a$ [1/V]", "cells of sinh({:g} v)", 1,
+    "A cell conducts G V sinh(a v) / sinh(a V) at v, V the read voltage."),
   "fault_map": Effect(
     "Measured faults", "", "the measured faults", 1,
     "Cells are stuck as those of a measured chip."),

@@ -182,10 +182,11 @@ def _check(setting, images, labels, limits):
       )
   device, bits = setting.device, _bits(setting.module)
   crossbar.check_faults(setting.faults or {})
-  if setting.module.weight_bits is None and crossbar.needs_tiles(device):
+  present = crossbar.bit_effects(device)
+  if setting.module.weight_bits is None and present:
     raise errors.InputError(
-      f"device: got one with {', '.join(crossbar.tile_effects(device))} and a "
-      "float net, allowed is one without: they read inputs of bits"
+      f"device: got one with {', '.join(present)} and a float net, allowed is "
+      "one without: they read inputs of bits"
     )
   net = _on_chips(setting.module, setting.variables)
   crossbar.check_readout(net, device, bits, setting.layers)

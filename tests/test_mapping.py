@@ -79,7 +79,8 @@ def test_an_ideal_chip_is_exact_wherever_its_weights_are(
   )
   placement = crossbar.place(_KEY, net, faulty, placing, bits)
   moved = placement.columns != np.arange(6)
-  assert moved.mean() > 0.3 and (placement.signs < 0).mean() > 0.1
+  # Else nothing was tested; how many move is chance, 0.298 has been seen.
+  assert moved.mean() > 0.2 and (placement.signs < 0).mean() > 0.1
   expected = _weights(net, ideal, bits=bits)
   found = _weights(net, ideal, placement, bits=bits)
   for layer, entries in expected.items():

@@ -222,8 +222,10 @@ class AnyFlax:
         "keys, as {'dropout': key}: else each step would draw the same"
       )
     out = model(inputs, **flags)
-    if not mutable:
+    if mutable is False:
       return out
+    if not flax.core.scope.in_filter(mutable, "batch_stats"):
+      return out, {}
     return out, {"batch_stats": _to_dict(nnx.state(model, nnx.BatchStat))}
 
   def _find(self, params, run):

@@ -330,7 +330,7 @@ def main() -> None:
     if piece is None:
       missing.append(name)
       continue
-    found["pieces"][name] = piece
+    found["pieces"][name] = piece | {"revision": measure.revision()}
     storage.write_json(path, found)
     print(f"{name}: done", flush=True)
   _print(found)

@@ -48,7 +48,12 @@ _SCENARIOS = {
   "variation, gamma 0.5": dict(variation=0.5),
 }
 
-
+# Codes of both currents, subtracted: another circuit with converters alone.
+_WAYS = [{"mapping": mapping} for mapping in crossbar.MAPPINGS]
+_WAYS += [
+  {"mapping": mapping, "subtraction": "digital"}
+  for mapping in ("differential", "single", "interleaved")
+]
 _EQUAL = {
   name: _SCENARIOS[name]
   for name in ("10 % stuck off", "2 % stuck on", "variation, gamma 0.5")
@@ -101,10 +106,12 @@ def equal_arrays(workdir: pathlib.Path, most: int, seeds: int, chips: int):
     trained[mapping] = widths
   for scenario, fields in {"no defects": {}, **_EQUAL}.items():
     pair = None
-    for mapping in crossbar.MAPPINGS:
-      if mapping == "offset" and "adc_bits" in fields:
-        continue  # refused
-      device = dataclasses.replace(base, mapping=mapping, **fields)
+    for way in _WAYS:
+      mapping = way["mapping"]
+      converters = "adc_bits" in fields
+      if mapping == "offset" if converters else "subtraction" in way:
+        continue  # refused; as without converters
+      device = dataclasses.replace(base, **way, **fields)
       is_random = any(
         crossbar.is_present(getattr(device, name)) for name in crossbar.DEFECTS
       )
@@ -125,7 +132,7 @@ def equal_arrays(workdir: pathlib.Path, most: int, seeds: int, chips: int):
       pair = table if pair is None else pair
       row = {
         "scenario": scenario,
-        "mapping": mapping,
+        **way,
         "base_widths": trained[mapping],
         "arrays": arrays(trained[mapping, 0].variables, device),
         "chips": chips if is_random else 1,
@@ -134,7 +141,7 @@ def equal_arrays(workdir: pathlib.Path, most: int, seeds: int, chips: int):
       del row["p"]  # of an accuracy of 0
       row["seeds"] = row.pop("rows")
       row["low"], row["high"] = max(row["low"], 0.0), min(row["high"], 1.0)
-      if mapping != crossbar.MAPPINGS[0]:
+      if way != _WAYS[0]:
         row["difference"] = statistics.crossed_mean(table - pair)
       yield row
 
@@ -162,6 +169,7 @@ def main() -> None:
     content = json.loads(path.read_text()) if path.exists() else {}
     content["equal_arrays"] = {
       "command": " ".join(sys.argv),
+      "revision": measure.revision(),
       "machine": measure.machine(),
       "rows": [],
     }
@@ -208,7 +216,12 @@ def main() -> None:
         print(json.dumps(row), flush=True)
   path.parent.mkdir(exist_ok=True)
   content = json.loads(path.read_text()) if path.exists() else {}
-  content |= {"machine": measure.machine(), "rows": rows}
+  content |= {
+    "command": " ".join(sys.argv),
+    "revision": measure.revision(),
+    "machine": measure.machine(),
+    "rows": rows,
+  }
   path.write_text(json.dumps(content, indent=1) + "\n")
 
 

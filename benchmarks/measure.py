@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Mapping
 import pathlib
+import subprocess
 import time
 from typing import Any
 
@@ -47,6 +48,16 @@ def prepare(path=DIGITS, **fields: Any) -> experiment.Experiment:
 def machine() -> str:
   """Returns what times depend on, in words."""
   return f"jax {jax.__version__}, {jax.devices()[0].device_kind}"
+
+
+def revision() -> str:
+  """Returns the revision of the checkout; "+" tells that files differ.
+
+  Of a copy that is no checkout it says "unknown".
+  """
+  command = ["git", "describe", "--always", "--dirty=+", "--abbrev=7"]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  return done.stdout.strip() or "unknown"
 
 
 def seconds(

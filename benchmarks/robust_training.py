@@ -190,15 +190,6 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
   picture.savefig(path, metadata={"Date": None})
 
 
-def revision() -> str:
-  """Returns the revision of the checkout; "+" tells that files differ."""
-  command = ["git", "describe", "--always", "--dirty=+", "--abbrev=7"]
-  done = subprocess.run(
-    command, cwd=measure.ROOT, check=True, capture_output=True, text=True
-  )
-  return done.stdout.strip()
-
-
 def main() -> None:
   """Runs every seed, prints the rows and writes them."""
   parser = measure.parser(__doc__)
@@ -222,7 +213,7 @@ def main() -> None:
     row["low"], row["high"] = np.clip((row["low"], row["high"]), 0, 1).tolist()
     rows.append({**dataclasses.asdict(place), **row})
   content = {
-    "revision": revision(),
+    "revision": measure.revision(),
     "machine": f"{measure.machine()}, 2 cores",
     "chips": _CHIPS,
     "rows": rows,

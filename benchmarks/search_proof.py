@@ -17,7 +17,6 @@ import sys
 
 import measure
 import numpy as np
-import robust_training
 from scipy import stats
 
 from hawis_jax.pipeline import results
@@ -105,7 +104,7 @@ def main() -> None:
   options, fields = parser.parse_known_args()
   path = pathlib.Path(options.results) / "search_proof.json"
   path.parent.mkdir(parents=True, exist_ok=True)
-  revision, folders = robust_training.revision(), []
+  revision, folders = measure.revision(), []
   for seed in range(_FIRST_SEED, _FIRST_SEED + options.seeds):
     folder = pathlib.Path(options.workdir).absolute() / str(seed)
     command = [sys.executable, "-m", "hawis_jax.main", f"--workdir={folder}"]

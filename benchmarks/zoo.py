@@ -14,7 +14,6 @@ import pathlib
 from flax import traverse_util
 import measure
 import numpy as np
-import robust_training
 
 from hawis_jax import interop
 from hawis_jax.interop import array_files
@@ -75,7 +74,7 @@ def main() -> None:
   parser.add_argument("--revision", help="that made the run; else this one")
   given = parser.parse_args()
   for net in given.nets:
-    revision = given.revision or robust_training.revision()
+    revision = given.revision or measure.revision()
     publish(given.workdir, given.name, net, revision)
 
 

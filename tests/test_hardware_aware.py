@@ -253,14 +253,13 @@ def test_reference_nets_train_on_chips(tiny, rng, bits):
 
 
 def test_design_statistics_are_the_mean_over_chips(tiny, rng):
-  key, inputs = _key(rng), tiny.images[:128].reshape(2, 64, *tiny_net.SHAPE)
-  inputs = jax.jit(jax.vmap(tiny.module.encode))(inputs)
+  key, images = _key(rng), tiny.images[:128].reshape(2, 64, *tiny_net.SHAPE)
   settings, params = _settings(most_severity=1.5), tiny.variables["params"]
 
   @jax.jit
   def all_of(key):
     found = hardware_aware.design_statistics(
-      key, tiny.module, {"params": params}, inputs, settings, 5
+      key, tiny.module, {"params": params}, images, settings, 5
     )
     return found, jax.lax.map(of_chip, jax.random.split(key, 5))
 
@@ -268,7 +267,7 @@ def test_design_statistics_are_the_mean_over_chips(tiny, rng):
     net = hardware_aware.program(
       key, {"params": params}, tiny.module, settings, 1.5, 1
     )
-    return net_variables.recalibrate(tiny.module, net, inputs)
+    return net_variables.recalibrate(tiny.module, net, images)
 
   got, each = jax.device_get(all_of(key))
   jax.tree.map(

@@ -116,10 +116,16 @@ def _program(key, net, variation):
   return crossbar.program(key, net, device, straight_through=True)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 5))
-def _sandwich(params, module, bits, labels, chip=None, faulty=0):
-  """((loss, logits), gradient) of one vmapped pass; chip: (key, variation)."""
-  grad = jax.value_and_grad(supernet.sandwich_loss, has_aux=True)
+_WAYS = {
+  "vmapped": jax.value_and_grad(supernet.sandwich_loss, has_aux=True),
+  "looped": supernet.looped_gradients,
+}
+
+
+@functools.partial(jax.jit, static_argnums=(1, 5, 6))
+def _sandwich(params, module, bits, labels, chip=None, faulty=0, way="vmapped"):
+  """((loss, logits), gradient) of one pass; chip: (key, variation)."""
+  grad = _WAYS[way]
   program = lambda net: _program(chip[0], net, chip[1])  # noqa: E731
   return grad(params, module, _VECTORS, bits, labels, True, program, faulty)
 
@@ -195,6 +201,18 @@ def test_a_chip_without_defects_trains_as_the_ideal_net(wide_net, ideal, rng):
   np.testing.assert_allclose(logits2, logits, rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(loss2, loss, rtol=1e-5)
   _same_gradients(grads2, grads, 1e-5)
+
+
+def test_vector_by_vector_the_sandwich_is_the_same(wide_net, rng):
+  """As on several devices; a severe chip, whose gradient is not the ideal's."""
+  module, params, bits, labels = wide_net
+  chip = _key(rng), np.float32(1)
+  vmapped, looped = (
+    _sandwich(params, module, bits, labels, chip, _FAULTY, way) for way in _WAYS
+  )
+  np.testing.assert_allclose(looped[0][0], vmapped[0][0], rtol=1e-5)
+  np.testing.assert_allclose(looped[0][1], vmapped[0][1], rtol=1e-4, atol=1e-4)
+  _same_gradients(looped[1], vmapped[1], 1e-4)
 
 
 def test_only_the_last_vectors_are_on_the_chip(wide_net, ideal, rng):

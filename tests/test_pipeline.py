@@ -248,8 +248,7 @@ def test_nets_on_chips_compile_once_resume_and_have_statistics(
   experiment = results.open_run(workdir)
   module, variables = results.load_net("found_chips", experiment, workdir)
   images = nets.calibration_images(experiment)
-  code = jax.lax.map(module.encode, images)
-  ideal = net_variables.recalibrate(module, variables, code)
+  ideal = net_variables.recalibrate(module, variables, images)
   design = nets.design_statistics(module, variables, experiment)["batch_stats"]
   for tree, same in ((ideal, True), (design, False)):
     mean = tree["bn_head"]["mean"]

@@ -426,9 +426,10 @@ def test_recalibration_pools_the_ranges(rng):
   """On a chip, `net_variables.recalibrate` measures ranges with the moments."""
   module = reference_resnet.cifar_reference(8, _CIFAR, 10, bits=8)
   net, _ = _random(module, (8, 8, 3), rng)
-  inputs = rng.normal(size=(3, 4, 8, 8, 3)).astype(np.float32)
+  images = rng.integers(0, 256, (3, 4, 8, 8, 3)).astype(np.uint8)
   recalibrate = jax.jit(net_variables.recalibrate, static_argnums=0)
-  stats = recalibrate(module, net, inputs)
+  stats = recalibrate(module, net, images)
+  inputs = np.stack([module.encode(batch) for batch in images])
   np.testing.assert_allclose(
     stats["stem"]["max_abs"],
     np.abs(inputs).max((1, 2, 3, 4)).mean(),

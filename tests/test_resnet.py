@@ -150,13 +150,15 @@ def test_recalibration_pools_the_moments_of_all_batches(tiny, rng):
   variance that counts batches wrongly; its input is recorded batch by batch.
   """
   module, variables = tiny.module, tiny.variables
-  batches = rng.integers(0, 2, (8, 4, 9, 9, 8)).astype(np.float32)
+  images = rng.integers(0, 256, (8, 4, *tiny_net.SHAPE)).astype(np.uint8)
   recalibrate = jax.jit(net_variables.recalibrate, static_argnums=0)
-  got = recalibrate(module, variables, batches)
+  got = recalibrate(module, variables, images)
+  batches = np.stack([module.encode(batch) for batch in images])
   kernel = variables["params"]["stem"]["kernel"]
   convolve = jax.jit(binary.convolve, static_argnums=(2, 3))
   signs = np.where(kernel >= 0, np.float32(1), np.float32(-1))
-  sums = np.asarray(convolve(batches.reshape(-1, 9, 9, 8), signs, 1, 1))
+  bits = batches.reshape(-1, *batches.shape[2:])
+  sums = np.asarray(convolve(bits, signs, 1, 1))
   values = (sums * np.abs(kernel).mean()).astype(np.float64)
   np.testing.assert_allclose(
     got["bn_stem"]["mean"], values.mean((0, 1, 2)), atol=1e-5

@@ -179,7 +179,7 @@ def test_chip_mode_recalibrates_on_the_programmed_chip(net):
   def by_hand(key):
     bits = module.encode(images)
     programmed = crossbar.program(key, variables, _DEVICE)
-    stats = net_variables.recalibrate(module, programmed, bits[None])
+    stats = net_variables.recalibrate(module, programmed, images[None])
     programmed = {**programmed, "batch_stats": stats}
     return module.apply(programmed, bits, train=False)
 

@@ -62,8 +62,7 @@ def make(rng):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _statistics(module, variables, images):
-  code = module.encode(images)
-  return net_variables.recalibrate(module, variables, code[None])
+  return net_variables.recalibrate(module, variables, images[None])
 
 
 def module(options=layers.PUBLISHED):

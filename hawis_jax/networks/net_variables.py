@@ -130,7 +130,7 @@ def check_read(used: Mapping) -> None:
 def recalibrate(
   module: nn.Module,
   variables: dict,
-  inputs: chex.Array,
+  images: chex.Array,
   widths: chex.Array | None = None,
 ) -> dict:
   """Returns `batch_stats` measured on calibration batches at given widths.
@@ -141,7 +141,7 @@ def recalibrate(
   Args:
     module: a network.
     variables: its variables; `batch_stats` are ignored.
-    inputs: `[N, B, H, W, C]`, encoded calibration batches.
+    images: calibration batches `[N, B, H, W, C]`, as for `encode`.
     widths: int `[L]`; None: the maximum widths.
   """
   raw = module.clone(bn_momentum=0.0)
@@ -150,13 +150,14 @@ def recalibrate(
     first, batch = numbered
     # Noise a read of its own, not that of the images with numbers from 0.
     net = crossbar.for_images(variables, -1 - first - jnp.arange(len(batch)))
+    # Encoded one by one: the code of all would take more than the network.
     _, updated = raw.apply(
-      net, batch, widths, train=True, mutable=["batch_stats"]
+      net, raw.encode(batch), widths, train=True, mutable=["batch_stats"]
     )
     return updated["batch_stats"]
 
-  first = jnp.arange(inputs.shape[0]) * inputs.shape[1]
-  flat = traverse_util.flatten_dict(jax.lax.map(moments, (first, inputs)))
+  first = jnp.arange(images.shape[0]) * images.shape[1]
+  flat = traverse_util.flatten_dict(jax.lax.map(moments, (first, images)))
   pooled = {path: value.mean(0) for path, value in flat.items()}
   # The total variance: that within the batches and that between them.
   for path, value in flat.items():

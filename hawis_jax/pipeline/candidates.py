@@ -271,9 +271,9 @@ def untraced_score(
     chips = nets.chips(settings.selection_devices(config), config)
     key, num = experiment.key("design_chips"), config.search.design_chips
 
-    def batch_norm(params, inputs, widths):
+    def batch_norm(params, images, widths):
       return hardware_aware.design_statistics(
-        key, experiment.supernet, params, inputs, chips, num, widths
+        key, experiment.supernet, params, images, chips, num, widths
       )
 
   return reward.make_score(

@@ -165,13 +165,11 @@ def calibration_images(experiment: Experiment) -> chex.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _ideal(module, variables, images):
-  inputs = jax.lax.map(module.encode, images)
-  return net_variables.recalibrate(module, variables, inputs)
+  return net_variables.recalibrate(module, variables, images)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _design(module, chips, num_chips, key, variables, images):
-  inputs = jax.lax.map(module.encode, images)
   return hardware_aware.design_statistics(
-    key, module, variables, inputs, chips, num_chips
+    key, module, variables, images, chips, num_chips
   )

@@ -605,11 +605,10 @@ def _program(
 
 def _calibrate(module, variables, chips, images):
   """Statistics measured on each chip of one device, and if they are finite."""
-  inputs = jax.lax.map(module.encode, images)
 
   def one(chip):
     net = {**variables, **chip}
-    net["batch_stats"] = net_variables.recalibrate(module, net, inputs)
+    net["batch_stats"] = net_variables.recalibrate(module, net, images)
     net = net_variables.with_scales(module, net, images.shape[2:])
     return {name: net[name] for name in ("batch_stats", "scales")}
 
@@ -695,8 +694,9 @@ def score_chips(
 
   Candidates are their widths, int `[P, L]`, and `batch_stats` with a leading
   axis P; they share a chip's weights, so they fold into the batch. Without
-  `batch_stats` each is recalibrated on every chip, with `calibration` `[N, B,
-  H, W, C]`, encoded. Chips are bit planes where they can be, as in `classify`.
+  `batch_stats` each is recalibrated on every chip, with the images `[N, B, H,
+  W, C]` of `calibration`. Chips are bit planes where they can be, as in
+  `classify`.
   """
   params = {"params": variables["params"]}
   form = weights_form(device, module.weight_bits)

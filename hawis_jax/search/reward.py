@@ -82,18 +82,18 @@ def make_score(
 
   def score_block(scorer, widths, keys):
     params = {"params": scorer.params}
-    bits = jax.vmap(module.encode)(scorer.calibration)
+    images = scorer.calibration
     norms = None
     if batch_norm == "fixed":
       ideal = monte_carlo.ideal_net(params)
       norms = jax.vmap(
-        lambda w: net_variables.recalibrate(module, ideal, bits, w)
+        lambda w: net_variables.recalibrate(module, ideal, images, w)
       )(widths)
     elif batch_norm != "chip":
-      norms = jax.vmap(batch_norm, (None, None, 0))(params, bits, widths)
+      norms = jax.vmap(batch_norm, (None, None, 0))(params, images, widths)
     parts = [
       monte_carlo.score_chips(
-        module, params, widths, norms, scorer.images, chips, device, bits
+        module, params, widths, norms, scorer.images, chips, device, images
       )
       for device, chips in zip(devices, keys, strict=True)
     ]

@@ -315,7 +315,7 @@ def design_statistics(
   key: chex.PRNGKey,
   module: nn.Module,
   variables: dict,
-  inputs: chex.Array,
+  images: chex.Array,
   settings: Settings,
   num_chips: int,
   widths: chex.Array | None = None,
@@ -326,7 +326,7 @@ def design_statistics(
     key: consumed.
     module: the net.
     variables: its `params`.
-    inputs: `[N, B, H, W, C]`, encoded calibration batches.
+    images: calibration batches `[N, B, H, W, C]`, as for `encode`.
     settings: of the chips.
     num_chips: over which the mean is.
     widths: int `[L]`, of a super-net; None: all of the net.
@@ -334,7 +334,7 @@ def design_statistics(
 
   def one(key):
     net = program(key, variables, module, settings, settings.most_severity, 1)
-    return net_variables.recalibrate(module, net, inputs, widths)
+    return net_variables.recalibrate(module, net, images, widths)
 
   found = jax.lax.map(one, jax.random.split(key, num_chips))
   return jax.tree.map(lambda x: x.mean(0), found)
@@ -509,5 +509,4 @@ def _retrain_step(state, others, chip, batch, module, optimizer):
 @functools.partial(jax.jit, static_argnums=3)
 def _on_chip_statistics(variables, chip, images, module):
   net = _programmed(variables, chip, module, 1)
-  inputs = jax.lax.map(module.encode, images)
-  return net_variables.recalibrate(module, net, inputs)
+  return net_variables.recalibrate(module, net, images)

@@ -55,7 +55,6 @@ def sandwich_loss(
   distill: bool,
   program: Callable[[dict], dict] | None = None,
   faulty: int = 0,
-  looped: bool = False,
 ) -> tuple[chex.Array, chex.Array]:
   """Returns the summed loss of N width vectors, and logits `[N, B, classes]`.
 
@@ -67,12 +66,9 @@ def sandwich_loss(
 
   def apply(variables, widths):
     # Batch statistics only: a running average would mix widths.
-    def one(vector):
-      return module.apply(variables, inputs, vector, train=True)
-
-    # Looped, for images on several devices: XLA can't split the images of the
-    # weight gradients of all vectors at once.
-    return jax.lax.map(one, widths) if looped else jax.vmap(one)(widths)
+    return jax.vmap(
+      lambda vector: module.apply(variables, inputs, vector, train=True)
+    )(widths)
 
   ideal = len(widths) - faulty
   logits = apply({"params": params}, widths[:ideal])
@@ -87,6 +83,48 @@ def sandwich_loss(
       else optimization.cross_entropy(student, labels)
     )
   return loss, logits
+
+
+def looped_gradients(
+  params: dict,
+  module: nn.Module,
+  widths: chex.Array,
+  inputs: chex.Array,
+  labels: chex.Array,
+  distill: bool,
+  program: Callable[[dict], dict] | None = None,
+  faulty: int = 0,
+) -> tuple[tuple[chex.Array, chex.Array], dict]:
+  """Returns what `value_and_grad` of `sandwich_loss` does, vector by vector.
+
+  So one vector's activations are held at a time, and XLA can split the images
+  over devices, which it can't of the weight gradients of all vectors at once.
+  """
+
+  def loss_of(params, vector, target, on_chip):
+    net = {"params": params}
+    net = program(net) if on_chip else net
+    logits = module.apply(net, inputs, vector, train=True)
+    if target is None or not distill:
+      return optimization.cross_entropy(logits, labels), logits
+    return optimization.distillation(logits, target), logits
+
+  grad = jax.value_and_grad(loss_of, has_aux=True)
+  (loss, first), grads = grad(params, widths[0], None, False)
+  found, logits = (loss, grads), [first[None]]
+  ideal = len(widths) - faulty
+  for vectors, on_chip in ((widths[1:ideal], False), (widths[ideal:], True)):
+    if not len(vectors):
+      continue
+
+    def add(found, vector, on_chip=on_chip):
+      (loss, student), grads = grad(params, vector, first, on_chip)
+      return jax.tree.map(jnp.add, found, (loss, grads)), student
+
+    found, students = jax.lax.scan(add, found, vectors)
+    logits.append(students)
+  loss, grads = found
+  return (loss, jnp.concatenate(logits)), grads
 
 
 def sandwich_step(
@@ -107,11 +145,15 @@ def sandwich_step(
   on the `data` axis of a mesh; for the rest see `sandwich_loss`.
   """
   inputs = module.encode(batch["image"])
-  grad = jax.value_and_grad(sandwich_loss, has_aux=True)
   params, labels = sharding.gathered(state.params, mesh), batch["label"]
-  looped = mesh is not None and mesh.size > 1
-  (loss, logits), grads = grad(
-    params, module, widths, inputs, labels, distill, program, faulty, looped
+  several = mesh is not None and mesh.size > 1
+  gradients = (
+    looped_gradients
+    if several
+    else jax.value_and_grad(sandwich_loss, has_aux=True)
+  )
+  (loss, logits), grads = gradients(
+    params, module, widths, inputs, labels, distill, program, faulty
   )
   grads = sharding.gathered(grads, mesh)
   # The maximum net uses every weight, so weight decay moves none that the step

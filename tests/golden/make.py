@@ -272,7 +272,9 @@ def _make_nets():
     net["params"] = jax.tree.map(lambda x: x.astype(jnp.float32), half)
     code = module.encode(jnp.asarray(found["images"]))
     float_net = module.clone(weight_bits=None) if name == "int8" else module
-    net["batch_stats"] = net_variables.recalibrate(float_net, net, code[None])
+    net["batch_stats"] = net_variables.recalibrate(
+      float_net, net, jnp.asarray(found["images"])[None]
+    )
     if name == "int8":
       net = reference_resnet.quantize(module, net, found["images"][None])
     logits = module.apply(net, code, train=False)

@@ -29,7 +29,7 @@ import scipy.sparse.linalg
 import threadpoolctl
 
 from hawis_jax.crossbar import wires
-from hawis_jax.robustness import monte_carlo
+from hawis_jax.runtime import device_memory
 
 _G_ON, _G_OFF = 3.33e-4, 3.33e-7
 _WIRE, _LOAD = 1 / 0.0357, 1 / 0.25
@@ -90,7 +90,7 @@ def _measure(side, dtype, count, checked, rounds):
   systems = [_nodal_system(x) for x in g[:checked]]
   solve = solving(g, dtype)
   compiled = solve.func.lower(*solve.args).compile()
-  memory = monte_carlo.needs(compiled).temporary / count
+  memory = device_memory.needs(compiled).temporary / count
   calls = {"ours": solve}
   calls["sparse"] = functools.partial(_sparse, systems)
   times = measure.seconds(calls, rounds)

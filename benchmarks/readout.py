@@ -18,7 +18,7 @@ import numpy as np
 from hawis_jax import crossbar
 from hawis_jax.arithmetic import binary
 from hawis_jax.crossbar import readout
-from hawis_jax.robustness import monte_carlo
+from hawis_jax.runtime import device_memory
 
 _IMAGES = 96
 # (name, height = width, input channels, output channels)
@@ -68,7 +68,7 @@ def _measure(size, c_in, c_out, rounds):
     chip = _chip(kernel, crossbar.Device(**_FAULTY, **fields))
     compiled = jax.jit(function).lower(x, chip).compile()
     calls[way] = functools.partial(compiled, x, chip)
-    memory[way] = monte_carlo.needs(compiled).temporary / 1e6
+    memory[way] = device_memory.needs(compiled).temporary / 1e6
   times = measure.seconds(calls, rounds)
   return {way: 1e3 * time for way, time in times.items()}, memory
 

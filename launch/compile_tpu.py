@@ -14,6 +14,7 @@ body counts once. --method and --parts: another way of the products on chips
 memory.
 """
 
+import functools
 import math
 import os
 import re
@@ -50,6 +51,7 @@ from hawis_jax.pipeline.experiment import check_batches
 from hawis_jax.pipeline.experiment import Experiment
 from hawis_jax.pipeline.experiment import with_splits
 from hawis_jax.robustness import monte_carlo
+from hawis_jax.runtime import device_memory
 from hawis_jax.runtime import sharding
 
 _ALL = ("pretrain", "search", "train", "robustness")
@@ -111,8 +113,16 @@ def programs(stage, experiment, devices):
     state = jax.eval_shape(lambda: search.init(experiment, methods, context))
     arguments = state, first, scorer, context, jax.random.key(0)
     arguments = sharding.abstract(arguments, sharding.replicated(mesh))
-    updates = search.make_updates(experiment, methods, mesh)
-    yield "update", updates.lower(*arguments).compile()
+    yield (
+      "update",
+      device_memory.compile_fitting(
+        functools.partial(search.make_updates, experiment, methods, mesh),
+        config.search.vectors_per_step,
+        math.inf,  # the compiler minds a device's
+        arguments,
+        candidates.VECTOR,
+      ),
+    )
   elif stage == "train":
     for net in nets.trained(experiment):
       module = nets.module(net, experiment)
@@ -142,8 +152,10 @@ def _on_chips(step, experiment, devices):
   setting = robustness.make_setting(experiment, severity, module, net, "fixed")
   shared = jax.eval_shape(lambda: monte_carlo.shared_variables(setting, images))
   mesh = sharding.evaluation_mesh(config.chips, devices)
-  memory = config.memory_gb * 1e9 or math.inf  # the compiler minds a device's
-  limits = monte_carlo.Limits(config.chips_per_step, config.batch_size, memory)
+  available = config.memory_gb * 1e9 or math.inf
+  limits = monte_carlo.Limits(
+    config.chips_per_step, config.batch_size, available
+  )
   plan = setting, shared, images, config.chips, mesh, limits
   return monte_carlo.make_plan(*plan).executables.items()
 
@@ -162,7 +174,7 @@ def collectives(text):
 
 def row(name, executable):
   """Returns a program's line of the table."""
-  numbers = [size / 1e6 for size in monte_carlo.needs(executable)]
+  numbers = [size / 1e6 for size in device_memory.needs(executable)]
   found = executable.cost_analysis()
   numbers += [found["flops"] / 1e9, found["bytes accessed"] / 1e6]
   moved = [

@@ -131,7 +131,7 @@ def _config(data_dir):
   return config
 
 
-def _scores(devices, seed, data_dir):
+def _scores(devices, seed, data_dir, block=16):
   """Scores of five vectors on a mesh of some devices, `[S, P]`."""
   config = _config(data_dir)
   experiment = prepare(config)
@@ -145,7 +145,6 @@ def _scores(devices, seed, data_dir):
   ]
   mesh = sharding.evaluation_mesh(1, jax.devices()[:devices])
   devices = settings.search_devices(config)[:-1]
-  block = config.search.vectors_per_step
   score = reward.make_score(experiment.supernet, devices, block, mesh)
   keys = reward.chip_keys(jax.random.key(seed), 3, 2)
   replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -168,10 +167,11 @@ for devices in (2, 8):
 @pytest.mark.slow
 @pytest.mark.exact
 def test_scores_do_not_depend_on_the_number_of_devices(tmp_path, rng):
-  """Vectors are shared out: 5 over 1, 2 and 8 devices."""
+  """Vectors are shared out: 5 over 1, 2 and 8 devices; of one, also by two."""
   seed = int(rng.integers(2**31))
   accuracy, entropy = _scores(1, seed, tmp_path)
   assert accuracy.shape == (6, 5) and np.ptp(accuracy) > 0
+  np.testing.assert_array_equal(_scores(1, seed, tmp_path, 2)[0], accuracy)
   tests, path = pathlib.Path(__file__).parent, str(tmp_path / "scores")
   child = _CHILD.format(
     tests=str(tests), seed=seed, data=str(tmp_path), path=path

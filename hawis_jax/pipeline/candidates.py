@@ -21,6 +21,7 @@ from hawis_jax.pipeline import nets
 from hawis_jax.pipeline.experiment import Experiment
 from hawis_jax.robustness import monte_carlo
 from hawis_jax.robustness import statistics
+from hawis_jax.runtime import device_memory
 from hawis_jax.runtime import distributed
 from hawis_jax.runtime import preemption
 from hawis_jax.runtime import sharding
@@ -33,6 +34,7 @@ from hawis_jax.search import update
 from hawis_jax.training import hardware_aware
 
 UNIFORM = "uniform"
+VECTOR = "a width vector a pass"  # of what does not fit a device's memory
 _VECTORS_PER_CALL = 8  # of the final scoring
 # Scores so far, until search/result.json has them.
 _FIRST, _FRESH = "candidates_first.json", "candidates_fresh.json"
@@ -256,14 +258,26 @@ def make_score(
   has the scenarios alone.
   """
   mesh = sharding.training_mesh()
-  score = untraced_score(experiment, mesh, ideal)
-  return jax.jit(score, out_shardings=sharding.replicated(mesh))
+
+  def make(block):
+    score = untraced_score(experiment, mesh, block, ideal)
+    return jax.jit(score, out_shardings=sharding.replicated(mesh))
+
+  return device_memory.fitting(
+    make,
+    experiment.config.search.vectors_per_step,
+    sharding.memory_bytes(mesh),
+    VECTOR,
+  )
 
 
 def untraced_score(
-  experiment: Experiment, mesh: jax.sharding.Mesh, ideal: bool
+  experiment: Experiment, mesh: jax.sharding.Mesh, block: int, ideal: bool
 ) -> Callable[..., monte_carlo.Scores]:
-  """Returns `reward.make_score` with the statistics of the configuration."""
+  """Returns `reward.make_score` with the statistics of the configuration.
+
+  It is of `block` width vectors at a time.
+  """
   config = experiment.config
   devices = settings.search_devices(config)
   batch_norm = config.search.batch_norm
@@ -279,7 +293,7 @@ def untraced_score(
   return reward.make_score(
     experiment.supernet,
     devices if ideal else devices[:-1],
-    config.search.vectors_per_step,
+    block,
     mesh,
     batch_norm,
   )

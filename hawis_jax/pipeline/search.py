@@ -8,6 +8,7 @@ import functools
 import pathlib
 
 import jax
+import numpy as np
 
 from hawis_jax import cost
 from hawis_jax.config import settings
@@ -17,6 +18,7 @@ from hawis_jax.pipeline import provenance
 from hawis_jax.pipeline import results
 from hawis_jax.pipeline.experiment import Experiment
 from hawis_jax.runtime import checkpoint
+from hawis_jax.runtime import device_memory
 from hawis_jax.runtime import distributed
 from hawis_jax.runtime import loop
 from hawis_jax.runtime import sharding
@@ -43,13 +45,18 @@ def run(
     ),
     mesh,
   )
-  updates = make_updates(experiment, methods, mesh)
+  updates = device_memory.fitting(
+    functools.partial(make_updates, experiment, methods, mesh),
+    config.vectors_per_step,
+    sharding.memory_bytes(mesh),
+    candidates.VECTOR,
+  )
   state = sharding.place(init(experiment, methods, context), mesh)
   placed = sharding.place((context, experiment.key("search")), mesh)
   provenance.record(experiment, workdir, "search")
   with checkpoint.Checkpoints(folder) as checkpoints:
     state = loop.run_steps(
-      lambda state, step: updates(state, step, scorer, *placed),
+      lambda state, step: updates(state, np.int32(step), scorer, *placed),
       state,
       name="search",
       total=config.updates,
@@ -189,10 +196,14 @@ def make_updates(
   experiment: Experiment,
   methods: dict[str, method.Method],
   mesh: jax.sharding.Mesh,
+  block: int,
 ):
-  """Returns the stage's program for the accelerators of a mesh."""
+  """Returns the stage's program for the accelerators of a mesh.
+
+  It scores `block` width vectors at a time.
+  """
   config = experiment.config
-  score = candidates.untraced_score(experiment, mesh, ideal=False)
+  score = candidates.untraced_score(experiment, mesh, block, ideal=False)
   return update.make_updates(
     make_step(experiment, methods, score), config.search.updates_per_call, mesh
   )

@@ -34,6 +34,7 @@ from hawis_jax.networks import any_flax
 from hawis_jax.networks import net_variables
 from hawis_jax.networks import products
 from hawis_jax.robustness import calibration
+from hawis_jax.runtime import device_memory
 from hawis_jax.runtime import sharding
 
 # Pixels and images of a block, at most: chosen on CPU. Accelerators' are a
@@ -253,30 +254,6 @@ def _check_finite(finite, numbers):
       )
 
 
-class Needs(NamedTuple):
-  """Of a device's memory, while a program runs, by XLA's account [bytes]."""
-
-  arguments: int
-  outputs: int
-  temporary: int
-
-  @property
-  def memory(self) -> int:
-    """All of it."""
-    return sum(self)
-
-
-def needs(executable: Any) -> Needs:
-  """Returns what `jax.jit(...).lower(...).compile()` takes of one device."""
-  sizes = executable.memory_analysis()
-  # Outputs in the place of donated arguments are counted with those.
-  return Needs(
-    sizes.argument_size_in_bytes,
-    sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
-    sizes.temp_size_in_bytes,
-  )
-
-
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """How chips are evaluated."""
@@ -379,12 +356,11 @@ def make_plan(
     evaluate = compile_("evaluate", *_abstract(shared, chips_out, *blocks))
     parts = [p for p in (known, program, calibrate, evaluate) if p]
     needed = max(part.needs.memory for part in parts)
-    if needed <= memory:
+    if needed <= memory and all(part.executable for part in parts):
       break
     if chips == 1:
-      raise errors.InputError(
-        f"memory: got {memory / 1e9:.3g} GB a device, needed for one chip and "
-        f"{segment} images are {needed / 1e9:.3g} GB"
+      raise device_memory.too_little(
+        memory, needed, f"one chip and {segment} images"
       )
     chips //= 2
   return Plan(
@@ -452,10 +428,10 @@ def _abstract(*arguments):
 class _Compiled:
   """The same local program on every device of a mesh."""
 
-  executable: Any
+  executable: Any  # None: no device can hold it
   shardings: tuple[NamedSharding, ...]  # of its arguments
   out: Any  # shapes and types of its result
-  needs: Needs  # of one device
+  needs: device_memory.Needs  # of one device
 
   def __call__(self, *arguments):
     pairs = zip(arguments, self.shardings, strict=True)
@@ -509,8 +485,8 @@ def _compile(
     used = backend.used_inputs(traced, arguments, lambda out: out[0])
     net_variables.check_read(used[1]["crossbar"])
   lowered = traced.lower()
-  executable = lowered.compile()
-  return _Compiled(executable, shardings, lowered.out_info, needs(executable))
+  executable, needs = device_memory.compile_lowered(lowered)
+  return _Compiled(executable, shardings, lowered.out_info, needs)
 
 
 def shared_variables(

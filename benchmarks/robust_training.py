@@ -1,20 +1,24 @@
-"""What training on chips and calibration bring on digits, over seeds.
+"""What training on chips and calibration bring, over seeds.
 
 python benchmarks/robust_training.py --workdir runs/robust_training
     [--seeds 8] [--config.<field>=...]
+python benchmarks/robust_training.py --workdir runs/cifar10_small --seeds 1
+    --config configs/cifar10_small.py --config.data.data_dir=...
 
 Runs the whole way with every seed (searching, training and measuring a run of
 its own, that is resumed) and writes results/robust_training.json and the figure
-docs/figures/robust_training.svg. All seeds share one test set, but neither
-chips nor trainings: intervals are over seeds and images, crossed, and chips are
-in those of the seeds.
+docs/figures/robust_training.svg; of another configuration, with nets and
+scenarios of its own, results/<name>/result.json and docs/figures/<name>.svg.
+All seeds share one test set, but neither chips nor trainings: intervals are
+over seeds and images, crossed, and chips are in those of the seeds. Those of a
+single seed are over chips and images, and hold no other training.
 
 Compared, named before the run, at variation 0.7 and 1.1, and at 1.75 % stuck on
 with 9.04 % stuck off: the found net trained on chips against the plain one with
 either statistics; its statistics of each chip against fixed ones; and the found
 net against all others, trained on chips, with statistics of each chip.
 
-Axes: R seeds, N test images.
+Axes: R seeds, or chips of a single one, N test images.
 """
 
 import dataclasses
@@ -85,7 +89,10 @@ class Place:
 
 
 def tables(folders: list[pathlib.Path]) -> dict[Place, np.ndarray]:
-  """Returns the share of chips that classify an image correctly, `[R, N]`."""
+  """Returns the share of chips that classify an image correctly, `[R, N]`.
+
+  Of a single folder it has a row a chip.
+  """
   rows = {}
   for folder in folders:
     measured = results.load_robustness(folder)["nets"]
@@ -101,8 +108,21 @@ def tables(folders: list[pathlib.Path]) -> dict[Place, np.ndarray]:
             correct = tally.load_correct(
               folder / "robustness", entry, result["test_images"]
             )
-            rows.setdefault(place, []).append(correct.mean(0))
+            several = len(folders) > 1
+            rows.setdefault(place, []).extend(
+              correct.mean(0, keepdims=True) if several else correct
+            )
   return {place: np.array(table) for place, table in rows.items()}
+
+
+def widths(folders: list[pathlib.Path]) -> dict[str, list[list[int]]]:
+  """Returns {net: its widths of every seed}."""
+  found = {}
+  for folder in folders:
+    for name in results.load_robustness(folder)["nets"]:
+      module, _ = results.load_net_of_run(folder, name)
+      found.setdefault(name, []).append(list(map(int, module.max_widths)))
+  return found
 
 
 def differences(found: dict[Place, np.ndarray]) -> list[dict]:
@@ -119,6 +139,8 @@ def differences(found: dict[Place, np.ndarray]) -> list[dict]:
     pairs += [(best, at("found", "plain", "fixed"))]
     pairs += [(best, at(net, "chips", "chip")) for net in _WIDTHS[1:]]
     for first, second in pairs:
+      if not {first, second} <= found.keys():
+        continue
       row = statistics.crossed_mean(found[first] - found[second])
       label = lambda x: f"{x.net} {x.training} {x.statistics}"  # noqa: E731
       rows.append(
@@ -193,6 +215,7 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
 def main() -> None:
   """Runs every seed, prints the rows and writes them."""
   parser = measure.parser(__doc__)
+  parser.add_argument("--config", type=pathlib.Path, default=measure.DIGITS)
   parser.add_argument("--workdir", default="runs/robust_training")
   parser.add_argument("--seeds", type=int, default=8)
   parser.add_argument("--results", default=measure.ROOT / "results")
@@ -200,11 +223,13 @@ def main() -> None:
   options, fields = parser.parse_known_args()
   workdir = pathlib.Path(options.workdir).absolute()
   folders = [workdir / str(seed) for seed in range(options.seeds)]
+  config, is_digits = options.config.resolve(), options.config == measure.DIGITS
   for seed, folder in enumerate(folders):
     command = [sys.executable, "-m", "hawis_jax.main", f"--workdir={folder}"]
-    command += [f"--config={measure.DIGITS}", f"--config.seed={seed}"]
+    command += [f"--config={config}", f"--config.seed={seed}"]
     command += ["--stages=pretrain,search,train,robustness"]
-    command += [f"--config.{name}={v}" for name, v in _FIELDS.items()]
+    if is_digits:
+      command += [f"--config.{name}={v}" for name, v in _FIELDS.items()]
     subprocess.run([*command, *fields], cwd=measure.ROOT, check=True)
   found, rows = tables(folders), []
   for place, table in found.items():
@@ -216,18 +241,21 @@ def main() -> None:
     "revision": measure.revision(),
     "machine": f"{measure.machine()}, 2 cores",
     "chips": _CHIPS,
+    "widths": widths(folders),
     "rows": rows,
     "differences": differences(found),
   }
   for row in content["rows"] + content["differences"]:
-    row["seeds"] = row.pop("rows")
+    row["seeds"] = min(row.pop("rows"), options.seeds)
     words = " ".join(str(v) for v in row.values() if not isinstance(v, float))
     spread = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
     print(f"{100 * row['mean']:6.1f} ({spread})  {row['severity']:6} {words}")
-  path = pathlib.Path(options.results) / "robust_training.json"
+  name = "robust_training" if is_digits else config.stem
+  path = pathlib.Path(options.results)
+  path /= f"{name}.json" if is_digits else f"{name}/result.json"
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(content, indent=1) + "\n")
-  draw(rows, pathlib.Path(options.figures) / "robust_training.svg")
+  draw(rows, pathlib.Path(options.figures) / f"{name}.svg")
 
 
 if __name__ == "__main__":

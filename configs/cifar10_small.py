@@ -72,8 +72,9 @@ def get_config():
   c.robustness.chips = 16
   c.robustness.images = 2_000
   c.robustness.scenarios = (
-    dict(variation=(0.0, 0.3, 0.7, 1.1)),
-    dict(stuck_off=(0.1,)),
-    dict(device=1.0),
+    dict(variation=(0.0, 0.3, 0.5, 0.7, 1.1)),
+    dict(name="stuck", stuck_on=(0.0175, 0.035), stuck_off=(0.0904, 0.1808)),
+    dict(name="wires", wire_resistance=(1.0,)),
   )
+  c.robustness.float_nets = True
   return c

@@ -387,7 +387,9 @@ _SEARCH = dict(
   reward=_choice(("accuracy", "cross_entropy"), "what is learnt from"),
   images=_integer(256, "validation images a score uses"),
   batch_size=_integer(128, "images a forward pass, of each vector", 2),
-  vectors_per_step=_integer(16, "width vectors a forward pass, at most"),
+  vectors_per_step=_integer(
+    16, "width vectors a forward pass, at most: as many of them as fit a device"
+  ),
   calibration_images=_integer(
     256, "training images that batch norms are recalibrated on", 2
   ),

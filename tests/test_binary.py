@@ -168,3 +168,10 @@ def test_nan_weights_are_not_hidden():
   w = np.array([1.0, np.nan, -2.0], np.float32)
   signs = jax.jit(binary.binarize_weights)(w)
   np.testing.assert_array_equal(signs, [1, np.nan, -1])
+
+
+def test_activations_that_are_no_numbers_are_not_hidden():
+  """An array that is not solved would else be a chip that reads 0."""
+  x = np.array([0.4, np.nan, 0.6, np.inf], np.float32)
+  bits = jax.jit(binary.binarize_activations)(x)
+  np.testing.assert_array_equal(bits, [0, np.nan, 1, 1])

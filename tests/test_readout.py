@@ -868,6 +868,16 @@ def test_a_column_that_is_held_negated_has_its_own_offset_negated(rng):
   np.testing.assert_array_equal(got["gains"], [[[8, 7]]])
 
 
+@pytest.mark.parametrize("errors_of", ["inl", "capacitors", None])
+def test_what_is_no_number_has_no_code(errors_of):
+  """Of an array that is not solved; infinite sums are beyond the ends."""
+  known = dict(inl=np.float32([0.3]), capacitors=np.zeros((16, 1), np.float32))
+  chosen = {errors_of: known[errors_of]} if errors_of else {}
+  sums = np.float32([[np.nan], [np.inf], [-np.inf], [2]])
+  got = _convert(sums, converters.symmetric(4, 7), **chosen)
+  np.testing.assert_array_equal(got, [[np.nan], [7], [-7], [2]])
+
+
 @pytest.mark.parametrize("law", ["independent", "proportional", "inverse"])
 def test_white_noise_is_that_of_cells_drawn_one_by_one(rng, law):
   """Of driven cells alone, in every mapping and as the state says."""

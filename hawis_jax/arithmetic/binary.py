@@ -56,8 +56,11 @@ def thermometer_code(images: chex.Array, levels: int = 32) -> chex.Array:
 
 
 def binarize_activations(x: chex.Array) -> chex.Array:
-  """Returns bits {0, 1}: x > 0.5; the gradient passes where 0 <= x <= 1."""
-  bits = (x > 0.5).astype(x.dtype)
+  """Returns bits {0, 1}: x > 0.5; the gradient passes where 0 <= x <= 1.
+
+  NaN stays NaN: as a bit of 0 it would be a chip's output.
+  """
+  bits = jnp.where(jnp.isnan(x), x, (x > 0.5).astype(x.dtype))
   inside = (x >= 0) & (x <= 1)
   straight_through = jnp.where(inside, x - jax.lax.stop_gradient(x), 0)
   return jax.lax.stop_gradient(bits) + straight_through

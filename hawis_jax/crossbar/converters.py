@@ -113,7 +113,9 @@ def convert(
   step, low, high, middle, _ = (jnp.asarray(y, sums.dtype) for y in converter)
   passed = jnp.where(clipped == code, sums, 0)
   if capacitors is not None or inl is not None:
-    clipped = _approximated(x, low, high, middle, capacitors, inl)
+    found = _approximated(x, low, high, middle, capacitors, inl)
+    # A sum that is no number reaches no level, and would be the least code.
+    clipped = jnp.where(jnp.isnan(x), x, found)
   value = jax.lax.stop_gradient(clipped * step)
   value = value + (passed - jax.lax.stop_gradient(passed))
   return jnp.where(step == 0, ideal, value)

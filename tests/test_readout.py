@@ -852,8 +852,8 @@ def test_positions_of_a_convolution_have_voltages_of_their_own(rng):
   assert abs(np.corrcoef(at.T)[np.triu_indices(4, 1)]).max() < 0.12
 
 
-def test_a_column_that_is_held_negated_has_its_own_offset_negated(rng):
-  """As the digital side turns its code; a gain has no sign."""
+def test_a_column_that_is_held_negated_has_its_own_converter(rng):
+  """The switch is ahead of it: what it adds is not turned."""
   placement = crossbar.Placement(
     np.int32([[1, 0]]), np.int8([[-1, 1]]), crossbar.Placing(("polarity",))
   )
@@ -864,7 +864,7 @@ def test_a_column_that_is_held_negated_has_its_own_offset_negated(rng):
   }
   got = mapping.back(found, placement)
   np.testing.assert_array_equal(got["weights"], [[[-2, 1], [-4, 3]]])
-  np.testing.assert_array_equal(got["offsets"], [[[-6, 5]]])
+  np.testing.assert_array_equal(got["offsets"], [[[6, 5]]])
   np.testing.assert_array_equal(got["gains"], [[[8, 7]]])
 
 

@@ -413,9 +413,11 @@ def back(
 ) -> dict[str, chex.Array]:
   """Returns what tiles amount to, arrays `[T, R, C]` by name, as it was.
 
-  `weights` and `offsets` have signs; these swap `added` and `taken`, and what
-  has a converter of its own with what it is taken from (`taken_weights`, ...).
-  The others are variances and gains; whole arrays, `cells`, stay as they are.
+  A switch ahead of the converters turns a column that is held negated:
+  `weights` have signs; these swap `added` and `taken`, and what has a converter
+  of its own with what it is taken from (`taken_weights`, ...). Variances have
+  no sign, and errors of converters, which come after, stay as they are. So do
+  whole arrays, `cells`.
   """
   columns = jnp.asarray(placement.columns)[:, None]
   found = {
@@ -425,9 +427,8 @@ def back(
     for name, array in found.items()
   }
   signs = jnp.asarray(placement.signs)[:, None]
-  for name in {"weights", "offsets"} & set(found):
-    if f"taken_{name}" not in found:
-      found[name] *= signs
+  if "taken_weights" not in found:
+    found["weights"] *= signs
   pairs = [(x, f"taken_{x}") for x in ("weights", "variances", "thermal")]
   for one, other in (("added", "taken"), *pairs):
     if other in found:

@@ -291,6 +291,69 @@ def test_what_nonlinear_cells_refuse():
   assert crossbar.tile_effects(_DEVICE) == ["nonlinearity"]
 
 
+_DIGITAL = dict(subtraction="digital", adc_bits=6)
+_GATED = dict(gated=True, nonlinearity=0.0)
+
+
+@pytest.mark.parametrize(
+  "fields, traced, message",
+  [
+    (_DIGITAL, ("nonlinearity",), "nonlinearity: got it with digital"),
+    (_DIGITAL, ("wire_resistance",), "nonlinearity: got it with digital"),
+    (
+      dict(mapping="single", **_DIGITAL),
+      ("nonlinearity",),
+      "mapping: got 'single' with nonlinearity",
+    ),
+    (dict(read_noise=1.0), ("nonlinearity", "read_noise"), "with read_noise"),
+    (dict(gated=True), ("nonlinearity",), "nonlinearity: got a traced one wi"),
+    (
+      dict(analog_inputs=True),
+      ("nonlinearity",),
+      "nonlinearity: got a traced one with analog_inputs",
+    ),
+    (_GATED | _DIGITAL, ("wire_resistance",), "gated: got it with digital"),
+    (
+      _GATED | dict(white_noise=0.1),
+      ("wire_resistance", "white_noise"),
+      "gated: got it with white_noise",
+    ),
+    (
+      _GATED | dict(dac_noise=0.1),
+      ("dac_noise",),
+      "dac_noise: got a traced one with gated",
+    ),
+  ],
+)
+def test_what_is_swept_is_refused_as_what_is_known(fields, traced, message):
+  """Read-out would drop it, or convert differences as if they had no sign."""
+  others = (
+    {w: 0.0 for w in crossbar.WIRES} if traced[0] in crossbar.WIRES else {}
+  )
+  device = dataclasses.replace(_DEVICE, **others, **fields)
+
+  def swept(values):
+    crossbar.validate(
+      dataclasses.replace(device, **dict(zip(traced, values, strict=True)))
+    )
+
+  with pytest.raises(errors.InputError, match=message):
+    jax.eval_shape(swept, [np.float32(1)] * len(traced))
+
+
+def test_gated_chips_are_not_stacked_with_noise_that_they_leave_out():
+  """Each is good alone; solved together, the other's noise would be dropped."""
+  gated = dataclasses.replace(_DEVICE, **_GATED)
+  noisy = crossbar.without_effects(gated)
+  for noise in ("white_noise", "telegraph_noise"):
+    one = dataclasses.replace(noisy, **{noise: 0.1})
+    with pytest.raises(
+      errors.InputError, match=f"gated of.*with {noise} of ot"
+    ):
+      crossbar.stack([gated, one])
+  crossbar.stack([gated, dataclasses.replace(noisy, read_noise=1.0)])
+
+
 def _netlist(g, volts, device, **options):
   wire, load = wires.resistances(device)
   return interop.spice_netlist(

@@ -317,6 +317,16 @@ _POLYNOMIALS = ("write_sigma", *_RELAXATION)  # of any length
 _CELL_NOISE = ("read_noise", "telegraph_noise", "white_noise")
 _READ_NOISE = (*_CELL_NOISE, "dac_noise")
 TILE_EFFECTS = ("adc_bits", *_READ_NOISE)  # read-out is no linear map then
+# {what is solved for each input on resistive wires: what it leaves out}.
+_NOT_SOLVED = {
+  "gated": ("telegraph_noise", "white_noise", "dac_noise"),
+  "nonlinearity": _READ_NOISE,
+}
+# {word: severities that it is refused with, whatever they are}.
+_WORDS_WITHOUT = {
+  "analog_inputs": (*_READ_NOISE, "nonlinearity"),
+  "gated": ("dac_noise", "nonlinearity"),
+}
 _STUCK = ("stuck_on", "stuck_off", "chip_dispersion", "tile_dispersion")
 _RATES = ("stuck_on", "stuck_off")
 _BY_VOLTAGE = ("read_noise", "legacy_noise")
@@ -472,24 +482,21 @@ def check_stack(devices: Sequence[Device]) -> None:
 
   Raises:
     InputError: one is bad, or they differ in a static field; or, on resistive
-      wires, some are not linear and others have noise a read or are subtracted
-      digitally.
+      wires, some have what is solved for each input and others what that
+      leaves out, noise a read or digital subtraction.
   """
   for device in devices:
     validate(device)
-  curved = any(is_present(device.nonlinearity) for device in devices)
-  if curved and any(map(is_wired, devices)):
-    # Of all chips currents are solved then, which have no variances.
-    others = [
-      x for x in _READ_NOISE if any(is_present(getattr(d, x)) for d in devices)
-    ]
-    if any(map(is_digital, devices)):
-      others.append("digital subtraction")
-    if others:
+  if devices:
+    there = {
+      field: float(any(is_present(getattr(d, field)) for d in devices))
+      for field in EFFECTS
+    }
+    together = dataclasses.replace(devices[0], **there)
+    for field, other in _left_out(together):
       raise errors.InputError(
-        f"nonlinearity of chips scored together: got it with {others[0]} of "
-        "others, allowed on resistive wires is one of both: tiles are read in "
-        "one way"
+        f"{field} of chips scored together: got it with {other} of others, "
+        "allowed on resistive wires is one of both: tiles are read in one way"
       )
   for field in _STATIC:
     values = {getattr(device, field) for device in devices}
@@ -520,6 +527,23 @@ def tile_effects(device: Device) -> list[str]:
 
 
 def bit_effects(device: Device) -> list[str]:
+def _left_out(device):
+  """Returns [(field, what is not modelled where it is solved for)].
+
+  What is solved for each input has no variances, and is a difference.
+  """
+  solved = [x for x in BY_INPUT if x in tile_effects(device)]
+  found = [
+    (field, effect)
+    for field in solved
+    for effect in _NOT_SOLVED[field]
+    if is_present(getattr(device, effect))
+  ]
+  if is_digital(device):
+    found += [(field, "digital subtraction") for field in solved]
+  return found
+
+
   """Returns the effects of a device that are modelled for inputs of bits."""
   curved = ["nonlinearity"] if is_present(device.nonlinearity) else []
   return list(dict.fromkeys(tile_effects(device) + curved))
@@ -685,8 +709,9 @@ _TOGETHER = (
 def validate(device: Device, name: str = "device") -> Device:
   """Returns `device` if its parameters make sense together.
 
-  Values that are traced are not known, and not checked. A device is that of one
-  chip: of several (see `stack`) only `vmap` makes one.
+  Values that are traced are not known, and not checked; but their effects count
+  as there where read-out has no room for them. A device is that of one chip: of
+  several (see `stack`) only `vmap` makes one.
 
   Raises:
     InputError: names the field, what it got and what is allowed.
@@ -724,7 +749,8 @@ def validate(device: Device, name: str = "device") -> Device:
   _validate(concrete, name)
   not_with = _NOT_WITH.get(device.mapping, {})
   if device.mapping == "single" and is_digital(device):
-    not_with = {}  # a bias column is read once, whatever it is taken from
+    # A bias column is read once, whatever it is taken from.
+    not_with = {x: y for x, y in not_with.items() if x not in _CELL_NOISE}
   for effect, why in not_with.items():
     if effect in traced or is_present(getattr(concrete, effect)):
       raise errors.InputError(
@@ -732,6 +758,19 @@ def validate(device: Device, name: str = "device") -> Device:
         f"without it: {why}"
       )
   return device
+  # What is not known counts as there: a read-out would leave it out silently.
+  for word, effects in _WORDS_WITHOUT.items():
+    for effect in traced.intersection(effects):
+      if getattr(device, word):
+        raise errors.InputError(
+          f"{name}.{effect}: got a traced one with {word}, allowed is 0"
+        )
+  there = dict.fromkeys(traced.intersection(EFFECTS), 1.0)
+  for field, other in _left_out(dataclasses.replace(concrete, **there)):
+    raise errors.InputError(
+      f"{name}.{field}: got it with {other} on resistive wires, allowed is "
+      "one of both, as of traced values too"
+    )
 
 
 def plain(device: Device) -> Device:

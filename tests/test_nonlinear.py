@@ -291,6 +291,19 @@ def test_what_nonlinear_cells_refuse():
   assert crossbar.tile_effects(_DEVICE) == ["nonlinearity"]
 
 
+@pytest.mark.parametrize("wired", [True, False])
+def test_analog_weights_have_no_cells_that_are_not_linear(wired):
+  """Their inputs are no bits: a fold would be that of ohmic cells."""
+  no_wires = dict.fromkeys(crossbar.WIRES, 0.0)
+  device = _DEVICE if wired else dataclasses.replace(_DEVICE, **no_wires)
+  kernel, refused = jnp.ones((4, 4)), "nonlinearity: got 20.0 with analog"
+  with pytest.raises(errors.InputError, match=refused):
+    _program(jax.random.key(0), kernel, device, 0, scales="channel")
+  if not wired:
+    with pytest.raises(errors.InputError, match=refused):
+      crossbar.effective_weights(jax.random.key(0), kernel, device, 0)
+
+
 _DIGITAL = dict(subtraction="digital", adc_bits=6)
 _GATED = dict(gated=True, nonlinearity=0.0)
 

@@ -67,8 +67,9 @@ def effective_weights(
   [[0.0, 0.0]]
 
   Raises:
-    InputError: a bad device, other bits or scales; or read-out is not linear,
-      so that no weights say what the chip does.
+    InputError: a bad device, other bits or scales; analog weights in non-linear
+      cells; or read-out is not linear, so that no weights say what the chip
+      does.
   """
   errors.check_key(key)
   devices.validate(device)
@@ -137,7 +138,8 @@ def program(
     InputError: a bad device; other bits: a float net can't be programmed, nor
       one of integers with 1 bit; no scales of several bits; a sense amplifier
       where `check_readout` has none; no calibrated range; faults or a placement
-      that don't fit; no layer matches; a form that can't hold the weights.
+      that don't fit; no layer matches; a form that can't hold the weights;
+      analog weights in non-linear cells.
   """
   errors.check_key(key)
   devices.validate(device)
@@ -306,6 +308,12 @@ def _layers(
   `place`: value of a digit, `[slices]`; `copies`: whose average is the weight,
   among the slices.
   """
+  if bits == 0 and devices.is_present(device.nonlinearity):
+    raise errors.InputError(
+      f"nonlinearity: got {device.nonlinearity} with analog weights (bits = 0),"
+      " allowed is 0: their inputs are of many voltages, and cells conduct G V "
+      "at the read voltage alone"
+    )
   placing = placement.placing if placement else _AS_IT_COMES
   cuts = mapping.cut(kernels, names, device, placing, bits, scales)
   stacked = cells.stack_tiles(keys, cuts, device, faults, names)

@@ -781,6 +781,17 @@ def test_reads_and_warmth_move_cells_as_their_formulas(rng):
   np.testing.assert_array_equal(defects.warmed(g * 0, one), 0)
 
 
+def test_a_memory_is_read_at_the_temperature_of_its_circuit():
+  """Its rise ends there, and begins as far below."""
+  memory = crossbar.Device(
+    temperature=350.0, temperature_rise=40.0, activation=(0.0, 0.1)
+  )
+  one = crossbar.in_circuit(memory, crossbar.Device(temperature=300.0))
+  off = np.asarray(defects.warmed(jnp.float32(one.g_off), one))
+  power = -0.1 / 8.617333262e-5 * (1 / 300 - 1 / 260)
+  np.testing.assert_allclose(off, one.g_off * np.exp(power), rtol=1e-5)
+
+
 def test_stuck_cells_warm_as_all_others(rng):
   """A pair of them, both at g_off, cancels whatever the temperature."""
   q = _integers(rng, bits=1)

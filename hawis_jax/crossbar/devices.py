@@ -422,8 +422,9 @@ def without_effects(device: Device) -> Device:
 def in_circuit(memory: Device, circuit: Device) -> Device:
   """Returns `memory` in the tiles, wires and converters of `circuit`.
 
-  Bandwidth and temperature are the circuit's too; random effects, those of
-  converters among them, are the memory's.
+  Bandwidth and temperature are the circuit's too: a memory's `temperature_rise`
+  ends at the temperature of the circuit, at which it is read. Effects that are
+  in `DEFECTS`, those of converters among them, are the memory's.
   """
   around = {name: getattr(circuit, name) for name in _CIRCUIT}
   return dataclasses.replace(memory, **around)
@@ -526,7 +527,6 @@ def tile_effects(device: Device) -> list[str]:
   return found
 
 
-def bit_effects(device: Device) -> list[str]:
 def _left_out(device):
   """Returns [(field, what is not modelled where it is solved for)].
 
@@ -544,6 +544,7 @@ def _left_out(device):
   return found
 
 
+def bit_effects(device: Device) -> list[str]:
   """Returns the effects of a device that are modelled for inputs of bits."""
   curved = ["nonlinearity"] if is_present(device.nonlinearity) else []
   return list(dict.fromkeys(tile_effects(device) + curved))
@@ -757,7 +758,6 @@ def validate(device: Device, name: str = "device") -> Device:
         f"{name}.mapping: got {device.mapping!r} with {effect}, allowed "
         f"without it: {why}"
       )
-  return device
   # What is not known counts as there: a read-out would leave it out silently.
   for word, effects in _WORDS_WITHOUT.items():
     for effect in traced.intersection(effects):
@@ -771,6 +771,7 @@ def validate(device: Device, name: str = "device") -> Device:
       f"{name}.{field}: got it with {other} on resistive wires, allowed is "
       "one of both, as of traced values too"
     )
+  return device
 
 
 def plain(device: Device) -> Device:

@@ -2,8 +2,8 @@
 
 python benchmarks/robust_training.py --workdir runs/robust_training
     [--seeds 8] [--config.<field>=...]
-python benchmarks/robust_training.py --workdir runs/cifar10_small --seeds 1
-    --config configs/cifar10_small.py --config.data.data_dir=...
+python benchmarks/robust_training.py --config configs/cifar10_small.py
+    --workdir runs/cifar10_small --seeds 1 [--measured runs/a runs/b ...]
 
 Runs the whole way with every seed (searching, training and measuring a run of
 its own, that is resumed) and writes results/robust_training.json and the figure
@@ -11,16 +11,20 @@ docs/figures/robust_training.svg; of another configuration, with nets and
 scenarios of its own, results/<name>/result.json and docs/figures/<name>.svg.
 All seeds share one test set, but neither chips nor trainings: intervals are
 over seeds and images, crossed, and chips are in those of the seeds. Those of a
-single seed are over chips and images, and hold no other training.
+single seed are over chips and images, and hold no other training. With
+--measured nothing is run: its folders are runs of the configuration, that may
+have some of the nets each.
 
 Compared, named before the run, at variation 0.7 and 1.1, and at 1.75 % stuck on
 with 9.04 % stuck off: the found net trained on chips against the plain one with
 either statistics; its statistics of each chip against fixed ones; and the found
-net against all others, trained on chips, with statistics of each chip.
+net against all others, trained on chips, with statistics of each chip, and, as
+the paper has them, all plain with fixed ones.
 
 Axes: R seeds, or chips of a single one, N test images.
 """
 
+from collections.abc import Iterable
 import dataclasses
 import json
 import pathlib
@@ -35,6 +39,7 @@ import numpy as np
 from hawis_jax.pipeline import results
 from hawis_jax.pipeline import tally
 from hawis_jax.robustness import statistics
+from hawis_jax.runtime import storage
 
 _WIDTHS = (
   "found",
@@ -88,12 +93,12 @@ class Place:
   severity: float
 
 
-def tables(folders: list[pathlib.Path]) -> dict[Place, np.ndarray]:
+def tables(folders: dict[pathlib.Path, int]) -> dict[Place, np.ndarray]:
   """Returns the share of chips that classify an image correctly, `[R, N]`.
 
-  Of a single folder it has a row a chip.
+  Folders have their seeds; of a single one it has a row a chip.
   """
-  rows = {}
+  rows, several = {}, len(set(folders.values())) > 1
   for folder in folders:
     measured = results.load_robustness(folder)["nets"]
     for net, result in measured.items():
@@ -108,14 +113,13 @@ def tables(folders: list[pathlib.Path]) -> dict[Place, np.ndarray]:
             correct = tally.load_correct(
               folder / "robustness", entry, result["test_images"]
             )
-            several = len(folders) > 1
             rows.setdefault(place, []).extend(
               correct.mean(0, keepdims=True) if several else correct
             )
   return {place: np.array(table) for place, table in rows.items()}
 
 
-def widths(folders: list[pathlib.Path]) -> dict[str, list[list[int]]]:
+def widths(folders: Iterable[pathlib.Path]) -> dict[str, list[list[int]]]:
   """Returns {net: its widths of every seed}."""
   found = {}
   for folder in folders:
@@ -138,6 +142,8 @@ def differences(found: dict[Place, np.ndarray]) -> list[dict]:
     pairs += [(best, at("found", "chips", "fixed"))]
     pairs += [(best, at("found", "plain", "fixed"))]
     pairs += [(best, at(net, "chips", "chip")) for net in _WIDTHS[1:]]
+    plain = at("found", "plain", "fixed")
+    pairs += [(plain, at(net, "plain", "fixed")) for net in _WIDTHS[1:]]
     for first, second in pairs:
       if not {first, second} <= found.keys():
         continue
@@ -220,11 +226,16 @@ def main() -> None:
   parser.add_argument("--seeds", type=int, default=8)
   parser.add_argument("--results", default=measure.ROOT / "results")
   parser.add_argument("--figures", default=measure.ROOT / "docs" / "figures")
+  parser.add_argument("--measured", type=pathlib.Path, nargs="+", default=[])
   options, fields = parser.parse_known_args()
   workdir = pathlib.Path(options.workdir).absolute()
-  folders = [workdir / str(seed) for seed in range(options.seeds)]
   config, is_digits = options.config.resolve(), options.config == measure.DIGITS
-  for seed, folder in enumerate(folders):
+  folders = {
+    folder: storage.read_record(folder / "config.json")["seed"]
+    for folder in options.measured
+  }
+  for seed in range(0 if folders else options.seeds):
+    folders[folder := workdir / str(seed)] = seed
     command = [sys.executable, "-m", "hawis_jax.main", f"--workdir={folder}"]
     command += [f"--config={config}", f"--config.seed={seed}"]
     command += ["--stages=pretrain,search,train,robustness"]
@@ -238,6 +249,7 @@ def main() -> None:
     row["low"], row["high"] = np.clip((row["low"], row["high"]), 0, 1).tolist()
     rows.append({**dataclasses.asdict(place), **row})
   content = {
+    "command": " ".join(sys.argv),
     "revision": measure.revision(),
     "machine": f"{measure.machine()}, 2 cores",
     "chips": _CHIPS,
@@ -246,7 +258,7 @@ def main() -> None:
     "differences": differences(found),
   }
   for row in content["rows"] + content["differences"]:
-    row["seeds"] = min(row.pop("rows"), options.seeds)
+    row["seeds"] = min(row.pop("rows"), len(set(folders.values())))
     words = " ".join(str(v) for v in row.values() if not isinstance(v, float))
     spread = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
     print(f"{100 * row['mean']:6.1f} ({spread})  {row['severity']:6} {words}")

@@ -3,6 +3,9 @@
 python -m hawis_jax.main --config configs/cifar10_small.py
 
 The data set must be prepared (python -m hawis_jax.data prepare cifar10).
+The super-net and the search take an hour, the nets three, on one core each: a
+core trains as fast as two. Runs with some of config.train.nets each can share
+them; benchmarks/robust_training.py --measured takes their results together.
 """
 
 from hawis_jax.config import settings

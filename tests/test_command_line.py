@@ -166,9 +166,11 @@ def test_names_of_a_kind_are_listed(capsys, monkeypatch, kind):
   meaning = {
     "presets": "1 to 39.3 uS, tiles of 64 x 64; write_error 1",
     "technologies": "converter of 8 bits 1.66 pJ",
+    "methods": "PPO with a learned reward model (DyNA-PPO); by default",
     "vectors": "19 layers of 64 to 216 channels",
   }
   assert found[some[kind]] == meaning.get(kind, found[some[kind]])
+  assert all(found.values())
 
 
 def test_configs_that_are_no_python_are_listed_as_such(

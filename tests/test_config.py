@@ -256,6 +256,8 @@ def test_the_last_of_a_tuple_wins(run, tmp_path, capsys):
   arguments = ("--config.train.nets=found", "--config.train.nets=best")
   assert run(tmp_path, *arguments) == 2
   assert "config.train.nets: got ('best',)" in capsys.readouterr().err
+  assert run(tmp_path, "--config.train.nets=found_chip") == 2
+  assert "did you mean 'found_chips'?" in capsys.readouterr().err
   arguments = ("--config.device.tile_shape=(1, 2)",) * 2
   arguments += ("--config.device.tile_shape=(3, 0)",)
   assert run(tmp_path, *arguments) == 2

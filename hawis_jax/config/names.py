@@ -49,7 +49,8 @@ def names(kind: str) -> dict[str, str]:
   if kind == "methods":
     default = fields.FIELDS["search.methods"].default
     return {
-      name: "by default" if name in default else "" for name in registry.NAMES
+      name: meaning + ("; by default" if name in default else "")
+      for name, meaning in registry.MEANINGS.items()
     }
   if kind == "vectors":
     return {

@@ -256,12 +256,21 @@ def _check_nets(config):
   train, depth, names = config.train, config.network.depth, nets(config)
   vectors = net_names.vector_names(depth, shares(config))
   parsed = [net_names.parse(name) for name in names]
-  if not all(net.widths in vectors for net in parsed):
+  pairs = zip(names, parsed, strict=True)
+  wrong = [x for x, net in pairs if net.widths not in vectors]
+  if wrong:
     known = ", ".join(vectors)
     allowed = (
       f"a tuple of some of {known}, {net_names.FRONT}, each also with _int8, "
       "_float, and at the end _chips"
     )
+    ends = [
+      kind + chips
+      for kind in ("", "_int8", "_float")
+      for chips in ("", "_chips")
+    ]
+    spelled = [x + end for x in (*vectors, net_names.FRONT) for end in ends]
+    allowed += errors.suggestion(wrong[0], spelled)
     raise _error("train.nets", train.nets, allowed)
   for place, name in enumerate(names):
     float_name = net_names.float_of(name)

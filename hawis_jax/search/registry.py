@@ -22,6 +22,16 @@ _BUILDERS = {
   "per_stage": random_search.per_stage,
 }
 NAMES = tuple(_BUILDERS)
+MEANINGS = {
+  "policy": "PPO with a learned reward model (DyNA-PPO)",
+  "ppo": "PPO on ranks within an update (Schulman et al., 2017)",
+  "reinforce": "REINFORCE with a moving baseline (Williams, 1992)",
+  "predictor": "Thompson sampling from a Bayesian linear regression",
+  "evolution": "regularised evolution (Real et al., AAAI 2019)",
+  "local": "hill climbing from a random vector",
+  "random": "uniform draws from the budget range",
+  "per_stage": "random vectors of one scale a stage",
+}
 
 
 def build(name: str, settings: method.Settings) -> method.Method:

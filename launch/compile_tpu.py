@@ -73,6 +73,8 @@ def topology(name):
   """Returns TPUs that need not be there; `name` is e.g. "v5e:16x16"."""
   # A chip of a v4 is one device of jax, as of later ones.
   options = {"chip_config_name": "megacore"} if name.startswith("v4") else {}
+  if name.endswith(":1x1"):  # of a host of its own; others have hosts of 2x2
+    options["chips_per_host_bounds"] = [1, 1, 1]
   try:
     found = topologies.get_topology_desc(name, "tpu", **options)
   except Exception as error:  # as different ones as reasons

@@ -169,39 +169,73 @@ _PAGE = [
 ]
 
 
-def _robust_training(rows):
-  """Lines of `benchmarks/robust_training.py`, of the README and of its page."""
+_CIFAR10 = [
+  ("plain", "fixed", "variation", 0.0),
+  ("chips", "fixed", "variation", 0.0),
+  *_README,
+]
+
+
+def _lines(rows, columns, trainings=None):
+  """A table's lines, of what `benchmarks/robust_training.py` wrote.
+
+  With `trainings`, {value: words}, each of a net's has a line.
+  """
   found = {
     (row["net"], row["training"], row["statistics"], row["scenario"])
     + (round(row["severity"], 4),): row
     for row in rows
   }
 
-  def line(words, *places):
+  def line(words, places):
     ends = [
       [100 * found[place][key] for key in ("mean", "low", "high")]
+      if place in found
+      else None
       for place in places
     ]
-    cells = ["{:.1f} ({:.1f}, {:.1f})".format(*each) for each in ends]
+    cells = [
+      "{:.1f} ({:.1f}, {:.1f})".format(*each) if each else "-" for each in ends
+    ]
     return f"| {' | '.join([words, *cells])} |"
 
-  readme = [
-    line(words, *((net, *column) for column in _README))
+  nets = {
+    net: words
     for net, words in _NETS.items()
+    if any(net == x[0] for x in found)
+  }
+  if trainings is None:
+    return [
+      line(words, [(net, *column) for column in columns])
+      for net, words in nets.items()
+    ]
+  return [
+    line(f"{words}, {how}", [(net, training, *column) for column in columns])
+    for net, words in nets.items()
+    for training, how in trainings.items()
   ]
-  page = [
-    line(f"{words}, {how}", *((net, training, *column) for column in _PAGE))
-    for net, words in _NETS.items()
-    for how, training in (("plain", "plain"), ("on chips", "chips"))
-  ]
-  return {"README.md": readme, "docs/robust_nets.md": page}
 
 
-def test_pages_have_the_figures_of_the_last_run():
-  """Of robust training: no other figures than those of its results."""
-  results = json.loads((_ROOT / "results/robust_training.json").read_text())
-  for name, lines in _robust_training(results["rows"]).items():
-    _, shown, _ = (_ROOT / name).read_text().split("<!-- robust_training -->")
-    assert "\n".join(lines) in shown
-    for count in {row["seeds"] for row in results["rows"]}:
-      assert f"{count} trainings" in shown
+@pytest.mark.parametrize(
+  "page, mark, path, columns, trainings",
+  [
+    ("README.md", "robust_training", "robust_training.json", _README, None),
+    (
+      "docs/robust_nets.md",
+      "robust_training",
+      "robust_training.json",
+      _PAGE,
+      {"plain": "plain", "chips": "on chips"},
+    ),
+    ("README.md", "cifar10_small", "cifar10_small/result.json", _CIFAR10, None),
+  ],
+)
+def test_pages_have_the_figures_of_the_last_run(
+  page, mark, path, columns, trainings
+):
+  """No other figures than those of the results."""
+  rows = json.loads((_ROOT / "results" / path).read_text())["rows"]
+  _, shown, _ = (_ROOT / page).read_text().split(f"<!-- {mark} -->")
+  assert "\n".join(_lines(rows, columns, trainings)) in shown
+  for count in {row["seeds"] for row in rows}:
+    assert f"{count} training" in shown

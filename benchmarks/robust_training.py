@@ -116,7 +116,7 @@ def tables(folders: dict[pathlib.Path, int]) -> dict[Place, np.ndarray]:
             rows.setdefault(place, []).extend(
               correct.mean(0, keepdims=True) if several else correct
             )
-  return {place: np.array(table) for place, table in rows.items()}
+  return {place: np.array(table, float) for place, table in rows.items()}
 
 
 def widths(folders: Iterable[pathlib.Path]) -> dict[str, list[list[int]]]:

@@ -15,11 +15,11 @@ single seed are over chips and images, and hold no other training. With
 --measured nothing is run: its folders are runs of the configuration, that may
 have some of the nets each.
 
-Compared, named before the run, at variation 0.7 and 1.1, at 1.75 % stuck on with
-9.04 % stuck off, and at twice these: the found net trained on chips against the
-plain one with either statistics; its statistics of each chip against fixed ones;
-and the found net against all others, trained on chips, with statistics of each
-chip, and, as the paper has them, all plain with fixed ones.
+Compared, named before the run, at variation 0.7 and 1.1, at 1.75 % stuck on
+with 9.04 % stuck off, and at twice these: the found net trained on chips
+against the plain one with either statistics; its statistics of each chip
+against fixed ones; and the found net against all others, trained on chips, with
+statistics of each chip, and, as the paper has them, all plain with fixed ones.
 
 Axes: R seeds, or chips of a single one, N test images.
 """

@@ -224,6 +224,7 @@ def test_fault_aware_pretraining_compiles_once_and_resumes_to_the_same_bits(
   assert "config.pretrain.devices was" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_nets_on_chips_compile_once_resume_and_have_statistics(
   run, after, tmp_path, caplog
 ):

@@ -29,6 +29,7 @@ def _result(workdir):
   return storage.read_record(workdir / "robustness" / "result.json")["nets"]
 
 
+@pytest.mark.slow
 def test_accuracies_of_a_net_that_was_trained_again_are_not_its_own(
   run, finished, monkeypatch, capsys
 ):

@@ -104,6 +104,7 @@ def test_example_of_chips_runs():
   assert agreement.mean() > 0.5  # ten classes, a tenth of the cells
 
 
+@pytest.mark.slow
 def test_example_of_a_search_finds_the_best_vector():
   """The score's maximum is within the budget, among the evenest vectors."""
   output, names = _run(_ROOT / "examples" / "search_own_score.py")

@@ -66,7 +66,7 @@ def test_it_says_what_the_least_takes():
       20.74,
     ),
     ("Ran out of memory in memory space hbm. Used 512.00M of 15.75G hbm.", 0.5),
-    ("Out of memory", 0),
+    ("Out of memory", np.inf),
   ],
 )
 def test_a_compilers_refusal_says_how_much(text, gigabytes):
@@ -77,6 +77,17 @@ def test_a_compilers_refusal_says_how_much(text, gigabytes):
   executable, needs = device_memory.compile_lowered(lowered)
   assert executable is None
   assert needs.memory == pytest.approx(gigabytes * 2**30)
+
+
+@pytest.mark.parametrize(
+  "needed, least", [(2e9, "are 2 GB"), (np.inf, "is more")]
+)
+def test_what_is_not_known_is_no_number(needed, least):
+  error = device_memory.too_little(np.inf, needed, "one vector")
+  assert str(error) == (
+    "memory: got less than a compiler asks for a device, needed for one "
+    f"vector {least}"
+  )
 
 
 def test_other_errors_of_a_compiler_are_not_hidden():

@@ -1,6 +1,7 @@
 """What compiled programs take of a device's memory, and what of them fits."""
 
 from collections.abc import Callable
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ def compile_lowered(lowered: Any) -> tuple[Any, Needs]:
   """Compiles `jax.jit(...).lower(...)`: (executable, what it takes).
 
   The compilers of some devices refuse what these can't hold: the executable is
-  None then, and what it takes as the compiler says.
+  None then, and what it takes as the compiler says, infinite if it does not.
   """
   try:
     executable = lowered.compile()
@@ -48,7 +49,7 @@ def compile_lowered(lowered: Any) -> tuple[Any, Needs]:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     amount = _AMOUNT.search(str(error))
-    size = float(amount[1]) * _BYTES[amount[2]] if amount else 0.0
+    size = float(amount[1]) * _BYTES[amount[2]] if amount else math.inf
     return None, Needs(0, 0, size)
   return executable, needs(executable)
 
@@ -101,7 +102,10 @@ def fitting(
 
 def too_little(memory: float, needed: float, name: str) -> errors.InputError:
   """Returns the error of a device that can't hold the least there is."""
+  got = "less than a compiler asks for"
+  if math.isfinite(memory):
+    got = f"{memory / 1e9:.3g} GB"
+  least = f"are {needed / 1e9:.3g} GB" if math.isfinite(needed) else "is more"
   return errors.InputError(
-    f"memory: got {memory / 1e9:.3g} GB a device, needed for {name} are "
-    f"{needed / 1e9:.3g} GB"
+    f"memory: got {got} a device, needed for {name} {least}"
   )

@@ -45,7 +45,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Files whose tests take longest come first: else one worker idles at the end.
 _FIRST = ("test_pipeline", "test_golden", "test_published", "test_wires")
-_CPU_LIMIT = 20  # seconds of one test of the fast tier
+# Of one test of the fast tier, the CPU seconds of all: 2 % are 20 s where they
+# are 1,000, and more where the machine is slower.
+_MOST_SHARE = 0.02
+_WHOLE = 1000  # tests, at least, of a run of the whole fast tier
 _START = pytest.StashKey[float]()
 
 
@@ -106,7 +109,7 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-  """The ten slowest tests; in CI one above the limit fails."""
+  """The ten slowest tests; in CI one of too great a share fails."""
   seconds = {}
   for reports in terminalreporter.stats.values():
     for report in reports:
@@ -118,11 +121,13 @@ def pytest_terminal_summary(terminalreporter, config):
   terminalreporter.section(f"{total:.0f} CPU seconds; the slowest tests")
   for name, spent in slowest:
     terminalreporter.line(f"{spent:6.1f} {name}")
-  above = [name for name, spent in slowest if spent > _CPU_LIMIT]
-  if above and os.environ.get("CI") and not _is_slow_tier(config):
+  above = [name for name, spent in slowest if spent > _MOST_SHARE * total]
+  is_whole = len(seconds) > _WHOLE and not _is_slow_tier(config)
+  if above and is_whole and os.environ.get("CI"):
     terminalreporter.line(
-      f"{len(above)} of the fast tier's tests took more than {_CPU_LIMIT} CPU "
-      "seconds: make them cheaper, or mark them slow"
+      f"{len(above)} of the fast tier's tests took more than "
+      f"{_MOST_SHARE:.0%} of its CPU seconds: make them cheaper, or mark them "
+      "slow"
     )
     terminalreporter._session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

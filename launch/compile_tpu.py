@@ -39,7 +39,6 @@ from hawis_jax import command_line
 from hawis_jax import data
 from hawis_jax import errors
 from hawis_jax.config import settings
-from hawis_jax.networks import net_variables
 from hawis_jax.networks import products
 from hawis_jax.pipeline import candidates
 from hawis_jax.pipeline import nets
@@ -90,38 +89,25 @@ class _Experiment(Experiment):  # its images are zeros
     return monte_carlo.Batches(images, labels, labels == 0)
 
 
-def _state(init, mesh):
-  state = jax.eval_shape(init, jax.random.key(0))
-  return sharding.abstract(state, sharding.split(state, mesh))
-
-
 def programs(stage, experiment, devices):
   """Yields (name, executable) of one stage."""
-  config, shape = experiment.config, experiment.splits.image_shape
+  config = experiment.config
   check_batches(config, len(devices), [stage])
-  images, labels, _ = experiment.evaluation((), config[stage].batch_size, 1)
   mesh, first = sharding.training_mesh(devices), np.int32(0)
-  batch = {"image": images[0], "label": labels[0]}
-  batch = sharding.abstract(batch, sharding.on_data(mesh))
+  batch = nets.batch_shapes(experiment, config[stage].batch_size, mesh)
   if stage == "pretrain":
     made = pretrain.make_programs(experiment, mesh)
-    state = _state(made.init, mesh)
+    state = nets.state_shapes(made.init, mesh)
     yield "step", made.sandwich.lower(state, first, batch).compile()
   elif stage == "search":
     methods = search.build_methods(experiment)
-    context = search.make_context(experiment)
-    params = net_variables.shapes(experiment.supernet, shape)["params"]
-    scorer = candidates.make_scorer(experiment, params)
-    state = jax.eval_shape(lambda: search.init(experiment, methods, context))
-    arguments = state, first, scorer, context, jax.random.key(0)
-    arguments = sharding.abstract(arguments, sharding.replicated(mesh))
     yield (
       "update",
       device_memory.compile_fitting(
         functools.partial(search.make_updates, experiment, methods, mesh),
         config.search.vectors_per_step,
         math.inf,  # the compiler minds a device's
-        arguments,
+        search.arguments(experiment, mesh),
         candidates.VECTOR,
       ),
     )
@@ -129,37 +115,24 @@ def programs(stage, experiment, devices):
     for net in nets.trained(experiment):
       module = nets.module(net, experiment)
       made = train.make_programs(net, module, experiment, mesh)
-      state = _state(made.init, mesh)
-      yield net, made.step.lower(state, first, batch, None).compile()
+      state = nets.state_shapes(made.init, mesh)
+      yield net, made.step.compile(state, first, batch, None)
   else:
     steps = robustness.measurements(config)
     steps = [
       step for step in steps if step.severity and step.severity.is_random
     ]
     for step in {(step.net, step.scenario): step for step in steps}.values():
-      for name, executable in _on_chips(step, experiment, devices):
+      fixed = step._replace(statistics="fixed")
+      found = robustness.plan(
+        fixed,
+        nets.module(step.net, experiment),
+        experiment,
+        sharding.evaluation_mesh(config.robustness.chips, devices),
+        config.robustness.memory_gb * 1e9 or math.inf,
+      )
+      for name, executable in found.executables.items():
         yield f"{step.net}, {step.scenario}: {name}", executable
-
-
-def _on_chips(step, experiment, devices):
-  """(Name, executable) of the engine for a net on chips of a scenario."""
-  config, shape = experiment.config.robustness, experiment.splits.image_shape
-  count = config.images or len(experiment.splits.test)
-  images = jax.ShapeDtypeStruct((count, *shape), np.uint8)
-  module, severity = nets.module(step.net, experiment), step.severity
-  net = jax.eval_shape(
-    lambda net: robustness.calibrated(experiment, severity, module, net),
-    net_variables.shapes(module, shape),
-  )
-  setting = robustness.make_setting(experiment, severity, module, net, "fixed")
-  shared = jax.eval_shape(lambda: monte_carlo.shared_variables(setting, images))
-  mesh = sharding.evaluation_mesh(config.chips, devices)
-  available = config.memory_gb * 1e9 or math.inf
-  limits = monte_carlo.Limits(
-    config.chips_per_step, config.batch_size, available
-  )
-  plan = setting, shared, images, config.chips, mesh, limits
-  return monte_carlo.make_plan(*plan).executables.items()
 
 
 def collectives(text):

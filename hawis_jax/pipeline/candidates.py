@@ -24,6 +24,7 @@ from hawis_jax.robustness import statistics
 from hawis_jax.runtime import device_memory
 from hawis_jax.runtime import distributed
 from hawis_jax.runtime import preemption
+from hawis_jax.runtime import programs
 from hawis_jax.runtime import sharding
 from hawis_jax.runtime import storage
 from hawis_jax.runtime.metrics import Metrics
@@ -249,10 +250,9 @@ def make_scorer(
   )
 
 
-def make_score(
-  experiment: Experiment, ideal: bool = True
-) -> Callable[..., monte_carlo.Scores]:
-  """Returns the jitted score of the scenarios, and of the ideal device, last.
+@programs.once(2)
+def make_score(experiment: Experiment, ideal: bool = True) -> programs.Program:
+  """Returns the program that scores by scenario, and the ideal device, last.
 
   Its arguments are those of `reward.make_score`'s result; without `ideal` it
   has the scenarios alone.
@@ -269,6 +269,27 @@ def make_score(
     sharding.memory_bytes(mesh),
     VECTOR,
   )
+
+
+def compile_score(
+  experiment: Experiment, ideal: bool = True, vectors: int = _VECTORS_PER_CALL
+) -> None:
+  """Compiles `make_score` for so many of the search's candidates a call."""
+  config, module = experiment.config.search, experiment.supernet
+  shapes = net_variables.shapes(module, experiment.splits.image_shape)
+  images = experiment.evaluation(
+    experiment.splits.validation, config.batch_size
+  )
+  scorer = make_scorer(experiment, shapes["params"]).replace(images=images)
+  num = len(settings.search_devices(experiment.config)) - 1
+  key = experiment.key("candidates")
+  keys = reward.chip_keys(key, config.candidate_chips, num)
+  keys += [key[None]] * ideal
+  given = sharding.abstract(
+    (scorer, keys), sharding.replicated(sharding.training_mesh())
+  )
+  widths = np.empty((vectors, len(module.max_widths)), np.int32)
+  make_score(experiment, ideal).compile(given[0], widths, given[1])
 
 
 def untraced_score(

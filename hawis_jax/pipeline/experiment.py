@@ -41,7 +41,7 @@ KEY_USES = (
 _READ_BATCH = 1024  # images that are read at a time
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # one is another's equal never
 class Experiment:
   """A checked configuration and what follows from it.
 

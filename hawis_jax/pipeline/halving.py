@@ -11,9 +11,10 @@ is never worse than it by the last round's scores.
 Axes: L layers, S chips of all scenarios.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 import functools
 import pathlib
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -22,11 +23,13 @@ import numpy as np
 
 from hawis_jax import errors
 from hawis_jax.config import settings
+from hawis_jax.networks import net_variables
 from hawis_jax.pipeline import candidates
 from hawis_jax.pipeline import nets
 from hawis_jax.pipeline.experiment import Experiment
 from hawis_jax.runtime import checkpoint
 from hawis_jax.runtime import loop
+from hawis_jax.runtime import programs
 from hawis_jax.runtime import sharding
 from hawis_jax.runtime.metrics import Metrics
 from hawis_jax.search import reward
@@ -63,8 +66,7 @@ def select(
   first += [widths for widths in vectors if widths != uniform]
   alive = first[: config.selected]
   sizes = round_sizes(len(alive))
-  whole = config.selection * experiment.config.train.steps
-  steps = int(whole / sum(sizes))  # of a candidate and round
+  steps = _steps(experiment.config, sizes)
   train = _trainer(experiment, steps, metrics, folder)
   score = _scorer(experiment, scorer)
   # Copies: a training donates its first state.
@@ -99,6 +101,34 @@ def round_sizes(num: int) -> list[int]:
   return sizes
 
 
+def jobs(experiment: Experiment) -> Iterator[Callable[[], Any]]:
+  """Yields what compiles the programs, were there as many as are wanted."""
+  config, mesh = experiment.config, sharding.training_mesh()
+
+  def compile_step():
+    sizes = round_sizes(config.search.selected)
+    made = _programs(experiment, _steps(config, sizes))
+    params = net_variables.shapes(
+      experiment.supernet, experiment.splits.image_shape
+    )["params"]
+    state = jax.eval_shape(made.start, params)
+    state = sharding.abstract(state, sharding.replicated(mesh))
+    made.step.compile(
+      state,
+      np.int32(0),
+      nets.batch_shapes(experiment, config.train.batch_size, mesh),
+      np.empty(len(experiment.supernet.max_widths), np.int32),
+    )
+
+  yield compile_step
+  yield lambda: candidates.compile_score(experiment, ideal=False, vectors=1)
+
+
+def _steps(config, sizes):
+  """Of a candidate in a round."""
+  return int(config.search.selection * config.train.steps / sum(sizes))
+
+
 def _better(alive, rounds, uniform, size):
   """The best `size` of the last round, in the order of `alive`."""
   if not rounds:
@@ -109,8 +139,21 @@ def _better(alive, rounds, uniform, size):
   return [alive[i] for i in sorted(kept[:size])]
 
 
-def _trainer(experiment, steps, metrics, folder):
-  """Returns (params, widths, round, number of the candidate) -> params."""
+class _Programs(NamedTuple):
+  """Of a training.
+
+  Attributes:
+    start: params -> the state before step 0.
+    step: (state, number of the step, batch, widths) -> (state, metrics).
+  """
+
+  start: Callable[..., Any]
+  step: programs.Program
+
+
+@programs.once(1)
+def _programs(experiment, steps):
+  """What trains a candidate for so many steps."""
   config, section = experiment.config, experiment.config.train
   mesh, module = sharding.training_mesh(), experiment.supernet
   optimizer = optimization.make_optimizer(
@@ -148,6 +191,15 @@ def _trainer(experiment, steps, metrics, folder):
       widths=widths,
     )
 
+  return _Programs(start, programs.of(step))
+
+
+def _trainer(experiment, steps, metrics, folder):
+  """Returns (params, widths, round, number of the candidate) -> params."""
+  config, section = experiment.config, experiment.config.train
+  start, step = _programs(experiment, steps)
+  mesh = sharding.training_mesh()
+
   def train(params, widths, index, number):
     before = index * steps  # every round has batches and chips of its own
     batches = functools.partial(
@@ -157,7 +209,9 @@ def _trainer(experiment, steps, metrics, folder):
     place = folder / f"{index}_{number}"
     with checkpoint.Checkpoints(place, keep=1) as checkpoints:
       return loop.run_steps(
-        lambda state, now, batch: step(state, before + now, batch, widths),
+        lambda state, now, batch: step(
+          state, np.int32(before + now), batch, widths
+        ),
         sharding.place(start(params), mesh),
         name=f"search/selection/{index}_{number}",
         total=steps,

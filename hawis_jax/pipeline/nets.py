@@ -8,6 +8,7 @@ import chex
 from flax import linen as nn
 import jax
 import ml_collections
+import numpy as np
 import optax
 
 from hawis_jax import crossbar
@@ -16,6 +17,7 @@ from hawis_jax.networks import net_names
 from hawis_jax.networks import net_variables
 from hawis_jax.networks import reference_resnet
 from hawis_jax.pipeline.experiment import Experiment
+from hawis_jax.runtime import sharding
 from hawis_jax.training import hardware_aware
 from hawis_jax.training import optimization
 
@@ -111,6 +113,26 @@ def net_init(
     network, experiment.splits.image_shape, optimizer, averaging, mesh
   )
   return init, optimizer
+
+
+def batch_shapes(
+  experiment: Experiment, size: int, mesh: jax.sharding.Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the shapes of a training batch, split on a mesh."""
+  images = size, *experiment.splits.image_shape
+  batch = {
+    "image": jax.ShapeDtypeStruct(images, np.uint8),
+    "label": jax.ShapeDtypeStruct((size,), np.int32),
+  }
+  return sharding.abstract(batch, sharding.on_data(mesh))
+
+
+def state_shapes(
+  init: Callable[..., Any], mesh: jax.sharding.Mesh
+) -> optimization.TrainState:
+  """Returns the shapes of a training state, split on a mesh."""
+  state = jax.eval_shape(init, jax.random.key(0))
+  return sharding.abstract(state, sharding.split(state, mesh))
 
 
 def chips(

@@ -4,10 +4,11 @@ All nets meet the same chips: chip s has the same key for every net, statistics,
 scenario and severity.
 """
 
+from collections.abc import Callable, Iterator
 import dataclasses
 import functools
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 from flax import traverse_util
@@ -34,7 +35,29 @@ from hawis_jax.robustness import scenarios
 from hawis_jax.robustness import statistics
 from hawis_jax.runtime import distributed
 from hawis_jax.runtime import preemption
+from hawis_jax.runtime import sharding
 from hawis_jax.runtime.metrics import Metrics
+
+
+class Measurement(NamedTuple):
+  """One measurement of the stage.
+
+  Attributes:
+    net: its name.
+    statistics: one of `robustness.batch_norm`; None: without defects.
+    scenario: key of the scenario; None: without defects.
+    severity: of the scenario; None: without defects.
+  """
+
+  net: str
+  statistics: str | None = None
+  scenario: str | None = None
+  severity: scenarios.Severity | None = None
+
+  @property
+  def name(self) -> list:
+    """What JSON holds of a measurement at a severity."""
+    return [self.net, self.statistics, self.scenario, self.severity.value]
 
 
 def run(
@@ -126,6 +149,67 @@ def run(
     tally.remove_saved()
 
 
+def jobs(
+  experiment: Experiment, workdir: pathlib.Path
+) -> Iterator[Callable[[], Any]]:
+  """Yields what compiles the stage's programs, of the nets that are known."""
+  config = experiment.config.robustness
+
+  def compile_(step):
+    module = results.net_module(step.net, experiment, workdir)
+    mesh = sharding.evaluation_mesh(_at_once(step, config))
+    plan(step, module, experiment, mesh, config.memory_gb * 1e9)
+
+  kinds = {}
+  for step in measurements(experiment.config):
+    if step.severity:  # of a program that depends on which effects there are
+      leaves, structure = jax.tree.flatten(step.severity.device)
+      kinds[(*step[:3], structure, *map(bool, leaves))] = step
+  for step in kinds.values():
+    yield functools.partial(compile_, step)
+
+
+def _at_once(step, config):
+  """Chips that the engine is asked for at first."""
+  device = step.severity.device
+  # One ideal chip costs less than the program of a chunk of one.
+  is_ideal = crossbar.without_effects(device) == device
+  return config.chips if step.severity.is_random or is_ideal else 1
+
+
+def plan(
+  step: Measurement,
+  module: nn.Module,
+  experiment: Experiment,
+  mesh: jax.sharding.Mesh,
+  memory: float,
+) -> monte_carlo.Plan:
+  """Returns the compiled programs of a measurement, from shapes alone.
+
+  Args:
+    step: with a severity.
+    module: the net.
+    experiment: of the run.
+    mesh: of `sharding.evaluation_mesh`.
+    memory: that they may take of a device [bytes]; 0: all that it has.
+  """
+  config, shape = experiment.config.robustness, experiment.splits.image_shape
+  severity = step.severity
+  count = config.images or len(experiment.splits.test)
+  images = jax.ShapeDtypeStruct((count, *shape), np.uint8)
+  net = jax.eval_shape(
+    lambda net: calibrated(experiment, severity, module, net),
+    net_variables.shapes(module, shape),
+  )
+  setting = make_setting(experiment, severity, module, net, step.statistics)
+  shared = jax.eval_shape(lambda: monte_carlo.shared_variables(setting, images))
+  limits = monte_carlo.Limits(config.chips_per_step, config.batch_size, memory)
+  is_counted = severity.device.adc_bits > 1
+  return monte_carlo.make_plan(
+    setting, shared, images, _at_once(step, config), mesh, limits, is_counted
+  )
+
+
 def _stored(workdir):
   """What was measured before."""
   if results.robustness_path(workdir).exists():
@@ -154,15 +238,13 @@ def _evaluate(tally, step, trained, images, experiment, show):
   wanted = config.chips if severity.is_random else 1
   clipped = {}  # of a chunk; a sense amplifier has no range
   counts = clipped.update if severity.device.adc_bits > 1 else None
-  # One ideal chip costs less than the program of a chunk of one.
-  is_ideal = crossbar.without_effects(severity.device) == severity.device
   while True:
     start = tally.count
     chunks = monte_carlo.classify(
       experiment.key("robustness"),
       setting,
       *images,
-      range(start, config.chips if is_ideal else wanted),
+      range(start, max(wanted, _at_once(step, config))),
       limits=limits,
       progress=functools.partial(_show, show, start, wanted),
       clipped=counts,
@@ -313,27 +395,6 @@ def check_chips(experiment: Experiment, workdir: pathlib.Path) -> None:
       raise errors.InputError(
         f"config.robustness.scenarios, {step.scenario}, net {step.net}: {error}"
       ) from error
-
-
-class Measurement(NamedTuple):
-  """One measurement of the stage.
-
-  Attributes:
-    net: its name.
-    statistics: one of `robustness.batch_norm`; None: without defects.
-    scenario: key of the scenario; None: without defects.
-    severity: of the scenario; None: without defects.
-  """
-
-  net: str
-  statistics: str | None = None
-  scenario: str | None = None
-  severity: scenarios.Severity | None = None
-
-  @property
-  def name(self) -> list:
-    """What JSON holds of a measurement at a severity."""
-    return [self.net, self.statistics, self.scenario, self.severity.value]
 
 
 def measurements(config: ml_collections.ConfigDict) -> list[Measurement]:

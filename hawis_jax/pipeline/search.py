@@ -4,14 +4,17 @@ At the end each method's best are scored again, on fresh chips (see
 `candidates`).
 """
 
+from collections.abc import Callable, Iterator
 import functools
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
 
 from hawis_jax import cost
 from hawis_jax.config import settings
+from hawis_jax.networks import net_variables
 from hawis_jax.pipeline import candidates
 from hawis_jax.pipeline import halving
 from hawis_jax.pipeline import provenance
@@ -21,6 +24,7 @@ from hawis_jax.runtime import checkpoint
 from hawis_jax.runtime import device_memory
 from hawis_jax.runtime import distributed
 from hawis_jax.runtime import loop
+from hawis_jax.runtime import programs
 from hawis_jax.runtime import sharding
 from hawis_jax.runtime.metrics import Metrics
 from hawis_jax.search import method
@@ -45,13 +49,9 @@ def run(
     ),
     mesh,
   )
-  updates = device_memory.fitting(
-    functools.partial(make_updates, experiment, methods, mesh),
-    config.vectors_per_step,
-    sharding.memory_bytes(mesh),
-    candidates.VECTOR,
-  )
-  state = sharding.place(init(experiment, methods, context), mesh)
+  updates = _updates(experiment, mesh)
+  state = _init(experiment)(*_init_arguments(experiment, context))
+  state = sharding.place(state, mesh)
   placed = sharding.place((context, experiment.key("search")), mesh)
   provenance.record(experiment, workdir, "search")
   with checkpoint.Checkpoints(folder) as checkpoints:
@@ -96,6 +96,44 @@ def run(
   distributed.on_first(lambda: results.write_search(workdir, result))
   distributed.on_first(lambda: candidates.remove_saved(folder))
   return results.load_search(workdir)
+
+
+def jobs(
+  experiment: Experiment, workdir: pathlib.Path
+) -> Iterator[Callable[[], Any]]:
+  """Yields what compiles the stage's programs, as soon as the data is read."""
+  del workdir
+  mesh = sharding.training_mesh()
+  yield lambda: _updates(experiment, mesh).compile(*arguments(experiment, mesh))
+  context = make_context(experiment)
+  yield lambda: _init(experiment).compile(*_init_arguments(experiment, context))
+  yield lambda: candidates.compile_score(experiment)
+  if experiment.config.search.selection:
+    yield from halving.jobs(experiment)
+
+
+def arguments(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple:
+  """Returns the shapes of what the stage's program is called with."""
+  params = net_variables.shapes(
+    experiment.supernet, experiment.splits.image_shape
+  )["params"]
+  methods, context = build_methods(experiment), make_context(experiment)
+  state = jax.eval_shape(lambda: init(experiment, methods, context))
+  scorer = candidates.make_scorer(experiment, params)
+  given = state, np.int32(0), scorer, context, experiment.key("search")
+  return sharding.abstract(given, sharding.replicated(mesh))
+
+
+@programs.once(1)
+def _updates(experiment, mesh):
+  """The stage's program, as many vectors at a time as fit a device."""
+  methods = build_methods(experiment)
+  return device_memory.fitting(
+    functools.partial(make_updates, experiment, methods, mesh),
+    experiment.config.search.vectors_per_step,
+    sharding.memory_bytes(mesh),
+    candidates.VECTOR,
+  )
 
 
 def _shares(config):
@@ -158,14 +196,22 @@ def init(
   context: method.Context,
 ) -> update.SearchState:
   """Returns the state before update 0."""
-  return update.init(
-    experiment.key("policy"),
-    methods,
-    context,
-    experiment.feasible,
-    method_settings(experiment),
-    experiment.config.search.references,
-  )
+  made = _make_init(experiment, methods)
+  return made(*_init_arguments(experiment, context))
+
+
+def _make_init(experiment, methods):
+  references = experiment.config.search.references
+  return update.make_init(methods, method_settings(experiment), references)
+
+
+def _init_arguments(experiment, context):
+  return experiment.key("policy"), context, experiment.feasible
+
+
+@programs.once(1)
+def _init(experiment):
+  return programs.of(_make_init(experiment, build_methods(experiment)))
 
 
 def make_step(experiment: Experiment, methods: dict[str, method.Method], score):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
 
@@ -23,6 +24,7 @@ from hawis_jax.pipeline.experiment import prepare_trained
 from hawis_jax.runtime import checkpoint
 from hawis_jax.runtime import distributed
 from hawis_jax.runtime import preemption
+from hawis_jax.runtime import programs
 from hawis_jax.runtime import storage
 from hawis_jax.runtime.metrics import clock
 from hawis_jax.runtime.metrics import Metrics
@@ -33,6 +35,12 @@ STAGES = {
   "train": train.run,
   "robustness": robustness.run,
   "report": report.run,
+}
+# What is compiled beside a stage, of it and of the next one.
+_JOBS = {
+  "search": search.jobs,
+  "train": train.jobs,
+  "robustness": robustness.jobs,
 }
 
 
@@ -91,11 +99,15 @@ def run(
         lambda: results.write_source(workdir, source, digests)
       )
     metrics = stack.enter_context(Metrics(workdir, recording=first))
+    ahead = stack.enter_context(programs.ahead())
     for number, name in enumerate(names, 1):
       if preemption.reached():
         raise errors.Preempted(f"before {name}")
       remade = names if remake else ()
       provenance.check(experiment, workdir, remade, metrics.say)
+      for later in names[number - 1 : number + 1]:
+        if later in _JOBS:
+          ahead(functools.partial(_JOBS[later], experiment, workdir))
       told = {"argv": argv} if name == "report" else {}
       with metrics.counted("stage", name, number, len(names)):
         STAGES[name](experiment, workdir, metrics, **told)

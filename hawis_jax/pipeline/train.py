@@ -1,6 +1,6 @@
 """Stage 3: train the found net, other binary nets, and reference nets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import functools
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
+import numpy as np
 
 from hawis_jax.config import settings
 from hawis_jax.networks import net_names
@@ -21,6 +22,7 @@ from hawis_jax.robustness import monte_carlo
 from hawis_jax.runtime import checkpoint
 from hawis_jax.runtime import distributed
 from hawis_jax.runtime import loop
+from hawis_jax.runtime import programs
 from hawis_jax.runtime import sharding
 from hawis_jax.runtime import storage
 from hawis_jax.runtime.metrics import Metrics
@@ -37,6 +39,28 @@ def run(
       train_net(net, experiment, workdir, metrics)
 
 
+def jobs(
+  experiment: Experiment, workdir: pathlib.Path
+) -> Iterator[Callable[[], Any]]:
+  """Yields what compiles the stage's programs, of the nets that are known.
+
+  Those that a teacher trains are compiled when they are called.
+  """
+  mesh, config = sharding.training_mesh(), experiment.config.train
+
+  def compile_step(net):
+    module = results.net_module(net, experiment, workdir)
+    made = make_programs(net, module, experiment, mesh)
+    state = nets.state_shapes(made.init, mesh)
+    batch = nets.batch_shapes(experiment, config.batch_size, mesh)
+    made.step.compile(state, np.int32(0), batch, None)
+
+  for net in nets.trained(experiment):
+    is_binary = net_names.parse(net).kind == net_names.BINARY
+    if not is_binary or config.loss != "teacher":
+      yield functools.partial(compile_step, net)
+
+
 def train_net(
   net: str, experiment: Experiment, workdir: pathlib.Path, metrics: Metrics
 ) -> None:
@@ -49,7 +73,7 @@ def train_net(
     teacher = results.load_teacher(experiment, workdir)
   if teacher:
     teacher_variables = sharding.place(teacher.variables, mesh, split=True)
-  programs = make_programs(
+  made = make_programs(
     net, module, experiment, mesh, teacher and teacher.module
   )
   provenance.record(experiment, workdir, "train", net)
@@ -70,8 +94,10 @@ def train_net(
       )
       validation = dataclasses.replace(validation, best=loop.Best(best))
     loop.run_steps(
-      lambda *inputs: programs.step(*inputs, teacher_variables),
-      programs.init(experiment.key("train_init")),
+      lambda state, step, batch: made.step(
+        state, np.int32(step), batch, teacher_variables
+      ),
+      made.init(experiment.key("train_init")),
       name=f"train/{net}",
       total=config.steps,
       checkpoints=checkpoints,
@@ -86,7 +112,7 @@ def train_net(
 
 
 class Programs(NamedTuple):
-  """Jitted functions of a net; states are placed as by `sharding.split`.
+  """Of a net; states are placed as by `sharding.split`.
 
   Attributes:
     init: key -> the state at step 0.
@@ -95,9 +121,10 @@ class Programs(NamedTuple):
   """
 
   init: Callable[..., Any]
-  step: Callable[..., Any]
+  step: programs.Program
 
 
+@programs.once(16)
 def make_programs(
   net: str,
   module: nn.Module,
@@ -139,7 +166,7 @@ def make_programs(
       mesh=mesh,
     )
 
-  return Programs(init, step)
+  return Programs(init, programs.of(step))
 
 
 def check_teacher(experiment: Experiment, workdir: pathlib.Path) -> None:

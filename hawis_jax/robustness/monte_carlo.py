@@ -35,6 +35,7 @@ from hawis_jax.networks import net_variables
 from hawis_jax.networks import products
 from hawis_jax.robustness import calibration
 from hawis_jax.runtime import device_memory
+from hawis_jax.runtime import programs
 from hawis_jax.runtime import sharding
 
 # Pixels and images of a block, at most: chosen on CPU. Accelerators' are a
@@ -439,7 +440,7 @@ class _Compiled:
 
 
 # Kept, because scenarios of a sweep differ in values more than in shapes.
-@functools.lru_cache(maxsize=64)
+@programs.once(64)
 def _compile(
   function,
   leaves,

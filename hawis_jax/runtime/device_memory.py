@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from hawis_jax import errors
+from hawis_jax.runtime import programs
 
 _BYTES = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30}
 _AMOUNT = re.compile(r"([\d.]+)([KMG]?)(?=\)| of )")
@@ -84,20 +85,11 @@ def compile_fitting(
 
 def fitting(
   make: Callable[[int], Any], most: int, memory: float, name: str
-) -> Callable[..., Any]:
-  """Returns `make(n)`, compiled by `compile_fitting` when it is called.
-
-  Arguments are arrays; those of other shapes have another program.
-  """
-  programs = {}
-
-  def call(*arguments):
-    shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(arguments))
-    if shapes not in programs:
-      programs[shapes] = compile_fitting(make, most, memory, arguments, name)
-    return programs[shapes](*arguments)
-
-  return call
+) -> programs.Program:
+  """Returns the program of `make(n)`, compiled by `compile_fitting`."""
+  return programs.Program(
+    lambda *arguments: compile_fitting(make, most, memory, arguments, name)
+  )
 
 
 def too_little(memory: float, needed: float, name: str) -> errors.InputError:

@@ -78,20 +78,20 @@ def make_updates(
   return updates
 
 
-def init(
-  key: chex.PRNGKey,
+def make_init(
   methods: Mapping[str, method.Method],
-  context: method.Context,
-  feasible: cost.FeasibleSet,
   settings: method.Settings,
   references: int,
-) -> SearchState:
-  """Returns the state before update 0, with R references of `feasible`."""
-  updates, budgets = settings.updates, context.feasible.ranges
-  shape = updates, len(methods), budgets, settings.proposals
+) -> Callable[..., SearchState]:
+  """Returns a jitted function: (key, context, feasible) -> the state before 0.
+
+  The R references are draws of `feasible`, a `cost.FeasibleSet`.
+  """
 
   @jax.jit
-  def fresh(key, context, feasible):
+  def init(key, context, feasible):
+    updates, budgets = settings.updates, context.feasible.ranges
+    shape = updates, len(methods), budgets, settings.proposals
     reference_key, *keys = jax.random.split(key, 1 + len(methods))
     return SearchState(
       methods=tuple(
@@ -103,7 +103,7 @@ def init(
       reference_scores=jnp.full((updates, budgets, references), jnp.nan),
     )
 
-  return fresh(key, context, feasible)
+  return init
 
 
 def search_step(

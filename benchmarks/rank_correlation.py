@@ -1,334 +1,193 @@
-"""Whether scores of the super-net rank width vectors as training them does.
+"""Whether scores of a super-net rank width vectors as training them does.
 
 python benchmarks/rank_correlation.py --workdir runs/rank_correlation
+    [--variants ...] [--statistics fixed design chip] [--seeds 4]
 
-Space and budget are those of configs/digits.py. Two sets of width vectors are
-drawn: uniform in cost, and uniform within the search's range of the budget (5
-%). Truth: each is trained alone, with several seeds, and meets chips of
-`search.scenarios`; accuracy on the test images and on the validation images,
-averaged over seeds. Scores: those of the search's candidates, on the validation
-images and other chips, from super-nets of several variants. "robust" is the
-search's robust score in both.
+Truth is the table of benchmarks/table.py: nets of its space that were trained
+on chips alone, twice, and calibrated on every chip. A seed pre-trains a
+super-net of each variant; it scores the nets as the search scores its
+candidates, with other chips than the table's, with every kind of statistics.
 
-Printed, and written to --data: Kendall's tau-b of each variant, averaged over
-super-nets of several seeds, with its 95 % interval (percentile bootstrap over
-width vectors); differences to the first variant on the same resamples; tau
-between the seeds of the stand-alone nets, which says how sure the truth is; and
-tau of the cost alone, which a score must beat to be worth its training. What is
-in the work directory is not computed again.
-
-Axes: N width vectors, S chips of all scenarios, L layers, R resamples.
+Printed, and written to results/rank_correlation.json: Kendall's tau-b of the
+robust score, and of accuracy without defects, with the mean of the table's two
+trainings; over all nets within the search's range of the budget (20 %), over
+those of its upper 5 %, and, as far as the table has them, over as many of all
+costs. Mean over seeds with its 95 % interval over them, which holds
+what super-nets and chips differ by; nets and images are the same. Beside them
+tau of the cost alone, which a score must beat to be worth its training, and tau
+between the table's trainings, which says how sure the truth is. What is in the
+work directory is not computed again.
 """
 
-import ast
-import functools
 import json
 import pathlib
-import time
 
-import jax
-import jax.numpy as jnp
 import measure
 import numpy as np
-import standalone
+import pipeline_regret
+from scipy import stats
+import table
 
-from hawis_jax import cost
-from hawis_jax.config import settings
-from hawis_jax.networks import width_vectors
 from hawis_jax.pipeline import candidates
 from hawis_jax.pipeline import pretrain
 from hawis_jax.pipeline import results
-from hawis_jax.robustness import monte_carlo
+from hawis_jax.pipeline.experiment import prepare
 from hawis_jax.runtime import storage
 from hawis_jax.runtime.metrics import Metrics
-from hawis_jax.search import reward
-from hawis_jax.training import supernet
 
-_RESAMPLES = 2000
-# name: (what differs from configs/digits.py, super-nets of so many seeds)
+# name: what differs from the super-net of benchmarks/pipeline_regret.py
 _VARIANTS = {
-  "default": ({}, 2),
-  "fault-aware, 1 of 2": ({"pretrain__faulty_widths": 1}, 2),
-  "fault-aware, 2 of 2": ({"pretrain__faulty_widths": 2}, 1),
-  "no distillation": ({"pretrain__distill": False}, 1),
-  "6 random vectors": ({"pretrain__random_widths": 6}, 1),
-  "calibrated on 1024 images": ({"search__calibration_images": 1024}, 2),
-  "3 times the steps": (
-    {"pretrain__steps": 3000, "pretrain__warmup_steps": 600},
-    1,
-  ),
+  "default": {},
+  "without chips": {"pretrain.faulty_widths": 0},
+  "within the budget, half": {"pretrain.budget_share": 0.5},
+  "within the budget, all": {"pretrain.budget_share": 1.0},
+  "no distillation": {"pretrain.distill": False},
+  "6 random vectors": {"pretrain.random_widths": 6},
+  "3 times the steps": {
+    "pretrain.steps": 4500,
+    "pretrain.warmup_steps": 900,
+  },
 }
-_COSTS = ("arrays", "macs")
-_TRUTHS = {"test": ("test",), "validation + test": ("validation", "test")}
+_STATISTICS = ("fixed", "design", "chip")
+_BAND = 0.05  # share of the budget
+_OTHERS = 300  # nets of all costs
 
 
-def tau(x, y, counts):
-  """Kendall's tau-b, `[R]`, of vectors that occur `counts` `[R, N]` times.
-
-  Pairs of a vector with itself, which resampling makes, do not count.
-  """
-  x, y = (np.sign(np.subtract.outer(v, v)) for v in (x, y))
-
-  def pairs(signs):
-    return np.einsum("ri,ij,rj->r", counts, signs, counts)
-
-  return pairs(x * y) / np.sqrt(pairs(x * x) * pairs(y * y))
-
-
-def _summary(taus):
-  """{tau, ci95} of the sample's value, the first, and those of resamples."""
-  low, high = np.nanquantile(taus[1:], (0.025, 0.975))
-  return {"tau": float(taus[0]), "ci95": [float(low), float(high)]}
-
-
-def correlations(truth, scores, rows) -> dict:
-  """Taus of one set of vectors, averaged over super-nets.
-
-  Args:
-    truth: {"clean", "robust": `[seeds, N]`}.
-    scores: {variant: [a super-net's scores {quantity: `[N]`}]}.
-    rows: slice of the set's vectors.
-
-  Returns:
-    {variant or "seeds of the truth": {quantity: tau, ci95, and of all variants
-    but the first `difference` to it, with the same}}.
-  """
-  num = rows.stop - rows.start
-  resampled = np.random.default_rng(0).multinomial(
-    num, np.full(num, 1 / num), _RESAMPLES
-  )
-  counts = np.concatenate([np.ones((1, num)), resampled])
-  found, first = {"seeds of the truth": {}}, None
-  for quantity, values in truth.items():
-    if len(values) > 1:
-      taus = tau(values[0, rows], values[1, rows], counts)
-      found["seeds of the truth"][quantity] = _summary(taus)
-  # What differs by rounding errors alone is tied.
-  means = {
-    name: values.mean(0).round(9)[rows] for name, values in truth.items()
-  }
-  for variant, nets in scores.items():
-    taus = {
-      quantity: np.mean(
-        [tau(np.array(net[quantity])[rows], mean, counts) for net in nets], 0
-      )
-      for quantity, mean in means.items()
-    }
-    found[variant] = {name: _summary(values) for name, values in taus.items()}
-    first = first or taus
-    if first is not taus:
-      for name, summary in found[variant].items():
-        summary["difference"] = _summary(taus[name] - first[name])
-  return found
-
-
-def _show(summary, number=".2f"):
-  low, high = summary["ci95"]
-  text = f"{summary['tau']:{number}} ({low:{number}} to {high:{number}})"
-  if "difference" in summary:
-    text += "  " + _show(summary["difference"], "+.2f")
-  return text
-
-
-def report(found) -> None:
-  """Prints {truth: {set of vectors: what `correlations` returns}}."""
-  for truth, sets in found.items():
-    for name, rows in sets.items():
-      print(f"\ntruth: {truth} images; width vectors: {name}")
-      print(f"{'':28}{'clean':48}robust")
-      for variant, summaries in rows.items():
-        cells = (f"{_show(summary):48}" for summary in summaries.values())
-        print(f"{variant:28}" + "".join(cells).rstrip())
-
-
-def draw_vectors(experiment, num: int, key) -> dict[str, np.ndarray]:
-  """Distinct width vectors, int `[N, L]` each: of all costs, and of a band."""
-  space, costs = experiment.space, experiment.costs
-  keys = jax.random.split(key)
-  bands = cost.cost_bands(space, costs, experiment.config.pretrain.cost_bins)
-  feasible = experiment.feasible
-  inside = jax.vmap(feasible.sample)(jax.random.split(keys[1], 2 * num))
-  drawn = {
-    "all costs": supernet.sample_widths(keys[0], bands, space, 2 * num)[2:],
-    "5 % band": width_vectors.take(space.table, inside),
-  }
-  distinct = {}
-  for name, vectors in drawn.items():
-    vectors = np.asarray(vectors)
-    _, first = np.unique(vectors, axis=0, return_index=True)
-    distinct[name] = vectors[np.sort(first)[:num]]
-  return distinct
-
-
-def make_test(experiment, chips: int, key):
-  """Returns (variables, widths) -> {split: correct}; the ideal chip is last."""
-  config = experiment.config.search
-  devices = settings.search_devices(experiment.config)
-  keys = [*reward.chip_keys(key, chips, len(config.scenarios)), key[None]]
-
-  @jax.jit
-  def correct(variables, widths, batches):
-    norms = jax.tree.map(lambda x: x[None], variables["batch_stats"])
-    net = experiment.supernet, variables, widths[None], norms, batches
-    found = [
-      monte_carlo.score_chips(*net, chip_keys, device).correct[:, 0]
-      for device, chip_keys in zip(devices, keys, strict=True)
+def sets(whole: dict, problem: table.Problem) -> dict[str, np.ndarray]:
+  """Returns {name: numbers of nets}, of those that are trained twice."""
+  trained = np.isfinite(whole["clean"]).all(0)
+  within = np.flatnonzero(problem.inside & trained)
+  in_band = whole["macs"][within] >= (1 - _BAND) * problem.budget
+  found = {"budget": within, "band": within[in_band]}
+  if trained.all():
+    found["all costs"] = np.random.RandomState(1).permutation(len(trained))[
+      :_OTHERS
     ]
-    return jnp.concatenate(found)
-
-  batches = {
-    split: experiment.evaluation(
-      getattr(experiment.splits, split), config.batch_size
-    )
-    for split in ("validation", "test")
-  }
-
-  def test(variables, widths):
-    widths = jnp.asarray(widths, jnp.int32)
-    return {
-      split: np.asarray(correct(variables, widths, images)).tolist()
-      for split, images in batches.items()
-    }
-
-  return test
-
-
-def train_alone(experiment, vectors, seeds, chips, folder) -> list[list[dict]]:
-  """Results of every vector and seed, trained or read: `[N][seeds]`."""
-  fit = standalone.make_fit(experiment, experiment.config.train.steps)
-  test = make_test(experiment, chips, jax.random.key(2**20))
-  found, start = [], time.perf_counter()
-  for place, vector in enumerate(vectors):
-    found.append([])
-    for seed in range(seeds):
-      name = "-".join(map(str, vector))
-      path = folder / "train" / f"{name}_{seed}.json"
-      if not path.exists():
-        variables, accuracy = fit(vector, seed)
-        storage.write_json(path, {"train": accuracy, **test(variables, vector)})
-        print(
-          f"net {place + 1} of {len(vectors)}, seed {seed}: {name}, training "
-          f"accuracy {accuracy:.3f}, {time.perf_counter() - start:.0f} s",
-          flush=True,
-        )
-      found[-1].append(storage.read_json(path))
   return found
 
 
-def accuracies(found, experiment, splits) -> dict[str, np.ndarray]:
-  """Clean and robust accuracy of each seed, `[seeds, N]`, pooled over splits.
-
-  Args:
-    found: from `train_alone`.
-    experiment: of the nets.
-    splits: names.
-  """
-  config = experiment.config.search
-  scenarios = len(config.scenarios)
-  correct = np.array(
-    [[sum(np.array(r[s]) for s in splits) for r in net] for net in found]
-  )
-  images = sum(len(getattr(experiment.splits, s)) for s in splits)
-  share = (correct / images).transpose(1, 2, 0)  # seeds, S, N
-  robust = [
-    np.asarray(reward.robust_score(one[:-1], scenarios, config.cvar_weight))
-    for one in share
-  ]
-  return {"clean": share[:, -1], "robust": np.array(robust)}
-
-
-def score_variant(changes, seed, vectors, workdir) -> dict[str, list[float]]:
-  """Scores of all vectors by one super-net, trained or read: `[N]` each."""
-  experiment = measure.prepare(seed=seed, **changes)
-  own = [f"{k}={v}" for k, v in changes.items() if k.startswith("pretrain")]
-  folder = workdir / "_".join([*own, f"seed={seed}"])
+def score(changes, seed, vectors, statistics, problem, folder):
+  """Returns {"clean", "robust": `[N]`} of a super-net, trained or read."""
+  config = pipeline_regret.get_config(problem, seed)
+  config.update_from_flattened_dict(changes)
+  config.search.selection = 1.0 if statistics == "design" else 0.0
+  config.search.batch_norm = "fixed"
   storage.make_directory(folder)
-  results.settle(experiment.config, folder)
+  results.settle(config, folder)
+  path = folder / f"{statistics}.json"
+  if path.exists():
+    found = storage.read_json(path)
+    if found["vectors"] == vectors:
+      return found
   with Metrics(folder) as metrics:
-    pretrain.run(experiment, folder, metrics)
-    params = results.load_supernet(experiment, folder)
-    scores = candidates.score_vectors(
+    pretrain.run(prepare(config), folder, metrics)
+    params = results.load_supernet(prepare(config), folder)
+    config.search.batch_norm = statistics
+    experiment = prepare(config)
+    scored = candidates.score_vectors(
       experiment,
       candidates.make_scorer(experiment, params),
-      [tuple(vector.tolist()) for vector in vectors],
+      [tuple(vector) for vector in vectors],
       experiment.key("candidates"),
       metrics,
-      folder / "scores.json",
+      folder / f"{statistics}_parts.json",
     )
-    scores = list(scores)
-  return {
-    "clean": [entry["clean"] for entry in scores],
-    "robust": [entry["score"] for entry in scores],
+    scored = list(scored)
+  found = {
+    "vectors": vectors,
+    "clean": [entry["clean"] for entry in scored],
+    "robust": [entry["score"] for entry in scored],
   }
+  storage.write_json(path, found)
+  return found
+
+
+def tau(first, second) -> float:
+  """Returns Kendall's tau-b; what differs by rounding errors is tied."""
+  first, second = (np.round(x, 9) for x in (first, second))
+  return float(stats.kendalltau(first, second).statistic)
 
 
 def main() -> None:
+  """Makes the super-nets, and writes the rows."""
   parser = measure.parser(__doc__)
   parser.add_argument("--workdir", default="runs/rank_correlation")
-  parser.add_argument("--nets", type=int, default=24, help="of each set")
-  parser.add_argument("--seeds", type=int, default=2, help="of each net")
-  parser.add_argument("--steps", type=int, default=400, help="of each net")
-  parser.add_argument("--chips", type=int, default=32, help="of a scenario")
   parser.add_argument("--variants", nargs="*", default=list(_VARIANTS))
-  parser.add_argument(
-    "--changes", type=ast.literal_eval, default={}, help="of all variants"
-  )
-  data = measure.ROOT / "benchmarks" / "data" / "rank_correlation.json"
-  parser.add_argument("--data", default=data)
+  parser.add_argument("--statistics", nargs="*", default=list(_STATISTICS))
+  parser.add_argument("--seeds", type=int, default=4)
+  parser.add_argument("--results", default=measure.ROOT / "results")
   options = parser.parse_args()
-  workdir = pathlib.Path(options.workdir).absolute()
-  experiment = measure.prepare(
-    train__steps=options.steps, robustness__chips=options.chips
-  )
-  sets = draw_vectors(experiment, options.nets, jax.random.key(2**21))
-  vectors = np.concatenate(list(sets.values()))
-  storage.make_directory(workdir / "alone" / "train")
-  results.settle(experiment.config, workdir / "alone")
-  alone = train_alone(
-    experiment, vectors, options.seeds, options.chips, workdir / "alone"
-  )
-  scores = {}
-  for name in options.variants:
-    changes, seeds = _VARIANTS[name]
-    score = functools.partial(score_variant, {**options.changes, **changes})
-    scores[name] = [score(seed, vectors, workdir) for seed in range(seeds)]
-  costs = experiment.cost(vectors)
-  kinds = {kind: np.asarray(getattr(costs, kind)) for kind in _COSTS}
-  by_cost = {
-    f"{kind} alone": [{"clean": values, "robust": values}]
-    for kind, values in kinds.items()
-  }
-  truths = {
-    name: accuracies(alone, experiment, splits)
-    for name, splits in _TRUTHS.items()
-  }
-  found = {name: {} for name in truths}
-  for name, truth in truths.items():
-    start = 0
-    for group, members in sets.items():
-      rows = slice(start, start + len(members))
-      found[name][group] = correlations(truth, scores | by_cost, rows)
-      start = rows.stop
-  report(found)
-  content = {"steps": options.steps, "chips": options.chips, "tau": found}
-  content["nets"] = [
-    {
-      "widths": vector.tolist(),
-      **{kind: int(values[i]) for kind, values in kinds.items()},
-      "truth": {
-        split: {k: v[:, i].round(5).tolist() for k, v in truth.items()}
-        for split, truth in truths.items()
-      },
-      "scores": {
-        name: {k: [round(net[k][i], 5) for net in nets] for k in nets[0]}
-        for name, nets in scores.items()
-      },
+  whole, problem = table.load(), table.Problem()
+  numbers = sets(whole, problem)
+  every = np.unique(np.concatenate(list(numbers.values())))
+  truth = {"clean": whole["clean"], "robust": table.robust_scores(whole)}
+  vectors, revision = whole["widths"][every].tolist(), measure.revision()
+  rows = []
+
+  def add(net, statistics, taus):
+    """A row of each set, of taus of {quantity: {set: one a seed}}."""
+    for quantity, of_sets in taus.items():
+      for name, values in of_sets.items():
+        mean, half = np.mean(values), 0.0
+        if len(values) > 1:
+          mean, half = measure.interval(values)
+        row = {
+          "net": net,
+          "statistics": statistics,
+          "quantity": quantity,
+          "setting": name,
+          "nets": len(numbers[name]),
+          "mean": float(mean),
+          "low": float(mean - half),
+          "high": float(mean + half),
+          "seeds": len(values),
+          "revision": revision,
+        }
+        rows.append(row)
+        print(
+          f"{net:18} {statistics or '':7} {quantity:7} {name:10} tau "
+          f"{mean:.3f} +- {half:.3f}, {len(values)} seeds",
+          flush=True,
+        )
+
+  def against_truth(scores):
+    """{quantity: {set: taus}} of scores {quantity: `[N]`} a seed."""
+    return {
+      quantity: {
+        name: [
+          tau(np.array(s[quantity])[np.searchsorted(every, part)], mean[part])
+          for s in scores
+        ]
+        for name, part in numbers.items()
+      }
+      for quantity, mean in ((k, v.mean(0)) for k, v in truth.items())
     }
-    for i, vector in enumerate(vectors)
-  ]
-  # Of very few vectors some taus are NaN, which this allows.
-  text = json.dumps(content) + "\n"
-  storage.write_bytes(options.data, text.encode())
+
+  trainings = {
+    quantity: {n: [tau(*values[:, part])] for n, part in numbers.items()}
+    for quantity, values in truth.items()
+  }
+  add("one training", None, trainings)
+  for kind in ("arrays", "macs"):
+    costs = whole[kind][every]
+    add(kind, None, against_truth([{"clean": costs, "robust": costs}]))
+  workdir = pathlib.Path(options.workdir).absolute()
+  for net in options.variants:
+    for statistics in options.statistics:
+      scores = [
+        score(
+          _VARIANTS[net],
+          seed,
+          vectors,
+          statistics,
+          problem,
+          workdir / f"{net}_{seed}".replace(" ", "_"),
+        )
+        for seed in range(options.seeds)
+      ]
+      add(net, statistics, against_truth(scores))
+      path = pathlib.Path(options.results) / "rank_correlation.json"
+      path.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

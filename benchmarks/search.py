@@ -2,7 +2,6 @@
 
 python benchmarks/search.py --seeds 32   # on the stored table of 1,024 nets
 python benchmarks/search.py --runs runs/search_benchmark   # of searches made
-python benchmarks/search.py --faulty 0 1 2 --seeds 8   # of super-nets
 python benchmarks/search.py --rates 0.01 0.1 1 10 --seeds 3   # of policies
 
 On the table (see table.py) every net's robust accuracy is known from its own
@@ -21,12 +20,6 @@ and budgeted energy. Seeds are pairs: the difference from random search has a
 paired interval; Mann-Whitney's p ignores pairs, and none is corrected for the
 number of methods.
 
-Of super-nets whose random width vectors were so many trained on defective chips
-(`pretrain.faulty_widths`) it makes searches, a folder of --workdir each, of the
-settings of configs/digits.py in the table's space and the budget above, and
-prints what the found nets score trained alone: means of all chips and both
-training seeds. Searches of one seed are pairs.
-
 Of policies on the table it prints, for each learning rate and seed, the
 furthest that an update moves one: why the limit of `kl` is 10 nat
 (hawis_jax/search/policy_gradient.py). And the regret.
@@ -42,13 +35,7 @@ import numpy as np
 from scipy import stats
 import table
 
-from hawis_jax.config import settings
-from hawis_jax.pipeline import pretrain
 from hawis_jax.pipeline import results
-from hawis_jax.pipeline import search
-from hawis_jax.pipeline.experiment import prepare
-from hawis_jax.runtime import storage
-from hawis_jax.runtime.metrics import Metrics
 from hawis_jax.search import method
 from hawis_jax.search import registry
 from hawis_jax.search import reward
@@ -236,87 +223,22 @@ def _hypervolume(result, name):
   return area
 
 
-def of_supernets(problem, options) -> None:
-  """Searches with super-nets and prints what the found nets score trained."""
-  workdir = pathlib.Path(options.workdir)
-  found = np.array(
-    [
-      [
-        _found(problem, faulty, seed, workdir / f"{faulty}_{seed}", options)
-        for seed in range(options.seeds)
-      ]
-      for faulty in options.faulty
-    ]
-  )
-  places = problem.place(problem.space.choices_of(found))
-  print(f"{options.seeds} seeds; {problem.inside.sum()} nets within the budget")
-  for quantity, trained in problem.trained.items():
-    within, values = 100 * trained[problem.inside], 100 * trained[places]
-    print(
-      f"{quantity} accuracy of nets trained alone, %: of all within the budget "
-      f"{within.mean():.2f} on average, {within.max():.2f} at best"
-    )
-    for faulty, mine in zip(options.faulty, values, strict=True):
-      mean, half = measure.interval(mine)
-      gap, half_gap = measure.interval(mine - values[0])
-      print(
-        f"  found with {faulty} faulty: {mean:.2f} +- {half:.2f}, less those "
-        f"with {options.faulty[0]}: {gap:+.2f} +- {half_gap:.2f}"
-      )
-  for faulty, vectors in zip(options.faulty, found, strict=True):
-    print(f"{len(np.unique(vectors, axis=0))} nets found with {faulty} faulty")
-
-
-def _found(problem, faulty, seed, folder, options):
-  """Width vector `[L]` that the search finds, or what is stored of it."""
-  c = table.get_config(seed)
-  c.space.cost = "macs"
-  c.pretrain.steps = options.steps
-  c.pretrain.warmup_steps = options.steps // 5
-  c.pretrain.batch_size = 64
-  c.pretrain.faulty_widths = faulty
-  c.search.budget = problem.budget
-  c.search.budget_slack = table.SLACK
-  c.search.methods = ("predictor",)
-  c.search.updates = options.updates
-  c.search.images = 128
-  c.search.proposals = 16
-  c.search.chips = _CHIPS
-  c.search.vectors_per_step = 32
-  c.search.batch_size = 64
-  c.search.candidates = 8
-  settings.validate(c)
-  storage.make_directory(folder)
-  results.settle(c, folder)
-  experiment = prepare(c)
-  with Metrics(folder) as metrics:
-    pretrain.run(experiment, folder, metrics)
-    return search.run(experiment, folder, metrics)["found"]
-
-
 def main() -> None:
   parser = measure.parser(__doc__)
   add = parser.add_argument
   add("--seeds", type=int, default=32)
   add("--proposals", type=int, default=10)
-  add("--quantile", type=float, default=0.6, help="of MACs: the budget")
   add("--evaluations", type=int, nargs="+", default=[50, 100, 200])
   methods = list(dict.fromkeys([_BASELINE, *registry.NAMES]))
   add("--methods", nargs="+", default=methods)
   add("--runs", type=pathlib.Path)
   add("--rates", type=float, nargs="+", help="of learning")
-  add("--faulty", type=int, nargs="+", help="random vectors on chips")
-  add("--steps", type=int, default=1000, help="of a super-net")
-  add("--updates", type=int, default=30, help="of its search")
-  add("--workdir", default="runs/faulty_widths")
   options = parser.parse_args()
   if options.runs:
     of_runs(options.runs)
     return
-  problem = table.Problem(options.quantile)
-  if options.faulty:
-    of_supernets(problem, options)
-  elif options.rates:
+  problem = table.Problem()
+  if options.rates:
     of_rates(problem, options)
   else:
     on_table(problem, options)

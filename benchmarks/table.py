@@ -5,10 +5,11 @@ python benchmarks/table.py --make runs/table  # makes it anew
 python benchmarks/table.py --retrain 0 1023  # rows of it, beside those stored
 
 ResNet-8 on the embedded digits; five layers of four widths each and two fixed
-ones. Each net is trained on its own, from scratch, and scored as the search
-scores its candidates (BN recalibrated on training images, all validation
-images, never test ones) on a defect-free chip and on the chips of the default
-scenarios, which all nets share.
+ones. Each net is trained on chips on its own, from scratch, and scored as the
+search scores its candidates (all validation images, never test ones; BN
+recalibrated on each chip, on training images) on a defect-free chip and on the
+chips of two scenarios, which all nets share. Those within the budget of the
+searches come first.
 
 One program trains every net: the masked net of the greatest widths computes
 what the narrower net does. Its kernels are He normal of the narrower net's own
@@ -33,13 +34,15 @@ import time
 from typing import Any
 from unittest import mock
 
+import chex
+from flax import linen as nn
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import measure
 import ml_collections
 import numpy as np
 from scipy import stats
-import standalone
 
 from hawis_jax import cost
 from hawis_jax import errors
@@ -53,23 +56,30 @@ from hawis_jax.pipeline.experiment import prepare
 from hawis_jax.runtime import storage
 from hawis_jax.search import method
 from hawis_jax.search import reward
+from hawis_jax.training import fixed_net
 from hawis_jax.training import optimization
-from hawis_jax.training import supernet
 
 PATH = pathlib.Path(__file__).parent / "data" / "digits_1024.npz"
 SEEN = 16  # chips a scenario that searches draw theirs from
+QUANTILE = 0.6  # of all nets' MACs: the budget of a search
 SLACK = 0.2  # share of the budget that the budget range of a search spans
-_SEEDS = (0, 1)
+_SEEDS = (0, 1)  # of all nets
+# Of the best nets by those: the best of many means are so by luck as well, and
+# fresh trainings know nothing of it.
+_FRESH_SEEDS = (2, 3, 4, 5)
+_BEST = 64
 _PART = 32  # nets of a file of partial results
 # What a row depends on, beside its seed.
 _FIELDS = (
   *("data.name", "data.validation_images", "data.levels", "data.augment"),
   *("network.depth", "space.choices", "device.preset"),
-  *("train.steps", "train.batch_size"),
+  *("train.steps", "train.batch_size", "train.loss", "train.margin"),
   *("train.optimizer.name", "train.optimizer.learning_rate"),
   "train.optimizer.schedule",
   *("search.scenarios", "search.cvar_weight", "search.chips"),
   *("search.images", "search.calibration_images", "search.batch_size"),
+  *("search.batch_norm", "hardware_aware.chips", "hardware_aware.ramp"),
+  *("hardware_aware.most_severity", "hardware_aware.worst"),
 )
 
 
@@ -90,11 +100,17 @@ def get_config(seed: int = 0) -> ml_collections.ConfigDict:
     (12, 24, 36, 48),
     (12, 24, 36, 48),
   )
-  c.train.steps = 400
+  c.train.steps = 1200
   c.train.batch_size = 32
   c.train.optimizer.name = "adam"
   c.train.optimizer.learning_rate = 1e-2
   c.train.optimizer.schedule = "cosine"
+  c.train.loss = "margin"
+  # What chips do where widths matter most, as in configs/digits.py.
+  c.search.scenarios = (dict(device=1.0), dict(variation=0.7))
+  c.search.batch_norm = "chip"
+  c.search.selection = 1.0
+  c.hardware_aware.most_severity = 1.5
   c.search.images = c.data.validation_images
   c.search.batch_size = 128
   c.search.chips = 32
@@ -146,10 +162,9 @@ class Problem:
     inside: bool `[N]`, nets within the budget.
     truth: robust scores `[N]` on the chips that searches never see.
     known: on those they do.
-    trained: {"robust", "clean": float64 `[N]`}, means over training seeds.
   """
 
-  def __init__(self, quantile: float):
+  def __init__(self):
     table = load()
     self.space = width_vectors.WidthSpace(get_config().space.choices)
     self.accuracy = np.moveaxis(table["chips"][0], 0, -1).astype(np.float32)
@@ -157,7 +172,7 @@ class Problem:
     costs = cost.tables(self.space.table, geometry, "macs")
     every = self.space.choices_of(table["widths"])
     macs = cost.vector_cost(costs, every)
-    self.budget = float(np.quantile(macs, quantile))
+    self.budget = float(np.quantile(macs, QUANTILE))
     budget_range = (1 - SLACK) * self.budget, self.budget
     feasible = cost.feasible_set(self.space, costs, [budget_range])
     self.context = method.make_context(
@@ -166,10 +181,6 @@ class Problem:
     self.inside = np.asarray(feasible.contains(0, jnp.asarray(every)))
     self.truth = self._scores(self.accuracy[:, SEEN:])
     self.known = self._scores(self.accuracy[:, :SEEN])
-    self.trained = {
-      "robust": robust_scores(table).mean(0),
-      "clean": table["clean"].mean(0),
-    }
 
   def place(self, choices):
     """Number of the nets of choices `[..., L]`."""
@@ -195,22 +206,22 @@ def summarize() -> None:
   trained = np.isfinite(table["clean"])
   for seed, count in zip(table["seeds"], trained.sum(1), strict=True):
     print(f"seed {seed}: {count} of {len(table['widths'])} nets")
-  shares = (0, 5, 25, 50, 75, 95, 100)
+  shares, here = (0, 5, 25, 50, 75, 95, 100), trained[0]
   print(f"\nquantiles over nets, seed {table['seeds'][0]} [%]; tau with cost")
   head = [*(f"{share} %" for share in shares), "arrays", "MACs"]
   print(f"{'':34}" + "".join(f"{name:>9}" for name in head))
   for name, values in measures.items():
-    cells = [f"{q:9.2f}" for q in 100 * np.percentile(values[0], shares)]
+    cells = [f"{q:9.2f}" for q in 100 * np.percentile(values[0, here], shares)]
     for kind in ("arrays", "macs"):
-      tau = stats.kendalltau(values[0], table[kind]).statistic
+      tau = stats.kendalltau(values[0, here], table[kind][here]).statistic
       cells.append(f"{tau:9.3f}")
     print(f"{name:34}" + "".join(cells))
-  twice = trained.all(0)
+  twice = trained[: len(_SEEDS)].all(0)
   print(f"\ntwo seeds of {twice.sum()} nets: standard deviations [points]")
   head = ("one net", "all nets", "reliable", "of both", "tau", "ceiling")
   print(f"{'':34}" + "".join(f"{name:>9}" for name in head))
   for name, values in measures.items():
-    print(f"{name:34}" + _noise(*values[:, twice]))
+    print(f"{name:34}" + _noise(*values[: len(_SEEDS), twice]))
   print(
     "one net: of its trainings (chips and images are the same); all nets: of "
     "their means\nover trainings; reliable: those means' share of the variance "
@@ -284,6 +295,26 @@ class Rows:
     return accuracy[-1], accuracy[:-1].reshape(scenarios, -1)
 
 
+def narrowed(params: dict, module: nn.Module, widths: chex.Array) -> dict:
+  """Fresh weights of the super-net as those of a net of some widths.
+
+  They are He normal of their fan-out, which is smaller in a narrower net.
+
+  Args:
+    params: from `variables.init`.
+    module: the super-net.
+    widths: int `[L]`.
+  """
+  flat = traverse_util.flatten_dict(params)
+  kernels = [path for path in sorted(flat) if path[-1] == "kernel"]
+  blocks = [path for path in kernels if path[0].startswith("stage")]
+  layers = [("stem", "kernel"), *blocks]
+  for index, path in enumerate(layers):
+    widest = module.max_widths[index]
+    flat[path] *= jnp.sqrt(widest / widths[index]).astype(jnp.float32)
+  return traverse_util.unflatten_dict(flat)
+
+
 def _train_and_score(experiment, key, vector, batches, scorer):
   """Correct `[D S + 1]` of a net on all chips; the last has no defects."""
   config, module = experiment.config, experiment.supernet
@@ -291,43 +322,56 @@ def _train_and_score(experiment, key, vector, batches, scorer):
     nets.optimizer_settings(config.train.optimizer), config.train.steps
   )
   fresh = net_variables.init(module, key, experiment.splits.image_shape)
-  params = standalone.narrowed(fresh["params"], module, vector)
-  state = optimization.TrainState(params, (), optimizer.init(params))
+  params = narrowed(fresh["params"], module, vector)
+  state = optimization.TrainState(
+    params, fresh["batch_stats"], optimizer.init(params)
+  )
+  chip_key = jax.random.fold_in(key, 1)
+  recipe = fixed_net.Recipe(
+    margin=config.train.margin,
+    chips=nets.chips(settings.selection_devices(config), config),
+  )
 
-  def step(state, batch):
-    return supernet.sandwich_step(
+  def step(state, inputs):
+    return fixed_net.train_step(
       state,
-      vector[None],
-      batch,
+      inputs[1],
+      key=jax.random.fold_in(chip_key, inputs[0]),
+      progress=1.0,
       module=module,
       optimizer=optimizer,
-      distill=False,
+      recipe=recipe,
+      widths=vector,
     )
 
-  state, _ = jax.lax.scan(step, state, batches)
+  steps = jnp.arange(config.train.steps)
+  state, _ = jax.lax.scan(step, state, (steps, batches))
   devices = settings.search_devices(config)
   # The same chips whatever the training's seed.
   root = jax.random.key(0)
   keys = reward.chip_keys(root, config.search.chips, len(devices) - 1)
-  score = reward.make_score(module, devices, 1)
+  score = reward.make_score(
+    module, devices, 1, batch_norm=config.search.batch_norm
+  )
   scorer = scorer.replace(params=state.params)
   return score(scorer, vector[None], [*keys, root[None]]).correct[:, 0]
 
 
-def make(workdir: pathlib.Path, counts: Sequence[int]) -> None:
+def make(workdir: pathlib.Path, count: int, seeds: Sequence[int]) -> None:
   """Makes the table, or what is left of it, and prints its progress.
 
   Args:
     workdir: of partial results.
-    counts: nets trained with each of the seeds, chosen at random.
+    count: nets trained with the first two seeds; those within the budget first.
+    seeds: to be made; of others what there is.
 
   Raises:
     InputError: `workdir` holds rows of other settings, or of another machine.
   """
   config = get_config()
   widths, flat = vectors(config), settings.flatten(config)
-  # The beginning of this order, of any length, is a random sample.
-  order = np.random.RandomState(0).permutation(len(widths))
+  costs = prepare(config).cost(widths)
+  order = _order(np.asarray(costs.macs))
   chosen = json.loads(json.dumps({name: flat[name] for name in _FIELDS}))
   made_with = {"settings": chosen, "environment": environment()}
   with storage.locked(workdir):
@@ -338,24 +382,29 @@ def make(workdir: pathlib.Path, counts: Sequence[int]) -> None:
       )
     storage.write_json(path, made_with)
     # Halves hold the multiples of 1 / 256 exactly; NaN: not trained.
-    shape = len(_SEEDS), len(widths)
+    every = _SEEDS + _FRESH_SEEDS
+    shape = len(every), len(widths)
     tests = len(config.search.scenarios), config.search.chips
     table = {
       "clean": np.full(shape, np.nan, np.float16),
       "chips": np.full((*shape, *tests), np.nan, np.float16),
     }
-    for place, (seed, count) in enumerate(zip(_SEEDS, counts, strict=True)):
-      for where, part in _parts(workdir, seed, order[:count]):
+    for place, seed in enumerate(every):
+      numbers = order[:count]
+      if seed in _FRESH_SEEDS:
+        chips = table["chips"][: len(_SEEDS)].astype(np.float64)
+        scores = robust_scores({"chips": chips, "settings": flat}).mean(0)
+        numbers = np.argsort(-np.nan_to_num(scores), kind="stable")[:_BEST]
+      for where, part in _parts(workdir, seed, numbers, seed in seeds):
         for name, values in table.items():
           values[place, where] = part[name]
-    costs = prepare(config).cost(widths)
     storage.write_npz(
       workdir / PATH.name,
       {
         "widths": widths.astype(np.int16),
         "arrays": np.asarray(costs.arrays, np.int32),
         "macs": np.asarray(costs.macs, np.int32),
-        "seeds": np.array(_SEEDS, np.int32),
+        "seeds": np.array(every, np.int32),
         **table,
         **{name: np.array(json.dumps(v)) for name, v in made_with.items()},
       },
@@ -363,12 +412,22 @@ def make(workdir: pathlib.Path, counts: Sequence[int]) -> None:
   print(f"{workdir / PATH.name}: copy it to {PATH}")
 
 
-def _parts(workdir, seed, order):
-  """Yields (numbers of nets, their rows) of one seed, made or read."""
+def _order(macs):
+  """Numbers of all nets: at random, but those within the budget come first."""
+  order = np.random.RandomState(0).permutation(len(macs))
+  budget = np.quantile(macs, QUANTILE)
+  within = ((1 - SLACK) * budget <= macs) & (macs <= budget)
+  return order[np.argsort(~within[order], kind="stable")]
+
+
+def _parts(workdir, seed, order, is_made):
+  """Yields (numbers of nets, their rows) of one seed, read or, if so, made."""
   rows, started, count = None, time.monotonic(), 0
   for start in range(0, len(order), _PART):
     where = order[start : start + _PART]
     path = workdir / f"seed{seed}_{start:04d}.npz"
+    if not path.exists() and not is_made:
+      return
     if not path.exists():
       rows = rows or Rows(seed)
       made = [rows(int(net)) for net in where]
@@ -405,9 +464,9 @@ def retrain(numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
 def main() -> None:
   parser = measure.parser(__doc__)
   parser.add_argument("--make", type=pathlib.Path, metavar="FOLDER")
-  parser.add_argument(
-    "--nets", type=int, nargs=2, default=(1024, 1024), help="of both seeds"
-  )
+  parser.add_argument("--nets", type=int, default=1024)
+  every = _SEEDS + _FRESH_SEEDS
+  parser.add_argument("--seeds", type=int, nargs="+", default=every)
   parser.add_argument("--retrain", type=int, nargs="+", metavar="NET")
   options = parser.parse_args()
   if options.retrain or options.make:
@@ -416,7 +475,7 @@ def main() -> None:
     for row in retrain(options.retrain):
       print(json.dumps(row), flush=True)
   elif options.make:
-    make(options.make, options.nets)
+    make(options.make, options.nets, options.seeds)
   else:
     summarize()
 

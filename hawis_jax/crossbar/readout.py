@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hawis_jax.crossbar import converters
+from hawis_jax.crossbar import draws
 from hawis_jax.crossbar import wires
 
 # What a layer has once a read; its other entries serve all reads.
@@ -295,11 +296,8 @@ def _row_noise(product, inputs, kernels, read, keys):
 
 def _normal(keys, like):
   """Returns n ~ N(0, 1) of the shape of `like` `[B, ...]`, a key an image."""
-  # Of 32 bits in any case: those of 64 would be other numbers.
-  normal = jax.vmap(
-    lambda key: jax.random.normal(key, like.shape[1:], jnp.float32)
-  )
-  return normal(keys).astype(like.dtype)
+  words = draws.read_words(keys, like.shape[1:])
+  return draws.normal(words).astype(like.dtype)
 
 
 def _sqrt(x):

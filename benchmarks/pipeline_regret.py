@@ -10,11 +10,11 @@ among each method's best; of the net that is found the table knows the score.
 Regret, in points of robust score: the best of all nets within the budget, less
 the found one. It is the sum of three: the best of all less the best that a
 method had scored or named (proposal), that less the best that went to selection
-(ranking), that less the found one (selection). Scores are means of both
-trainings of the table: of many nets the best mean is too good by what trainings
-differ, so that a search that knew all would have a regret as well. `crossed` is
-the regret without that: the best is chosen by one training and scored by the
-other.
+(ranking), that less the found one (selection). Scores are means of trainings of
+the table, of the best nets of those that did not choose them. Of many nets the
+best mean is too good by what trainings differ, so that a search that knew all
+would have a regret as well. `crossed` is the regret without that: each training
+is in turn what scores the net that is best by all others.
 
 results/pipeline_regret.json is written after each seed. Intervals are over
 seeds, of super-net, search and selection; the table is one.
@@ -72,16 +72,28 @@ class Truth:
     self._problem = problem
     scores = 100 * table.robust_scores(table.load())
     self._scores = np.where(problem.inside, scores, np.nan)
-    self.mean = self._scores.mean(0)
+    chosen_by = len(table.SEEDS)
+    self._fresh = range(chosen_by, len(scores))
+    fresh = self._scores[chosen_by:].mean(0)
+    first = self._scores[:chosen_by].mean(0)
+    self.mean = np.where(np.isfinite(fresh), fresh, first)
 
   def of(self, vectors) -> np.ndarray:
     """Mean scores of width vectors `[N, L]`, in percent."""
     return self.mean[self._places(vectors)]
 
   def crossed(self) -> float:
-    """The best of all by one training, scored by the other; of both ways."""
-    best = np.nanargmax(self._scores, axis=1)
-    return float(self._scores[[1, 0], best].mean())
+    """The best by all trainings but one, scored by that; mean over them."""
+    again = np.isfinite(self._scores).all(0)
+    scores = np.where(again, self._scores, -np.inf)
+    return float(
+      np.mean(
+        [
+          scores[one, np.delete(scores, one, axis=0).mean(0).argmax()]
+          for one in self._fresh
+        ]
+      )
+    )
 
   def _places(self, vectors):
     choices = self._problem.space.choices_of(np.array(vectors))

@@ -208,19 +208,9 @@ def of_runs(folder: pathlib.Path) -> None:
 
 
 def _hypervolume(result, name):
-  """Share of scores and energies that a method's best vectors dominate.
-
-  Each is taken to cost its budget, the greatest of which is the reference: what
-  a vector leaves of its budget is no merit of the method.
-  """
-  area, score = 0.0, 0.0
-  for budget, entry in zip(
-    result["budgets"], result["best"][name], strict=True
-  ):
-    if entry and entry["score"] > score:
-      area += (1 - budget / max(result["budgets"])) * (entry["score"] - score)
-      score = entry["score"]
-  return area
+  """Of a method's best vectors, on fresh chips; 0 where a budget has none."""
+  best = [entry["score"] if entry else 0 for entry in result["best"][name]]
+  return float(selection.hypervolume(result["budgets"], np.array(best)))
 
 
 def main() -> None:

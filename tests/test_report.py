@@ -480,6 +480,12 @@ def test_figures_show_the_numbers(rng, tmp_path):
   assert any(np.array_equal(line, front) for line in drawn)
   for budget in search["budgets"]:
     assert any(np.allclose(line[:, 0], budget) for line in drawn)
+  figure, values = figures.hypervolumes(content)
+  small, great = search["budgets"]
+  for name, trajectory in search["trajectory"].items():
+    best = np.array(trajectory["best"][0])  # that of the other adds nothing
+    mine = values.loc[values["method"] == name, "hypervolume"]
+    np.testing.assert_allclose(mine, (1 - small / great) * best)
   figure, values = figures.trained_front(content)
   energies = {n: net["energy_joule"] for n, net in content["nets"].items()}
   assert [*values["energy_joule"]] == [energies[net] for net in values["net"]]
@@ -629,7 +635,7 @@ def test_the_page_stands_alone_and_everything_is_escaped(made):
   assert len({*page.ids}) == len(page.ids)
   assert "@import" not in text and text.count("url(") == text.count("url(#")
   assert len({*page.labels}) == len(content["files"]) // 3 and all(page.labels)
-  assert len({*figures.NAMES}) == 12
+  assert len({*figures.NAMES}) == 13
   for name in {file.split(".")[0] for file in content["files"]} - {"index"}:
     svg = (workdir / "report" / f"{name}.svg").read_text()
     # In the page, each colour has a twin on dark screens.

@@ -27,10 +27,12 @@ from hawis_jax.networks import net_names
 from hawis_jax.report import facts
 from hawis_jax.report import style
 from hawis_jax.robustness import statistics
+from hawis_jax.search import selection
 
 # Every figure that `draw` may return, in the page's order.
 NAMES = ("robustness", "chips", "yield", "trained_front", "search", "front")
 NAMES += (
+  "hypervolume",
   "importance",
   "scored",
   "widths",
@@ -99,6 +101,7 @@ def draw(content: dict) -> dict[str, Drawn]:
     trained_front: len(_priced(content)) > 1,
     trajectories: search,
     front: search,
+    hypervolumes: search and search["budgets"][1:],
     importance: search and search["importance"],
     scored: search and search["scored"],
     widths: True,
@@ -594,6 +597,32 @@ def front(content: dict) -> _Made:
   technology = search["hardware"]["technology"]
   panel.set(ylabel=_SCORE, xlabel=f"energy of one image, {technology}")
   panel.xaxis.set_major_formatter(ticker.EngFormatter("J"))
+  return _legend(figure, handles), pd.concat(values)
+
+
+def hypervolumes(content: dict) -> _Made:
+  """How much of scores and budgets each method dominates, while it searches."""
+  search = content["search"]
+  looks = style.method_looks(search["trajectory"])
+  figure, values = _figure(2.6), []
+  panel = figure.subplots()
+  for name, trajectory in reversed(search["trajectory"].items()):
+    best = np.array(trajectory["best"])  # of each budget, after each update
+    shares = selection.hypervolume(search["budgets"], best)
+    scored = search["evaluations"] * len(best) / len(shares)
+    scored = scored * np.arange(1, len(shares) + 1)
+    columns = dict(scored=scored, hypervolume=shares)
+    values.append(pd.DataFrame(dict(method=name, **columns)))
+    look = dict(color=looks[name].color, drawstyle="steps-post", lw=1.8)
+    panel.plot(scored, _percent(shares), **look)
+  panel.set(title="Dominated by the best so far of every budget")
+  panel.set(
+    ylabel="hypervolume [%]", xlabel="width vectors scored, each method"
+  )
+  panel.xaxis.set_major_formatter("{x:,.0f}")
+  handles = [
+    _key(looks[n].name, looks[n].color, lw=3) for n in search["trajectory"]
+  ]
   return _legend(figure, handles), pd.concat(values)
 
 

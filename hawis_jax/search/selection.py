@@ -3,7 +3,7 @@
 Axes: N evaluations, D distinct vectors, L layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -51,6 +51,26 @@ def with_suggested(
   new = [v for v in np.asarray(suggested) if tuple(map(int, v)) not in known]
   new = new[: len(best) // 2]
   return best[: len(best) - len(new)] + [(vector, None) for vector in new]
+
+
+def hypervolume(budgets: Sequence[float], scores: np.ndarray) -> np.ndarray:
+  """Returns the share of scores and costs that vectors dominate.
+
+  >>> float(hypervolume([1.0, 2.0, 4.0], np.array([0.5, 0.4, 0.8])))
+  0.375
+
+  Each vector is taken to cost its budget: what it leaves of that is no merit of
+  the method. The greatest budget is the reference, so that a vector of half of
+  it with a score of 1 dominates 1/2, and those of the reference itself nothing.
+
+  Args:
+    budgets: `[K]`, ascending.
+    scores: of the best vector of each budget, in [0, 1], `[K, ...]`.
+  """
+  best = np.maximum.accumulate(scores)
+  gained = np.diff(best, axis=0, prepend=0)
+  left = 1 - np.array(budgets) / max(budgets)
+  return np.tensordot(left, gained, 1)
 
 
 def front(candidates: dict[str, list[dict]]) -> list[dict]:

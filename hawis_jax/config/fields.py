@@ -311,13 +311,6 @@ _PRETRAIN = dict(
     0,
     1024,
   ),
-  budget_share=_number(
-    0.0,
-    "share of the steps, the last ones, whose random width vectors are within "
-    "search.budget and limits, not of all costs",
-    0,
-    1,
-  ),
   cost_bins=_integer(
     16, "random vectors are drawn uniform over this many cost bands", 1, 1024
   ),

@@ -6,7 +6,6 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hawis_jax import cost
@@ -95,16 +94,12 @@ def make_programs(experiment: Experiment, mesh: jax.sharding.Mesh) -> Programs:
 
   @jit
   def sandwich(state, step, batch):
-    draw = functools.partial(
-      supernet.sample_widths,
+    vectors = supernet.sample_widths(
       jax.random.fold_in(root, step),
-      space=experiment.space,
-      num=config.random_widths,
+      bands,
+      experiment.space,
+      config.random_widths,
     )
-    vectors = draw(bands=bands)
-    if config.budget_share:
-      is_late = step >= (1 - config.budget_share) * config.steps
-      vectors = jnp.where(is_late, draw(bands=experiment.feasible), vectors)
     if not devices:
       return step_function(state, vectors, batch)
     program = functools.partial(

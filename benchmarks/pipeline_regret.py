@@ -16,8 +16,9 @@ best mean is too good by what trainings differ, so that a search that knew all
 would have a regret as well. `crossed` is the regret without that: each training
 is in turn what scores the net that is best by all others.
 
-results/pipeline_regret.json is written after each seed. Intervals are over
-seeds, of super-net, search and selection; the table is one.
+results/pipeline_regret.json is written after each seed. Intervals of 95 % are
+over seeds, of super-net, search and selection; the table is one. `less_random`
+is the difference from random search of the same seeds, by the paired t-test.
 """
 
 import json
@@ -26,6 +27,7 @@ import pathlib
 import jax
 import measure
 import numpy as np
+from scipy import stats
 import table
 
 from hawis_jax.config import settings
@@ -164,6 +166,15 @@ def rows(found: list[dict], truth: Truth, revision: str) -> list[dict]:
   for name in registry.NAMES:
     each = [parts(truth, **of_seed[name]) for of_seed in found]
     values = {k: np.array([one[k] for one in each]) for k in each[0]}
+    baseline = [parts(truth, **of_seed["random"])["mean"] for of_seed in found]
+    gap = stats.ttest_1samp(values["mean"] - baseline, 0)
+    less = None
+    if name != "random" and len(found) > 1:
+      low, high = map(float, gap.confidence_interval())
+      less = {
+        "mean": float((values["mean"] - baseline).mean()),
+        **{"low": low, "high": high, "p": float(gap.pvalue)},
+      }
     mean, half = measure.interval(values["mean"])
     content.append(
       {
@@ -172,6 +183,7 @@ def rows(found: list[dict], truth: Truth, revision: str) -> list[dict]:
         "low": float(mean - half),
         "high": float(mean + half),
         "seeds": len(found),
+        "less_random": less,
         **{k: float(values[k].mean()) for k in (*_PARTS, "crossed", "found")},
         "of_seeds": values["mean"].round(3).tolist(),
         "revision": revision,

@@ -13,8 +13,8 @@ method had scored or named (proposal), that less the best that went to selection
 (ranking), that less the found one (selection). Scores are means of trainings of
 the table, of the best nets of those that did not choose them. Of many nets the
 best mean is too good by what trainings differ, so that a search that knew all
-would have a regret as well. `crossed` is the regret without that: each training
-is in turn what scores the net that is best by all others.
+would have a regret as well. `crossed` is the regret without that, or a little
+too small: each training in turn scores the net that is best by all others.
 
 results/pipeline_regret.json is written after each seed. Intervals of 95 % are
 over seeds, of super-net, search and selection; the table is one. `less_random`
@@ -88,14 +88,11 @@ class Truth:
     """The best by all trainings but one, scored by that; mean over them."""
     again = np.isfinite(self._scores).all(0)
     scores = np.where(again, self._scores, -np.inf)
-    return float(
-      np.mean(
-        [
-          scores[one, np.delete(scores, one, axis=0).mean(0).argmax()]
-          for one in self._fresh
-        ]
-      )
-    )
+    best = [
+      scores[one, np.delete(scores, one, axis=0).mean(0).argmax()]
+      for one in self._fresh
+    ]
+    return float(np.mean(best))
 
   def _places(self, vectors):
     choices = self._problem.space.choices_of(np.array(vectors))
@@ -122,11 +119,11 @@ def parts(truth: Truth, scored, chosen, found) -> dict[str, float]:
 def run(seed: int, problem: table.Problem, folder: pathlib.Path) -> dict:
   """Returns {method: (scored, chosen, found)}, or what is stored of it."""
   path = folder / "found.json"
-  if path.exists():
-    return storage.read_json(path)
   config = get_config(problem, seed)
   storage.make_directory(folder)
   results.settle(config, folder)
+  if path.exists():
+    return storage.read_json(path)
   experiment = prepare(config)
   searching = config.copy_and_resolve_references()
   searching.search.selection = 0.0
@@ -167,14 +164,12 @@ def rows(found: list[dict], truth: Truth, revision: str) -> list[dict]:
     each = [parts(truth, **of_seed[name]) for of_seed in found]
     values = {k: np.array([one[k] for one in each]) for k in each[0]}
     baseline = [parts(truth, **of_seed["random"])["mean"] for of_seed in found]
-    gap = stats.ttest_1samp(values["mean"] - baseline, 0)
-    less = None
-    if name != "random" and len(found) > 1:
-      low, high = map(float, gap.confidence_interval())
-      less = {
-        "mean": float((values["mean"] - baseline).mean()),
-        **{"low": low, "high": high, "p": float(gap.pvalue)},
-      }
+    less, gaps = None, values["mean"] - baseline
+    if gaps.any():  # else it is that search
+      test = stats.ttest_1samp(gaps, 0)
+      low, high = map(float, test.confidence_interval())
+      less = {"mean": float(gaps.mean()), "low": low, "high": high}
+      less["p"] = float(test.pvalue)
     mean, half = measure.interval(values["mean"])
     content.append(
       {
@@ -211,9 +206,10 @@ def main() -> None:
   for seed in range(options.seeds):
     folder = pathlib.Path(options.workdir).absolute() / str(seed)
     found.append(run(seed, problem, folder))
+    if len(found) < 2:  # of one no interval is
+      continue
     content = rows(found, truth, revision)
-    if len(found) > 1:  # of one no interval is
-      path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n")
     print(f"{len(found)} seeds: regret [points] of which {', '.join(_PARTS)}")
     for row in content:
       print(

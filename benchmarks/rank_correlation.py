@@ -127,7 +127,7 @@ def main() -> None:
     """A row of each set, of taus of {quantity: {set: one a seed}}."""
     for quantity, of_sets in taus.items():
       for name, values in of_sets.items():
-        mean, half = np.mean(values), 0.0
+        mean, half = np.mean(values), np.nan
         if len(values) > 1:
           mean, half = measure.interval(values)
         row = {
@@ -137,8 +137,8 @@ def main() -> None:
           "setting": name,
           "nets": len(numbers[name]),
           "mean": float(mean),
-          "low": float(mean - half),
-          "high": float(mean + half),
+          "low": float(mean - half) if len(values) > 1 else None,
+          "high": float(mean + half) if len(values) > 1 else None,
           "seeds": len(values),
           "revision": revision,
         }

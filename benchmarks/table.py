@@ -394,6 +394,11 @@ def make(workdir: pathlib.Path, count: int, seeds: Sequence[int]) -> None:
       if seed in FRESH_SEEDS:
         chips = table["chips"][: len(SEEDS)].astype(np.float64)
         scores = robust_scores({"chips": chips, "settings": flat}).mean(0)
+        if not np.isfinite(scores[within]).all():
+          raise errors.InputError(
+            f"--seeds: got {seed}, needed before is that seeds {SEEDS} have "
+            "all nets within the budget"
+          )
         scores = np.where(within, np.nan_to_num(scores), 0)
         numbers = np.argsort(-scores, kind="stable")[:_BEST]
       for where, part in _parts(workdir, seed, numbers, seed in seeds):
@@ -427,13 +432,16 @@ def _parts(workdir, seed, order, is_made):
   for start in range(0, len(order), _PART):
     where = order[start : start + _PART]
     path = workdir / f"seed{seed}_{start:04d}.npz"
-    if not path.exists() and not is_made:
+    is_there = path.exists() and np.array_equal(np.load(path)["numbers"], where)
+    if not is_there and not is_made:
       return
-    if not path.exists():
+    if not is_there:
       rows = rows or Rows(seed)
       made = [rows(int(net)) for net in where]
       clean, chips = (np.stack(x) for x in zip(*made, strict=True))
-      storage.write_npz(path, {"clean": clean, "chips": chips})
+      storage.write_npz(
+        path, {"numbers": where, "clean": clean, "chips": chips}
+      )
       count += len(made)
       pace = (time.monotonic() - started) / count
       print(

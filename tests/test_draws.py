@@ -23,7 +23,7 @@ def _words(pairs, shape):
 
 
 def test_each_bit_of_key_and_place_flips_half_of_the_words_bits(rng):
-  """Whichever bit of the word; 5 standard deviations, of 98,304 pairs."""
+  """Whichever bit of the word; of 98,304 pairs a share varies by 0.0016."""
   num = 4096
   pairs = rng.integers(0, 2**32, (num, 2), np.uint32)
   words = _words(pairs, (32,))
@@ -37,9 +37,8 @@ def test_each_bit_of_key_and_place_flips_half_of_the_words_bits(rng):
     here = np.flatnonzero(~np.arange(32) >> bit & 1)[:12]
     changed = words[:, here] ^ words[:, here | 1 << bit]
     flips.append([(changed >> place & 1).mean() for place in range(32)])
-  # Counters that differ by one bit are alike; of 32 x 67 shares.
-  assert np.abs(np.array(flips) - 0.5).max() < 0.02
-  assert np.abs(np.array(flips[:64]) - 0.5).mean() < 0.005
+  assert np.abs(np.array(flips) - 0.5).max() < 0.012
+  assert np.abs(np.array(flips[:64]) - 0.5).mean() < 0.002
 
 
 def test_words_of_a_key_are_all_different(rng):
@@ -48,8 +47,10 @@ def test_words_of_a_key_are_all_different(rng):
   assert (words[0] == words[1]).mean() < 1e-4
 
 
-def test_a_word_follows_from_key_and_place_alone(rng):
-  keys = _keys(rng, 5)
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_a_word_follows_from_key_and_place_alone(rng, kind):
+  key = jax.random.key(int(rng.integers(2**31)), impl=kind)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(5))
   words = np.asarray(draws.read_words(keys, (6, 8)))
   some = np.asarray(draws.read_words(keys[jnp.array([3, 1])], (48,)))
   np.testing.assert_array_equal(words[[3, 1]].reshape(2, -1), some)

@@ -110,9 +110,31 @@ def test_what_is_left_at_the_end_is_not_done():
     ahead(lambda: iter([first, lambda: done.append("second")]))
     ahead(lambda: iter([lambda: done.append("third")]))
     assert begun.wait(60)
-    # Only once this is being left.
-    threading.Timer(0.2, going.set).start()
+  # It does not wait for the first.
+  assert not done
+  going.set()
+  _wait_for(lambda: done)
+  _wait_for(lambda: not [t for t in threading.enumerate() if "ahead" in t.name])
   assert done == ["first"]
+
+
+def test_what_is_of_a_run_is_forgotten_at_its_end():
+  made = []
+
+  @programs.once(2)
+  def of_a_run(number):
+    made.append(number)
+
+  @programs.once(2, of_a_run=False)
+  def of_all(number):
+    made.append(number)
+
+  for _ in range(2):
+    with programs.ahead():
+      for _ in range(2):
+        of_a_run(1)
+        of_all(2)
+  assert made == [1, 2, 1]
 
 
 def test_with_accelerators_and_several_processes_nothing_is_done(monkeypatch):

@@ -250,6 +250,22 @@ def make_scorer(
   )
 
 
+def scorer_shapes(experiment: Experiment, images: int) -> reward.Scorer:
+  """Returns the shapes of `make_scorer`'s result, of so many images."""
+  config, shape = experiment.config.search, experiment.splits.image_shape
+
+  def batches(count):
+    rows = -(-count // config.batch_size), config.batch_size
+    kinds = ((*rows, *shape), np.uint8), (rows, np.int32), (rows, np.bool_)
+    return monte_carlo.Batches(*(jax.ShapeDtypeStruct(*kind) for kind in kinds))
+
+  return reward.Scorer(
+    params=net_variables.shapes(experiment.supernet, shape)["params"],
+    images=batches(images),
+    calibration=batches(config.calibration_images).image,
+  )
+
+
 @programs.once(2)
 def make_score(experiment: Experiment, ideal: bool = True) -> programs.Program:
   """Returns the program that scores by scenario, and the ideal device, last.
@@ -275,12 +291,8 @@ def compile_score(
   experiment: Experiment, ideal: bool = True, vectors: int = _VECTORS_PER_CALL
 ) -> None:
   """Compiles `make_score` for so many of the search's candidates a call."""
-  config, module = experiment.config.search, experiment.supernet
-  shapes = net_variables.shapes(module, experiment.splits.image_shape)
-  images = experiment.evaluation(
-    experiment.splits.validation, config.batch_size
-  )
-  scorer = make_scorer(experiment, shapes["params"]).replace(images=images)
+  config = experiment.config.search
+  scorer = scorer_shapes(experiment, len(experiment.splits.validation))
   num = len(settings.search_devices(experiment.config)) - 1
   key = experiment.key("candidates")
   keys = reward.chip_keys(key, config.candidate_chips, num)
@@ -288,7 +300,7 @@ def compile_score(
   given = sharding.abstract(
     (scorer, keys), sharding.replicated(sharding.training_mesh())
   )
-  widths = np.empty((vectors, len(module.max_widths)), np.int32)
+  widths = np.empty((vectors, len(experiment.space.table)), np.int32)
   make_score(experiment, ideal).compile(given[0], widths, given[1])
 
 

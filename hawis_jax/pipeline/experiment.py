@@ -41,7 +41,7 @@ KEY_USES = (
 _READ_BATCH = 1024  # images that are read at a time
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # one is another's equal never
+@dataclasses.dataclass(frozen=True, eq=False)  # compared and hashed by identity
 class Experiment:
   """A checked configuration and what follows from it.
 

@@ -177,7 +177,9 @@ def _programs(experiment, steps):
     params = jax.tree.map(jnp.copy, params)
     return fresh.replace(params=params, opt_state=optimizer.init(params))
 
-  @functools.partial(jax.jit, donate_argnums=0)
+  @functools.partial(
+    jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh)
+  )
   def step(state, number, batch, widths):
     return fixed_net.train_step(
       state,

@@ -160,9 +160,10 @@ def jobs(
     mesh = sharding.evaluation_mesh(_at_once(step, config))
     plan(step, module, experiment, mesh, config.memory_gb * 1e9)
 
-  kinds = {}
+  kinds, stored = {}, _stored(workdir)
   for step in measurements(experiment.config):
-    if step.severity:  # of a program that depends on which effects there are
+    if step.severity and not _is_done(stored, step):
+      # Of a program that depends on which effects there are.
       leaves, structure = jax.tree.flatten(step.severity.device)
       kinds[(*step[:3], structure, *map(bool, leaves))] = step
   for step in kinds.values():

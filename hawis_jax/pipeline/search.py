@@ -14,7 +14,6 @@ import numpy as np
 
 from hawis_jax import cost
 from hawis_jax.config import settings
-from hawis_jax.networks import net_variables
 from hawis_jax.pipeline import candidates
 from hawis_jax.pipeline import halving
 from hawis_jax.pipeline import provenance
@@ -101,8 +100,9 @@ def run(
 def jobs(
   experiment: Experiment, workdir: pathlib.Path
 ) -> Iterator[Callable[[], Any]]:
-  """Yields what compiles the stage's programs, as soon as the data is read."""
-  del workdir
+  """Yields what compiles the stage's programs, if they are to be called."""
+  if results.search_path(workdir).exists():
+    return
   mesh = sharding.training_mesh()
   yield lambda: _updates(experiment, mesh).compile(*arguments(experiment, mesh))
   context = make_context(experiment)
@@ -114,12 +114,10 @@ def jobs(
 
 def arguments(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple:
   """Returns the shapes of what the stage's program is called with."""
-  params = net_variables.shapes(
-    experiment.supernet, experiment.splits.image_shape
-  )["params"]
   methods, context = build_methods(experiment), make_context(experiment)
   state = jax.eval_shape(lambda: init(experiment, methods, context))
-  scorer = candidates.make_scorer(experiment, params)
+  images = experiment.config.search.images
+  scorer = candidates.scorer_shapes(experiment, images)
   given = state, np.int32(0), scorer, context, experiment.key("search")
   return sharding.abstract(given, sharding.replicated(mesh))
 

@@ -99,15 +99,17 @@ def run(
         lambda: results.write_source(workdir, source, digests)
       )
     metrics = stack.enter_context(Metrics(workdir, recording=first))
-    ahead = stack.enter_context(programs.ahead())
+    ahead, begun = stack.enter_context(programs.ahead()), set()
     for number, name in enumerate(names, 1):
       if preemption.reached():
         raise errors.Preempted(f"before {name}")
       remade = names if remake else ()
       provenance.check(experiment, workdir, remade, metrics.say)
       for later in names[number - 1 : number + 1]:
-        if later in _JOBS:
+        # Of train once more: the found net is known now.
+        if later in _JOBS and (later not in begun or later == "train"):
           ahead(functools.partial(_JOBS[later], experiment, workdir))
+          begun.add(later)
       told = {"argv": argv} if name == "report" else {}
       with metrics.counted("stage", name, number, len(names)):
         STAGES[name](experiment, workdir, metrics, **told)

@@ -57,7 +57,9 @@ def jobs(
 
   for net in nets.trained(experiment):
     is_binary = net_names.parse(net).kind == net_names.BINARY
-    if not is_binary or config.loss != "teacher":
+    folder = results.net_folder(workdir, net)
+    is_done = checkpoint.Reader(folder).latest_step() == config.steps
+    if not is_done and (not is_binary or config.loss != "teacher"):
       yield functools.partial(compile_step, net)
 
 

@@ -101,7 +101,10 @@ def draw(content: dict) -> dict[str, Drawn]:
     trained_front: len(_priced(content)) > 1,
     trajectories: search,
     front: search,
-    hypervolumes: search and search["budgets"][1:],
+    # With a penalty a vector may cost more than its budget.
+    hypervolumes: search
+    and search["budgets"][1:]
+    and not content["config"]["search.penalty"],
     importance: search and search["importance"],
     scored: search and search["scored"],
     widths: True,
@@ -617,7 +620,8 @@ def hypervolumes(content: dict) -> _Made:
     panel.plot(scored, _percent(shares), **look)
   panel.set(title="Dominated by the best so far of every budget")
   panel.set(
-    ylabel="hypervolume [%]", xlabel="width vectors scored, each method"
+    ylabel="hypervolume [%]",
+    xlabel="width vectors scored for all budgets, each method",
   )
   panel.xaxis.set_major_formatter("{x:,.0f}")
   handles = [

@@ -440,7 +440,7 @@ class _Compiled:
 
 
 # Kept, because scenarios of a sweep differ in values more than in shapes.
-@programs.once(64)
+@programs.once(64, of_a_run=False)
 def _compile(
   function,
   leaves,

@@ -19,7 +19,7 @@ import jax
 
 from hawis_jax import backend
 
-_NICE = 19  # steps of a training wait for the slower of their threads
+_NICE = 10  # steps of a training wait for the slower of their threads
 Jobs = Callable[[], Iterator[Callable[[], Any]]]
 
 
@@ -37,10 +37,16 @@ class _Made:
       return self._value
 
 
-def once(most: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+_of_runs = []  # caches, to be emptied
+
+
+def once(
+  most: int, of_a_run: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
   """`functools.lru_cache(most)`, whose callers wait for one that is computing.
 
-  What raises is computed anew at the next call.
+  What raises is computed anew at the next call. Results `of_a_run` are
+  forgotten at its end: they hold its data.
   """
 
   def decorate(function):
@@ -50,12 +56,19 @@ def once(most: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def cached(values, named):
       return _Made(lambda: function(*values, **dict(named)))
 
+    asking = threading.Lock()  # else two may miss at once
+
     @functools.wraps(function)
     def call(*values, **named):
       # However they are given: by place, by name, or not at all.
       bound = signature.bind(*values, **named)
       bound.apply_defaults()
-      return cached(bound.args, tuple(bound.kwargs.items())).get()
+      with asking:
+        made = cached(bound.args, tuple(bound.kwargs.items()))
+      return made.get()
+
+    if of_a_run:
+      _of_runs.append(cached)
 
     call.cache_info = cached.cache_info
     return call
@@ -71,7 +84,11 @@ class Program:
     self._compile, self._made = compile_, {}
 
   def compile(self, *arguments: Any) -> Any:
-    """Returns the executable; shapes, placed as arrays will be, are enough."""
+    """Returns the executable; shapes, placed as arrays will be, are enough.
+
+    Raises:
+      InputError: by `device_memory.fitting`, what does not fit a device.
+    """
     leaves, structure = jax.tree.flatten(arguments)
     key = structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     if key not in self._made:
@@ -93,14 +110,18 @@ def of(jitted: Any) -> Program:
 def ahead() -> Iterator[Callable[[Jobs], None]]:
   """Yields a function that has jobs done one after the other on a thread.
 
-  What is left when it closes is not done. A job that fails does so again where
+  What is left when it closes is not done; what is being compiled then goes on
+  by itself, and the process ends after it. A job that fails does so again where
   its program is called, and is told there. The thread takes what time the run
   leaves. With accelerators, of several processes and elsewhere than on Linux no
   job is done: none of these was measured.
   """
   is_alone = jax.process_count() == 1 and backend.platform() == "cpu"
   if not is_alone or not sys.platform.startswith("linux"):
-    yield lambda jobs: None
+    try:
+      yield lambda jobs: None
+    finally:
+      _forget()
     return
   closing = threading.Event()
 
@@ -114,10 +135,18 @@ def ahead() -> Iterator[Callable[[Jobs], None]]:
 
   def give_way():
     """On Linux a thread has a priority of its own."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+    with contextlib.suppress(OSError):
+      os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
-  with futures.ThreadPoolExecutor(1, "ahead", give_way) as executor:
-    try:
-      yield lambda jobs: executor.submit(do, jobs)
-    finally:
-      closing.set()
+  executor = futures.ThreadPoolExecutor(1, "ahead", give_way)
+  try:
+    yield lambda jobs: executor.submit(do, jobs)
+  finally:
+    closing.set()
+    executor.shutdown(wait=False, cancel_futures=True)
+    _forget()
+
+
+def _forget():
+  for cached in _of_runs:
+    cached.cache_clear()

@@ -32,7 +32,7 @@ def regularized_evolution(settings: method.Settings) -> method.Method:
     # All proposals of an update have a place.
     size = max(settings.population, settings.proposals)
     choices = method.uniform_draws(key, context.feasible, size)
-    rewards = jnp.full(choices.shape[:2], -jnp.inf)
+    rewards = jnp.full(choices.shape[:2], -jnp.inf, jnp.float32)
     return Population(choices, rewards, jnp.zeros((), jnp.int32))
 
   def propose(key, state, context, step):

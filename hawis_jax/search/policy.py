@@ -56,7 +56,7 @@ def policy(settings: method.Settings) -> method.Method:
     return State(
       policy_gradient.init(settings, policy_key, context),
       predictor.init(model_key, context),
-      jnp.full(settings.updates, jnp.nan),
+      jnp.full(settings.updates, jnp.nan, jnp.float32),
       jnp.zeros(()),
     )
 

@@ -65,7 +65,8 @@ def hypervolume(budgets: Sequence[float], scores: np.ndarray) -> np.ndarray:
 
   Args:
     budgets: `[K]`, ascending.
-    scores: of the best vector of each budget, in [0, 1], `[K, ...]`.
+    scores: of the best vector of each budget, in [0, 1], `[K, ...]`; the shares
+      are `[...]`.
   """
   best = np.maximum.accumulate(scores)
   gained = np.diff(best, axis=0, prepend=0)

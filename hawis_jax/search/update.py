@@ -100,7 +100,9 @@ def make_init(
       references=method.uniform_draws(reference_key, feasible, references),
       choices=jnp.zeros((*shape, len(context.widths)), jnp.int32),
       scores=jnp.full(shape, jnp.nan, jnp.float32),
-      reference_scores=jnp.full((updates, budgets, references), jnp.nan),
+      reference_scores=jnp.full(
+        (updates, budgets, references), jnp.nan, jnp.float32
+      ),
     )
 
   return init

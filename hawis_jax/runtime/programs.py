@@ -1,8 +1,8 @@
 """Programs that are compiled once: when they are first called, or before.
 
-A third of the digits' run was XLA compiling on one core while the other had
-little to do. What later stages will call is known by its shapes, so a thread
-compiles it beside the stage that runs (see `pipeline.stages`).
+Some 30 % of the CPU time of the digits' run is XLA's compilation, on one core.
+What later stages will call is known by its shapes, so a thread compiles it
+beside the stage that runs (see `pipeline.stages`), where a core is free.
 """
 
 from collections.abc import Callable, Iterator

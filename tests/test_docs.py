@@ -239,3 +239,42 @@ def test_pages_have_the_figures_of_the_last_run(
   assert "\n".join(_lines(rows, columns, trainings)) in shown
   for count in {row["seeds"] for row in rows}:
     assert f"{count} training" in shown
+
+
+def _rows(name):
+  return json.loads((_ROOT / "results" / name).read_text())
+
+
+def _interval(row):
+  return f"{row['mean']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+
+
+def test_the_search_page_has_the_regrets_of_the_last_run():
+  text = (_ROOT / "docs" / "search.md").read_text()
+  rows = _rows("pipeline_regret.json")
+  for row in rows:
+    parts = [f"{row[p]:.2f}" for p in ("proposal", "ranking", "selection")]
+    line = f"| `{row['method']}` | {_interval(row)} | {' | '.join(parts)} |"
+    assert line in text
+    if row["method"] != "random":
+      less = row["less_random"]
+      mean = f"{less['mean']:+.2f} ({less['low']:.2f} to {less['high']:.2f})"
+      assert f"{line} {mean}, p = {less['p']:.2f} |" in text
+  # README has the default method's.
+  (row,) = [row for row in rows if row["method"] == "policy"]
+  low, high = (f"{row[end]:.1f}" for end in ("low", "high"))
+  readme = " ".join((_ROOT / "README.md").read_text().split())
+  behind = f"{row['mean']:.1f} points behind the best ({low} to {high}"
+  assert f"{behind} over {row['seeds']} seeds)" in readme
+
+
+def test_the_search_page_has_the_rank_correlations_of_the_last_run():
+  text = (_ROOT / "docs" / "search.md").read_text()
+  found = {}
+  for row in _rows("rank_correlation.json"):
+    if row["quantity"] == "robust" and row["seeds"] > 1:
+      nets = found.setdefault((row["net"], row["statistics"]), {})
+      nets[row["setting"]] = _interval(row)
+  assert len(found) == 9
+  for (_, statistics), sets in found.items():
+    assert f"| {statistics} | {sets['budget']} | {sets['band']} |" in text

@@ -17,7 +17,8 @@ fan-out. Nets of a seed see the same batches and start from kernels of their
 own, which follow from the seed and the net's number alone: a row does not
 depend on what else is computed. It does depend on how the machine rounds, so it
 comes back to the bit only with the jax and the CPU that the table names.
-Making it takes one core and goes on where it was cut off.
+Making it takes one core, which `taskset` says, and goes on where it was cut
+off.
 
 Axes: N nets (in the order of `vectors`), K seeds, D scenarios, S chips,
 L layers.
@@ -246,8 +247,12 @@ def _noise(first, second):
 
 
 def _on_one_core():
-  """Neither another backend nor the number of cores must change a row."""
+  """Neither another backend nor the number of cores must change a row.
+
+  It is the first that the process may use: XLA parts its loops by their number.
+  """
   jax.config.update("jax_platforms", "cpu")
+  os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   given = os.environ.get("XLA_FLAGS", "")
   os.environ["XLA_FLAGS"] = f"{given} --xla_cpu_multi_thread_eigen=false"
 

@@ -24,9 +24,10 @@ from hawis_jax.training import optimization
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _NETS = 1024
-# Rounded elsewhere, a training is as good as one of another seed: clean
-# accuracies of one net then differ by 2 to 3 points (standard deviation).
-_OTHER_MACHINE = 0.1
+# Rounded elsewhere, a training is as good as one of another seed: of the best
+# nets clean accuracies then differ by 4 points (root of the mean square), by 12
+# at most in 240 pairs.
+_OTHER_MACHINE = 0.2
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +165,8 @@ def test_regret_is_the_sum_of_what_is_lost_on_the_way(monkeypatch):
 
 @pytest.mark.slow
 def test_nets_come_back(table):
-  trained = np.flatnonzero(np.isfinite(table["clean"][0]))
-  numbers = np.random.default_rng(0).choice(trained, size=2)
+  best = np.flatnonzero(np.isfinite(table["clean"]).all(0))
+  numbers = np.random.default_rng(0).choice(best, size=2)
   result = subprocess.run(
     [
       sys.executable,

@@ -236,8 +236,11 @@ def test_nets_on_chips_compile_once_resume_and_have_statistics(
     "robustness.design_chips": 3,
   }
   workdir = after("search")
-  with jax.log_compiles():
+  jax.config.update("jax_log_compiles", True)  # on all threads
+  try:
     assert run(workdir, "--stages=train", **fields) == 0
+  finally:
+    jax.config.update("jax_log_compiles", False)
   compiled = "Finished XLA compilation of jit(step)"
   assert sum(compiled in message for message in caplog.messages) == 1
   folder = workdir / "train"

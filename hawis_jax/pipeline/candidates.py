@@ -76,12 +76,11 @@ def choose(
   for budget_range, widths in enumerate(experiment.uniforms):
     groups[UNIFORM, budget_range] = [(widths, None)] if widths else []
   key, fresh_key = jax.random.split(experiment.key("candidates"))
-  score = make_score(experiment)  # one program for both times
 
   def scored(vectors, key, name):
     distinct = sorted(set(vectors))
     entries = score_vectors(
-      experiment, scorer, distinct, key, metrics, folder / name, score
+      experiment, scorer, distinct, key, metrics, folder / name
     )
     return dict(zip(distinct, entries, strict=True))
 
@@ -339,7 +338,6 @@ def score_vectors(
   key: chex.PRNGKey,
   metrics: Metrics,
   path: pathlib.Path,
-  score: Callable[..., monte_carlo.Scores] | None = None,
 ) -> Iterator[dict]:
   """Yields each vector's clean and robust score, on `candidate_chips` chips.
 
@@ -353,7 +351,6 @@ def score_vectors(
     metrics: of the run, for progress.
     path: of the file that scores are saved to, and taken up from if they are
       of the same vectors, chips and super-net.
-    score: from `make_score`, where several calls share it; None: its own.
 
   Raises:
     InputError: a chip is not finite.
@@ -368,7 +365,7 @@ def score_vectors(
       experiment.splits.validation, config.batch_size
     )
   )
-  score = score or make_score(experiment)
+  score = make_score(experiment)
   scorer, keys = sharding.place((scorer, keys), sharding.training_mesh())
   padded = list(vectors) + [vectors[-1]] * (-len(vectors) % _VECTORS_PER_CALL)
 

@@ -102,7 +102,7 @@ def _cpu(run):
   code = module.encode(jnp.asarray(images))
   # With any other statistics it would find nearly all images alike.
   measured = jax.jit(net_variables.recalibrate, static_argnums=0)
-  variables["batch_stats"] = measured(module, variables, code[None])
+  variables["batch_stats"] = measured(module, variables, images[None])
   logits = jax.jit(functools.partial(module.apply, train=False))
   labels = np.asarray(logits(variables, code).argmax(-1), np.int32)
   correct = _classify((module, variables), images, labels)

@@ -1,5 +1,6 @@
 """Runs the stages: python -m hawis_jax.main --config configs/digits.py."""
 
+import atexit
 import os
 import resource
 import signal
@@ -38,6 +39,9 @@ if __name__ == "__main__":
   # First: a Ctrl-C amid imports would print the trace of them.
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _stop)  # `preemption.watch` takes over
+    # Python gives handlers up before it is gone, and Ctrl-C would then end a
+    # finished run as if it had been killed. What is registered first runs last.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
   _check_addresses()
 
 from collections.abc import Sequence

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -115,6 +116,29 @@ def test_a_second_signal_ends_it_at_once(start, tmp_path):
   if status == 75:
     pytest.skip("it was quicker than the second signal")
   assert status == -signal.SIGTERM, output
+
+
+# A global's end comes after that of Python's signal handlers.
+_LATE_CTRL_C = """
+import os, runpy, signal, sys
+class Late:
+  def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGINT):
+    kill(pid, number)
+late = Late()
+sys.argv = ["main", "--help"]
+runpy.run_module("hawis_jax.main", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_ctrl_c_while_python_ends_changes_no_status():
+  ended = subprocess.run(
+    [sys.executable, "-c", _LATE_CTRL_C],
+    capture_output=True,
+    text=True,
+    timeout=_SECONDS,
+  )
+  assert ended.returncode == 0, ended
+  assert not ended.stderr and "--workdir" in ended.stdout
 
 
 @pytest.mark.slow

@@ -138,11 +138,14 @@ def run(seed: int, problem: table.Problem, folder: pathlib.Path) -> dict:
       widths = dict(zip(names.tolist(), widths, strict=True))
     found = {}
     for name in registry.NAMES:
-      chosen = [entry["widths"] for entry in result["candidates"][name]]
       selected = halving.select(
         experiment,
         scorer,
-        [tuple(vector) for vector in chosen],
+        {
+          tuple(entry["widths"]): entry["score"]
+          for source in (name, candidates.UNIFORM)
+          for entry in result["candidates"][source]
+        },
         experiment.uniforms[experiment.main_budget],
         metrics,
         folder / "selection" / name,

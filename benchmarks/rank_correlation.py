@@ -1,17 +1,18 @@
 """Whether scores of a super-net rank width vectors as training them does.
 
 python benchmarks/rank_correlation.py --workdir runs/rank_correlation
-    [--variants ...] [--statistics fixed design chip] [--seeds 4]
+    [--variants ...] [--scorings ...] [--seeds 4]
 
 Truth is the table of benchmarks/table.py: nets of its space that were trained
 on chips alone, twice, and calibrated on every chip. A seed pre-trains a
-super-net of each variant; it scores the nets as the search scores its
-candidates, with other chips than the table's, with every kind of statistics.
+super-net of each variant; it scores the nets on other chips than the table's,
+16 a scenario and all validation images, as the search scores its candidates, or
+fewer of either. Statistics, of which a scoring has the name, are the search's.
 
 Printed, and written to results/rank_correlation.json: Kendall's tau-b of the
 robust score, and of accuracy without defects, with the mean of the table's two
 trainings; over all nets within the search's range of the budget (20 %), over
-those of its upper 5 %, and, as far as the table has them, over as many of all
+those of its upper 5 %, and, of the default super-net, over as many of all
 costs. Mean over seeds with its 95 % interval over them, which holds
 what super-nets and chips differ by; nets and images are the same. Beside them
 tau of the cost alone, which a score must beat to be worth its training, and tau
@@ -34,6 +35,7 @@ from hawis_jax.pipeline import results
 from hawis_jax.pipeline.experiment import prepare
 from hawis_jax.runtime import storage
 from hawis_jax.runtime.metrics import Metrics
+from hawis_jax.search import reward
 
 # name: what differs from the super-net of benchmarks/pipeline_regret.py
 _VARIANTS = {
@@ -47,6 +49,15 @@ _VARIANTS = {
   },
 }
 _STATISTICS = ("fixed", "design", "chip")
+# name: (statistics, chips a scenario, images)
+_SCORINGS = {
+  **{name: (name, 16, 256) for name in _STATISTICS},
+  **{
+    f"fixed, {chips} x {images}": ("fixed", chips, images)
+    for chips, images in ((2, 256), (4, 128), (8, 64), (16, 32))
+  },
+}
+_AT_ONCE = 8  # vectors
 _BAND = 0.05  # share of the budget
 _OTHERS = 300  # nets of all costs
 
@@ -64,40 +75,50 @@ def sets(whole: dict, problem: table.Problem) -> dict[str, np.ndarray]:
   return found
 
 
-def score(changes, seed, vectors, statistics, problem, folder):
+def score(changes, seed, vectors, scoring, problem, folder):
   """Returns {"clean", "robust": `[N]`} of a super-net, trained or read."""
+  statistics, chips, images = _SCORINGS[scoring]
   config = pipeline_regret.get_config(problem, seed)
   config.update_from_flattened_dict(changes)
   config.search.selection = 1.0 if statistics == "design" else 0.0
   config.search.batch_norm = "fixed"
   storage.make_directory(folder)
   results.settle(config, folder)
-  path = folder / f"{statistics}.json"
+  path = folder / f"{scoring}.json"
+  found = {"vectors": [], "clean": [], "robust": []}
   if path.exists():
     found = storage.read_json(path)
-    if found["vectors"] == vectors:
-      return found
-  with Metrics(folder) as metrics:
-    pretrain.run(prepare(config), folder, metrics)
+  new = [vector for vector in vectors if vector not in found["vectors"]]
+  if new:
+    with Metrics(folder) as metrics:
+      pretrain.run(prepare(config), folder, metrics)
     params = results.load_supernet(prepare(config), folder)
-    config.search.batch_norm = statistics
-    experiment = prepare(config)
-    scored = candidates.score_vectors(
-      experiment,
-      candidates.make_scorer(experiment, params),
-      [tuple(vector) for vector in vectors],
-      experiment.key("candidates"),
-      metrics,
-      folder / f"{statistics}_parts.json",
+    config.search.batch_norm, config.search.images = statistics, images
+    accuracy = _accuracies(prepare(config), params, chips, new)
+    robust = reward.robust_score(
+      accuracy[:-1], len(config.search.scenarios), config.search.cvar_weight
     )
-    scored = list(scored)
-  found = {
-    "vectors": vectors,
-    "clean": [entry["clean"] for entry in scored],
-    "robust": [entry["score"] for entry in scored],
-  }
-  storage.write_json(path, found)
-  return found
+    found["vectors"] += new
+    found["clean"] += accuracy[-1].tolist()
+    found["robust"] += robust.tolist()
+    storage.write_json(path, found)
+  places = [found["vectors"].index(vector) for vector in vectors]
+  return {name: np.array(found[name])[places] for name in ("clean", "robust")}
+
+
+def _accuracies(experiment, params, chips, vectors):
+  """Of a super-net on chips of all scenarios, and without defects, last."""
+  root = experiment.key("candidates")
+  scenarios = len(experiment.config.search.scenarios)
+  keys = [*reward.chip_keys(root, chips, scenarios), root[None]]
+  program = candidates.make_score(experiment)
+  scorer = candidates.make_scorer(experiment, params)
+  padded = np.array(vectors + vectors[-1:] * (-len(vectors) % _AT_ONCE))
+  parts = [
+    np.asarray(program(scorer, part.astype(np.int32), keys).accuracy)
+    for part in padded.reshape(-1, _AT_ONCE, padded.shape[-1])
+  ]
+  return np.concatenate(parts, axis=1)[:, : len(vectors)]
 
 
 def tau(first, second) -> float:
@@ -111,17 +132,15 @@ def main() -> None:
   parser = measure.parser(__doc__)
   parser.add_argument("--workdir", default="runs/rank_correlation")
   parser.add_argument("--variants", nargs="*", default=list(_VARIANTS))
-  parser.add_argument("--statistics", nargs="*", default=list(_STATISTICS))
+  parser.add_argument("--scorings", nargs="*", default=list(_SCORINGS))
   parser.add_argument("--seeds", type=int, default=4)
   parser.add_argument("--results", default=measure.ROOT / "results")
   options = parser.parse_args()
   whole, problem = table.load(), table.Problem()
   numbers = sets(whole, problem)
-  every = np.unique(np.concatenate(list(numbers.values())))
   truth = {"clean": whole["clean"], "robust": table.robust_scores(whole)}
   truth = {name: values[: len(table.SEEDS)] for name, values in truth.items()}
-  vectors, revision = whole["widths"][every].tolist(), measure.revision()
-  rows = []
+  revision, rows = measure.revision(), []
 
   def add(net, statistics, taus):
     """A row of each set, of taus of {quantity: {set: one a seed}}."""
@@ -149,15 +168,16 @@ def main() -> None:
           flush=True,
         )
 
-  def against_truth(scores):
-    """{quantity: {set: taus}} of scores {quantity: `[N]`} a seed."""
+  def against_truth(scores, every):
+    """{quantity: {set: taus}} of scores {quantity: `[N]`} a seed of `every`."""
     return {
       quantity: {
         name: [
-          tau(np.array(s[quantity])[np.searchsorted(every, part)], mean[part])
-          for s in scores
+          tau(one[quantity][np.searchsorted(every, part)], mean[part])
+          for one in scores
         ]
         for name, part in numbers.items()
+        if np.isin(part, every).all()
       }
       for quantity, mean in ((k, v.mean(0)) for k, v in truth.items())
     }
@@ -168,23 +188,27 @@ def main() -> None:
   }
   add("one training", None, trainings)
   for kind in ("arrays", "macs"):
-    costs = whole[kind][every]
-    add(kind, None, against_truth([{"clean": costs, "robust": costs}]))
+    costs = dict.fromkeys(truth, whole[kind])
+    add(kind, None, against_truth([costs], np.arange(len(whole[kind]))))
   workdir = pathlib.Path(options.workdir).absolute()
   for net in options.variants:
-    for statistics in options.statistics:
+    for scoring in options.scorings:
+      every = numbers["budget"]
+      if net == "default" and scoring in _STATISTICS:
+        every = np.unique(np.concatenate(list(numbers.values())))
+      vectors = whole["widths"][every].tolist()
       scores = [
         score(
           _VARIANTS[net],
           seed,
           vectors,
-          statistics,
+          scoring,
           problem,
           workdir / f"{net}_{seed}".replace(" ", "_"),
         )
         for seed in range(options.seeds)
       ]
-      add(net, statistics, against_truth(scores))
+      add(net, scoring, against_truth(scores, every))
       path = pathlib.Path(options.results) / "rank_correlation.json"
       path.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -620,8 +620,14 @@ def test_every_other_choice_runs_to_the_end(run, tmp_path, capsys):
   first, last = result["selection"]["rounds"]
   uniform = result["best"]["uniform"][1]["widths"]
   assert first[0]["widths"] == last[0]["widths"] == uniform
-  best = max(last, key=lambda entry: entry["score"])
+  best = max(last, key=lambda entry: entry["mean"])
   assert result["found"] == best["widths"]
+  (known,) = [
+    entry["score"]
+    for entry in result["candidates"]["uniform"]
+    if entry["budget"] == 1
+  ]
+  assert last[0]["mean"] == (last[0]["score"] + known) / 2
   energy = [entry["energy_joule"] for entry in result["front"]]
   score = [entry["score"] for entry in result["front"]]
   assert energy == sorted(energy) and score == sorted(score)

@@ -221,7 +221,7 @@ def test_selection_keeps_the_better_half_and_the_uniform_net(monkeypatch):
   """Which scores worst until the last round, where it is best."""
   config = settings.default()
   config.search.selection, config.train.steps = 0.5, 100
-  vectors = [(n,) for n in range(10)]
+  vectors = {(n,): 0.0 for n in range(10)}
   uniform, trained = (3,), []
   scores = {3: (0.0, 0.0, 0.9), 7: (0.6, 0.8, 0.8), 5: (0.7, 0.7, 0.1)}
 
@@ -254,6 +254,13 @@ def test_selection_keeps_the_better_half_and_the_uniform_net(monkeypatch):
   scores[3] = (0.0, 0.0, 0.8)  # equal: it is not given up
   found = halving.select(experiment, start, vectors, uniform, None, None)
   assert found["found"] == [3]
+  # The super-net's score counts as much as that after training, in each round.
+  trained.clear()
+  vectors[(6,)], vectors[(5,)] = 1.1, 1.2
+  found = halving.select(experiment, start, vectors, uniform, None, None)
+  assert [w for i, (w,) in trained if i == 2] == [3, 5]
+  assert found["found"] == [5]
+  assert [entry["mean"] for entry in found["rounds"][2]] == [0.4, 0.65]
 
 
 @pytest.mark.slow
@@ -282,7 +289,7 @@ def test_a_selection_that_was_stopped_goes_on(data_dir, tmp_path, monkeypatch):
   def select(folder):
     with Metrics(tmp_path / folder) as metrics:
       place = tmp_path / folder / "selection"
-      vectors = [tuple(narrow), tuple(wide)]
+      vectors = {w: 0.0 for w in (tuple(narrow), tuple(wide), uniform)}
       return halving.select(
         experiment, scorer, vectors, uniform, metrics, place
       )

@@ -5,13 +5,15 @@ best vectors at the main budget and the uniform net of equal cost. All inherit
 the super-net's weights and are trained on chips at their own widths, on the
 same batches and chips; one program serves all, because widths are its input.
 After every round they are scored on new chips, of all validation images, and
-the better half goes on. The uniform net always does, so the net that is found
-is never worse than it by the last round's scores.
+the better half goes on. What decides is the mean of that score and the
+super-net's: both are of other chips and weights, so they err apart. The uniform
+net always goes on, so the net that is found is never worse than it by what the
+last round decides by.
 
 Axes: L layers, S chips of all scenarios.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 import functools
 import pathlib
 from typing import Any, NamedTuple
@@ -42,7 +44,7 @@ Widths = tuple[int, ...]
 def select(
   experiment: Experiment,
   scorer: reward.Scorer,
-  vectors: Sequence[Widths],
+  scores: Mapping[Widths, float],
   uniform: Widths | None,
   metrics: Metrics,
   folder: pathlib.Path,
@@ -52,7 +54,8 @@ def select(
   Args:
     experiment: of the run.
     scorer: the super-net that they inherit from, and images.
-    vectors: widths of the search's candidates, the best first.
+    scores: {widths: robust score in the super-net} of the search's candidates,
+      the best first, and of `uniform`; all of the same chips.
     uniform: widths of the net to beat; None: there is none.
     metrics: of the run.
     folder: where every training is saved, to go on from.
@@ -63,7 +66,7 @@ def select(
   """
   config = experiment.config.search
   first = [uniform] if uniform else []
-  first += [widths for widths in vectors if widths != uniform]
+  first += [widths for widths in scores if widths != uniform]
   alive = first[: config.selected]
   sizes = round_sizes(len(alive))
   steps = _steps(experiment.config, sizes)
@@ -78,14 +81,13 @@ def select(
       widths: train(params[widths], widths, index, first.index(widths))
       for widths in alive
     }
-    rounds.append(
-      [
-        {"widths": list(widths), **score(params[widths], widths, index)}
-        for widths in alive
-      ]
-    )
+    rounds.append([])
+    for widths in alive:
+      entry = {"widths": list(widths), **score(params[widths], widths, index)}
+      entry["mean"] = (entry["score"] + scores[widths]) / 2
+      rounds[-1].append(entry)
   # The first of equal ones: the uniform net is not given up for nothing.
-  found = max(rounds[-1], key=lambda entry: entry["score"])
+  found = max(rounds[-1], key=lambda entry: entry["mean"])
   return {"found": found["widths"], "steps": steps, "rounds": rounds}
 
 
@@ -133,8 +135,8 @@ def _better(alive, rounds, uniform, size):
   """The best `size` of the last round, in the order of `alive`."""
   if not rounds:
     return alive
-  scores = [entry["score"] for entry in rounds[-1]]
-  kept = sorted(range(len(alive)), key=lambda i: -scores[i])
+  means = [entry["mean"] for entry in rounds[-1]]
+  kept = sorted(range(len(alive)), key=lambda i: -means[i])
   kept.sort(key=lambda i: alive[i] != uniform)  # it stays whatever it scores
   return [alive[i] for i in sorted(kept[:size])]
 

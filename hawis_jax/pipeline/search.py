@@ -78,15 +78,16 @@ def run(
     experiment, scorer, methods, context, host, metrics, folder
   )
   if config.selection:
-    main, name = experiment.main_budget, config.methods[0]
+    main = experiment.main_budget
     result["selection"] = halving.select(
       experiment,
       scorer,
-      [
-        tuple(entry["widths"])
+      {
+        tuple(entry["widths"]): entry["score"]
+        for name in (config.methods[0], candidates.UNIFORM)
         for entry in result["candidates"][name]
         if entry["budget"] == main
-      ],
+      },
       experiment.uniforms[main],
       metrics,
       folder / candidates.SELECTION,

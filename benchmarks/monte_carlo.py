@@ -17,12 +17,14 @@ Seconds a chip and 100 images, the drawing of its defects included:
              peak measured here, the best of jax, NumPy and shapes
 
 Then: cost against the number of chips (with the process's memory) and of
-images; and the ways to multiply by chips that the engine chooses from.
+images; CPU seconds that compiling takes; and the ways to multiply by chips that
+the engine chooses from.
 """
 
 import functools
 import os
 import resource
+import time
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +39,8 @@ from hawis_jax.networks import net_variables
 from hawis_jax.networks import resnet
 from hawis_jax.networks import width_vectors
 from hawis_jax.robustness import evaluation
+from hawis_jax.robustness import monte_carlo as engine
+from hawis_jax.runtime import sharding
 
 try:
   import torch
@@ -51,7 +55,12 @@ DEVICES = {
   "variation": crossbar.Device(**_STUCK, variation=0.5),
   "stuck": crossbar.Device(**_STUCK),
 }
-_PARTS = ("scaling", "nets", "products")
+_COMPILED = {
+  **DEVICES,
+  "noise of reads": crossbar.Device(read_noise=0.1),
+  "noise, 6-bit ADC": crossbar.Device(read_noise=0.1, adc_bits=6),
+}
+_PARTS = ("scaling", "nets", "compiling", "products")
 
 
 def images_of(count):
@@ -232,6 +241,19 @@ def _of_scaling(most):
     print(f"{chips:6} {images:7} {seconds:21.4f} {peak:7.0f}", flush=True)
 
 
+def _of_compiling(chips=64, images=1024):
+  """Of the programs of a Monte Carlo, traced and compiled."""
+  net, images = network(_NETS[0]), images_of(images)
+  mesh = sharding.evaluation_mesh(chips)
+  for label, device in _COMPILED.items():
+    setting = engine.Setting(*net, device)
+    shared = engine.shared_variables(setting, images)
+    before = time.process_time()
+    engine.make_plan(setting, shared, images, chips, mesh, engine.FREE)
+    seconds = time.process_time() - before
+    print(f"{label:18} compiled in {seconds:5.1f} CPU s", flush=True)
+
+
 def _of_products(chips=8, images=16):
   """Milliseconds a chip of ways to multiply by several chips' weights."""
   print(
@@ -289,6 +311,8 @@ def main() -> None:
     _of_scaling(options.most_chips)
   if "nets" in options.parts:
     _of_nets(options.nets, options.chips)
+  if "compiling" in options.parts:
+    _of_compiling()
   if "products" in options.parts:
     _of_products()
 

@@ -1,7 +1,7 @@
 """Whether scores of a super-net rank width vectors as training them does.
 
 python benchmarks/rank_correlation.py --workdir runs/rank_correlation
-    [--variants ...] [--scorings ...] [--seeds 4]
+    [--variants ...] [--scorings ...] [--seeds 4]  # scorings: of the default
 
 Truth is the table of benchmarks/table.py: nets of its space that were trained
 on chips alone, twice, and calibrated on every chip. A seed pre-trains a
@@ -192,7 +192,7 @@ def main() -> None:
     add(kind, None, against_truth([costs], np.arange(len(whole[kind]))))
   workdir = pathlib.Path(options.workdir).absolute()
   for net in options.variants:
-    for scoring in options.scorings:
+    for scoring in options.scorings if net == "default" else ["fixed"]:
       every = numbers["budget"]
       if net == "default" and scoring in _STATISTICS:
         every = np.unique(np.concatenate(list(numbers.values())))

@@ -275,6 +275,6 @@ def test_the_search_page_has_the_rank_correlations_of_the_last_run():
     if row["quantity"] == "robust" and row["seeds"] > 1:
       nets = found.setdefault((row["net"], row["statistics"]), {})
       nets[row["setting"]] = _interval(row)
-  assert len(found) == 9
+  assert len(found) == 13
   for (_, statistics), sets in found.items():
     assert f"| {statistics} | {sets['budget']} | {sets['band']} |" in text

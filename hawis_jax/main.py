@@ -35,6 +35,13 @@ def _check_addresses():
     )
 
 
+def _end_with(status):
+  """Ends; until then Ctrl-C only makes it quicker: all is done and told."""
+  if signal.getsignal(signal.SIGINT) == _stop:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(status))
+  sys.exit(status)
+
+
 if __name__ == "__main__":
   # First: a Ctrl-C amid imports would print the trace of them.
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -185,4 +192,4 @@ def run(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(run(sys.argv))
+  _end_with(run(sys.argv))

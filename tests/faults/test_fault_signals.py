@@ -118,24 +118,34 @@ def test_a_second_signal_ends_it_at_once(start, tmp_path):
   assert status == -signal.SIGTERM, output
 
 
-# A global's end comes after that of Python's signal handlers.
-_LATE_CTRL_C = """
-import os, runpy, signal, sys
+# Python waits for threads, gives signal handlers up, then ends globals.
+_CTRL_C_AT_THE_END = """
+import os, runpy, signal, sys, threading, time
+def kill(kill=os.kill, pid=os.getpid(), number=signal.SIGINT):
+  kill(pid, number)
+def late():
+  threading.main_thread().join()
+  kill()
+  time.sleep(60)
 class Late:
-  def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGINT):
-    kill(pid, number)
-late = Late()
+  def __del__(self, kill=kill):
+    kill()
+if sys.argv[1] == "thread":
+  threading.Thread(target=late).start()
+else:
+  last = Late()
 sys.argv = ["main", "--help"]
 runpy.run_module("hawis_jax.main", run_name="__main__", alter_sys=True)
 """
 
 
-def test_ctrl_c_while_python_ends_changes_no_status():
+@pytest.mark.parametrize("when", ["thread", "global"])
+def test_ctrl_c_while_python_ends_changes_no_status(when):
   ended = subprocess.run(
-    [sys.executable, "-c", _LATE_CTRL_C],
+    [sys.executable, "-c", _CTRL_C_AT_THE_END, when],
     capture_output=True,
     text=True,
-    timeout=_SECONDS,
+    timeout=30,
   )
   assert ended.returncode == 0, ended
   assert not ended.stderr and "--workdir" in ended.stdout

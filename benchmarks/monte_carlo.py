@@ -16,9 +16,9 @@ Seconds a chip and 100 images, the drawing of its defects included:
   (c)        the floor: the multiply-adds as one float32 matrix product at the
              peak measured here, the best of jax, NumPy and shapes
 
-Then: cost against the number of chips (with the process's memory) and of
-images; CPU seconds that compiling takes; and the ways to multiply by chips that
-the engine chooses from.
+Beside them: CPU seconds that compiling takes, cost against the number of chips
+(with the process's memory) and of images; and the ways to multiply by chips
+that the engine chooses from.
 """
 
 import functools
@@ -60,7 +60,7 @@ _COMPILED = {
   "noise of reads": crossbar.Device(read_noise=0.1),
   "noise, 6-bit ADC": crossbar.Device(read_noise=0.1, adc_bits=6),
 }
-_PARTS = ("scaling", "nets", "compiling", "products")
+_PARTS = ("compiling", "scaling", "nets", "products")
 
 
 def images_of(count):
@@ -307,12 +307,12 @@ def main() -> None:
     print(f"(a) torch {torch.__version__}, {torch.get_num_threads()} threads")
   else:
     print("(a) torch is not installed")
-  if "scaling" in options.parts:  # first: memory is the greatest so far
+  if "compiling" in options.parts:  # first: the others compile the same
+    _of_compiling()
+  if "scaling" in options.parts:  # memory is the greatest so far
     _of_scaling(options.most_chips)
   if "nets" in options.parts:
     _of_nets(options.nets, options.chips)
-  if "compiling" in options.parts:
-    _of_compiling()
   if "products" in options.parts:
     _of_products()
 

@@ -76,7 +76,10 @@ def sets(whole: dict, problem: table.Problem) -> dict[str, np.ndarray]:
 
 
 def score(changes, seed, vectors, scoring, problem, folder):
-  """Returns {"clean", "robust": `[N]`} of a super-net, trained or read."""
+  """Returns {"clean", "robust": `[N]`} of a super-net, trained or read.
+
+  Its `revisions` are those that the scores were computed at.
+  """
   statistics, chips, images = _SCORINGS[scoring]
   config = pipeline_regret.get_config(problem, seed)
   config.update_from_flattened_dict(changes)
@@ -85,7 +88,7 @@ def score(changes, seed, vectors, scoring, problem, folder):
   storage.make_directory(folder)
   results.settle(config, folder)
   path = folder / f"{scoring}.json"
-  found = {"vectors": [], "clean": [], "robust": []}
+  found = {"vectors": [], "clean": [], "robust": [], "revisions": []}
   if path.exists():
     found = storage.read_json(path)
   new = [vector for vector in vectors if vector not in found["vectors"]]
@@ -101,9 +104,11 @@ def score(changes, seed, vectors, scoring, problem, folder):
     found["vectors"] += new
     found["clean"] += accuracy[-1].tolist()
     found["robust"] += robust.tolist()
+    found["revisions"] = sorted({*found["revisions"], measure.revision()})
     storage.write_json(path, found)
   places = [found["vectors"].index(vector) for vector in vectors]
-  return {name: np.array(found[name])[places] for name in ("clean", "robust")}
+  of_vectors = {n: np.array(found[n])[places] for n in ("clean", "robust")}
+  return {**of_vectors, "revisions": found["revisions"]}
 
 
 def _accuracies(experiment, params, chips, vectors):
@@ -140,28 +145,30 @@ def main() -> None:
   numbers = sets(whole, problem)
   truth = {"clean": whole["clean"], "robust": table.robust_scores(whole)}
   truth = {name: values[: len(table.SEEDS)] for name, values in truth.items()}
-  revision, rows = measure.revision(), []
+  path = pathlib.Path(options.results) / "rank_correlation.json"
+  names = "net", "statistics", "quantity", "setting"
+  rows = {}
+  if path.exists():  # those of other variants and scorings stay
+    stored = json.loads(path.read_text())
+    rows = {tuple(row[name] for name in names): row for row in stored}
 
-  def add(net, statistics, taus):
+  def add(net, statistics, taus, revisions):
     """A row of each set, of taus of {quantity: {set: one a seed}}."""
     for quantity, of_sets in taus.items():
       for name, values in of_sets.items():
         mean, half = np.mean(values), np.nan
         if len(values) > 1:
           mean, half = measure.interval(values)
-        row = {
-          "net": net,
-          "statistics": statistics,
-          "quantity": quantity,
-          "setting": name,
+        place = net, statistics, quantity, name
+        rows[place] = dict(zip(names, place, strict=True)) | {
           "nets": len(numbers[name]),
           "mean": float(mean),
           "low": float(mean - half) if len(values) > 1 else None,
           "high": float(mean + half) if len(values) > 1 else None,
           "seeds": len(values),
-          "revision": revision,
+          "of_seeds": np.round(values, 4).tolist(),
+          "revision": ", ".join(sorted(revisions)),
         }
-        rows.append(row)
         print(
           f"{net:18} {statistics or '':7} {quantity:7} {name:10} tau "
           f"{mean:.3f} +- {half:.3f}, {len(values)} seeds",
@@ -186,10 +193,11 @@ def main() -> None:
     quantity: {n: [tau(*values[:, part])] for n, part in numbers.items()}
     for quantity, values in truth.items()
   }
-  add("one training", None, trainings)
+  add("one training", None, trainings, {measure.revision()})
   for kind in ("arrays", "macs"):
     costs = dict.fromkeys(truth, whole[kind])
-    add(kind, None, against_truth([costs], np.arange(len(whole[kind]))))
+    taus = against_truth([costs], np.arange(len(whole[kind])))
+    add(kind, None, taus, {measure.revision()})
   workdir = pathlib.Path(options.workdir).absolute()
   for net in options.variants:
     for scoring in options.scorings if net == "default" else ["fixed"]:
@@ -208,9 +216,9 @@ def main() -> None:
         )
         for seed in range(options.seeds)
       ]
-      add(net, scoring, against_truth(scores, every))
-      path = pathlib.Path(options.results) / "rank_correlation.json"
-      path.write_text(json.dumps(rows, indent=1) + "\n")
+      revisions = {name for one in scores for name in one["revisions"]}
+      add(net, scoring, against_truth(scores, every), revisions)
+      path.write_text(json.dumps([*rows.values()], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -266,6 +266,8 @@ def test_the_search_page_has_the_regrets_of_the_last_run():
   readme = " ".join((_ROOT / "README.md").read_text().split())
   behind = f"{row['mean']:.1f} points behind the best ({low} to {high}"
   assert f"{behind} over {row['seeds']} seeds)" in readme
+  (random,) = [row for row in rows if row["method"] == "random"]
+  assert f"evaluations is {random['mean']:.1f} behind (p = " in readme
 
 
 def test_the_search_page_has_the_rank_correlations_of_the_last_run():

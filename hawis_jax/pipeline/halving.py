@@ -6,9 +6,9 @@ the super-net's weights and are trained on chips at their own widths, on the
 same batches and chips; one program serves all, because widths are its input.
 After every round they are scored on new chips, of all validation images, and
 the better half goes on. What decides is the mean of that score and the
-super-net's: both are of other chips and weights, so they err apart. The uniform
-net always goes on, so the net that is found is never worse than it by what the
-last round decides by.
+super-net's: their chips and weights are not the same, so part of what each errs
+by is its own. The uniform net always goes on, so the net that is found is never
+worse than it by what the last round decides by.
 
 Axes: L layers, S chips of all scenarios.
 """

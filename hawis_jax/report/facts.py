@@ -1017,6 +1017,12 @@ def _selection(search):
       name = looks[method].name
       name += f", number {place + 1}" if method != "uniform" else ""
       known.setdefault(tuple(entry["widths"]), (name, entry["score"]))
+  decided = {  # nothing in runs of before it did
+    tuple(entry["widths"]): style.percent(entry["mean"])
+    for entries in (search["selection"] or {"rounds": ()})["rounds"]
+    for entry in entries
+    if "mean" in entry
+  }
   rows = []
   for widths, scores in _trained(search).items():
     name, score = known[widths]
@@ -1028,5 +1034,7 @@ def _selection(search):
     for index in range(len(search["selection"]["rounds"])):
       after = scores[index] if index < len(scores) else "-"
       row[f"after round {index + 1} [%]"] = after
+    if decided:
+      row["mean of its last round and the super-net [%]"] = decided[widths]
     rows.append(row | {"widths": ", ".join(map(str, widths))})
   return pd.DataFrame(rows)

@@ -125,8 +125,9 @@ def kill(kill=os.kill, pid=os.getpid(), number=signal.SIGINT):
   kill(pid, number)
 def late():
   threading.main_thread().join()
-  kill()
-  time.sleep(60)
+  while True:  # just before the main thread waits, a signal does not wake it
+    kill()
+    time.sleep(0.1)
 class Late:
   def __del__(self, kill=kill):
     kill()

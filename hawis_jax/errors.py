@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 import difflib
 import json
 import math
+import numbers
 from typing import Any
 
 
@@ -95,6 +96,18 @@ def check_key(key: Any) -> None:
   if not is_raw and not (str(kind).startswith("key<") and shape == ()):
     got = repr(key) if isinstance(key, int) else f"a {type(key).__name__}"
     raise InputError(f"key: got {got}, needed is one key, as jax.random.key(0)")
+
+
+def check_count(value: Any, name: str, least: int = 1) -> None:
+  """Checks an integer that is at least so great.
+
+  Raises:
+    InputError: it is not, in words that say the `name`.
+  """
+  if not isinstance(value, numbers.Integral) or value < least:
+    raise InputError(
+      f"{name}: got {value!r}, needed is an integer from {least}"
+    )
 
 
 def check_images(images: Any, labels: Any, num_classes: int) -> None:

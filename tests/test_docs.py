@@ -7,6 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
 import hawis_jax as hx
 from hawis_jax import main
@@ -267,7 +268,25 @@ def test_the_search_page_has_the_regrets_of_the_last_run():
   behind = f"{row['mean']:.1f} points behind the best ({low} to {high}"
   assert f"{behind} over {row['seeds']} seeds)" in readme
   (random,) = [row for row in rows if row["method"] == "random"]
-  assert f"evaluations is {random['mean']:.1f} behind (p = " in readme
+  worse = f"evaluations is {random['mean']:.1f} behind, not shown to be worse"
+  assert f"{worse} (p = {row['less_random']['p']:.2f};" in readme
+
+
+def test_the_search_page_has_what_the_rule_of_selection_brings():
+  text = " ".join((_ROOT / "docs" / "search.md").read_text().split())
+  before = {
+    row["method"]: row["of_seeds"]
+    for row in _rows("pipeline_regret_by_score.json")
+  }
+  gains = {
+    row["method"]: np.subtract(before[row["method"]], row["of_seeds"])
+    for row in _rows("pipeline_regret.json")
+  }
+  assert all(gain.mean() > 0 for gain in gains.values())
+  for values in (np.mean([*gains.values()], axis=0), gains["policy"]):
+    test = stats.ttest_1samp(values, 0)
+    low, high = test.confidence_interval()
+    assert f"{values.mean():.2f} ({low:.2f} to {high:.2f}" in text
 
 
 def test_the_search_page_has_the_rank_correlations_of_the_last_run():

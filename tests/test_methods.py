@@ -14,6 +14,7 @@ from hawis_jax.networks import width_vectors
 from hawis_jax.search import method
 from hawis_jax.search import neighbours
 from hawis_jax.search import predictor
+from hawis_jax.search import random_search
 from hawis_jax.search import registry
 
 _STAGE_CHOICES = ((8, 16, 24, 40), (16, 32, 48, 72), (32, 64, 96, 130))
@@ -189,6 +190,20 @@ def test_per_stage_vectors_have_one_scale_a_stage(rng):
   for stage in stages:
     assert (stage == stage[:, :1]).all()
   assert len(np.unique(np.concatenate(stages, 1), axis=0)) > 20
+
+
+def test_vectors_of_one_scale_a_stage_are_told_apart_once():
+  """Stages of 4, 2 and 2 choices have 16, and no vector of them is lost."""
+  choices = ((4, 8, 12, 16), (8, 16), (16, 32))
+  space = width_vectors.width_space(choices, 7)
+  costs = cost.tables(space.table, _GEOMETRY, "arrays")
+  whole = cost.feasible_set(space, costs, [(0, 1e9)])
+  context = method.make_context(space, whole, costs, _GEOMETRY.positions, [1e9])
+  vectors, differs = map(np.asarray, random_search.stage_vectors(context, 3))
+  assert len(vectors) == 64 and differs.sum() == 16
+  np.testing.assert_array_equal(
+    np.unique(vectors[differs], axis=0), np.unique(vectors, axis=0)
+  )
 
 
 def test_neighbours_are_all_that_differ_in_up_to_two_layers(rng):

@@ -156,9 +156,25 @@ def test_scores_that_cannot_be_learnt_from_are_refused(scores):
     )
 
 
-def test_a_method_refuses_what_is_not_positive():
-  with pytest.raises(hx.InputError, match="evolution, tournament: got 0"):
-    hx.evolution(tournament=0)
+@pytest.mark.parametrize(
+  "make, message",
+  [
+    (lambda: hx.evolution(tournament=0), "evolution, tournament: got 0"),
+    (lambda: hx.evolution(2.5), "evolution, proposals: got 2.5"),
+    (lambda: hx.policy(1), "policy, proposals: got 1, .* integer from 2"),
+    (lambda: hx.local_search(1), "local, proposals: got 1, .* from 2"),
+    (lambda: hx.ppo(clip=0.0), "ppo, clip: got 0.0, needed is more than 0"),
+    (lambda: hx.policy(entropy=(-1.0, 0)), r"entropy: got \(-1.0, 0\)"),
+  ],
+)
+def test_a_method_refuses_what_it_cannot_search_with(make, message):
+  with pytest.raises(hx.InputError, match=message):
+    make()
+
+
+def test_a_search_of_no_updates_is_refused():
+  with pytest.raises(hx.InputError, match="num_updates: got 0, needed is an"):
+    hx.search_widths(jax.random.key(0), None, _feasible(), num_updates=0)
 
 
 @pytest.mark.parametrize("key", [0, np.int64(3), np.zeros((3, 2), np.uint32)])

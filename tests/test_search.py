@@ -261,6 +261,11 @@ def test_selection_keeps_the_better_half_and_the_uniform_net(monkeypatch):
   assert [w for i, (w,) in trained if i == 2] == [3, 5]
   assert found["found"] == [5]
   assert [entry["mean"] for entry in found["rounds"][2]] == [0.4, 0.65]
+  # Where there is none within the budget, a candidate has its place.
+  trained.clear()
+  found = halving.select(experiment, start, vectors, None, None, None)
+  assert [w for i, (w,) in trained if i == 0] == [*range(8)]
+  assert [w for i, (w,) in trained if i == 2] == [5, 6]
 
 
 @pytest.mark.slow

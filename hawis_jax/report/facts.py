@@ -651,9 +651,11 @@ def _origin(vector, search):
     method = style.method_looks(search["trajectory"])[search["method"]].name
     if search["selection"]:
       trained = len(search["selection"]["rounds"][0])
+      uniform = candidates_of(search, "uniform", search["main_budget"])
       return (
         f"best after training of {trained}, which are the best of {method}, "
-        f"{search['evaluations']:,} width vectors scored, and the uniform net"
+        f"{search['evaluations']:,} width vectors scored"
+        + (", and the uniform net" if uniform else "")
       )
     return f"best of {method}, {search['evaluations']:,} width vectors scored"
   if vector.startswith("uniform"):

@@ -8,6 +8,10 @@ import dataclasses
 from hawis_jax import errors
 from hawis_jax.search.method import Settings
 
+_COUNTS = {"proposals", "hidden", "epochs", "imagined", "groups"}
+_COUNTS |= {"population", "tournament"}
+_COMPARING = {"policy", "ppo", "reinforce", "predictor", "local"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -19,12 +23,19 @@ class Choice:
 
 def _choose(name, fields):
   """Returns the choice; `fields` are the arguments of its constructor."""
-  # No count, size or rate may be 0.
   for field, value in fields.items():
-    if field not in ("entropy", "least_correlation") and not value > 0:
-      raise errors.InputError(
-        f"{name}, {field}: got {value!r}, needed is more than 0"
-      )
+    where = f"{name}, {field}"
+    if field in _COUNTS:
+      # Of one proposal nothing is learnt: it has no other to be compared with.
+      several = field == "proposals" and name in _COMPARING
+      errors.check_count(value, where, 2 if several else 1)
+    elif field == "entropy":
+      if len(value) != 2 or not min(value) >= 0:
+        raise errors.InputError(
+          f"{where}: got {value!r}, needed are two numbers of at least 0"
+        )
+    elif field != "least_correlation" and not value > 0:
+      raise errors.InputError(f"{where}: got {value!r}, needed is more than 0")
   return Choice(name, Settings(**fields))
 
 

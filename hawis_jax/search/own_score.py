@@ -112,9 +112,10 @@ def search_widths(
     float `[N]`: all that were scored, in order.
 
   Raises:
-    InputError: scores of another shape, or that are not finite.
+    InputError: scores of another shape, or that are not finite; no updates.
   """
   errors.check_key(key)
+  errors.check_count(num_updates, "num_updates")
   settings = dataclasses.replace(method.settings, updates=num_updates)
   built = registry.build(method.name, settings)
   init_key, key = jax.random.split(key)

@@ -157,7 +157,7 @@ def _first_vectors(key, context, settings):
   """
   stage_key, draw_key = jax.random.split(key)
   num = settings.proposals
-  every = random_search.stage_vectors(context, settings.groups)
+  every, differs = random_search.stage_vectors(context, settings.groups)
   half = min(num // 2, len(every))
   pool = method.uniform_draws(draw_key, context.feasible, 4 * num)
   spent = cost.vector_cost(context.costs, pool)
@@ -167,6 +167,7 @@ def _first_vectors(key, context, settings):
   spread = predictor.closest(pool, spent, targets)
   budgets = jnp.arange(context.feasible.ranges)
   inside = jax.vmap(context.feasible.contains, (0, None))(budgets, every)
+  inside &= differs[None]
   rank = every / (context.valid.sum(1) - 1).clip(1)[None]
   order = jax.random.uniform(stage_key, inside.shape)
   order += (jnp.ptp(rank, axis=1) < 1e-6)[None]

@@ -27,16 +27,25 @@ def random_search(settings: method.Settings) -> method.Method:
   return method.Method(propose)
 
 
-def stage_vectors(context: method.Context, groups: int) -> jax.Array:
-  """Returns choices int32 `[N, L]` of one rank a stage, thinned if too many."""
+def stage_vectors(
+  context: method.Context, groups: int
+) -> tuple[jax.Array, jax.Array]:
+  """Returns choices of one rank a stage, thinned if too many, and which differ.
+
+  Choices are int32 `[N, L]`. A stage of fewer choices than another repeats its
+  last one: those that repeat a vector are False in bool `[N]`.
+  """
   num_layers, size = context.valid.shape
   place = np.maximum(np.arange(num_layers) - 1, 0)
   group = place // max((num_layers - 1) // groups, 1)
+  group = np.minimum(group, groups - 1)
   every = int(np.ceil(size / _MOST_STAGE_VECTORS ** (1 / groups)))
   ranks = itertools.product(range(0, size, every), repeat=groups)
-  ranks = jnp.array(list(ranks), jnp.int32)[:, np.minimum(group, groups - 1)]
+  ranks = jnp.array(list(ranks), jnp.int32)[:, group]
   last = context.valid.sum(1, dtype=jnp.int32) - 1
-  return jnp.minimum(ranks, last[None])
+  most = jax.ops.segment_max(last, group, groups)[group]
+  differs = (ranks < most[None] + every).all(1)
+  return jnp.minimum(ranks, last[None]), differs
 
 
 def per_stage(settings: method.Settings) -> method.Method:
@@ -47,9 +56,10 @@ def per_stage(settings: method.Settings) -> method.Method:
 
   def init(key, context):
     del key
-    every = stage_vectors(context, settings.groups)
+    every, differs = stage_vectors(context, settings.groups)
     budgets = jnp.arange(context.feasible.ranges)
     within = jax.vmap(context.feasible.affords, (0, None))(budgets, every)
+    within &= differs[None]
     spent = cost.vector_cost(context.costs, every)[None]
     # They are few, so the budget's low end does not matter: those that leave
     # little of it are drawn, else all within it.

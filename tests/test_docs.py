@@ -297,5 +297,19 @@ def test_the_search_page_has_the_rank_correlations_of_the_last_run():
       nets = found.setdefault((row["net"], row["statistics"]), {})
       nets[row["setting"]] = _interval(row)
   assert len(found) == 13
+  seeds = {
+    (row["net"], row["statistics"]): row.get("of_seeds")
+    for row in _rows("rank_correlation.json")
+    if row["quantity"] == "robust" and row["setting"] == "budget"
+  }
+  chip, fixed = seeds["default", "chip"], seeds["default", "fixed"]
+  text = " ".join(text.split())
+  for gain, words in (
+    (np.subtract(fixed, seeds["without chips", "fixed"]), "brings {} within"),
+    (np.subtract(chip, fixed), "Statistics of each chip have {} more"),
+  ):
+    low, high = stats.ttest_1samp(gain, 0).confidence_interval()
+    assert words.format(f"{gain.mean():.2f}") in text
+    assert f"({low:.2f} to {high:.2f}" in text
   for (_, statistics), sets in found.items():
     assert f"| {statistics} | {sets['budget']} | {sets['band']} |" in text

@@ -654,7 +654,8 @@ def test_a_new_write_changes_the_write_error_alone(rng):
 
 def _line(constants, g, device):
   a, b, low, high = constants
-  return np.clip(a * np.log(g / device.g_on) + b, low, high)
+  share = np.maximum(g / device.g_on, 1e-9)  # noise may leave less than none
+  return np.clip(a * np.log(share) + b, low, high)
 
 
 def _disturbed(g, device):
@@ -665,7 +666,8 @@ def _disturbed(g, device):
 def _warmed(g, device):
   """Arrhenius, with k / e = 8.617333e-5 eV / K."""
   ends = np.log([device.g_off, device.g_on])
-  energy = np.interp(np.log(g), ends, device.activation[::-1])
+  place = np.log(np.maximum(g, device.g_off))
+  energy = np.interp(place, ends, device.activation[::-1])
   hot, cold = device.temperature, device.temperature - device.temperature_rise
   factor = np.exp(-energy / 8.617333e-5 * (1 / hot - 1 / cold))
   # Where there is none, not even the rounding of its constants.

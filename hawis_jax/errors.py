@@ -19,7 +19,7 @@ class InputError(ValueError):
   ...   hx.evolution(tournament=0)
   ... except hx.InputError as error:
   ...   print(error)
-  evolution, tournament: got 0, needed is more than 0
+  evolution, tournament: got 0, needed is an integer from 1
   """
 
   def __init__(self, message: str):

@@ -146,7 +146,7 @@ def test_ctrl_c_while_python_ends_changes_no_status(when):
     [sys.executable, "-c", _CTRL_C_AT_THE_END, when],
     capture_output=True,
     text=True,
-    timeout=30,
+    timeout=_SECONDS,
   )
   assert ended.returncode == 0, ended
   assert not ended.stderr and "--workdir" in ended.stdout

@@ -1037,6 +1037,6 @@ def _selection(search):
       after = scores[index] if index < len(scores) else "-"
       row[f"after round {index + 1} [%]"] = after
     if decided:
-      row["mean of its last round and the super-net [%]"] = decided[widths]
+      row["mean that decided [%]"] = decided[widths]
     rows.append(row | {"widths": ", ".join(map(str, widths))})
   return pd.DataFrame(rows)
